@@ -1,0 +1,28 @@
+"""polymodal: pretrain, evaluate, convert and use every classic text, vision and vision-language system.
+
+The front door. Everything is imported on first use, so `import polymodal` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .pipelines.frontdoor import generate, load, save, system, systems, tokenizer
+
+__all__ = ["__version__", "generate", "load", "save", "system", "systems", "tokenizer"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import `load`, `save`, `tokenizer`, `generate`, `system` and `systems` when they are first used."""
+    if name in __all__:
+        return getattr(importlib.import_module(".pipelines.frontdoor", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return sorted(__all__)

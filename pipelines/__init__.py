@@ -1,0 +1,1 @@
+"""Everything that drives a system: packing, streaming, training, serving, the command line."""

@@ -1,0 +1,85 @@
+"""What commands print: people read lines and bars, programs read one JSON object at the end."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+
+class Bar(Protocol):
+    """A running progress bar."""
+
+    def advance(self, amount: float = 1, note: str = "") -> None:
+        """Move on by `amount`; `note` is shown after the bar."""
+        ...
+
+
+class _Silent:
+    def advance(self, amount: float = 1, note: str = "") -> None: ...
+
+
+class Console:
+    """The output of one command.
+
+    With `json=True` everything for people goes to stderr, and the last line on stdout is one JSON
+    object. Bars appear on terminals only, so logs stay readable.
+    """
+
+    def __init__(self, json: bool = False, quiet: bool = False) -> None:
+        """Write for programs with `json`; `quiet` leaves out lines and bars."""
+        self.json = json
+        self.quiet = quiet
+
+    def say(self, line: str = "") -> None:
+        """Print a line for people."""
+        if not self.quiet:
+            print(line, file=sys.stderr if self.json else sys.stdout, flush=True)
+
+    def warn(self, line: str) -> None:
+        """Print a warning to stderr."""
+        print(f"warning: {line}", file=sys.stderr, flush=True)
+
+    @contextmanager
+    def progress(self, title: str, total: float | None = None) -> Iterator[Bar]:
+        """Show a progress bar on stderr while the block runs, if that is a terminal."""
+        if self.quiet or not sys.stderr.isatty():
+            yield _Silent()
+            return
+        from rich.console import Console as Rich
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+                   TextColumn("{task.fields[note]}"))
+        with Progress(*columns, console=Rich(stderr=True), transient=False) as progress:
+            task = progress.add_task(title, total=total, note="")
+
+            class _Bar:
+                def advance(self, amount: float = 1, note: str = "") -> None:
+                    if note:
+                        progress.update(task, advance=amount, note=note)
+                    else:
+                        progress.update(task, advance=amount)
+
+            yield _Bar()
+
+    def finish(self, result: Mapping[str, Any], text: str | None = None) -> None:
+        """Print the command's result: the JSON object, or `text` for people."""
+        if self.json:
+            print(json.dumps(finite(result), ensure_ascii=False), flush=True)
+        elif text is not None:
+            print(text, flush=True)
+
+
+def finite(value: Any) -> Any:
+    """`value` with NaN and infinities as None, so that the output is JSON that every parser reads."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(k): finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(v) for v in value]
+    return value

@@ -1,0 +1,1 @@
+"""Generative and sequence-to-sequence families, one file each."""

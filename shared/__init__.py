@@ -1,0 +1,1 @@
+"""What two or more families use: masks, attention, blocks, losses, tokenizers, the contract."""

@@ -1,0 +1,156 @@
+"""One sample of a WebDataset shard: raw bytes by field, decoded on demand by named, safe decoders.
+
+Nothing here executes anything that a data set contains: a pickle, a `.pyd`, a `.pth` or an object
+array is refused, whatever its name says.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .errors import BadSample
+
+IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp")
+TEXT_FIELDS = ("txt", "text", "caption")
+MAX_PIXELS = 64 * 1024 * 1024  # a decoded RGB image of 192 MiB; anything larger is taken for an image bomb
+
+
+@dataclass(slots=True)
+class Sample:
+    """The members of a tar that share a key.
+
+    `fields` maps the WebDataset extension (all that follows the first dot of the base name, lower case)
+    to the member's bytes. `index` is the sample's number in its data set, stable over epochs, ranks and
+    workers: with the seed and the epoch it keys every random draw that is made for the sample.
+    """
+
+    key: str
+    fields: Mapping[str, bytes]
+    index: int = 0
+    source: str = ""
+    """Name of the shard (or file) the sample came from; for messages only."""
+    partner: Sample | None = field(default=None, repr=False)
+    """Another sample, drawn at random near this one, where `Objective.needs_partner` asks for it."""
+
+    def _first(self, names: tuple[str, ...]) -> tuple[str, bytes] | None:
+        for name in names:
+            if name in self.fields:
+                return name, self.fields[name]
+        return None
+
+    def _bad(self, reason: str) -> BadSample:
+        return BadSample(f"sample {self.key!r} of {self.source or 'the data set'}: {reason}")
+
+    def text(self) -> str:
+        """The text: field `txt` (or `text`, `caption`), else the `text` or `caption` string of `json`."""
+        found = self._first(TEXT_FIELDS)
+        if found is not None:
+            try:
+                text = found[1].decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise self._bad(f"field {found[0]!r} is not UTF-8 ({error.reason} at byte {error.start})") from None
+        else:
+            record = self.json() if "json" in self.fields else {}
+            text = next((record[k] for k in ("text", "caption") if isinstance(record.get(k), str)), None)
+            if text is None:
+                raise self._bad(f"no text: expected a field {TEXT_FIELDS} or json with 'text', got {sorted(self.fields)}")
+        if not text.strip():
+            raise self._bad("the text is empty")
+        return text
+
+    def json(self) -> dict[str, Any]:
+        """The `json` field, which must hold an object."""
+        if "json" not in self.fields:
+            raise self._bad(f"no field 'json', got {sorted(self.fields)}")
+        try:
+            value = json.loads(self.fields["json"])
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+            raise self._bad(f"field 'json' cannot be parsed ({error})") from None
+        if not isinstance(value, dict):
+            raise self._bad(f"field 'json' must be an object, got {type(value).__name__}")
+        return value
+
+    def image(self, max_pixels: int = MAX_PIXELS) -> Image.Image:
+        """The picture of field `jpg`, `jpeg`, `png` or `webp`, as RGB, alpha laid over white.
+
+        The size is read from the header and checked before a pixel is decoded.
+        """
+        found = self._first(IMAGE_FIELDS)
+        if found is None:
+            raise self._bad(f"no picture: expected one of {IMAGE_FIELDS}, got {sorted(self.fields)}")
+        name, data = found
+        try:
+            picture = Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP"))
+            if math.prod(picture.size) > max_pixels:
+                raise self._bad(f"picture of {picture.size[0]}x{picture.size[1]} pixels, at most {max_pixels} are decoded")
+            return to_rgb(picture)
+        except BadSample:
+            raise
+        except Exception as error:  # Pillow raises nearly anything on damaged data
+            raise self._bad(f"field {name!r} cannot be decoded as a picture ({type(error).__name__}: {error})") from None
+
+    def label(self) -> int:
+        """The class number: field `cls`, else the integer `label` (or `cls`) of `json`."""
+        try:
+            if "cls" in self.fields:
+                return int(self.fields["cls"].decode("ascii").strip())
+            record = self.json()
+            return int(record["label"] if "label" in record else record["cls"])
+        except (ValueError, KeyError, TypeError) as error:
+            if isinstance(error, BadSample):
+                raise
+            raise self._bad(f"no integer class in field 'cls' or json 'label' ({error})") from None
+
+    def tokens(self) -> tuple[np.ndarray, np.ndarray]:
+        """A pre-tokenised row: ids int64 [T] and document lengths int64 [documents], their sum T.
+
+        Written by `polymodal pack --tokenize` as `tokens.u16` or `tokens.u32`, and `lengths.u32`
+        (little-endian, no header). Without `lengths.u32` the row is one document.
+        """
+        for name, kind in (("tokens.u16", "<u2"), ("tokens.u32", "<u4")):
+            if name in self.fields:
+                data = self.fields[name]
+                if not data or len(data) % int(kind[-1]):
+                    raise self._bad(f"field {name!r} has {len(data)} bytes, expected a positive multiple of {kind[-1]}")
+                ids = np.frombuffer(data, dtype=kind).astype(np.int64)
+                break
+        else:
+            raise self._bad(f"no pre-tokenised row: expected 'tokens.u16' or 'tokens.u32', got {sorted(self.fields)}")
+        raw = self.fields.get("lengths.u32")
+        if raw is not None and len(raw) % 4:
+            raise self._bad(f"field 'lengths.u32' has {len(raw)} bytes, expected a multiple of 4")
+        lengths = np.array([len(ids)]) if raw is None else np.frombuffer(raw, dtype="<u4").astype(np.int64)
+        if int(lengths.sum()) != len(ids) or bool((lengths == 0).any()):
+            raise self._bad(f"document lengths add up to {int(lengths.sum())}, the row has {len(ids)} tokens")
+        return ids, lengths
+
+    @property
+    def tokenized(self) -> bool:
+        """Whether the sample is a pre-tokenised row."""
+        return "tokens.u16" in self.fields or "tokens.u32" in self.fields
+
+    def array(self, name: str) -> np.ndarray:
+        """Field `name` (`... .npy`) as an array; object arrays (pickle inside) are refused."""
+        if name not in self.fields:
+            raise self._bad(f"no field {name!r}, got {sorted(self.fields)}")
+        try:
+            return np.load(io.BytesIO(self.fields[name]), allow_pickle=False)
+        except Exception as error:  # numpy raises ValueError, EOFError, SyntaxError ... on damaged headers
+            raise self._bad(f"field {name!r} cannot be read as npy ({type(error).__name__}: {error})") from None
+
+
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """`picture` as RGB; transparency is laid over white, as a page shows it."""
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        page = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+        return Image.alpha_composite(page, picture).convert("RGB")
+    return picture.convert("RGB")

@@ -1,0 +1,241 @@
+"""The contract between a pretraining system and what drives it (stream, loop, command line).
+
+A system is two halves. The **objective** is the data side: it turns samples into batches in the
+loader's workers, deterministically for a given generator, and holds no weights. The **system** is the
+loss side: a network whose `forward` maps a batch to sums with counts. The loop knows only these
+types, so a new family is a new file and nothing else.
+
+Losses are sums over targets, and the number of targets is known before the forward pass
+(`Batch.counts`). The loop adds the counts up over micro-batches and ranks first and scales each
+micro-batch's sum by the global count: the gradient is that of the whole global batch, whatever the
+micro-batch size, accumulation, rank count, padding or packing.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .errors import UserError
+from .sample import Sample
+
+if TYPE_CHECKING:
+    from .tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class BadRecord:
+    """One quarantined sample: where it is and why it was not used."""
+
+    index: int
+    key: str
+    source: str
+    reason: str
+
+
+@dataclass(kw_only=True)
+class Batch:
+    """A micro-batch on its way to a system. Families subclass it with their tensors.
+
+    `counts` are the denominators of the loss terms, known before the forward pass.
+    """
+
+    counts: dict[str, int]
+    samples: int = 0
+    """Samples of the stream that are in the batch (set by the stream)."""
+    tokens: int = 0
+    """Useful tokens (not padding), for throughput; 0 where the family has none."""
+    task: str = ""
+    """The task of this update, where a family draws one (UNITER, UniLM); else empty."""
+    sample_ids: list[int] = field(default_factory=list)
+    """`Sample.index` of each sample (set by the stream); identity for logs and feature memoisation."""
+    bad: list[BadRecord] = field(default_factory=list)
+    """Samples that were skipped while this batch was made (set by the stream)."""
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """This batch with every tensor field on `device`."""
+        return self._map(lambda t: t.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """This batch with every tensor field in pinned memory (called by the DataLoader)."""
+        return self._map(lambda t: t.pin_memory())
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        assert is_dataclass(self)
+        changed = {f.name: _map_tensors(getattr(self, f.name), function) for f in fields(self)}
+        return replace(self, **changed)
+
+
+def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, Batch):
+        return value._map(function)  # noqa: SLF001
+    if isinstance(value, dict):
+        return {k: _map_tensors(v, function) for k, v in value.items()}
+    return value
+
+
+@dataclass(slots=True)
+class Term:
+    """One term of a loss: a SUM over targets, the name of its denominator in `Batch.counts`, a weight."""
+
+    total: Tensor
+    count: str
+    weight: float = 1.0
+
+
+@dataclass(slots=True)
+class Step:
+    """What one forward pass returns.
+
+    `metrics` maps a name to (sum, count), both added up over micro-batches and ranks before dividing.
+    `carry` is a detached state for the next micro-batch of the same lanes (Transformer-XL), else None.
+    """
+
+    terms: dict[str, Term]
+    metrics: dict[str, tuple[Tensor, Tensor | int]] = field(default_factory=dict)
+    carry: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """One example of what the model does, shown at evaluations, in reports and by `inspect`.
+
+    `rows` are (caption, text) pairs in reading order; `image` is uint8 [H, W, 3] or None.
+    """
+
+    rows: tuple[tuple[str, str], ...]
+    image: np.ndarray | None = None
+
+
+ExampleT = TypeVar("ExampleT")
+
+
+class Objective(ABC, Generic[ExampleT]):
+    """The data side of a system. Picklable, no weights, deterministic for a given generator.
+
+    An implementation is a plain class that keeps its settings and a tokenizer as attributes.
+    """
+
+    needs_partner: bool = False
+    """Whether `Sample.partner` must be filled (a random other sample: next sentence, image-text matching)."""
+
+    @abstractmethod
+    def example(self, sample: Sample, rng: np.random.Generator) -> Iterable[ExampleT]:
+        """Make the training examples of one sample (usually one; a long document gives several).
+
+        `rng` is keyed by (seed, epoch, sample): the same draws on any rank, worker or resume.
+        Raises `BadSample` where the sample cannot be used.
+        """
+
+    @abstractmethod
+    def collate(self, examples: list[ExampleT]) -> Batch:
+        """Put examples (at least one) together, with `counts` and `tokens` set."""
+
+    def evaluation(self) -> Objective[ExampleT]:
+        """The variant for held-out data: no augmentation. By default the objective itself."""
+        return self
+
+    def describe(self, example: ExampleT) -> Preview:
+        """What the objective made of a sample (tokens, masks, labels), for `polymodal inspect`."""
+        return Preview(rows=(("example", repr(example)),))
+
+
+class System(nn.Module, ABC):
+    """A network and its pretraining (or fine-tuning, or distillation) loss."""
+
+    coupled: ClassVar[bool] = False
+    """True where the loss couples all samples of the batch (contrastive): the loop then never
+    splits the global batch by accumulation; the system keeps its memory down by itself."""
+
+    net: nn.Module
+    """The network that is exported."""
+    objective: Objective[Any]
+
+    @abstractmethod
+    def forward(self, batch: Any, carry: Any = None) -> Step:
+        """Compute the loss terms of one micro-batch."""
+
+    def after_update(self, update: int) -> None:
+        """Run after optimizer update number `update` (counted from 0): clamp, moving average ..."""
+
+    def derive(self, means: Mapping[str, float]) -> dict[str, float]:
+        """Numbers computed from the reduced means of terms and metrics, such as a perplexity."""
+        return {}
+
+    def preview(self, batch: Any, limit: int = 4) -> list[Preview]:
+        """What the model makes of up to `limit` examples of a held-out batch (no gradient, eval mode)."""
+        return []
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the data tells a system that is being built."""
+
+    tokenizer: Tokenizer | None = None
+    classes: tuple[str, ...] | None = None
+    """Class names in the order of their numbers, where the data set is labelled."""
+
+    def need_tokenizer(self, system: str) -> Tokenizer:
+        """The tokenizer, or a clear error."""
+        if self.tokenizer is None:
+            raise UserError(f"{system} reads text and got no tokenizer: pass --tokenizer DIR (see `polymodal tokenizer train`)")
+        return self.tokenizer
+
+
+@dataclass(frozen=True)
+class Net:
+    """A network that can be loaded from and saved to the reference library's layout.
+
+    Args:
+        build: config -> module with fresh weights.
+        rules: the state-dict rule table (`shared.convert`) for a config; one table, both directions.
+        architecture: the class name in config.json's `architectures` ("BertForMaskedLM").
+    """
+
+    architecture: str
+    build: Callable[[Any], nn.Module]
+    rules: Callable[[Any], Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class Family:
+    """The registry entry of one system: everything that `polymodal` needs to know about a family file.
+
+    A family file ends with `FAMILIES = (Family(...), ...)`; the registry finds it by looking, so
+    adding a system touches no other file.
+    """
+
+    name: str
+    """The name in recipes and on the command line, such as `bert`."""
+    title: str
+    paper: str
+    """Authors, title and year as they would stand in a reference list."""
+    year: int
+    url: str
+    objective: str
+    """The pretraining objective in a few words."""
+    config: type
+    """The frozen dataclass with transformers' field names."""
+    sizes: Mapping[str, Mapping[str, Any]]
+    """Named sizes: overrides of the config's defaults. Every family has `tiny`."""
+    create: Callable[[Any, Mapping[str, Any], Context], System]
+    """(config, objective settings, context) -> a system with fresh weights."""
+    settings: type
+    """The frozen dataclass of the objective's settings (`mask_prob`, `max_length` ...)."""
+    adapt: Callable[[Any, Context], Any] = lambda config, context: config
+    """Fit the config to the data: vocabulary size and special ids, number of labels."""
+    nets: tuple[Net, ...] = ()
+    model_type: str = ""
+    """config.json's `model_type` in the reference library's layout; empty where there is none."""
+    reference: str = ""
+    """The library and class that parity is measured against."""
+    default_size: str = "base"
+    notes: Mapping[str, str] = field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""Vision families, one file each."""
