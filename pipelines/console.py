@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -44,7 +44,7 @@ class Console:
         print(f"warning: {line}", file=sys.stderr, flush=True)
 
     @contextmanager
-    def progress(self, title: str, total: float | None = None) -> Iterator[Bar]:
+    def progress(self, title: str, total: float | None = None) -> Generator[Bar]:
         """Show a progress bar on stderr while the block runs, if that is a terminal."""
         if self.quiet or not sys.stderr.isatty():
             yield _Silent()

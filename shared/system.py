@@ -60,13 +60,14 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """This batch with every tensor field on `device`."""
-        return self._map(lambda t: t.to(device, non_blocking=non_blocking))
+        return self.map_tensors(lambda t: t.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:
         """This batch with every tensor field in pinned memory (called by the DataLoader)."""
-        return self._map(lambda t: t.pin_memory())
+        return self.map_tensors(lambda t: t.pin_memory())
 
-    def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
+    def map_tensors(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """This batch with `function` applied to every tensor field."""
         assert is_dataclass(self)
         changed = {f.name: _map_tensors(getattr(self, f.name), function) for f in fields(self)}
         return replace(self, **changed)
@@ -76,7 +77,7 @@ def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, Batch):
-        return value._map(function)  # noqa: SLF001
+        return value.map_tensors(function)
     if isinstance(value, dict):
         return {k: _map_tensors(v, function) for k, v in value.items()}
     return value

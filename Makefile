@@ -1,0 +1,42 @@
+# Every target sets up what it needs, on a machine that has only Python 3.11+ and make.
+PYTHON ?= python3
+VENV ?= .venv
+RUN = $(VENV)/bin
+WORKERS ?= auto
+# One thread for each test process: the tests run side by side.
+TEST = OMP_NUM_THREADS=1 $(RUN)/pytest -n $(WORKERS)
+
+.PHONY: setup demo test slow lint format bench bench-gpu lock clean
+
+setup: $(VENV)/.done
+
+$(VENV)/.done: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: polymodal needs Python 3.11 or newer; set PYTHON=/path/to/python3.11"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)/pip install --quiet --disable-pip-version-check uv
+	$(RUN)/uv pip install --quiet --python $(RUN)/python --require-hashes -r requirements.lock
+	$(RUN)/uv pip install --quiet --python $(RUN)/python --no-deps -e .
+	@touch $@
+
+demo: setup ## pack, pretrain CLIP, GPT-2 and BERT, classify, kill and resume, report: under 5 minutes on 2 cores
+	$(RUN)/polymodal demo --out demo-out
+
+test: setup ## the fast tests
+	$(TEST) -m "not slow"
+
+slow: setup ## the deeper tests that .ci/run also runs
+	$(TEST) -m slow
+
+lint: setup
+	$(RUN)/ruff check .
+	$(RUN)/pyright
+
+bench: setup ## measured beside the peers on this machine
+	$(RUN)/polymodal bench --json
+
+lock: ## resolve requirements.lock again
+	uv pip compile --universal --python-version 3.11 --generate-hashes --extra dev --quiet \
+	  --custom-compile-command "make lock" -o requirements.lock pyproject.toml
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache demo-out
