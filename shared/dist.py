@@ -1,0 +1,116 @@
+"""The few collectives that systems and the loop need. Without a process group each is the identity."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def active() -> bool:
+    """Whether a process group is running."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    """This process's number among all ranks; 0 without a process group."""
+    return dist.get_rank() if active() else 0
+
+
+def world_size() -> int:
+    """The number of ranks; 1 without a process group."""
+    return dist.get_world_size() if active() else 1
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def _device(device: torch.device) -> torch.device:
+    """The device on which the backend works: NCCL cannot send host memory."""
+    if device.type == "cpu" and dist.get_backend() == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """The sum of `tensor` over all ranks (no gradient); the argument is left as it is."""
+    if world_size() == 1:
+        return tensor
+    total = tensor.detach().to(_device(tensor.device), copy=True)
+    dist.all_reduce(total)
+    return total.to(tensor.device)
+
+
+def sum_over_ranks(numbers: dict[str, int]) -> dict[str, int]:
+    """The sums of integers over all ranks; every rank must have the same keys."""
+    if world_size() == 1:
+        return dict(numbers)
+    names = sorted(numbers)
+    total = all_reduce_sum(torch.tensor([numbers[name] for name in names], dtype=torch.int64))
+    return dict(zip(names, (int(n) for n in total)))
+
+
+def first_dims(tensor: Tensor) -> list[int]:
+    """The size of `tensor`'s first dimension on every rank."""
+    if world_size() == 1:
+        return [len(tensor)]
+    sizes = torch.zeros(world_size(), dtype=torch.int64, device=_device(tensor.device))
+    sizes[rank()] = len(tensor)
+    dist.all_reduce(sizes)
+    return [int(n) for n in sizes.tolist()]
+
+
+class _Gather(torch.autograd.Function):
+    """All ranks' rows, one below the other; the gradient of a row is the SUM over the ranks that used it."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, sizes: list[int]) -> Tensor:
+        ctx.sizes = sizes
+        device = _device(tensor.device)
+        longest = max(sizes)
+        padded = torch.zeros((longest, *tensor.shape[1:]), dtype=tensor.dtype, device=device)
+        padded[: len(tensor)] = tensor
+        everyone = torch.empty((len(sizes) * longest, *tensor.shape[1:]), dtype=tensor.dtype, device=device)
+        dist.all_gather_into_tensor(everyone, padded)
+        rows = everyone.view(len(sizes), longest, *tensor.shape[1:])
+        return torch.cat([rows[r, :n] for r, n in enumerate(sizes)]).to(tensor.device)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        total = all_reduce_sum(gradients[0].contiguous())
+        start = sum(ctx.sizes[: rank()])
+        return total[start : start + ctx.sizes[rank()]], None
+
+
+def all_gather_with_grad(tensor: Tensor, sizes: list[int] | None = None) -> Tensor:
+    """All ranks' rows in the order of the ranks; differentiable.
+
+    Every rank sums the loss of its own rows. A row that other ranks compared theirs with gets the sum of
+    all ranks' gradients, so the gradients of the ranks add up to that of one process with the whole batch.
+
+    Args:
+        tensor: [N, ...]; N may differ between ranks.
+        sizes: N of every rank (`first_dims`), where the caller has it already: saves one collective.
+
+    Returns:
+        [sum of N, ...].
+    """
+    if world_size() == 1:
+        return tensor
+    return cast("Tensor", _Gather.apply(tensor, sizes if sizes is not None else first_dims(tensor)))
+
+
+def gather_json(value: Any) -> list[Any]:
+    """Every rank's `value` (anything JSON can hold), in the order of the ranks; nothing is pickled."""
+    if world_size() == 1:
+        return [value]
+    data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+    sizes = first_dims(data)
+    rows = all_gather_with_grad(data, sizes)
+    return [json.loads(bytes(part.tolist())) for part in rows.split(sizes)]
