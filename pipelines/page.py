@@ -39,12 +39,13 @@ class Page:
 
     def html(self) -> str:
         """The whole page."""
+        style = STYLE.read_text(encoding="utf-8")
         links = "".join(f'<a href="#s{i}">{escape(t)}</a>' for i, (t, _) in enumerate(self.sections))
         body = "".join(f'<section id="s{i}"><h2>{escape(t)}</h2>\n{c}\n</section>\n' for i, (t, c) in enumerate(self.sections))
         return (
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f'<link rel="icon" href="data:,"><title>{escape(self.title)}</title><style>{STYLE.read_text(encoding='utf-8')}</style></head>\n<body><main>\n'
+            f'<link rel="icon" href="data:,"><title>{escape(self.title)}</title><style>{style}</style></head>\n<body><main>\n'
             f'<h1>{escape(self.title)}</h1><p class="lead">{escape(self.lead)}</p><nav>{links}</nav>\n{body}'
             "<footer>Written by polymodal. Everything on this page is in this one file.</footer></main></body></html>\n"
         )
