@@ -1,0 +1,141 @@
+"""Optimizers by name, and which parameters they decay.
+
+Weight decay is for matrices. Biases, gains and other vectors are left alone, as in every paper that this
+library follows, and so is what a system names in its attribute `no_decay` (patterns over parameter names,
+such as ``("net.position",)``: CLIP's logit scale, a class token, position tables).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .errors import UserError
+
+Name = Literal["adamw", "adafactor", "lamb", "muon", "sgd", "adagrad"]
+
+
+@dataclass(frozen=True)
+class OptimSettings:
+    """What the recipe says about the optimizer. Names are those of torch's optimizers."""
+
+    name: Name = "adamw"
+    lr: float = 1e-3
+    """The peak learning rate; `schedule` says how it moves."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay of matrices."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW and LAMB; Muon uses them for the parameters it hands to AdamW."""
+    eps: float = 1e-8
+    momentum: float = 0.9
+    """SGD (0.9) and Muon (0.95 in its paper)."""
+    nesterov: bool = False
+    """SGD only."""
+    clip: float | None = 1.0
+    """The largest gradient norm; null turns clipping off (the norm is measured all the same)."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that no optimizer can use."""
+        wrong = [f"{name} is {value}, expected {rule}" for name, value, rule, fine in (
+            ("lr", self.lr, "a positive number", self.lr > 0),
+            ("weight_decay", self.weight_decay, "0 or more", self.weight_decay >= 0),
+            ("eps", self.eps, "0 or more", self.eps >= 0),
+            ("momentum", self.momentum, "0 <= momentum < 1", 0 <= self.momentum < 1),
+            ("betas", self.betas, "two numbers from 0 up to 1", all(0 <= b < 1 for b in self.betas)),
+            ("clip", self.clip, "a positive number or null", self.clip is None or self.clip > 0),
+        ) if not fine]
+        if self.nesterov and (self.name != "sgd" or self.momentum == 0):
+            wrong.append("nesterov needs name: sgd and momentum above 0")
+        if wrong:
+            raise UserError("; ".join(wrong))
+
+
+def parameter_groups(module: nn.Module, settings: OptimSettings) -> list[dict[str, Any]]:
+    """Group the trainable parameters of `module` by what the optimizer does to them.
+
+    Returns:
+        Dicts with `params` and `weight_decay` (and `use_fallback` for Muon), in the order of the module;
+        a tied parameter is listed once, a frozen one not at all.
+    """
+    patterns: tuple[str, ...] = tuple(getattr(module, "no_decay", ()))
+    names = [name for name, _ in module.named_parameters(remove_duplicate=False)]
+    for pattern in patterns:
+        assert any(_matches(name, pattern) for name in names), f"no_decay names {pattern!r}, which is no parameter"
+    matrices = {id(p) for p in _hidden_matrices(module)}
+    groups: dict[tuple[bool, bool], list[Tensor]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            decayed = parameter.ndim >= 2 and not any(_matches(name, pattern) for pattern in patterns)
+            fallback = settings.name == "muon" and id(parameter) not in matrices
+            groups.setdefault((decayed, fallback), []).append(parameter)
+    if not groups:
+        raise UserError("nothing to train: every parameter is frozen; unlock a part of the model")
+    return [
+        {"params": parameters, "weight_decay": settings.weight_decay if decayed else 0.0} | ({"use_fallback": True} if fallback else {})
+        for (decayed, fallback), parameters in groups.items()
+    ]
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Whether `pattern` names the parameter or a module that contains it."""
+    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, f"{pattern}.*")
+
+
+def _hidden_matrices(module: nn.Module) -> Iterator[Tensor]:
+    """Weights of linear layers that are not also an embedding table: what Muon orthogonalises."""
+    tables = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear) and id(layer.weight) not in tables:
+            yield layer.weight
+
+
+def build_optimizer(module: nn.Module, settings: OptimSettings) -> Optimizer:
+    """The optimizer of the recipe over `module`'s trainable parameters."""
+    return _BUILDERS[settings.name](parameter_groups(module, settings), settings)
+
+
+def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
+    """Use `lr` for the next step."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def _adamw(groups: list[dict[str, Any]], s: OptimSettings) -> Optimizer:
+    return torch.optim.AdamW(groups, lr=s.lr, betas=s.betas, eps=s.eps, fused=True)
+
+
+def _adafactor(groups: list[dict[str, Any]], s: OptimSettings) -> Optimizer:
+    return torch.optim.Adafactor(groups, lr=s.lr)
+
+
+def _lamb(groups: list[dict[str, Any]], s: OptimSettings) -> Optimizer:
+    from timm.optim.lamb import Lamb
+
+    # the loop clips; LAMB's own clipping would do it twice
+    return Lamb(groups, lr=s.lr, betas=s.betas, eps=s.eps, max_grad_norm=None)
+
+
+def _muon(groups: list[dict[str, Any]], s: OptimSettings) -> Optimizer:
+    from timm.optim.muon import Muon
+
+    # 'match_rms_adamw' scales the updates so that AdamW's learning rates and decay carry over
+    return Muon(groups, lr=s.lr, momentum=s.momentum, nesterov=True, betas=s.betas, adjust_lr_fn="match_rms_adamw")
+
+
+def _sgd(groups: list[dict[str, Any]], s: OptimSettings) -> Optimizer:
+    return torch.optim.SGD(groups, lr=s.lr, momentum=s.momentum, nesterov=s.nesterov, fused=True)
+
+
+def _adagrad(groups: list[dict[str, Any]], s: OptimSettings) -> Optimizer:
+    return torch.optim.Adagrad(groups, lr=s.lr, eps=s.eps)
+
+
+_BUILDERS: dict[Name, Callable[[list[dict[str, Any]], OptimSettings], Optimizer]] = {
+    "adamw": _adamw, "adafactor": _adafactor, "lamb": _lamb, "muon": _muon, "sgd": _sgd, "adagrad": _adagrad,
+}
