@@ -1,0 +1,190 @@
+"""One layer of a transformer: attention, perhaps cross-attention, and a feed-forward net, each in a residual."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention import Attention
+from .cache import LayerCache
+from .plan import Plan
+
+LayerNorm = nn.LayerNorm
+
+
+class RMSNorm(nn.Module):
+    """Scale by the root mean square, without mean or bias (T5). Statistics in fp32.
+
+    Args:
+        hidden_size: D.
+        eps: added to the mean square.
+    """
+
+    def __init__(self, hidden_size: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise [..., D]."""
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * scaled.to(x.dtype)
+
+
+def gelu_new(x: Tensor) -> Tensor:
+    """GELU by its tanh formula (GPT-2)."""
+    return F.gelu(x, approximate="tanh")
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """GELU by a sigmoid (CLIP)."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_new": gelu_new,
+    "gelu_pytorch_tanh": gelu_new,
+    "quick_gelu": quick_gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+    "swish": F.silu,
+    "tanh": torch.tanh,
+}
+"""Activations under the names of transformers' configs."""
+
+
+def activation(name: str) -> Callable[[Tensor], Tensor]:
+    """The activation called `name` in a config, or an error that lists the known ones."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"unknown activation {name!r}; known: {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+class FeedForward(nn.Module):
+    """Two linear layers around an activation; gated, the activation of a third one multiplies (T5 1.1).
+
+    Args:
+        hidden_size: D.
+        intermediate_size: width between the layers.
+        activation: a name in `ACTIVATIONS`.
+        gated: activation(gate(x)) * up(x) instead of activation(up(x)).
+        bias: whether the layers have biases.
+        dropout: probability between the layers.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        activation: str = "gelu",
+        *,
+        gated: bool = False,
+        bias: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.up = nn.Linear(hidden_size, intermediate_size, bias=bias)
+        self.gate = nn.Linear(hidden_size, intermediate_size, bias=bias) if gated else None
+        self.down = nn.Linear(intermediate_size, hidden_size, bias=bias)
+        self.activation = _activation(activation)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [..., D] to [..., D]."""
+        inner = self.activation(self.up(x)) if self.gate is None else self.activation(self.gate(x)) * self.up(x)
+        return self.down(self.dropout(inner))
+
+
+_activation = activation  # the argument of the same name hides it in FeedForward
+
+
+class Residual(nn.Module):
+    """A residual connection with its normalisation: the one place that knows pre from post norm.
+
+    Args:
+        norm: the normalisation.
+        order: `pre`: x + f(norm(x)) (GPT-2, ViT); `post`: norm(x + f(x)) (BERT).
+        dropout: probability for what f returns.
+    """
+
+    def __init__(self, norm: nn.Module, order: Literal["pre", "post"], dropout: float = 0.0) -> None:
+        super().__init__()
+        if order not in ("pre", "post"):
+            raise ValueError(f"order must be 'pre' or 'post', got {order!r}")
+        self.norm = norm
+        self.pre = order == "pre"
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
+        """Apply `f` to [B, S, D] inside the residual."""
+        if self.pre:
+            return x + self.dropout(f(self.norm(x)))
+        return self.norm(x + self.dropout(f(x)))
+
+
+class Block(nn.Module):
+    """One layer of a transformer.
+
+    Args:
+        attention: self-attention.
+        feed_forward: what follows; any module from [B, S, D] to [B, S, D].
+        norm: makes one normalisation for each residual.
+        order: `pre` or `post` norm.
+        dropout: probability for the output of each part.
+        cross: attention to an encoder's output, between the two.
+    """
+
+    def __init__(
+        self,
+        attention: Attention,
+        feed_forward: nn.Module,
+        *,
+        norm: Callable[[], nn.Module],
+        order: Literal["pre", "post"],
+        dropout: float = 0.0,
+        cross: Attention | None = None,
+    ) -> None:
+        super().__init__()
+        self.attention = attention
+        self.attention_residual = Residual(norm(), order, dropout)
+        self.cross = cross
+        self.cross_residual = Residual(norm(), order, dropout) if cross is not None else None
+        self.feed_forward = feed_forward
+        self.feed_forward_residual = Residual(norm(), order, dropout)
+
+    def forward(
+        self, x: Tensor, plan: Plan, memory: Tensor | None = None, memory_plan: Plan | None = None, cache: LayerCache | None = None
+    ) -> Tensor:
+        """Run the layer.
+
+        Args:
+            x: [B, S, D].
+            plan: of the self-attention.
+            memory: [B, Lk, D], the encoder's output, for `cross`.
+            memory_plan: of the cross-attention.
+            cache: earlier keys and values of this layer.
+
+        Returns:
+            [B, S, D].
+        """
+        x = self.attention_residual(x, lambda y: self.attention(y, plan, None, cache))
+        if self.cross is not None and self.cross_residual is not None and memory_plan is not None:
+            cross, read = self.cross, memory_plan
+            x = self.cross_residual(x, lambda y: cross(y, read, memory, cache))
+        return self.feed_forward_residual(x, self.feed_forward)
+
+
+def depth_scaled_(blocks: list[Block], std: float) -> None:
+    """Draw the layers that write to the residual stream from N(0, std / sqrt(2 * depth)) (GPT-2)."""
+    scale = std / math.sqrt(2 * len(blocks))
+    for block in blocks:
+        nn.init.normal_(block.attention.out.weight, std=scale)
+        if isinstance(block.feed_forward, FeedForward):
+            nn.init.normal_(block.feed_forward.down.weight, std=scale)

@@ -1,0 +1,112 @@
+"""A stack of blocks: plans its attention once, then runs the layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import cast
+
+from torch import Tensor, nn
+
+from .block import Block
+from .cache import KVCache
+from .mask import Mask
+from .plan import Plan
+from .position import BucketBias
+
+FULL = Mask()
+
+
+class Stack(nn.Module):
+    """Blocks, one after the other.
+
+    Args:
+        blocks: the layers; with `num_layers`, layers share them (ALBERT): consecutive layers
+            use the same block, all of them where there is only one.
+        num_layers: by default the number of blocks.
+        final_norm: after the last block (pre-norm stacks).
+        position_bias: T5's relative positions, added to the scores of every layer.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[Block],
+        *,
+        num_layers: int | None = None,
+        final_norm: nn.Module | None = None,
+        position_bias: BucketBias | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_layers = num_layers or len(blocks)
+        if not blocks or self.num_layers % len(blocks):
+            raise ValueError(f"{self.num_layers} layers cannot share {len(blocks)} blocks evenly")
+        self.blocks = nn.ModuleList(blocks)
+        self.final_norm = final_norm
+        self.position_bias = position_bias
+
+    def block(self, number: int) -> Block:
+        """The block that layer `number` runs."""
+        return cast(Block, self.blocks[number * len(self.blocks) // self.num_layers])
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Mask | Sequence[Mask] = FULL,
+        *,
+        memory: Tensor | None = None,
+        memory_mask: Mask | None = None,
+        cache: KVCache | None = None,
+        hidden_states: list[Tensor] | None = None,
+    ) -> Tensor:
+        """Run all layers.
+
+        Args:
+            x: [B, S, D].
+            mask: for self-attention. Several masks take turns over the layers (GPT-3's banded layers).
+                With a cache, the positions it holds come on top of `offset`, and `keep` covers them.
+            memory: [B, Lk, D], an encoder's output, for blocks with cross-attention.
+            memory_mask: for cross-attention, usually `Mask(keep=...)`; by default everything is seen.
+            cache: earlier positions; the new ones are added to it.
+            hidden_states: a list that receives the input and every layer's output (the last one after
+                `final_norm`).
+
+        Returns:
+            [B, S, D].
+        """
+        batch, length = x.shape[:2]
+        past = cache.length if cache is not None else 0
+        masks = [mask] if isinstance(mask, Mask) else list(mask)
+        plans = [self._plan(m, batch, length, past, x) for m in masks]
+        memory_plan = self._memory_plan(memory, memory_mask, batch, length, cache, x)
+        for number in range(self.num_layers):
+            if hidden_states is not None:
+                hidden_states.append(x)
+            layer = cache.layer(number) if cache is not None else None
+            x = self.block(number)(x, plans[number % len(plans)], memory, memory_plan, layer)
+        if cache is not None:
+            cache.advance(length)
+        if self.final_norm is not None:
+            x = self.final_norm(x)
+        if hidden_states is not None:
+            hidden_states.append(x)
+        return x
+
+    def _plan(self, mask: Mask, batch: int, length: int, past: int, x: Tensor) -> Plan:
+        if past:
+            mask = replace(mask, offset=mask.offset + past)
+        keys = length + mask.offset
+        bias = self.position_bias(length, keys, mask.offset) if self.position_bias is not None else None
+        return mask.plan(batch, length, keys, x.device, bias)
+
+    def _memory_plan(
+        self, memory: Tensor | None, mask: Mask | None, batch: int, length: int, cache: KVCache | None, x: Tensor
+    ) -> Plan | None:
+        if memory is not None:
+            keys = memory.shape[1]
+        elif cache is not None and cache.layer(0).cross is not None:
+            kept = cache.layer(0).cross
+            assert kept is not None
+            keys = kept[0].shape[2]
+        else:
+            return None
+        return (mask or FULL).plan(batch, length, keys, x.device)
