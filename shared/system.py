@@ -16,6 +16,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
@@ -192,6 +193,31 @@ class Context:
 
 
 @dataclass(frozen=True)
+class Layout:
+    """Another library's directory layout of a net (open_clip, timm), beside transformers' own.
+
+    Args:
+        name: what `--format` calls it: "open_clip", "timm".
+        config_file: the JSON file that describes the net.
+        weights_file: the safetensors file.
+        recognises: whether the contents of a JSON file of that name describe this kind of net.
+        read: those contents -> config.
+        write: net -> those contents; raises `UserError` where the library has no such net.
+        rules: the state-dict rule table for a config.
+        finish: (net, contents, directory): take over what is no config, such as the preprocessing of pictures.
+    """
+
+    name: str
+    config_file: str
+    weights_file: str
+    recognises: Callable[[Mapping[str, Any]], bool]
+    read: Callable[[Mapping[str, Any]], Any]
+    write: Callable[[Any], Mapping[str, Any]]
+    rules: Callable[[Any], Sequence[Any]]
+    finish: Callable[[Any, Mapping[str, Any], Path], None] = lambda net, record, directory: None
+
+
+@dataclass(frozen=True)
 class Net:
     """A network that can be loaded from and saved to the reference library's layout.
 
@@ -199,11 +225,19 @@ class Net:
         build: config -> module with fresh weights.
         rules: the state-dict rule table (`shared.convert`) for a config; one table, both directions.
         architecture: the class name in config.json's `architectures` ("BertForMaskedLM").
+        layouts: other libraries' layouts of the same net.
+        default_layout: config -> the layout that is written when none is asked for: "transformers", or a name in `layouts`.
+        files: net -> further JSON files of transformers' layout (`preprocessor_config.json`), by name.
+        finish: (net, directory): read those files, where they are there.
     """
 
     architecture: str
     build: Callable[[Any], nn.Module]
     rules: Callable[[Any], Sequence[Any]]
+    layouts: tuple[Layout, ...] = ()
+    default_layout: Callable[[Any], str] = lambda config: "transformers"
+    files: Callable[[Any], Mapping[str, Mapping[str, Any]]] = lambda net: {}
+    finish: Callable[[Any, Path], None] = lambda net, directory: None
 
 
 @dataclass(frozen=True)
