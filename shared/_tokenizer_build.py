@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from ._tokenizer_styles import FIRST, SECOND, Style, Template
@@ -129,7 +130,7 @@ def parse_spiece(data: bytes, name: str) -> Pieces:
     if not unknown or kind not in (1, 2):
         raise UserError(f"{name} is not a SentencePiece model of type unigram or bpe")
     rules = proto.normalizer_spec
-    return Pieces(pieces=[(p.piece, p.score) for p in proto.pieces],
+    return Pieces(pieces=[(p.piece, float(str(np.float32(p.score)))) for p in proto.pieces],
                   controls=[p.piece for p in proto.pieces if p.type in (p.CONTROL, p.USER_DEFINED)],
                   unk=unknown[0], unigram=kind == 1, bytes=proto.trainer_spec.byte_fallback, charsmap=rules.precompiled_charsmap,
                   squeeze=rules.remove_extra_whitespaces, prefix=rules.add_dummy_prefix)
@@ -149,7 +150,8 @@ def sentence_piece(pieces: Pieces, before: Iterable[normalizers.Normalizer] = ()
         model: Any = models.Unigram(vocab, unk_id=pieces.unk, byte_fallback=pieces.bytes)
     else:
         ids = {piece: i for i, (piece, _) in enumerate(vocab)}
-        model = models.BPE(vocab=ids, merges=_piece_merges(pieces), unk_token=vocab[pieces.unk][0], fuse_unk=True, byte_fallback=pieces.bytes)
+        model = models.BPE(vocab=ids, merges=_piece_merges(pieces), unk_token=vocab[pieces.unk][0], fuse_unk=True,
+                           byte_fallback=pieces.bytes)
     pipeline = Tokenizer(model)
     steps = list(before)
     if pieces.charsmap:
@@ -160,7 +162,8 @@ def sentence_piece(pieces: Pieces, before: Iterable[normalizers.Normalizer] = ()
         pipeline.normalizer = normalizers.Sequence(steps)
     scheme = "always" if pieces.prefix else "never"
     space = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme)
-    pipeline.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), space] if pieces.squeeze and pieces.prefix else [space])
+    apart = [pre_tokenizers.WhitespaceSplit()] if pieces.squeeze and pieces.prefix else []
+    pipeline.pre_tokenizer = pre_tokenizers.Sequence([*apart, space])
     decode = decoders.Metaspace(replacement="▁", prepend_scheme=scheme)
     pipeline.decoder = decoders.Sequence([decoders.ByteFallback(), decode]) if pieces.bytes else decode
     return pipeline

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer as Pipeline
 from tokenizers import decoders, normalizers
 
 from . import _tokenizer_build as build
-from ._tokenizer_styles import (ALBERT, BERT, CLIP, GPT1, GPT2, OPEN_CLIP, PLAIN, ROBERTA, ROLES, T5, XLNET, Framing, Style, recognise)
+from ._tokenizer_styles import ALBERT, BERT, CLIP, GPT1, GPT2, OPEN_CLIP, PLAIN, ROBERTA, ROLES, T5, XLNET, Framing, Style, recognise
 from .errors import UserError
 
 FILES = ("tokenizer.json", "vocab.txt", "spiece.model", "vocab.json", "merges.txt", "open_clip_config.json", "tokenizer_config.json",
@@ -119,7 +119,7 @@ def _framing(pipeline: Pipeline, config: dict[str, Any], style: Style) -> Framin
 
 
 def _fast(folder: Path, config: dict[str, Any], name: str = "tokenizer.json") -> Parts:
-    """transformers' one-file layout."""
+    """Transformers' one-file layout."""
     path = folder / name
     try:
         pipeline = Pipeline.from_str(path.read_text(encoding="utf-8"))
@@ -151,7 +151,8 @@ def _word_piece(path: Path, config: dict[str, Any]) -> Parts:
     if style is None:
         raise UserError(f"{path} is not a BERT vocabulary: expected one token a line, among them {', '.join(sorted(BERT.signature))}")
     pipeline = build.word_piece(vocab, style.roles["unk"], lowercase=bool(_flag(config, "do_lower_case", True)),
-                                strip_accents=_flag(config, "strip_accents", None), chinese=bool(_flag(config, "tokenize_chinese_chars", True)))
+                                strip_accents=_flag(config, "strip_accents", None),
+                                chinese=bool(_flag(config, "tokenize_chinese_chars", True)))
     build.dress(pipeline, _present(style, vocab))
     return pipeline, _framing(pipeline, config, style), None
 
@@ -235,7 +236,7 @@ def _open_clip_directory(folder: Path) -> Parts:
     """open_clip's own layout, whose configuration names the vocabulary."""
     text = _json(folder / "open_clip_config.json").get("model_cfg", {}).get("text_cfg", {})
     if text.get("hf_tokenizer_name"):
-        raise UserError(f"{folder}: this open_clip model uses the tokenizer {text['hf_tokenizer_name']!r}, and its tokenizer.json is missing")
+        raise UserError(f"{folder}: this open_clip model uses the tokenizer {text['hf_tokenizer_name']!r}, whose tokenizer.json is missing")
     if text.get("tokenizer_kwargs"):
         raise UserError(f"{folder}: tokenizer_kwargs {text['tokenizer_kwargs']} in open_clip_config.json are not supported")
     return _open_clip(int(text.get("context_length", 77)))

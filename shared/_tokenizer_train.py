@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from tokenizers import AddedToken, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Pipeline
 
 from . import _tokenizer_build as build
@@ -49,7 +49,8 @@ def train(texts: Iterable[str], plan: Plan) -> Parts:
     """Learn a vocabulary; see `Tokenizer.train`."""
     if plan.kind not in _KINDS:
         near = difflib.get_close_matches(plan.kind, _KINDS, n=1)
-        raise UserError(f"no kind of tokenizer is called {plan.kind!r}; " + (f"did you mean {near[0]}?" if near else f"known: {', '.join(_KINDS)}"))
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(_KINDS)}"
+        raise UserError(f"no kind of tokenizer is called {plan.kind!r}; {hint}")
     learn, default = _KINDS[plan.kind]
     style = plan.style or default
     room = plan.size - len(style.tokens) - style.sentinels
@@ -82,7 +83,8 @@ def _checked(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _too_large(size: int, most: int, kind: str) -> UserError:
-    return UserError(f"a {kind} vocabulary of {size} is too large for the corpus, which yields at most {most}: use size {most} or less, or more text")
+    return UserError(f"a {kind} vocabulary of {size} is too large for the corpus, which yields at most {most}: "
+                     f"use size {most} or less, or more text")
 
 
 def _too_small(size: int, least: int, kind: str) -> UserError:

@@ -225,7 +225,7 @@ class Tokenizer:
         template = self.framing.single if pairs is None else self.framing.pair
         room = max_length - (template.specials if add_special_tokens else 0)
         if room < 0:
-            raise UserError(f"max_length {max_length} does not hold the {template.specials} special tokens: use at least {template.specials}")
+            raise UserError(f"max_length {max_length} does not hold the special tokens: use at least {template.specials}")
         if second is None:
             return [self._cut(a, room) for a in first], None
         for i, (a, b) in enumerate(zip(first, second)):
@@ -321,6 +321,9 @@ class Tokenizer:
         """sha256 over everything that determines the ids of a text; the same on every machine."""
         described: dict[str, Any] = json.loads(self._pipeline.to_str())
         parts = {key: described.get(key) for key in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
+        if described["model"]["type"] == "Unigram":
+            # scores are single precision; tokenizers' JSON reader is off by the last bit of a double
+            parts["model"]["vocab"] = [[piece, f"{score:.9g}"] for piece, score in described["model"]["vocab"]]
         framing = {"roles": {r: self._role(r) for r in sorted(self.framing.roles)}, "single": self.framing.single.parts,
                    "pair": self.framing.pair.parts, "clean": self.framing.clean}
         text = json.dumps({**parts, **framing}, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
