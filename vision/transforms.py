@@ -58,7 +58,7 @@ class Preprocessing:
             raise UserError("preprocessor_config.json turns resizing or normalisation off: expected do_resize and do_normalize to be true")
         side = _side(size)
         cropped = bool(record.get("do_center_crop", crop is not None)) and crop is not None
-        shortest = isinstance(size, Mapping) and "shortest_edge" in size or (isinstance(size, int) and cropped)
+        shortest = (isinstance(size, Mapping) and "shortest_edge" in size) or (isinstance(size, int) and cropped)
         if shortest and not cropped:
             raise UserError("preprocessor_config.json resizes the shorter side without a centre crop: pictures would not be square; "
                             "expected do_center_crop with crop_size")

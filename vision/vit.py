@@ -1,0 +1,490 @@
+"""ViT: an image is worth 16x16 words.
+
+Dosovitskiy et al., "An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale", 2020
+(https://arxiv.org/abs/2010.11929). A pre-norm Transformer over the patches of a picture and one class token,
+pretrained with labels: softmax cross entropy, or a sigmoid per class as in the paper's runs on ImageNet-21k and JFT.
+
+Faithful: patch embedding with bias, class token first, learned positions for it and the patches, final norm on all
+tokens, linear head on the class token; `pooling="mean"` is big_vision's variant (mean of the patch tokens after the
+final norm). Positions of other resolutions are interpolated. Deviations: the optional tanh layer before the head
+(`pre_logits`) is left out, as the authors' later code does; weights start truncated-normal(0.02) as in
+transformers and timm (the original starts linear maps Xavier-uniform). Parity: transformers and timm.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..shared.attention import Attention
+from ..shared.block import Block, FeedForward
+from ..shared.config import Config
+from ..shared.convert import Ignore, Legacy, Rename, Reshape, Rule, affine, fused, layers
+from ..shared.embed import PatchEmbedding
+from ..shared.errors import BadSample, UserError
+from ..shared.loss import accuracy_sum, cross_entropy_sum
+from ..shared.mask import Mask
+from ..shared.sample import Sample
+from ..shared.settings import build_settings
+from ..shared.stack import Stack
+from ..shared.system import Batch, Context, Family, Layout, Net, Objective, Preview, Step, System, Term
+from .transforms import HALF, Augmentation, Normalize, Preprocessing
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTConfig(Config):
+    """The shape of a ViT, in transformers' terms (and with transformers' defaults)."""
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.0
+    attention_probs_dropout_prob: float = 0.0
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+    """transformers' default; the paper's code, timm and the named sizes use 1e-6."""
+    image_size: int = 224
+    patch_size: int = 16
+    num_channels: int = 3
+    qkv_bias: bool = True
+    num_labels: int = 2
+    labels: tuple[str, ...] | None = None
+    """Class names in the order of their numbers (`id2label`)."""
+    pooling: Literal["cls", "mean"] = "cls"
+    """What the head reads: the class token, or the mean of the patch tokens (not known to transformers)."""
+
+    FIXED = MappingProxyType({"num_channels": (3,)})
+    IGNORED = frozenset({"encoder_stride", "pooler_act", "pooler_output_size"})
+
+    def __post_init__(self) -> None:
+        _check_grid(self.image_size, self.patch_size)
+        if self.hidden_size % self.num_attention_heads:
+            raise UserError(f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}")
+        if self.labels is not None and len(self.labels) != self.num_labels:
+            raise UserError(f"{len(self.labels)} labels for num_labels {self.num_labels}: expected one name for each class")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The keys of config.json; `pooling` only where it is not transformers' own."""
+        record = super().to_dict()
+        if self.pooling == "cls":
+            record.pop("pooling")
+        return record
+
+
+def _check_grid(image_size: int, patch_size: int) -> None:
+    if image_size % patch_size:
+        raise UserError(f"image_size {image_size} is not a multiple of patch_size {patch_size}")
+
+
+class ImageEmbedding(nn.Module):
+    """Patches, a class token in front of them, and learned positions for both."""
+
+    def __init__(self, image_size: int, patch_size: int, hidden_size: int, *, bias: bool = True, dropout: float = 0.0) -> None:
+        super().__init__()
+        _check_grid(image_size, patch_size)
+        self.patch_size = patch_size
+        self.grid = image_size // patch_size
+        self.patches = PatchEmbedding(patch_size, hidden_size, bias=bias)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, hidden_size))
+        self.position_embeddings = nn.Parameter(torch.zeros(1, self.grid**2 + 1, hidden_size))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> Tensor:
+        """[B, 3, H, W] -> [B, 1 + P, D]; other sizes than the config's need `interpolate_pos_encoding`."""
+        height, width = (side // self.patch_size for side in pixel_values.shape[-2:])
+        positions = self.position_embeddings
+        if interpolate_pos_encoding:
+            positions = interpolate_positions(positions, (height, width))
+        elif tuple(pixel_values.shape[-2:]) != (self.grid * self.patch_size,) * 2:
+            side = self.grid * self.patch_size
+            raise UserError(f"pictures of {pixel_values.shape[-2]}x{pixel_values.shape[-1]} pixels, the model was made for {side}x{side}: "
+                            "resize them or pass interpolate_pos_encoding=True")
+        patches = self.patches(pixel_values)
+        tokens = torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1)
+        return self.dropout(tokens + positions)
+
+
+def interpolate_positions(positions: Tensor, grid: tuple[int, int], *, antialias: bool = False) -> Tensor:
+    """Positions [1, 1 + N, D] of a square grid, resampled for another `grid`: [1, 1 + h * w, D].
+
+    Bicubic, the class token's row kept. transformers does not antialias, timm does; the original's scipy zoom is
+    bilinear. In float32, whatever the table's type.
+    """
+    first, table = positions[:, :1], positions[:, 1:]
+    side = math.isqrt(table.shape[1])
+    if (side, side) == grid:
+        return positions
+    table = table.float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    table = F.interpolate(table, size=grid, mode="bicubic", align_corners=False, antialias=antialias)
+    return torch.cat([first, table.permute(0, 2, 3, 1).flatten(1, 2).to(first.dtype)], dim=1)
+
+
+def transformer(
+    *, hidden_size: int, num_layers: int, num_heads: int, intermediate_size: int, activation: str, eps: float, final_norm: bool,
+    qkv_bias: bool = True, dropout: float = 0.0, attention_dropout: float = 0.0,
+) -> Stack:  # fmt: skip
+    """The pre-norm stack of ViT and of both CLIP towers."""
+
+    def norm() -> nn.Module:
+        return nn.LayerNorm(hidden_size, eps=eps)
+
+    blocks: list[Block] = []
+    for _ in range(num_layers):
+        attention = Attention(hidden_size, num_heads, dropout=attention_dropout)
+        if not qkv_bias:
+            attention.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
+        blocks.append(Block(attention, FeedForward(hidden_size, intermediate_size, activation), norm=norm, order="pre", dropout=dropout))
+    return Stack(blocks, final_norm=norm() if final_norm else None)
+
+
+@dataclass
+class ImageClassifierOutput:
+    """What `ViT.forward` returns, with transformers' names."""
+
+    logits: Tensor
+    """[B, num_labels]."""
+    last_hidden_state: Tensor
+    """[B, 1 + P, D], after the final norm."""
+    pooler_output: Tensor
+    """[B, D], what the head read."""
+    hidden_states: tuple[Tensor, ...] | None = None
+    """The embeddings and each layer's output, where asked for."""
+
+
+class ViT(nn.Module):
+    """The encoder and its classification head."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.preprocessing = Preprocessing(image_size=config.image_size, resize="squash", interpolation="bilinear",
+                                           image_mean=HALF, image_std=HALF)  # fmt: skip
+        self.embed = ImageEmbedding(config.image_size, config.patch_size, config.hidden_size, dropout=config.hidden_dropout_prob)
+        self.encoder = transformer(
+            hidden_size=config.hidden_size, num_layers=config.num_hidden_layers, num_heads=config.num_attention_heads,
+            intermediate_size=config.intermediate_size, activation=config.hidden_act, eps=config.layer_norm_eps, final_norm=True,
+            qkv_bias=config.qkv_bias, dropout=config.hidden_dropout_prob, attention_dropout=config.attention_probs_dropout_prob,
+        )  # fmt: skip
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.apply(self._init)
+
+    def _init(self, module: nn.Module) -> None:
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, ImageEmbedding):
+            nn.init.trunc_normal_(module.cls_token, std=std)
+            nn.init.trunc_normal_(module.position_embeddings, std=std)
+
+    def forward(
+        self, pixel_values: Tensor, interpolate_pos_encoding: bool = False, output_hidden_states: bool = False
+    ) -> ImageClassifierOutput:
+        """Classify normalised pictures [B, 3, H, W]."""
+        states: list[Tensor] | None = [] if output_hidden_states else None
+        hidden = self.encoder(self.embed(pixel_values, interpolate_pos_encoding), Mask(), hidden_states=states)
+        pooled = hidden[:, 0] if self.config.pooling == "cls" else hidden[:, 1:].mean(1)
+        return ImageClassifierOutput(self.classifier(pooled), hidden, pooled, None if states is None else tuple(states))
+
+
+@dataclass(frozen=True)
+class ViTSettings:
+    """The objective: supervised classification."""
+
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    """`sigmoid`: an independent binary cross entropy for each class (the paper's ImageNet-21k and JFT runs)."""
+    head_bias: float | None = None
+    """Initial bias of the head; None is 0 for softmax and -10 for sigmoid, so that no class starts likely."""
+    augmentation: Augmentation = field(default_factory=lambda: Augmentation(crop_scale=(0.05, 1.0), flip=0.5))
+    """Inception's crop and a flip, as in the paper."""
+    image_mean: tuple[float, float, float] = HALF
+    image_std: tuple[float, float, float] = HALF
+
+
+@dataclass(kw_only=True)
+class ImageBatch(Batch):
+    """Pictures with labels."""
+
+    images: Tensor
+    """uint8 [B, 3, H, W]."""
+    labels: Tensor
+    """int64 [B]."""
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """One example."""
+
+    pixels: Tensor
+    label: int
+
+
+class ImageClassification(Objective[LabelledImage]):
+    """A picture and its class number (`Sample.label`)."""
+
+    def __init__(
+        self, preprocessing: Preprocessing, num_labels: int, labels: tuple[str, ...] | None, augmentation: Augmentation | None
+    ) -> None:
+        self.preprocessing = preprocessing
+        self.num_labels = num_labels
+        self.labels = labels
+        self.augmentation = augmentation
+
+    def example(self, sample: Sample, rng: np.random.Generator) -> Iterable[LabelledImage]:
+        """One augmented picture."""
+        label, picture = sample.label(), sample.image()
+        if not 0 <= label < self.num_labels:
+            raise BadSample(f"sample {sample.key!r} of {sample.source or 'the data set'}: class {label}, the model has {self.num_labels}")
+        if self.augmentation is None:
+            return [LabelledImage(self.preprocessing.pixels(picture), label)]
+        return [LabelledImage(self.augmentation.pixels(picture, self.preprocessing, rng), label)]
+
+    def collate(self, examples: list[LabelledImage]) -> ImageBatch:
+        """Stack them; the loss is counted in images."""
+        return ImageBatch(counts={"images": len(examples)}, images=torch.stack([e.pixels for e in examples]),
+                          labels=torch.tensor([e.label for e in examples]))  # fmt: skip
+
+    def evaluation(self) -> ImageClassification:
+        """Without augmentation."""
+        return ImageClassification(self.preprocessing, self.num_labels, self.labels, None)
+
+    def name(self, label: int) -> str:
+        """The name of a class, or its number."""
+        return self.labels[label] if self.labels else str(label)
+
+    def describe(self, example: LabelledImage) -> Preview:
+        """The picture as the network gets it, and its class."""
+        return Preview((("class", self.name(example.label)),), example.pixels.permute(1, 2, 0).numpy())
+
+
+class ViTPretraining(System):
+    """ViT with the classification loss."""
+
+    def __init__(self, config: ViTConfig, settings: ViTSettings) -> None:
+        super().__init__()
+        self.net: ViT = ViT(config)
+        # Training crops keep the aspect ratio, so held-out pictures do too
+        self.net.preprocessing = Preprocessing(image_size=config.image_size, image_mean=settings.image_mean, image_std=settings.image_std)
+        self.normalize = Normalize(self.net.preprocessing)
+        self.objective = ImageClassification(self.net.preprocessing, config.num_labels, config.labels, settings.augmentation)
+        self.loss = settings.loss
+        bias = settings.head_bias if settings.head_bias is not None else (-10.0 if settings.loss == "sigmoid" else 0.0)
+        nn.init.constant_(self.net.classifier.bias, bias)
+
+    def forward(self, batch: ImageBatch, carry: Any = None) -> Step:
+        """The summed loss over the pictures, and how many were right."""
+        logits = self.net(self.normalize(batch.images)).logits
+        if self.loss == "softmax":
+            total = cross_entropy_sum(logits, batch.labels)
+        else:
+            targets = F.one_hot(batch.labels, logits.shape[-1]).to(logits.dtype)
+            total = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
+        right = accuracy_sum(logits, batch.labels)
+        return Step({"classification": Term(total, "images")}, {"accuracy": (right, len(batch.labels))})
+
+    @torch.no_grad()
+    def preview(self, batch: ImageBatch, limit: int = 4) -> list[Preview]:
+        """Pictures with their true and most likely classes."""
+        images = batch.images[:limit]
+        probabilities, best = self.net(self.normalize(images)).logits.softmax(-1).topk(min(3, self.net.config.num_labels))
+        name = self.objective.name
+        return [
+            Preview((("class", name(int(label))),
+                     *(("predicted", f"{name(int(c))} ({float(p):.2f})") for c, p in zip(classes, scores, strict=True))),
+                    image.permute(1, 2, 0).cpu().numpy())
+            for image, label, classes, scores in zip(images, batch.labels, best, probabilities, strict=False)
+        ]  # fmt: skip
+
+
+def patch_rule(theirs: str, ours: str, patch_size: int) -> Rule:
+    """A patch convolution's weight [D, 3, p, p] as our linear map's [D, 3 * p * p]."""
+    return Reshape(theirs, ours, their_shape=(-1, 3, patch_size, patch_size), our_shape=(-1, 3 * patch_size**2))
+
+
+def block_rules(theirs: Mapping[str, str], ours: str, *, qkv_bias: bool = True) -> tuple[Rule, ...]:
+    """One pre-norm block whose parts are called as `theirs` says: norm1, q, k, v (or qkv), out, norm2, up, down."""
+    separate = ("weight", "bias") if qkv_bias else ("weight",)
+    if "qkv" in theirs:
+        qkv: tuple[Rule, ...] = tuple(Rename(f"{theirs['qkv']}.{p}", f"{ours}.attention.qkv.{p}") for p in separate)
+    else:
+        qkv = fused((theirs["q"], theirs["k"], theirs["v"]), f"{ours}.attention.qkv", bias=qkv_bias)
+    return (
+        *affine(theirs["norm1"], f"{ours}.attention_residual.norm"),
+        *qkv,
+        *affine(theirs["out"], f"{ours}.attention.out"),
+        *affine(theirs["norm2"], f"{ours}.feed_forward_residual.norm"),
+        *affine(theirs["up"], f"{ours}.feed_forward.up"),
+        *affine(theirs["down"], f"{ours}.feed_forward.down"),
+    )
+
+
+def _in_layer(prefix: str, names: Mapping[str, str]) -> dict[str, str]:
+    return {part: prefix + name for part, name in names.items()}
+
+
+TRANSFORMERS = {
+    "norm1": "layernorm_before", "q": "attention.q_proj", "k": "attention.k_proj", "v": "attention.v_proj", "out": "attention.o_proj",
+    "norm2": "layernorm_after", "up": "mlp.fc1", "down": "mlp.fc2",
+}  # fmt: skip
+TIMM = {"norm1": "norm1", "qkv": "attn.qkv", "out": "attn.proj", "norm2": "norm2", "up": "mlp.fc1", "down": "mlp.fc2"}
+
+
+def rules(config: ViTConfig) -> Sequence[Rule]:
+    """Transformers' ViTForImageClassification; transformers 4's spelling is read too."""
+    return (
+        Legacy(r"^vit\.encoder\.layer\.", "vit.layers."),
+        *(Legacy(rf"\.attention\.attention\.{n}\.", f".attention.{n[0]}_proj.") for n in ("query", "key", "value")),
+        Legacy(r"\.attention\.output\.dense\.", ".attention.o_proj."),
+        Legacy(r"\.intermediate\.dense\.", ".mlp.fc1."),
+        Legacy(r"(\.layers\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
+        Ignore(r"vit\.pooler\..*"),
+        Rename("vit.embeddings.cls_token", "embed.cls_token"),
+        Rename("vit.embeddings.position_embeddings", "embed.position_embeddings"),
+        patch_rule("vit.embeddings.patch_embeddings.projection.weight", "embed.patches.projection.weight", config.patch_size),
+        Rename("vit.embeddings.patch_embeddings.projection.bias", "embed.patches.projection.bias"),
+        *layers(config.num_hidden_layers, block_rules(_in_layer("vit.layers.{i}.", TRANSFORMERS), "encoder.blocks.{i}",
+                                                      qkv_bias=config.qkv_bias)),
+        *affine("vit.layernorm", "encoder.final_norm"),
+        *affine("classifier", "classifier"),
+    )  # fmt: skip
+
+
+def timm_rules(config: ViTConfig) -> Sequence[Rule]:
+    """Timm's VisionTransformer."""
+    return (
+        Rename("cls_token", "embed.cls_token"),
+        Rename("pos_embed", "embed.position_embeddings"),
+        patch_rule("patch_embed.proj.weight", "embed.patches.projection.weight", config.patch_size),
+        Rename("patch_embed.proj.bias", "embed.patches.projection.bias"),
+        *layers(config.num_hidden_layers, block_rules(_in_layer("blocks.{i}.", TIMM), "encoder.blocks.{i}", qkv_bias=config.qkv_bias)),
+        *affine("norm", "encoder.final_norm"),
+        *affine("head", "classifier"),
+    )
+
+
+TIMM_VARIANTS = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16), "huge": (1280, 32, 16)}
+
+
+def timm_config(record: Mapping[str, Any]) -> ViTConfig:
+    """From timm's config.json: the shape is in the architecture's name and `model_args`."""
+    name, arguments = str(record["architecture"]), dict(record.get("model_args") or {})
+    found = re.fullmatch(r"vit_(tiny|small|base|large|huge)_patch(\d+)_(\d+)(\..*)?", name)
+    if found is None:
+        raise UserError(f"timm architecture {name!r} is not supported, expected vit_(tiny|small|base|large|huge)_patch(N)_(SIZE)")
+    width, depth, heads = TIMM_VARIANTS[found[1]]
+    known = {"img_size": int(found[3]), "patch_size": int(found[2]), "embed_dim": width, "depth": depth, "num_heads": heads,
+             "mlp_ratio": 4.0, "qkv_bias": True, "global_pool": record.get("global_pool") or "token", "fc_norm": None,
+             "num_classes": record.get("num_classes", 1000)}  # fmt: skip
+    unknown = sorted(set(arguments) - set(known))
+    if unknown:
+        raise UserError(f"timm's config.json: model_args {', '.join(unknown)} are not supported, expected only {', '.join(known)}")
+    known |= arguments
+    if known["global_pool"] not in ("token", "avg") or (known["global_pool"] == "avg" and known["fc_norm"] is not False):
+        raise UserError("timm's config.json: expected global_pool 'token', or 'avg' with model_args.fc_norm false (norm before the mean)")
+    labels = record.get("label_names")
+    return ViTConfig(
+        hidden_size=known["embed_dim"], num_hidden_layers=known["depth"], num_attention_heads=known["num_heads"],
+        intermediate_size=int(known["embed_dim"] * known["mlp_ratio"]), layer_norm_eps=1e-6, image_size=known["img_size"],
+        patch_size=known["patch_size"], qkv_bias=known["qkv_bias"], num_labels=known["num_classes"],
+        labels=tuple(labels) if labels else None, pooling="cls" if known["global_pool"] == "token" else "mean",
+    )  # fmt: skip
+
+
+def timm_record(net: ViT) -> dict[str, Any]:
+    """Timm's config.json for `net`; the shape goes into `model_args`, whatever the name says."""
+    c = net.config
+    if c.hidden_act != "gelu" or c.layer_norm_eps != 1e-6:
+        raise UserError(f"timm's vit has gelu and layer_norm_eps 1e-6, this model {c.hidden_act} and {c.layer_norm_eps:g}: "
+                        "save it in transformers' layout")  # fmt: skip
+    pool = "token" if c.pooling == "cls" else "avg"
+    arguments = {"img_size": c.image_size, "patch_size": c.patch_size, "embed_dim": c.hidden_size, "depth": c.num_hidden_layers,
+                 "num_heads": c.num_attention_heads, "mlp_ratio": c.intermediate_size / c.hidden_size, "qkv_bias": c.qkv_bias,
+                 "global_pool": pool, **({"fc_norm": False} if pool == "avg" else {})}  # fmt: skip
+    named = {"label_names": list(c.labels)} if c.labels else {}
+    return {"architecture": "vit_base_patch16_224", "num_classes": c.num_labels, "num_features": c.hidden_size, "global_pool": pool,
+            **named, "model_args": arguments,
+            "pretrained_cfg": {**net.preprocessing.to_timm(), "num_classes": c.num_labels, "first_conv": "patch_embed.proj",
+                               "classifier": "head", **named}}  # fmt: skip
+
+
+def _read_timm(net: ViT, record: Mapping[str, Any], directory: Path) -> None:
+    net.preprocessing = Preprocessing.from_timm(record.get("pretrained_cfg") or {}, net.config.image_size)
+
+
+def _files(net: ViT) -> dict[str, dict[str, Any]]:
+    return {"preprocessor_config.json": net.preprocessing.to_transformers("ViTImageProcessor")}
+
+
+def read_preprocessing(net: Any, directory: Path) -> None:
+    """Take `preprocessor_config.json` over into `net.preprocessing`, where there is one."""
+    path = directory / "preprocessor_config.json"
+    if path.exists():
+        found = Preprocessing.from_transformers(json.loads(path.read_text()))
+        if found.image_size != net.preprocessing.image_size:
+            raise UserError(f"{path} makes pictures of {found.image_size} pixels, the model takes {net.preprocessing.image_size}")
+        net.preprocessing = found
+
+
+def _save_to(config: ViTConfig) -> str:
+    return "transformers" if config.pooling == "cls" else "timm"
+
+
+def adapt(config: ViTConfig, context: Context) -> ViTConfig:
+    """As many classes as the data names."""
+    if context.classes is None:
+        return config
+    return replace(config, num_labels=len(context.classes), labels=tuple(context.classes))
+
+
+def create(config: ViTConfig, settings: Mapping[str, Any], context: Context) -> ViTPretraining:
+    """The pretraining system with fresh weights."""
+    return ViTPretraining(config, build_settings(ViTSettings, settings, "objective"))
+
+
+FAMILIES = (
+    Family(
+        name="vit",
+        title="ViT",
+        paper='Dosovitskiy, Beyer, Kolesnikov, Weissenborn, Zhai et al., "An Image is Worth 16x16 Words", 2020',
+        year=2020,
+        url="https://arxiv.org/abs/2010.11929",
+        objective="image classification: softmax, or a sigmoid per class",
+        config=ViTConfig,
+        sizes={
+            "tiny": {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 512, "image_size": 32,
+                     "patch_size": 4, "layer_norm_eps": 1e-6},
+            "small": {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536, "layer_norm_eps": 1e-6},
+            "base": {"layer_norm_eps": 1e-6},
+            "base32": {"patch_size": 32, "layer_norm_eps": 1e-6},
+            "large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,
+                      "layer_norm_eps": 1e-6},
+            "huge": {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 16, "intermediate_size": 5120, "patch_size": 14,
+                     "layer_norm_eps": 1e-6},
+        },
+        create=create,
+        settings=ViTSettings,
+        adapt=adapt,
+        nets=(
+            Net("ViTForImageClassification", ViT, rules, default_layout=_save_to, files=_files, finish=read_preprocessing, layouts=(
+                Layout("timm", "config.json", "model.safetensors", lambda r: str(r.get("architecture", "")).startswith("vit_"),
+                       timm_config, timm_record, timm_rules, _read_timm),
+            )),
+        ),
+        model_type="vit",
+        reference="transformers ViTForImageClassification; timm VisionTransformer",
+    ),
+)  # fmt: skip
