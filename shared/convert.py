@@ -225,6 +225,32 @@ class Alias(Rule):
 
 
 @dataclass(frozen=True)
+class Tied(Rule):
+    """Our second name for a tensor that `of` (a key of ours) already names: a head that shares a table."""
+
+    ours: str
+    of: str
+
+    @property
+    def their_keys(self) -> tuple[str, ...]:
+        """None: it comes with `of`."""
+        return ()
+
+    @property
+    def our_keys(self) -> tuple[str, ...]:
+        """The second name."""
+        return (self.ours,)
+
+    def read(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """See `to_ours`, which takes `of`."""
+        return ()
+
+    def write(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """It is written under the first name."""
+        return ()
+
+
+@dataclass(frozen=True)
 class Ignore(Rule):
     """Keys of theirs that hold nothing learned (index buffers); `pattern` must match the whole key."""
 
@@ -280,9 +306,9 @@ def layers(count: int, rules: Iterable[Rule], name: str = "i") -> tuple[Rule, ..
 
 def prefixed(rules: Iterable[Rule], theirs: str = "", ours: str = "") -> tuple[Rule, ...]:
     """The same rules with a prefix before every name of theirs and of ours (`Ignore` and `Legacy` stay as they are)."""
-    sides = {"theirs": theirs, "of": theirs, "ours": ours}
 
     def moved(rule: RuleT) -> RuleT:
+        sides = {"theirs": theirs, "ours": ours, "of": ours if isinstance(rule, Tied) else theirs}
         changed = {}
         for f in fields(rule):  # type: ignore[arg-type]
             if f.name in sides:
@@ -319,6 +345,9 @@ def to_ours(rules: Sequence[Rule], theirs: State, what: str = "the checkpoint") 
                 problems.append(f"{rule.theirs} and {rule.of} are tied in this architecture and differ in the file")
         elif not absent:
             result.update(zip(rule.our_keys, rule.read([theirs[k] for k in rule.their_keys])))
+    for rule in rules:
+        if isinstance(rule, Tied) and rule.of in result:
+            result[rule.ours] = result[rule.of]
     ignored = [re.compile(r.pattern) for r in rules if isinstance(r, Ignore) and not isinstance(r, Legacy)]
     unexpected = [k for k in theirs if k not in used and not any(p.fullmatch(k) for p in ignored)]
     _report(what, missing, unexpected, problems)

@@ -68,7 +68,8 @@ def mask_tokens(
     kind = rng.random(count)
     random_ids = rng.integers(vocab_size, size=count)
     noisy = ids.copy()
-    noisy[positions] = np.where(kind < replaced_by_mask, mask_id, np.where(kind < replaced_by_mask + replaced_at_random, random_ids, targets))
+    drawn = np.where(kind < replaced_by_mask + replaced_at_random, random_ids, targets)
+    noisy[positions] = np.where(kind < replaced_by_mask, mask_id, drawn)
     return Masked(noisy, positions, targets)
 
 

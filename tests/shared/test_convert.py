@@ -9,6 +9,7 @@ from polymodal.shared.convert import (
     Reshape,
     Rule,
     Split,
+    Tied,
     Transpose,
     affine,
     fused,
@@ -104,6 +105,14 @@ def test_prefixes_reach_every_name():
     ours = to_ours(rules, state)
     assert all(k.startswith("trunk.") for k in ours)
     assert to_theirs(rules, ours).keys() == state.keys() | {"bert.bias_twin"}
+
+
+def test_a_head_of_ours_that_shares_a_table():
+    rules = prefixed((Rename("word", "embed"), Tied("head", "embed")), theirs="bert.", ours="net.")
+    word = torch.randn(3, 2)
+    ours = to_ours(rules, {"bert.word": word})
+    assert ours["net.head"] is ours["net.embed"]
+    assert to_theirs(rules, ours).keys() == {"bert.word"}
 
 
 def test_layers_nest():

@@ -12,7 +12,9 @@ def masked(length: int, seed: int, **settings):
     return ids, mask_tokens(ids, maskable, np.random.default_rng(seed), mask_id=MASK, vocab_size=VOCAB, **settings)
 
 
-@pytest.mark.parametrize(("length", "limit", "expected"), [(3, None, 1), (10, None, 2), (30, None, 4), (50, None, 8), (128, 20, 19), (512, 80, 77), (512, 20, 20)])
+@pytest.mark.parametrize(("length", "limit", "expected"), [
+    (3, None, 1), (10, None, 2), (30, None, 4), (50, None, 8), (128, 20, 19), (512, 80, 77), (512, 20, 20),
+])
 def test_the_count_rounds_as_the_reference(length, limit, expected):
     assert prediction_count(length, 0.15, limit) == expected
     assert len(masked(length, 0, max_predictions=limit)[1].positions) == min(expected, length - 2)

@@ -1,0 +1,181 @@
+"""The BERT-shaped trunk that many systems share: summed embeddings, a stack of post-norm blocks, a pooler."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .attention import Attention
+from .block import ACTIVATIONS, Block, FeedForward, LayerNorm
+from .config import Config
+from .convert import Ignore, Legacy, Rename, Rule, affine, fused, layers
+from .embed import TokenEmbedding, normal_
+from .errors import raise_problems
+from .heads import Pooler
+from .mask import Mask
+from .stack import Stack
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig(Config):
+    """What describes the trunk, with the names of transformers' `BertConfig`."""
+
+    vocab_size: int = 30522
+    """Rows of the word table."""
+    hidden_size: int = 768
+    """Width D."""
+    num_hidden_layers: int = 12
+    """Blocks."""
+    num_attention_heads: int = 12
+    """Attention heads; they divide `hidden_size`."""
+    intermediate_size: int = 3072
+    """Width of the feed-forward layer."""
+    hidden_act: str = "gelu"
+    """Activation of the feed-forward layer and of the language-modelling head; `gelu_new` is the tanh form."""
+    hidden_dropout_prob: float = 0.1
+    """Dropout of the embeddings and before each residual sum."""
+    attention_probs_dropout_prob: float = 0.1
+    """Dropout of the attention weights."""
+    max_position_embeddings: int = 512
+    """Rows of the position table: the longest sequence."""
+    type_vocab_size: int = 2
+    """Rows of the token-type table (segments A and B)."""
+    initializer_range: float = 0.02
+    """Standard deviation of fresh weights."""
+    layer_norm_eps: float = 1e-12
+    """Epsilon of every layer norm."""
+    pad_token_id: int | None = 0
+    """Id of padding. Packed training never meets it."""
+
+    FIXED: ClassVar[Mapping[str, tuple[Any, ...]]] = MappingProxyType({
+        "is_decoder": (False,), "add_cross_attention": (False,), "is_encoder_decoder": (False,), "tie_word_embeddings": (True,),
+        "position_embedding_type": ("absolute", None), "chunk_size_feed_forward": (0,), "pruned_heads": ({}, None),
+    })
+    IGNORED: ClassVar[frozenset[str]] = frozenset({"bos_token_id", "eos_token_id"})
+
+    def __post_init__(self) -> None:
+        """Check what the fields must satisfy together."""
+        problems = [f"{n} is {getattr(self, n)}, expected at least 1" for n in (
+            "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings",
+            "type_vocab_size") if getattr(self, n) < 1]
+        if not problems and self.hidden_size % self.num_attention_heads:
+            problems.append(f"hidden_size {self.hidden_size} does not divide into {self.num_attention_heads} attention heads")
+        if self.hidden_act not in ACTIVATIONS:
+            problems.append(f"hidden_act is {self.hidden_act!r}, expected one of {', '.join(ACTIVATIONS)}")
+        raise_problems(problems, "model")
+
+
+@dataclass
+class EncoderOutput:
+    """Outputs of an `Encoder`."""
+
+    last_hidden_state: Tensor
+    """[B, S, D]"""
+    pooler_output: Tensor | None
+    """[B, D] ([N, D], one for each document, where they are packed); None for a trunk without pooler."""
+    hidden_states: tuple[Tensor, ...] | None = None
+    """The embeddings and every block's output, where asked for."""
+
+    @property
+    def pooled(self) -> Tensor:
+        """`pooler_output`, of a trunk that has a pooler."""
+        assert self.pooler_output is not None, "this trunk was built without a pooler"
+        return self.pooler_output
+
+
+class Encoder(nn.Module):
+    """Embeddings of words, positions and segments; post-norm blocks; perhaps a pooler.
+
+    Args:
+        config: the sizes.
+        pooler: whether to read a summary off the first token.
+    """
+
+    def __init__(self, config: EncoderConfig, *, pooler: bool = True) -> None:
+        super().__init__()
+        self.config = config
+
+        def norm() -> nn.Module:
+            return LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+        self.embed = TokenEmbedding(config.vocab_size, config.hidden_size, max_positions=config.max_position_embeddings,
+                                    type_vocab_size=config.type_vocab_size, norm=norm, dropout=config.hidden_dropout_prob)
+        self.stack = Stack([
+            Block(
+                Attention(config.hidden_size, config.num_attention_heads, dropout=config.attention_probs_dropout_prob),
+                FeedForward(config.hidden_size, config.intermediate_size, config.hidden_act),
+                norm=norm, order="post", dropout=config.hidden_dropout_prob,
+            )
+            for _ in range(config.num_hidden_layers)
+        ])  # fmt: skip
+        self.pooler = Pooler(config.hidden_size) if pooler else None
+        normal_(self, config.initializer_range)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        *,
+        lengths: tuple[int, ...] | None = None,
+        output_hidden_states: bool = False,
+    ) -> EncoderOutput:
+        """Encode a padded batch, or documents packed in one row.
+
+        Args:
+            input_ids: [B, S].
+            attention_mask: [B, S], nonzero where there is no padding; None sees everything.
+            token_type_ids: [B, S]; by default zeros.
+            position_ids: [B, S]; by default 0, 1, ... .
+            lengths: lengths of packed documents, which do not see each other (then B is 1 and
+                `position_ids` restarts in each); excludes `attention_mask`.
+            output_hidden_states: keep the output of every block.
+        """
+        assert lengths is None or attention_mask is None, "packed documents need no padding mask"
+        mask = Mask(keep=None if attention_mask is None else attention_mask.bool(), lengths=lengths)
+        kept: list[Tensor] | None = [] if output_hidden_states else None
+        x = self.stack(self.embed(input_ids, position_ids, token_type_ids), mask, hidden_states=kept)
+        pooled = None if self.pooler is None else self.pooler(_first_tokens(x, lengths))
+        return EncoderOutput(x, pooled, None if kept is None else tuple(kept))
+
+
+def _first_tokens(x: Tensor, lengths: tuple[int, ...] | None) -> Tensor:
+    """[B, D], or of packed documents [N, D]."""
+    if lengths is None:
+        return x[:, 0]
+    starts = torch.tensor([0, *lengths[:-1]]).cumsum(0)
+    return x[0, starts.to(x.device, non_blocking=True)]
+
+
+def encoder_rules(config: EncoderConfig, *, pooler: bool = True) -> tuple[Rule, ...]:
+    """The names of transformers' `BertModel`; put prefixes before them with `convert.prefixed`."""
+    layer = (
+        *fused(tuple(f"encoder.layer.{{i}}.attention.self.{n}" for n in ("query", "key", "value")), "stack.blocks.{i}.attention.qkv"),
+        *affine("encoder.layer.{i}.attention.output.dense", "stack.blocks.{i}.attention.out"),
+        *affine("encoder.layer.{i}.attention.output.LayerNorm", "stack.blocks.{i}.attention_residual.norm"),
+        *affine("encoder.layer.{i}.intermediate.dense", "stack.blocks.{i}.feed_forward.up"),
+        *affine("encoder.layer.{i}.output.dense", "stack.blocks.{i}.feed_forward.down"),
+        *affine("encoder.layer.{i}.output.LayerNorm", "stack.blocks.{i}.feed_forward_residual.norm"),
+    )
+    return (
+        Rename("embeddings.word_embeddings.weight", "embed.word.weight"),
+        Rename("embeddings.position_embeddings.weight", "embed.position.weight"),
+        Rename("embeddings.token_type_embeddings.weight", "embed.token_type.weight"),
+        *affine("embeddings.LayerNorm", "embed.norm"),
+        *layers(config.num_hidden_layers, layer),
+        *(affine("pooler.dense", "pooler.dense") if pooler else ()),
+    )
+
+
+LEGACY: tuple[Rule, ...] = (
+    Legacy(r"LayerNorm\.gamma$", "LayerNorm.weight"),
+    Legacy(r"LayerNorm\.beta$", "LayerNorm.bias"),
+    Ignore(r"(.*\.)?embeddings\.(position_ids|token_type_ids)"),
+)
+"""What older checkpoints call norms, and index buffers that they saved."""
