@@ -201,20 +201,22 @@ class Layout:
         config_file: the JSON file that describes the net.
         weights_file: the safetensors file.
         recognises: whether the contents of a JSON file of that name describe this kind of net.
-        read: those contents -> config.
+        read: (those contents, the directory) -> config.
         write: net -> those contents; raises `UserError` where the library has no such net.
         rules: the state-dict rule table for a config.
         finish: (net, contents, directory): take over what is no config, such as the preprocessing of pictures.
+        files: net -> further JSON files, by name relative to the directory.
     """
 
     name: str
     config_file: str
     weights_file: str
     recognises: Callable[[Mapping[str, Any]], bool]
-    read: Callable[[Mapping[str, Any]], Any]
+    read: Callable[[Mapping[str, Any], Path], Any]
     write: Callable[[Any], Mapping[str, Any]]
     rules: Callable[[Any], Sequence[Any]]
     finish: Callable[[Any, Mapping[str, Any], Path], None] = lambda net, record, directory: None
+    files: Callable[[Any], Mapping[str, Mapping[str, Any]]] = lambda net: {}
 
 
 @dataclass(frozen=True)

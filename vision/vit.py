@@ -379,7 +379,7 @@ def timm_rules(config: ViTConfig) -> Sequence[Rule]:
 TIMM_VARIANTS = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16), "huge": (1280, 32, 16)}
 
 
-def timm_config(record: Mapping[str, Any]) -> ViTConfig:
+def timm_config(record: Mapping[str, Any], directory: Path) -> ViTConfig:
     """From timm's config.json: the shape is in the architecture's name and `model_args`."""
     name, arguments = str(record["architecture"]), dict(record.get("model_args") or {})
     found = re.fullmatch(r"vit_(tiny|small|base|large|huge)_patch(\d+)_(\d+)(\..*)?", name)
