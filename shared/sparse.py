@@ -1,0 +1,219 @@
+"""Plans that read only the keys a mask shows: sliding windows in chunks, block tables by gathering."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .mask import Mask
+from .plan import Plan, Shape
+
+
+class Local(Plan):
+    """A sliding window: queries in chunks, each with the blocks of keys its window touches.
+
+    Time and memory grow linearly with the length. Global tokens are read by every chunk beside its
+    window, and their own rows are attended densely. The other fields of the mask only narrow the view
+    and are applied chunk by chunk.
+    """
+
+    @classmethod
+    def supports(cls, mask: Mask, shape: Shape, bias: Tensor | None) -> bool:
+        """Whether this plan computes exactly this mask and bias: everything that has a window."""
+        return mask.window is not None
+
+    @staticmethod
+    def reach(mask: Mask) -> tuple[int, int, int]:
+        """(left, right, chunk): how far a query sees, and how many queries share their keys."""
+        assert mask.window is not None
+        left, right = mask.window
+        if mask.causal and mask.prefix is None:
+            right = 0
+        return left, right, min(max(left, right, 16), 512)
+
+    @classmethod
+    def pays(cls, mask: Mask, shape: Shape) -> bool:
+        """Whether chunks beat dense attention (measured: they tie where they read 3/4 of the keys)."""
+        left, right, chunk = cls.reach(mask)
+        if shape.key_length < 512 or 2 * (left + right + chunk) > shape.key_length:
+            return False
+        positions = _global_positions(mask)
+        return positions is None or 2 * (left + right + chunk + 2 * len(positions)) <= shape.key_length
+
+    def __init__(self, mask: Mask, shape: Shape, bias: Tensor | None) -> None:
+        left, right, self.chunk = self.reach(mask)
+        device = shape.device
+        allowed = mask.predicate(device)
+        everywhere = _global_positions(mask)
+        self.everywhere = None if everywhere is None else everywhere.to(device)
+        known: dict[tuple[int, int, int], Tensor] = {}
+        last_block = (shape.key_length - 1) // self.chunk
+        self.spans: list[tuple[int, int, Tensor]] = []
+        for start in range(0, shape.query_length, self.chunk):
+            stop = min(start + self.chunk, shape.query_length)
+            first = max(start + mask.offset - left, 0) // self.chunk
+            last = max(min((stop - 1 + mask.offset + right) // self.chunk, last_block), first - 1)
+            begin, end = first * self.chunk, min((last + 1) * self.chunk, shape.key_length)
+            # A window alone looks the same everywhere; with documents or padding each chunk is its own.
+            place = (stop - start, begin - start, end - begin)
+            part = known.get(place) if mask.shift_invariant and bias is None else None
+            if part is None:
+                q, k = torch.arange(start, stop, device=device), torch.arange(begin, max(end, begin), device=device)
+                part = mask.part(allowed, q, k)
+                if self.everywhere is not None:  # each key once: those of the chunk are hidden among the global ones
+                    beside = (self.everywhere < begin) | (self.everywhere >= end)
+                    more = mask.part(allowed, q, self.everywhere) & beside
+                    part = torch.cat([part, more.expand(*part.shape[:3], -1)], dim=-1)
+                    k = torch.cat([k, self.everywhere])
+                if bias is not None:
+                    part = bias[:, :, start:stop].index_select(3, k).masked_fill(~part, float("-inf"))
+                known[place] = part
+            self.spans.append((first, last, part))
+        self.rows: Tensor | None = None
+        if self.everywhere is not None:
+            rows = self.everywhere - mask.offset
+            self.rows = rows[(rows >= 0) & (rows < shape.query_length)]
+            part = mask.part(allowed, self.rows, torch.arange(shape.key_length, device=device))
+            self.row_mask = part if bias is None else bias.index_select(2, self.rows).masked_fill(~part, float("-inf"))
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, dropout: float = 0.0) -> Tensor:
+        """Attend; shapes as in `Plan`."""
+        # split, not slices: the backward of a slice allocates a gradient of the full length
+        queries, keys, values = (t.split(self.chunk, dim=2) for t in (q, k, v))
+        more: list[tuple[Tensor, ...]] = [(), ()]
+        if self.everywhere is not None:
+            more = [(k.index_select(2, self.everywhere),), (v.index_select(2, self.everywhere),)]
+        out: list[Tensor] = []
+        for query, (first, last, mask) in zip(queries, self.spans, strict=True):
+            key = (*keys[first : last + 1], *more[0])
+            value = (*values[first : last + 1], *more[1])
+            if key:
+                out.append(_attend(query, torch.cat(key, dim=2), torch.cat(value, dim=2), mask, scale, dropout))
+            else:
+                out.append(torch.zeros_like(query))
+        result = torch.cat(out, dim=2)
+        if self.rows is not None:
+            own = _attend(q.index_select(2, self.rows), k, v, self.row_mask, scale, dropout)
+            result = result.index_copy(2, self.rows, own)
+        return result
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float | None, dropout: float) -> Tensor:
+    mask = mask if mask.dtype == torch.bool else mask.to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
+
+
+def _global_positions(mask: Mask) -> Tensor | None:
+    """Positions that are global in any row of the batch, or None where there are none (waits for the device)."""
+    if mask.global_tokens is None:
+        return None
+    positions = mask.global_tokens.any(0).nonzero()[:, 0]
+    return positions if len(positions) else None
+
+
+class Blocks(Plan):
+    """A block table: each block of queries gathers the blocks of keys it sees.
+
+    Rows of the table that see many blocks (global blocks) are attended densely beside the others,
+    so that one wide row does not widen the gather of all.
+    """
+
+    @classmethod
+    def supports(cls, mask: Mask, shape: Shape, bias: Tensor | None) -> bool:
+        """Whether this plan computes exactly this mask and bias: a block table over the whole length, no bias."""
+        whole = shape.query_length == shape.key_length and mask.offset == 0
+        return mask.blocks is not None and whole and bias is None and mask.global_tokens is None
+
+    @staticmethod
+    def widths(mask: Mask, shape: Shape) -> tuple[list[int], int]:
+        """(wide rows of the table, blocks that the other rows gather)."""
+        assert mask.blocks is not None
+        n = -(-shape.key_length // mask.blocks.size)
+        seen = mask.blocks.heads[:, :n, :n].sum(-1).amax(0)  # [n], most over the heads
+        limit = max(2 * int(seen.median()), 1)
+        wide = [i for i, s in enumerate(seen.tolist()) if s > limit]
+        narrow = [s for s in seen.tolist() if s <= limit]
+        return wide, max(narrow, default=0)
+
+    @classmethod
+    def pays(cls, mask: Mask, shape: Shape) -> bool:
+        """Whether gathering beats dense attention (measured: a tie where it reads a third of the keys)."""
+        assert mask.blocks is not None
+        wide, width = cls.widths(mask, shape)
+        n = -(-shape.key_length // mask.blocks.size)
+        return shape.key_length >= 1024 and 3 * (len(wide) * n + (n - len(wide)) * width) <= n * n
+
+    def __init__(self, mask: Mask, shape: Shape, bias: Tensor | None) -> None:
+        assert mask.blocks is not None
+        size, length, device = mask.blocks.size, shape.key_length, shape.device
+        n = -(-length // size)
+        self.size, self.length, self.pad = size, length, n * size - length
+        wide, self.width = self.widths(mask, shape)
+        narrow = sorted(set(range(n)) - set(wide))
+        table = mask.blocks.heads[:, :n, :n][:, narrow]  # [H or 1, R, n]
+        # The blocks that a row sees come first (a stable sort keeps their order); the rest is hidden below.
+        order = table.int().argsort(dim=-1, descending=True, stable=True)[..., : self.width]
+        index = order.to(device)  # [H or 1, R, W]
+        self.index, self.rows = index, torch.tensor(narrow, device=device, dtype=torch.long)
+        places = torch.tensor([*narrow, *wide], dtype=torch.long)
+        self.restore = places.argsort().to(device) if wide else None
+
+        allowed = mask.predicate(device)
+        inside = torch.arange(size, device=device)
+        b = torch.arange(mask.batch, device=device)
+        h = torch.arange(mask.heads, device=device)
+        self.mask: Tensor | None = None
+        if narrow and self.width:
+            q = self.rows[:, None] * size + inside  # [R, size]
+            k = (index[..., None] * size + inside).flatten(-2)  # [H or 1, R, W * size]
+            q, k = q[None, None, :, :, None], k[None, :, :, None, :]
+            real = (k < length) & (q < length)
+            ok = allowed(b[:, None, None, None, None], h[:, None, None, None], q.clamp(max=length - 1), k.clamp(max=length - 1)) & real
+            if ok.shape[0] * ok.shape[1] > 1:
+                ok = ok.expand(shape.batch, -1, -1, -1, -1)
+            self.mask = ok  # [B or 1, H or 1, R, size, W * size]
+        self.wide_rows = self.wide_mask = None
+        if wide:
+            self.wide_rows = (torch.tensor(wide, device=device)[:, None] * size + inside).flatten()
+            self.wide_mask = mask.part(allowed, self.wide_rows.clamp(max=length - 1), torch.arange(length, device=device))
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, dropout: float = 0.0) -> Tensor:
+        """Attend; shapes as in `Plan`."""
+        batch, heads, _, d = q.shape
+        padded = F.pad(q, (0, 0, 0, self.pad))
+        parts: list[Tensor] = []
+        rows = len(self.rows)
+        if rows and self.mask is None:
+            parts.append(q.new_zeros(batch, heads, rows, self.size, d))
+        elif rows and self.mask is not None:
+            query = padded.unflatten(2, (-1, self.size)).index_select(2, self.rows)
+            query = query.permute(2, 0, 1, 3, 4).reshape(rows, batch * heads, self.size, d)
+            key, value = (self._gather(t) for t in (k, v))
+            mask = self.mask
+            if mask.shape[0] * mask.shape[1] > 1:
+                mask = mask.expand(batch, heads, -1, -1, -1)
+            mask = mask.permute(2, 0, 1, 3, 4).flatten(1, 2)  # [R, 1 or B * H, size, W * size]
+            out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scale)
+            parts.append(out.unflatten(1, (batch, heads)).permute(1, 2, 0, 3, 4))
+        if self.wide_rows is not None:
+            query = padded.index_select(2, self.wide_rows)
+            out = F.scaled_dot_product_attention(query, k, v, attn_mask=self.wide_mask, dropout_p=dropout, scale=scale)
+            parts.append(out.unflatten(2, (-1, self.size)))
+        out = torch.cat(parts, dim=2)
+        if self.restore is not None:
+            out = out.index_select(2, self.restore)
+        return out.flatten(2, 3)[:, :, : self.length]
+
+    def _gather(self, t: Tensor) -> Tensor:
+        """The keys or values that each row of the table sees: [B, H, L, d] -> [R, B * H, W * size, d]."""
+        batch, heads, _, d = t.shape
+        blocks = F.pad(t, (0, 0, 0, self.pad)).unflatten(2, (-1, self.size))
+        rows, width = self.index.shape[1:]
+        if self.index.shape[0] == 1:
+            seen = blocks.index_select(2, self.index.flatten())
+        else:
+            index = self.index.flatten(1)[None, :, :, None, None].expand(batch, -1, -1, self.size, d)
+            seen = blocks.gather(2, index)
+        seen = seen.unflatten(2, (rows, width))  # [B, H, R, W, size, d]
+        return seen.permute(2, 0, 1, 3, 4, 5).reshape(rows, batch * heads, width * self.size, d)
