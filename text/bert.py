@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from ..shared.block import LayerNorm
-from ..shared.convert import Alias, Rename, Rule, Tied, affine, prefixed
+from ..shared.convert import Alias, Ignore, Rename, Rule, Tied, affine, prefixed
 from ..shared.corrupt import mask_tokens, truncate_pair
 from ..shared.embed import normal_
 from ..shared.encoder import LEGACY, Encoder, EncoderConfig, EncoderOutput, encoder_rules
@@ -490,7 +490,10 @@ def _words() -> tuple[Rule, ...]:
 NETS = (
     Net("BertForPreTraining", BertForPreTraining,
         lambda c: (*_trunk(c, pooler=True), *_words(), *affine("cls.seq_relationship", "next_sentence"))),
-    Net("BertForMaskedLM", BertForMaskedLM, lambda c: (*_trunk(c, pooler=False), *_words())),
+    Net("BertForMaskedLM", BertForMaskedLM, lambda c: (
+        *_trunk(c, pooler=False), *_words(),
+        Ignore(r"bert\.pooler\..*|cls\.seq_relationship\..*"),  # the released files of this architecture hold them too
+    )),
     Net("BertModel", Encoder, lambda c: (*encoder_rules(c), *LEGACY)),
     Net("BertForSequenceClassification", lambda c: tasks.SequenceClassification(Encoder(c), c),
         lambda c: (*_trunk(c, pooler=True), *affine("classifier", "classifier"))),
