@@ -1,0 +1,227 @@
+"""The order of the stream: a pure function of (data set, seed, lanes, window, mixture, position).
+
+Position p of the stream is the p-th sample that training consumes. Nothing here knows ranks, workers,
+batches or what was read before, so any position can be asked for at any time at the same cost, and the
+whole state of a run's data is one integer.
+
+How position p finds its sample (one data set of N samples):
+
+1. Epoch e = p // N: epochs are exact blocks of positions, each holding every sample once.
+2. Lane l = p % C. The shards, in an order drawn once per run, are laid end to end and cut into C lanes
+   of equal length (lengths and borders move by at most C samples between epochs, so that a lane, and the
+   rank that reads it, keeps to the same shards for the whole run).
+3. In an epoch, the pieces of shards in a lane are permuted, the lane is cut into windows of W samples,
+   and each window is permuted.
+
+A mixture deals the rows of every lane to its data sets in cycles of 1000 rows with exact counts; the
+k-th row a data set gets in lane l is that data set's own position k * C + l, so each repeats with its own
+epochs.
+
+Permutations come from the raw bits of Philox keyed by a hash: numpy freezes bit generators, but not
+what `Generator.permutation` makes of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+CYCLE = 1000
+"""Rows of one mixture cycle: weights are met exactly, to a thousandth, in every 1000 rows of a lane."""
+_CACHED_WINDOWS = 1024
+
+
+def _key(*parts: str | int) -> int:
+    """A 128-bit key from its parts, the same on every machine and Python."""
+    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
+
+
+def random_bits(count: int, *key: str | int) -> np.ndarray:
+    """`count` random uint64 [count], a pure function of the key."""
+    return np.random.Philox(key=_key(*key)).random_raw(count)
+
+
+def permutation(count: int, *key: str | int) -> np.ndarray:
+    """A random permutation of range(count), int64 [count], a pure function of the key."""
+    return np.argsort(random_bits(count, *key), kind="stable")
+
+
+def generator(seed: int, epoch: int, sample_index: int, purpose: str) -> np.random.Generator:
+    """The generator for everything that is drawn for one sample (crop, mask, noise) in one epoch.
+
+    Args:
+        seed: the run's seed.
+        epoch: how often the sample was seen before.
+        sample_index: the sample's number in its data set (`Sample.index`).
+        purpose: keeps independent draws apart, such as ``"example"`` or ``"partner"``.
+    """
+    return np.random.Generator(np.random.Philox(key=_key("generator", seed, epoch, sample_index, purpose)))
+
+
+@dataclass(frozen=True)
+class SourceOrder:
+    """The endless order of one data set.
+
+    Args:
+        shard_sizes: samples in each shard; sample numbers follow the shards.
+        seed: the run's seed.
+        name: tells the data sets of a mixture apart.
+        lanes: C, interleaved pieces of the data set; any number, best a multiple of every rank count.
+        window: W, samples of a lane that are shuffled together.
+    """
+
+    shard_sizes: tuple[int, ...]
+    seed: int
+    name: str
+    lanes: int
+    window: int
+    _axis: tuple[np.ndarray, np.ndarray] = field(init=False, repr=False, compare=False)
+    _windows: OrderedDict[tuple[int, int, int], np.ndarray] = field(init=False, repr=False, compare=False, default_factory=OrderedDict)
+    _pieces: OrderedDict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = field(init=False, repr=False, compare=False,
+                                                                                default_factory=OrderedDict)
+
+    def __post_init__(self) -> None:
+        assert sum(self.shard_sizes) > 0 and self.lanes > 0 and self.window > 0
+        sizes = np.array(self.shard_sizes, dtype=np.int64)
+        run = permutation(len(sizes), "shards", self.seed, self.name)
+        starts = np.concatenate([[0], np.cumsum(sizes)])[:-1]  # first sample of each shard
+        ends = np.cumsum(sizes[run])  # where the shard ends on the run's axis
+        object.__setattr__(self, "_axis", (starts[run], ends))
+
+    @property
+    def samples(self) -> int:
+        """Samples of one epoch."""
+        return int(self._axis[1][-1])
+
+    def _lane(self, epoch: int, lane: int) -> tuple[int, int, int]:
+        """(first row of the stream, first place on the axis, length) of a lane in an epoch.
+
+        Lane l owns the positions p with p % C == l, so its length in an epoch is the number of those.
+        """
+        n, lanes = self.samples, self.lanes
+        base, extra = divmod(n, lanes)
+        first = (epoch * n) % lanes  # the `extra` lanes from `first` on (cyclic) are one longer in this epoch
+        wrapped = max(0, first + extra - lanes)
+        before = max(0, min(lane, first + extra) - first) + min(lane, wrapped)
+        longer = first <= lane < first + extra or lane < wrapped
+        row = -(-(epoch * n - lane) // lanes)  # rows of the lane before this epoch: ceil
+        return row, lane * base + before, base + longer
+
+    def _lane_pieces(self, epoch: int, lane: int) -> tuple[np.ndarray, np.ndarray]:
+        """The lane's pieces of shards in this epoch's order: (first sample, end within the lane) of each."""
+        found = self._pieces.get((epoch, lane))
+        if found is None:
+            _, begin, length = self._lane(epoch, lane)
+            first_samples, ends = self._axis
+            low = int(np.searchsorted(ends, begin, side="right"))
+            high = int(np.searchsorted(ends, begin + length, side="left")) + 1
+            shard_begin = np.concatenate([[0], ends])[low:high]
+            piece_begin = np.maximum(shard_begin, begin)
+            sizes = np.minimum(ends[low:high], begin + length) - piece_begin
+            samples = first_samples[low:high] + (piece_begin - shard_begin)
+            shuffled = permutation(len(sizes), "pieces", self.seed, self.name, epoch, lane)
+            found = samples[shuffled], np.cumsum(sizes[shuffled])
+            _remember(self._pieces, (epoch, lane), found)
+        return found
+
+    def _window(self, epoch: int, lane: int, number: int) -> np.ndarray:
+        """The samples of one window in reading order, int64 [<= W]."""
+        found = self._windows.get((epoch, lane, number))
+        if found is None:
+            samples, ends = self._lane_pieces(epoch, lane)
+            begin = number * self.window
+            places = np.arange(begin, min(begin + self.window, int(ends[-1])), dtype=np.int64)
+            piece = np.searchsorted(ends, places, side="right")
+            within = places - np.where(piece > 0, ends[piece - 1], 0)
+            found = (samples[piece] + within)[permutation(len(places), "window", self.seed, self.name, epoch, lane, number)]
+            _remember(self._windows, (epoch, lane, number), found)
+        return found
+
+    def window_of(self, position: int) -> tuple[int, np.ndarray, int]:
+        """(epoch, the samples of the shuffle window that holds `position`, its place in that window)."""
+        epoch, lane = position // self.samples, position % self.lanes
+        number, place = divmod(position // self.lanes - self._lane(epoch, lane)[0], self.window)
+        return epoch, self._window(epoch, lane, number), place
+
+    def locate(self, position: int) -> tuple[int, int]:
+        """(epoch, sample number) of one position."""
+        epoch, samples, place = self.window_of(position)
+        return epoch, int(samples[place])
+
+
+def _remember(cache: OrderedDict, key: tuple, value: object) -> None:
+    cache[key] = value
+    if len(cache) > _CACHED_WINDOWS:
+        cache.popitem(last=False)
+
+
+def quotas(weights: Sequence[float]) -> tuple[int, ...]:
+    """Rows of each source in a cycle of `CYCLE`, adding up exactly (largest remainder)."""
+    shares = np.array(weights, dtype=np.float64) / sum(weights) * CYCLE
+    counts = np.floor(shares).astype(np.int64)
+    for place in np.argsort(-(shares - counts), kind="stable")[: CYCLE - int(counts.sum())]:
+        counts[place] += 1
+    return tuple(int(c) for c in counts)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a position of the stream leads."""
+
+    source: int
+    """Number of the data set in the mixture; 0 where there is one."""
+    position: int
+    """The data set's own position."""
+    epoch: int
+    sample: int
+    """The sample's number in its data set."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """The endless order of one data set or of a mixture.
+
+    Args:
+        sources: the order of each data set, all with the same seed and number of lanes.
+        weights: their shares of the samples; met exactly to a thousandth.
+    """
+
+    sources: tuple[SourceOrder, ...]
+    weights: tuple[float, ...] = (1.0,)
+    _cycles: OrderedDict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = field(init=False, repr=False, compare=False,
+                                                                                default_factory=OrderedDict)
+
+    def __post_init__(self) -> None:
+        assert len(self.sources) == len(self.weights) > 0
+
+    def locate(self, position: int) -> Place:
+        """What stands at `position` of the stream."""
+        if len(self.sources) == 1:
+            epoch, sample = self.sources[0].locate(position)
+            return Place(0, position, epoch, sample)
+        lanes = self.sources[0].lanes
+        row, lane = divmod(position, lanes)
+        cycle, place = divmod(row, CYCLE)
+        dealt, ranks = self._cycle(lane, cycle)
+        source = int(dealt[place])
+        own = (cycle * quotas(self.weights)[source] + int(ranks[place])) * lanes + lane
+        epoch, sample = self.sources[source].locate(own)
+        return Place(source, own, epoch, sample)
+
+    def _cycle(self, lane: int, cycle: int) -> tuple[np.ndarray, np.ndarray]:
+        """For each row of a cycle: its source, and how many rows of the cycle that source had before."""
+        found = self._cycles.get((lane, cycle))
+        if found is None:
+            counts = quotas(self.weights)
+            dealt = np.repeat(np.arange(len(counts)), counts)[permutation(CYCLE, "mixture", self.sources[0].seed, lane, cycle)]
+            ranks = np.zeros(CYCLE, dtype=np.int64)
+            for source, count in enumerate(counts):
+                ranks[dealt == source] = np.arange(count)
+            found = dealt, ranks
+            _remember(self._cycles, (lane, cycle), found)
+        return found

@@ -1,0 +1,440 @@
+"""`pack`: files of any common kind -> WebDataset shards with an index.
+
+1. Read: each unit of the sources is read (and tokenised) by some process and spooled as sorted runs.
+2. Write: each shard, a range of the order of everything, is written by some process.
+3. Finish: the shards are renamed into place, `index.json` last.
+
+What is finished stays in `OUT/.pack` until the end, so a killed run continues; numbers, order and bytes
+depend on the input and the options alone, never on the processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from ..shared.errors import BadSample, UserError
+from ._fit import fit
+from ._spool import Run, Spool, gather, save_json
+from .console import Bar, Console
+from .order import permutation
+from .shards import INDEX, TOKENIZER, Index, Shard, idx_name, scan, write_atomic
+from .sources import Plan, Reading, Record, Ref, Unit, plan, records
+
+if TYPE_CHECKING:
+    from ..shared.tokenizer import Tokenizer
+
+WORK = ".pack"
+_LISTED = 1000
+_SMALL = 8 << 20
+"""Below this many bytes starting processes takes longer than it saves."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a packing run does, apart from its input; part of its identity."""
+
+    reading: Reading
+    seed: int | None
+    shard_bytes: int
+    block: int
+    """Tokens of a row; 0 where texts are not tokenised."""
+    tokenizer: str
+    """Fingerprint of the tokenizer, or empty."""
+    wide: bool
+    """Whether token ids need 32 bits."""
+    holdout: float
+    on_bad: str
+
+
+def pack(sources: Sequence[str | Path] | str | Path, out: str | Path, *, kind: str | None = None, shard_bytes: int = 256 << 20,
+         tokenizer: Tokenizer | str | Path | None = None, block: int = 1024, split: str = "blank", text_field: str = "text",
+         image_field: str = "image", caption_field: str = "caption", shuffle: int | None = 0, holdout: float = 0.0,
+         holdout_out: str | Path | None = None, on_bad: str = "raise", workers: int | None = None, console: Console | None = None) -> Index:
+    """Write WebDataset shards and their index from files of a common kind.
+
+    Args:
+        sources: files and folders.
+        out: the folder of the data set; must not hold one yet.
+        kind: ``text``, ``pairs``, ``images`` or ``tar``; guessed where it is None.
+        shard_bytes: about the largest size of a shard.
+        tokenizer: tokenise texts and pack them into rows of `block` tokens.
+        block: tokens of a row.
+        split: where plain texts are cut into documents: ``blank`` lines, every ``line``, not at all (``file``), or at
+            lines equal to this string.
+        text_field: column with the text of a table.
+        image_field: column with the path of a picture, relative to the table.
+        caption_field: column with the caption.
+        shuffle: seed of the order of the samples; None keeps the order of the input.
+        holdout: samples held out for evaluation: a fraction below 1, or their number; drawn by hash of the content, so
+            equal samples stay together.
+        holdout_out: the folder of the held-out data set.
+        on_bad: ``raise`` stops at the first record that cannot be used, ``skip`` counts and lists them.
+        workers: processes; by default one for each core, or this one alone where there is little to do.
+        console: where progress goes; silent by default.
+
+    Returns:
+        The index of the data set (without what was held out).
+    """
+    console = console or Console(quiet=True)
+    given = [sources] if isinstance(sources, (str, Path)) else list(sources)
+    if on_bad not in ("raise", "skip"):
+        raise UserError(f"on_bad is {on_bad!r}, expected raise or skip")
+    if shard_bytes < 4096:
+        raise UserError(f"shards of {shard_bytes} bytes are too small, expected at least 4096")
+    if (holdout > 0) != (holdout_out is not None):
+        raise UserError("--holdout (how much) and --holdout-out (where to) belong together: give both or neither")
+    if holdout < 0 or (holdout > 1 and holdout != int(holdout)):
+        raise UserError(f"holdout is {holdout}, expected a fraction between 0 and 1 or a whole number of samples")
+    reading = Reading(kind, split, text_field, image_field, caption_field)
+    found = plan(given, reading)
+    tok = _load_tokenizer(tokenizer, found.kind, block) if tokenizer is not None else None
+    options = Options(reading, shuffle, shard_bytes, block if tok else 0, tok.fingerprint if tok else "",
+                      tok is not None and tok.vocab_size > 2**16, float(holdout), on_bad)
+    sides = [Path(out)] + ([Path(holdout_out)] if holdout_out is not None else [])
+    done = _claim(sides, found, options)
+    if done is not None:
+        return done
+    try:
+        indexes = _pack(sides, found, options, tok, workers, console)
+    except UserError:  # bad input: nothing is kept; after a kill or a full disk the next run continues
+        for side in sides:
+            shutil.rmtree(side / WORK, ignore_errors=True)
+            with suppress(OSError):
+                side.rmdir()
+        raise
+    for side in reversed(sides):
+        shutil.rmtree(side / WORK, ignore_errors=True)
+    for side, index in zip(sides, indexes, strict=True):
+        fill = f", rows {index.schema['fill']:.4f} full" if "fill" in index.schema else ""
+        skipped = f", {index.schema['skipped']} skipped" if "skipped" in index.schema else ""
+        console.say(f"{side}: {index.samples} samples in {len(index.shards)} shards{fill}{skipped}")
+    return indexes[0]
+
+
+def _pack(sides: list[Path], found: Plan, options: Options, tok: Tokenizer | None, workers: int | None, console: Console) -> list[Index]:
+    """Read, write, finish."""
+    work = sides[0] / WORK
+    if tok is not None:
+        tok.save(work / TOKENIZER)
+    if workers is None:
+        workers = 1 if sum(f[1] for f in found.files) < _SMALL else os.cpu_count() or 1
+    with console.progress("reading", sum(u.size for u in found.units)) as bar:
+        tasks = [(partial(_read, unit, i, options, work), work / "units" / f"{i:06d}.json", unit.size) for i, unit in enumerate(found.units)]
+        units = _run(tasks, workers, bar)
+    bad = [row for unit in units for row in unit["bad"]]
+    for row in bad[:10]:
+        console.warn(f"skipped: {row}")
+    jobs, below = _cut([run for unit in units for run in unit["runs"]], work, options, sides, bad)
+    with console.progress("writing", sum(job.records for job in jobs)) as bar:
+        tasks = [(partial(_write, job, options, work, below), job.entry, job.records) for job in jobs]
+        entries = _run(tasks, workers, bar)
+    bad_count = sum(unit["bad_count"] for unit in units)
+    return [_finish(side, held, found, options, [e for e, job in zip(entries, jobs, strict=True) if job.held == held], bad_count,
+                    work / TOKENIZER) for held, side in enumerate(sides)]
+
+
+def _load_tokenizer(source: Tokenizer | str | Path, kind: str, block: int) -> Tokenizer:
+    from ..shared.tokenizer import Tokenizer
+
+    if kind != "text":
+        raise UserError(f"--tokenize makes rows of tokens from text; these sources are {kind}")
+    if block < 8:
+        raise UserError(f"--block {block} is too short, expected at least 8 tokens")
+    return source if isinstance(source, Tokenizer) else Tokenizer.load(source)
+
+
+def _claim(sides: list[Path], found: Plan, options: Options) -> Index | None:
+    """Make the working folders, keeping what an interrupted run of the same plan left."""
+    identity = json.loads(json.dumps({"options": asdict(options), "units": [asdict(u) for u in found.units], "files": found.files,
+                                      "sides": [str(s.resolve()) for s in sides]}))
+    saved = sides[0] / WORK / "plan.json"
+    same = saved.is_file() and json.loads(saved.read_text()) == identity
+    for side in sides:
+        if side.exists() and not side.is_dir():
+            raise UserError(f"{str(side)!r} is a file: give a folder that does not exist yet")
+        if (side / INDEX).exists() and not same:
+            raise UserError(f"{str(side)!r} holds a data set already: choose another folder, or delete it first")
+        others = [p.name for p in side.iterdir() if p.name != WORK] if side.is_dir() else []
+        if others and not same:
+            raise UserError(f"{str(side)!r} is not empty (it holds {others[0]!r}): choose another folder")
+    if same and all((side / INDEX).exists() for side in sides):  # killed between the last rename and the tidying
+        for side in reversed(sides):
+            shutil.rmtree(side / WORK, ignore_errors=True)
+        return Index.from_json((sides[0] / INDEX).read_bytes(), str(sides[0] / INDEX))
+    for side in sides:
+        if not same:
+            shutil.rmtree(side / WORK, ignore_errors=True)
+        (side / WORK / "shards").mkdir(parents=True, exist_ok=True)
+    (sides[0] / WORK / "units").mkdir(exist_ok=True)
+    write_atomic(saved, json.dumps(identity).encode())
+    return None
+
+
+def _run(tasks: Iterable[tuple[Callable[[], Any], Path, int]], workers: int, bar: Bar) -> list[Any]:
+    """Run tasks whose result is a JSON file; those whose file exists are done already."""
+    rows = list(tasks)
+    open_tasks = [(do, size) for do, path, size in rows if not path.exists()]
+    bar.advance(sum(size for _, path, size in rows if path.exists()))
+    if workers <= 1 or len(open_tasks) <= 1:
+        for do, size in open_tasks:
+            do()
+            bar.advance(size)
+    else:
+        context = multiprocessing.get_context("forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn")
+        if context.get_start_method() == "forkserver":
+            context.set_forkserver_preload([__name__])
+        waiting = iter(open_tasks)
+        with ProcessPoolExecutor(min(workers, len(open_tasks)), mp_context=context, initializer=_watch_parent,
+                                 initargs=(os.getpid(),)) as pool:
+            running: dict[Future[Any], int] = {}
+            try:
+                while True:
+                    while len(running) < 2 * workers and (task := next(waiting, None)) is not None:
+                        running[pool.submit(task[0])] = task[1]
+                    if not running:
+                        break
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        size = running.pop(future)
+                        future.result()
+                        bar.advance(size)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    return [json.loads(path.read_text()) for _, path, _ in rows]
+
+
+def _watch_parent(parent: int) -> None:
+    """End this process when the one that packs is gone (killed), so that no orphan goes on writing."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each process has one core
+
+    def watch() -> None:
+        while True:
+            try:
+                os.kill(parent, 0)
+            except OSError:
+                os._exit(1)
+            time.sleep(0.5)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+# ---- 1. read
+
+
+def _read(unit: Unit, number: int, options: Options, work: Path) -> None:
+    """Spool the records of one unit, tokenised where asked for."""
+    spool = Spool(work / "units", number, options.seed)
+    bad: list[str] = []
+    count = 0
+
+    def good() -> Iterator[Record]:
+        nonlocal count
+        for record in records(unit, options.reading):
+            if isinstance(record, BadSample):
+                if options.on_bad == "raise":
+                    raise UserError(f"{record} (--on-bad skip leaves such records out and counts them)")
+                count += 1
+                if len(bad) < _LISTED:
+                    bad.append(str(record))
+            else:
+                yield record
+
+    if options.block:
+        tokenizer = _tokenizer(str(work / TOKENIZER))
+        for chunk in _chunks(good(), 1000):
+            for record, pieces in zip(chunk, _tokenise(tokenizer, chunk, options.block), strict=True):
+                for ids in pieces:
+                    data = ids.astype("<u4" if options.wide else "<u2").tobytes()
+                    spool.add(Record("", {"tokens": data}, record.identity), len(ids))
+    else:
+        for record in good():
+            spool.add(record, sum(512 + -(-(v.size if isinstance(v, Ref) else len(v)) // 512) * 512 for v in record.fields.values()))
+    spool.flush()
+    save_json(work / "units" / f"{number:06d}.json", {"runs": spool.runs, "bad": bad, "bad_count": count})
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(directory: str) -> Tokenizer:
+    from ..shared.tokenizer import Tokenizer
+
+    return Tokenizer.load(directory)
+
+
+def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    chunk: list[T] = []
+    for item in items:
+        chunk.append(item)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _tokenise(tokenizer: Tokenizer, chunk: list[Record], block: int) -> Iterator[list[np.ndarray]]:
+    """Each document's pieces: [CLS] piece [SEP] where the tokenizer has those, else the text and at its end [EOS]."""
+    texts = [r.fields["txt"].decode("utf-8") for r in chunk if isinstance(r.fields["txt"], bytes)]
+    first = [tokenizer.cls_id] if tokenizer.cls_id is not None and tokenizer.sep_id is not None else []
+    last = [tokenizer.sep_id] if first else []
+    end = [] if first or tokenizer.eos_id is None else [tokenizer.eos_id]
+    room = block - len(first) - len(last)
+    for ids in tokenizer.encode_batch(texts, add_special_tokens=False):
+        whole = [*ids, *end] if ids else []
+        yield [np.array([*first, *whole[i : i + room], *last], dtype=np.int64) for i in range(0, len(whole), room)]
+
+
+# ---- 2. write
+
+
+@dataclass(frozen=True)
+class Job:
+    """One shard to be written."""
+
+    held: int
+    number: int
+    ranges: tuple[tuple[str, int, int], ...]
+    records: int
+    folder: Path
+
+    @property
+    def entry(self) -> Path:
+        """The record of the finished shard."""
+        return self.folder / f"{self.number:06d}.json"
+
+
+def _cut(runs: list[str], work: Path, options: Options, sides: list[Path], bad: list[str]) -> tuple[list[Job], int]:
+    """Cut the order of everything into shards, for each side."""
+    if not runs:
+        raise UserError("nothing was packed: the sources hold no usable samples" + (f"; the first reason: {bad[0]}" if bad else ""))
+    tables = [Run.load(work / "units" / name) for name in runs]
+    below = _threshold(np.concatenate([t.identities for t in tables]), options.holdout)
+    jobs: list[Job] = []
+    run_of = np.repeat(np.arange(len(runs), dtype=np.int32), [len(t.numbers) for t in tables])
+    row_of = np.concatenate([np.arange(len(t.numbers), dtype=np.int64) for t in tables])
+    sizes = np.concatenate([t.sizes for t in tables])
+    held_out = np.concatenate([t.held(below) for t in tables])
+    everything = np.arange(len(sizes)) if options.seed is None else np.argsort(np.concatenate([t.numbers for t in tables]), kind="stable")
+    limit = options.shard_bytes - 2 * 10240
+    if options.block:
+        row = 1536 + -(-options.block * (4 if options.wide else 2) // 512) * 512
+        limit = max(options.block, int(0.97 * limit / row * options.block))
+    limit = max(limit, 1)
+    for held, side in enumerate(sides):
+        chosen = everything[held_out[everything] == bool(held)]
+        if not len(chosen):
+            raise UserError(f"no samples left for {str(side)!r}: {len(sizes)} samples, holdout {options.holdout:g}")
+        ends = np.cumsum(sizes[chosen].astype(np.int64))
+        first = 0
+        while first < len(chosen):
+            before = int(ends[first - 1]) if first else 0
+            last = max(first + 1, int(np.searchsorted(ends, before + limit, side="right")))
+            part = chosen[first:last]
+            ranges = []
+            for run in np.unique(run_of[part]).tolist():
+                rows = row_of[part[run_of[part] == run]]
+                ranges.append((runs[run], int(rows.min()), int(rows.max()) + 1))
+            jobs.append(Job(held, sum(j.held == held for j in jobs), tuple(ranges), len(part), side / WORK / "shards"))
+            first = last
+    return jobs, below
+
+
+def _threshold(identities: np.ndarray, holdout: float) -> int:
+    """Records with an identity below this are held out."""
+    if holdout <= 0:
+        return 0
+    if holdout < 1:
+        return int(holdout * 2**64)
+    count = int(holdout)
+    different = np.unique(identities)
+    if count >= len(different):
+        raise UserError(f"--holdout {count} leaves nothing to train on: there are {len(different)} different samples")
+    return int(different[count])
+
+
+def _write(job: Job, options: Options, work: Path, below: int) -> None:
+    """Write one shard, its side file and its record."""
+    from webdataset.writer import TarWriter
+
+    path = job.folder / f"{job.number:06d}.tar"
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    stats = {"tokens": 0, "documents": 0, "cut": 0}
+    found = gather(work / "units", job.ranges, bool(job.held), below)
+    try:
+        with temporary.open("wb") as file:
+            with TarWriter(file, encoder=False, mtime=0, compress=False) as writer:
+                for i, (name, fields) in enumerate(_token_rows(found, job, options, stats) if options.block else found):
+                    label = re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:40]
+                    key = f"{job.number:06d}-{i:06d}" + (f"-{label}" if label else "")
+                    writer.write({"__key__": key, **{k: v.read() if isinstance(v, Ref) else v for k, v in fields.items()}})
+            file.flush()
+            os.fsync(file.fileno())
+        shard, where = scan(temporary)
+        write_atomic(job.folder / idx_name(path.name), where.to_bytes())
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    save_json(job.entry, {"shard": asdict(replace(shard, name=path.name)), "stats": stats})
+
+
+def _token_rows(found: Iterable[tuple[str, dict[str, bytes | Ref]]], job: Job, options: Options,
+                stats: dict[str, int]) -> Iterator[tuple[str, dict[str, bytes | Ref]]]:
+    """Rows of at most `block` tokens, in random order."""
+    documents = [fields["tokens"] for _, fields in found]
+    width = 4 if options.wide else 2
+    name = "tokens.u32" if options.wide else "tokens.u16"
+    lengths = np.array([len(d) // width for d in documents if isinstance(d, bytes)], dtype=np.int64)
+    rows, cut = fit(lengths, options.block)
+    stats.update(tokens=int(lengths.sum()), documents=len(lengths), cut=cut)
+    order = range(len(rows)) if options.seed is None else permutation(len(rows), "rows", options.seed, job.held, job.number).tolist()
+    for r in order:
+        parts = [documents[p.document][p.begin * width : p.end * width] for p in rows[r]]  # type: ignore[index]
+        yield "", {name: b"".join(parts), "lengths.u32": np.array([p.length for p in rows[r]], dtype="<u4").tobytes()}
+
+
+# ---- 3. finish
+
+
+def _finish(side: Path, held: int, found: Plan, options: Options, entries: list[dict[str, Any]], bad: int, tokenizer: Path) -> Index:
+    """Put the finished shards into place, the index last."""
+    shards = tuple(Shard(**{**e["shard"], "fields": tuple(e["shard"]["fields"])}) for e in entries)
+    schema: dict[str, Any] = {"skipped": bad} if bad else {}
+    if found.classes:
+        schema["classes"] = list(found.classes)
+    if options.block:
+        tokens, documents, cut = (sum(e["stats"][k] for e in entries) for k in ("tokens", "documents", "cut"))
+        rows = sum(s.samples for s in shards)
+        schema |= {"tokenizer": options.tokenizer, "block": options.block, "tokens": tokens, "documents": documents, "documents_cut": cut,
+                   "fill": tokens / (rows * options.block)}
+    names = [Path(f[0]).name for f in found.files]
+    listing = "\n".join(f"{Path(path).name} {size}" for path, size, _ in found.files)
+    source = (f"{len(names)} files: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}",
+              f"names and sizes {hashlib.sha256(listing.encode()).hexdigest()[:16]}", *(["held out"] if held else []))
+    index = Index(shards, "tokens" if options.block else found.kind, schema, source)
+    work = side / WORK / "shards"
+    for shard in shards:
+        for name in (idx_name(shard.name), shard.name):
+            if (work / name).exists():
+                (work / name).replace(side / name)
+    if options.block:
+        shutil.copytree(tokenizer, side / TOKENIZER, dirs_exist_ok=True)
+    write_atomic(side / INDEX, index.to_json().encode("utf-8"))
+    return index

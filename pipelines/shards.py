@@ -1,0 +1,413 @@
+"""Shards and their index: WebDataset tars that can be read at any sample, with every byte checked.
+
+A data set is a folder of tars and `index.json` (kind, schema, and for each shard its name, size, sha256
+and samples). Beside each `NAME.tar` lies `NAME.idx`, which says where every sample is:
+
+    b"polymodal idx 1\\n", length of the header (u32), header (JSON: samples, fields, keys),
+    offsets u64 [samples, fields] (0: absent), sizes u32 [samples, fields], crc32 u32 [samples],
+    ends of the keys u64 [samples], the keys (UTF-8, no separator); all little-endian.
+
+A sample's crc32 runs over its fields in the header's order. A shard that changed after indexing is an
+error, a sample whose bytes do not fit its crc32 a bad sample.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+import zlib
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from ..shared.errors import BadSample, UserError
+from ..shared.sample import Sample
+from ._remote import Location, location
+from ._tar import members, split_name
+
+INDEX = "index.json"
+TOKENIZER = "tokenizer"
+_MAGIC = b"polymodal idx 1\n"
+_MAX_FIELDS = 64
+_OPEN_SHARDS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One tar of a data set, as its index describes it."""
+
+    name: str
+    size: int
+    sha256: str
+    samples: int
+    fields: tuple[str, ...]
+    idx_sha256: str
+    """Hash of the side file that says where the samples are."""
+
+
+@dataclass(frozen=True)
+class Index:
+    """What a data set holds: the content of `index.json`."""
+
+    shards: tuple[Shard, ...]
+    kind: str = "tar"
+    """text, pairs, images, tokens, or tar for shards made elsewhere."""
+    schema: Mapping[str, Any] = field(default_factory=dict)
+    """`classes` of labelled pictures; `tokenizer` (fingerprint), `block`, `tokens`, `documents` of packed rows."""
+    source: tuple[str, ...] = ()
+    """What the data set was made from, in words."""
+
+    @property
+    def samples(self) -> int:
+        """Samples of all shards."""
+        return sum(s.samples for s in self.shards)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields that occur in any shard."""
+        return tuple(sorted({f for s in self.shards for f in s.fields}))
+
+    def to_json(self) -> str:
+        """The text of `index.json`; equal data sets give equal bytes."""
+        record = {"format": "polymodal index", "version": 1, "kind": self.kind, "samples": self.samples, "fields": self.fields,
+                  "schema": dict(self.schema), "source": self.source, "shards": [asdict(s) for s in self.shards]}
+        return json.dumps(record, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes, where: str) -> Self:
+        """Read `index.json`, or say what is wrong with it."""
+        try:
+            record = json.loads(text)
+            if record["format"] != "polymodal index" or record["version"] != 1:
+                raise UserError(f"{where} has format {record['format']!r} version {record['version']}, expected 'polymodal index' version 1")
+            shards = tuple(Shard(**{**s, "fields": tuple(s["fields"])}) for s in record["shards"])
+            index = cls(shards, record["kind"], record["schema"], tuple(record["source"]))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{where} is not a polymodal index ({type(error).__name__}: {error}); make it again with `polymodal index`") from None
+        for name in (s.name for s in index.shards):
+            if not name or name.startswith("/") or ".." in name.split("/") or "\\" in name or ":" in name:
+                raise UserError(f"{where} names the shard {name!r}, which is outside the data set")
+        if not index.samples:
+            raise UserError(f"{where} holds no samples: pack some data first")
+        return index
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where the samples of one shard are (the content of a side file)."""
+
+    fields: tuple[str, ...]
+    offsets: np.ndarray
+    """uint64 [samples, fields]; 0 where a sample lacks the field."""
+    sizes: np.ndarray
+    """uint32 [samples, fields]"""
+    crc32: np.ndarray
+    """uint32 [samples]"""
+    key_ends: np.ndarray
+    keys: bytes
+
+    def key(self, i: int) -> str:
+        """The key of sample i of the shard."""
+        return self.keys[int(self.key_ends[i - 1]) if i else 0 : int(self.key_ends[i])].decode("utf-8")
+
+    def to_bytes(self) -> bytes:
+        """The side file."""
+        header = json.dumps({"samples": len(self.crc32), "fields": self.fields, "keys": len(self.keys)}).encode()
+        arrays = (self.offsets.astype("<u8"), self.sizes.astype("<u4"), self.crc32.astype("<u4"), self.key_ends.astype("<u8"))
+        return b"".join([_MAGIC, len(header).to_bytes(4, "little"), header, *(a.tobytes() for a in arrays), self.keys])
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """Read a side file (whose hash was checked)."""
+        assert data[: len(_MAGIC)] == _MAGIC
+        start = len(_MAGIC) + 4
+        begin = start + int.from_bytes(data[len(_MAGIC) : start], "little")
+        header = json.loads(data[start:begin])
+        n, f = header["samples"], len(header["fields"])
+        parts = []
+        for kind, count in (("<u8", n * f), ("<u4", n * f), ("<u4", n), ("<u8", n)):
+            parts.append(np.frombuffer(data, kind, count, begin))
+            begin += parts[-1].nbytes
+        assert len(data) == begin + header["keys"]
+        return cls(tuple(header["fields"]), parts[0].reshape(n, f), parts[1].reshape(n, f), parts[2], parts[3], data[begin:])
+
+
+def scan(path: Path) -> tuple[Shard, Where]:
+    """Read a tar from end to end and say where its samples are; anything doubtful is an error."""
+    size = path.stat().st_size
+    if not size:
+        raise UserError(f"{path} is empty, expected a tar archive")
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as data:
+        rows: dict[str, dict[str, tuple[int, int]]] = {}
+        for member in members(data, str(path)):
+            names = split_name(member.name, str(path))
+            if names is None:
+                continue
+            key, name = names
+            if key in rows and key != next(reversed(rows)):
+                raise UserError(f"{path}: the members of sample {key!r} do not follow each other, or the key occurs twice; write the shard again")
+            row = rows.setdefault(key, {})
+            if name in row:
+                raise UserError(f"{path}: member {member.name!r} occurs twice; keys must be unique within a shard")
+            row[name] = (member.offset, member.size)
+        if not rows:
+            raise UserError(f"{path} holds no samples")
+        fields = tuple(sorted({name for row in rows.values() for name in row}))
+        if len(fields) > _MAX_FIELDS:
+            raise UserError(f"{path} has {len(fields)} different fields ({', '.join(fields[:3])}, ...): a field is all that follows the FIRST "
+                            "dot of a name, so keys must not contain dots")
+        offsets, sizes = np.zeros((2, len(rows), len(fields)), dtype=np.uint64)
+        crcs = np.zeros(len(rows), dtype=np.uint32)
+        column = {name: i for i, name in enumerate(fields)}
+        for i, row in enumerate(rows.values()):
+            crc = 0
+            for name in sorted(row):
+                begin, length = row[name]
+                offsets[i, column[name]], sizes[i, column[name]] = begin, length
+                crc = zlib.crc32(data[begin : begin + length], crc)
+            crcs[i] = crc
+        if int(sizes.max()) >= 2**32:
+            raise UserError(f"{path} has a member of 4 GiB or more; samples must be smaller")
+        digest = hashlib.sha256(data).hexdigest()
+    keys = [key.encode("utf-8") for key in rows]
+    where = Where(fields, offsets, sizes, crcs, np.cumsum([len(k) for k in keys], dtype=np.uint64), b"".join(keys))
+    return Shard(path.name, size, digest, len(rows), fields, hashlib.sha256(where.to_bytes()).hexdigest()), where
+
+
+def idx_name(shard: str) -> str:
+    """Name of the side file of a shard."""
+    return shard.removesuffix(".tar") + ".idx"
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that it is either absent (or old) or whole, also after a power cut."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@dataclass
+class _Open:
+    """An open shard."""
+
+    file: int
+    where: Where
+    spans: np.ndarray
+    """int64 [samples, 2]: first and last byte of each sample."""
+
+
+class DataSet:
+    """An indexed data set on disk or behind http(s): `len(data)` samples, any of them by number.
+
+    Picklable; files are opened when they are needed and at most a few dozen at a time.
+    """
+
+    def __init__(self, where: Location, index: Index) -> None:
+        """Use `DataSet.open`."""
+        self.index = index
+        self._location = where
+        self._ends = np.cumsum([s.samples for s in index.shards], dtype=np.int64)
+        self._open: OrderedDict[int, _Open] = OrderedDict()
+
+    @classmethod
+    def open(cls, source: str | Path, *, cache: str | Path | None = None) -> DataSet:
+        """Open a data set by its folder or URL.
+
+        Args:
+            source: folder with `index.json`, or its http(s) address.
+            cache: where shards of a remote data set are kept; by default the user's cache folder.
+        """
+        where = location(source, cache)
+        data = cls(where, Index.from_json(where.read(INDEX, _MISSING_INDEX), where.name(INDEX)))
+        for shard in data.index.shards:
+            where.check(shard.name, shard.size)
+        return data
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __repr__(self) -> str:
+        return f"DataSet({str(self.directory)!r}, {len(self)} samples, {self.index.kind})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": OrderedDict()}
+
+    @property
+    def directory(self) -> str:
+        """The folder or address it was opened by."""
+        return self._location.root
+
+    @property
+    def tokenizer_dir(self) -> Path | None:
+        """The tokenizer of a pre-tokenised data set, else None."""
+        return self._location.folder(TOKENIZER) if "tokenizer" in self.index.schema else None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of what the data set holds, in order; part of what determines the order of a run."""
+        content = json.dumps([[s.name, s.size, s.sha256, s.samples] for s in self.index.shards])
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    @property
+    def shard_sizes(self) -> tuple[int, ...]:
+        """Samples of each shard."""
+        return tuple(s.samples for s in self.index.shards)
+
+    def place(self, i: int) -> tuple[int, int]:
+        """(number of the shard, number within it) of sample i."""
+        if not 0 <= i < len(self):
+            raise IndexError(f"sample {i} of {len(self)}")
+        shard = int(np.searchsorted(self._ends, i, side="right"))
+        return shard, i - (int(self._ends[shard - 1]) if shard else 0)
+
+    def read(self, i: int) -> Sample:
+        """Sample i, its bytes checked; raises `BadSample` where they are damaged."""
+        number, row = self.place(i)
+        shard, opened = self.index.shards[number], self._shard(number)
+        where = opened.where
+        begin, end = int(opened.spans[row, 0]), int(opened.spans[row, 1])
+        data = _pread(opened.file, end - begin, begin)
+        if len(data) != end - begin:
+            raise self._changed(shard, "it became shorter")
+        found: dict[str, bytes] = {}
+        crc = 0
+        for name, offset, size in zip(where.fields, where.offsets[row].tolist(), where.sizes[row].tolist(), strict=True):
+            if offset:
+                found[name] = data[offset - begin : offset - begin + size]
+                crc = zlib.crc32(found[name], crc)
+        sample = Sample(where.key(row), found, i, shard.name)
+        if crc != int(where.crc32[row]):
+            raise BadSample(f"sample {sample.key!r} of {shard.name}: its bytes changed after indexing (crc32 {crc:08x}, the index says "
+                            f"{int(where.crc32[row]):08x})")
+        return sample
+
+    def read_many(self, indexes: Sequence[int]) -> list[Sample | BadSample]:
+        """The samples in the order asked for, read in the order they lie in the shards."""
+        found: dict[int, Sample | BadSample] = {}
+        for i in sorted(set(indexes)):
+            try:
+                found[i] = self.read(i)
+            except BadSample as error:
+                found[i] = error
+        return [found[i] for i in indexes]
+
+    def locate(self, i: int) -> tuple[str, str]:
+        """(key, shard) of sample i, without reading it."""
+        number, row = self.place(i)
+        return self._shard(number).where.key(row), self.index.shards[number].name
+
+    def _shard(self, number: int) -> _Open:
+        opened = self._open.get(number)
+        if opened is None:
+            shard = self.index.shards[number]
+            side = self._location.read(idx_name(shard.name), "the side file of the shard is missing; make it again with `polymodal index`")
+            if hashlib.sha256(side).hexdigest() != shard.idx_sha256:
+                raise self._changed(shard, f"{idx_name(shard.name)} does not fit {INDEX}")
+            where = Where.from_bytes(side)
+            path = self._location.file(shard.name, shard.size, shard.sha256)
+            opened = _Open(os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0)), where, _spans(where))
+            size = os.fstat(opened.file).st_size
+            if size != shard.size:
+                os.close(opened.file)
+                raise self._changed(shard, f"it has {size} bytes, the index says {shard.size}")
+            self._open[number] = opened
+            if len(self._open) > _OPEN_SHARDS:
+                os.close(self._open.popitem(last=False)[1].file)
+        else:
+            self._open.move_to_end(number)
+        return opened
+
+    def _changed(self, shard: Shard, how: str) -> UserError:
+        return UserError(f"shard {self._location.name(shard.name)} changed after it was indexed: {how}; restore it, or run `polymodal index "
+                         "DIR --force` and start a new run")
+
+    def close(self) -> None:
+        """Close the open shards (they open again when needed)."""
+        while self._open:
+            os.close(self._open.popitem()[1].file)
+
+    def __del__(self) -> None:
+        for opened in getattr(self, "_open", {}).values():
+            os.close(opened.file)
+
+
+_MISSING_INDEX = "no index: for tars run `polymodal index DIR`, for other data `polymodal pack` (an interrupted pack is finished by running it again)"
+
+
+def _spans(where: Where) -> np.ndarray:
+    begins = np.where(where.offsets > 0, where.offsets, np.iinfo(np.uint64).max).min(axis=1)
+    ends = (where.offsets + where.sizes).max(axis=1)
+    return np.stack([begins, ends], axis=1).astype(np.int64)
+
+
+def _pread(file: int, size: int, offset: int) -> bytes:
+    data = os.pread(file, size, offset)
+    while len(data) < size:
+        more = os.pread(file, size - len(data), offset + len(data))
+        if not more:
+            break
+        data += more
+    return data
+
+
+def build_index(directory: str | Path, *, force: bool = False, kind: str = "tar", schema: Mapping[str, Any] | None = None,
+                source: Sequence[str] = (), advance: Any = None) -> Index:
+    """Index the tars of a folder that came from elsewhere: side files first, `index.json` last.
+
+    Args:
+        directory: folder with `*.tar`.
+        force: make the index again where there is one.
+        kind: what the samples are; guessed from the fields where it is ``"tar"``.
+        schema: facts for `Index.schema`.
+        source: where the data came from, in words.
+        advance: called with the bytes of each finished shard (a progress bar).
+    """
+    folder = Path(directory)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder: `index` takes the folder that holds the tars")
+    if (folder / INDEX).exists() and not force:
+        raise UserError(f"{folder} has an index already: use --force to make it again")
+    paths = sorted(folder.glob("*.tar"))
+    if not paths:
+        raise UserError(f"{folder} holds no .tar files; for other data use `polymodal pack`")
+    shards: list[Shard] = []
+    sides: list[tuple[Path, bytes]] = []
+    for path in paths:
+        shard, where = scan(path)
+        shards.append(shard)
+        sides.append((folder / idx_name(path.name), where.to_bytes()))
+        if advance is not None:
+            advance(shard.size)
+    for path, side in sides:
+        write_atomic(path, side)
+    index = Index(tuple(shards), kind, dict(schema or {}), tuple(source))
+    write_atomic(folder / INDEX, index.to_json().encode("utf-8"))
+    return index
+
+
+def verify(data: DataSet) -> list[str]:
+    """Read every shard of a local data set again; one sentence for each that differs from the index."""
+    problems: list[str] = []
+    for shard in data.index.shards:
+        path = Path(data.directory) / shard.name
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != shard.sha256:
+            problems.append(f"{shard.name}: sha256 {digest[:12]}..., the index says {shard.sha256[:12]}...")
+    return problems

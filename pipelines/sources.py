@@ -1,0 +1,381 @@
+"""What `pack` reads: text files, tables, picture folders and tars, as units of work and records.
+
+A plan lists the units of a packing run in an order that depends on the input alone; each unit can be
+read by any process at any time and gives its records one by one.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..shared.errors import BadSample, UserError, raise_problems
+from ..shared.sample import MAX_PIXELS
+from .shards import scan
+
+TEXTS = (".txt", ".md", ".text")
+TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+_FIELD_OF_FORMAT = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
+KINDS = ("text", "pairs", "images", "tar")
+_UNIT_BYTES = 32 << 20
+_UNIT_FILES = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """Bytes that stay in their file until the shard is written."""
+
+    path: str
+    offset: int
+    size: int
+
+    def read(self) -> bytes:
+        """The bytes; an error where the file changed since it was looked at."""
+        with Path(self.path).open("rb") as file:
+            file.seek(self.offset)
+            data = file.read(self.size)
+        if len(data) != self.size:
+            raise UserError(f"{self.path} changed while it was being packed: run the command again")
+        return data
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A sample on its way into a shard."""
+
+    name: str
+    """A readable part of its key; may be empty."""
+    fields: dict[str, bytes | Ref]
+    identity: bytes
+    """Hash of the content: equal documents or pictures are held out together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A piece of the input that one process reads."""
+
+    kind: str
+    path: str
+    begin: int = 0
+    """First byte of a text, first row group of a parquet file."""
+    end: int = -1
+    files: tuple[tuple[str, int], ...] = ()
+    """(path, class) of pictures; class -1 where there are none."""
+
+    @property
+    def size(self) -> int:
+        """A measure of the work, for the progress bar."""
+        return len(self.files) if self.files else self.end - self.begin
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How sources are read.
+
+    Args:
+        kind: text, pairs, images or tar; guessed where it is None.
+        split: where a plain text is cut into documents: ``blank`` lines, every ``line``, not at all (``file``),
+            or at lines equal to this string.
+        text_field: the column or JSON field with the text.
+        image_field: the column with the path of a picture, relative to the table.
+        caption_field: the column with its caption.
+    """
+
+    kind: str | None = None
+    split: str = "blank"
+    text_field: str = "text"
+    image_field: str = "image"
+    caption_field: str = "caption"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that will be read."""
+
+    kind: str
+    units: tuple[Unit, ...]
+    classes: tuple[str, ...] = ()
+    files: tuple[tuple[str, int, int], ...] = field(default=())
+    """(path, size, time of change) of every input file: tells whether an interrupted run can be continued."""
+
+
+def plan(sources: Sequence[str | Path], reading: Reading) -> Plan:
+    """Look at the sources and cut them into units; every problem is found before anything is written."""
+    if reading.kind not in (None, *KINDS):
+        raise UserError(f"--kind {reading.kind!r} is unknown, expected one of {', '.join(KINDS)}")
+    roots = [Path(s) for s in sources]
+    if not roots:
+        raise UserError("nothing to pack: name at least one file or folder")
+    files: list[tuple[Path, Path]] = []  # (file, the root it was found under)
+    problems: list[str] = []
+    for root in roots:
+        if root.is_dir():
+            found = [p for p in sorted(root.rglob("*")) if p.is_file() and not any(x.startswith(".") for x in p.relative_to(root).parts)]
+            if not found:
+                problems.append(f"folder {str(root)!r} is empty")
+            files += [(p, root) for p in found]
+        elif root.is_file():
+            files.append((root, root.parent))
+        else:
+            problems.append(f"{str(root)!r} does not exist")
+    problems += [f"{str(p)!r} is an empty file" for p, _ in files if p.stat().st_size == 0 and p.suffix.lower() not in PICTURES]
+    raise_problems(problems, "nothing was packed")
+    kind = reading.kind or _guess([p for p, _ in files], reading)
+    wanted = {"text": (*TEXTS, *TABLES), "pairs": TABLES, "images": PICTURES, "tar": (".tar",)}[kind]
+    used = [(p, root) for p, root in files if p.suffix.lower() in wanted]
+    for root in roots:
+        if root.is_file() and root.suffix.lower() not in wanted:
+            problems.append(f"{str(root)!r} has the wrong type for --kind {kind}, expected {' '.join(wanted)}")
+    if not used and not problems:
+        problems.append(f"no file of --kind {kind} in {', '.join(map(str, roots))}, expected {' '.join(wanted)}")
+    raise_problems(problems, "nothing was packed")
+    classes: tuple[str, ...] = ()
+    if kind == "images":
+        units, classes = _image_units(used)
+    elif kind == "tar":
+        units = [Unit("tar", str(p), 0, p.stat().st_size) for p, _ in used]
+    else:
+        units = [u for p, _ in used for u in _text_units(p, kind, reading)]
+    stats = [(p, p.stat()) for p, _ in used]
+    return Plan(kind, tuple(units), classes, tuple((str(p.resolve()), s.st_size, s.st_mtime_ns) for p, s in stats))
+
+
+def _guess(files: list[Path], reading: Reading) -> str:
+    suffixes = {p.suffix.lower() for p in files}
+    if suffixes == {".tar"}:
+        return "tar"
+    tables = [p for p in files if p.suffix.lower() in TABLES]
+    if tables and all({reading.image_field, reading.caption_field} <= _columns(p) for p in tables):
+        return "pairs"
+    if suffixes & set(TEXTS) or tables:
+        if suffixes & set(PICTURES):
+            raise UserError("the sources hold pictures and texts: say what is meant with --kind images, text or pairs "
+                            f"(pairs: a table with the columns {reading.image_field!r} and {reading.caption_field!r})")
+        return "text"
+    if suffixes & set(PICTURES):
+        return "images"
+    raise UserError(f"cannot tell what to pack from files of type {', '.join(sorted(s or '(none)' for s in suffixes))}: expected "
+                    f"{' '.join((*TEXTS, *TABLES, *PICTURES[:4], '.tar'))}")
+
+
+def _columns(path: Path) -> set[str]:
+    """The columns of a table, judged by its head."""
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        return set(_parquet(path).schema_arrow.names)
+    with path.open("rb") as file:
+        line = file.readline(1 << 20)
+    if suffix in (".jsonl", ".ndjson"):
+        try:
+            head = json.loads(line)
+        except ValueError:
+            return set()
+        return set(head) if isinstance(head, dict) else set()
+    return set(next(csv.reader([line.decode("utf-8-sig", "replace")], delimiter=_delimiter(path)), []))
+
+
+def _delimiter(path: Path) -> str:
+    return "\t" if path.suffix.lower() == ".tsv" else ","
+
+
+def _image_units(files: list[tuple[Path, Path]]) -> tuple[list[Unit], tuple[str, ...]]:
+    """Units of pictures; the first sub-folder is the class."""
+    parts = [(p, p.relative_to(root).parts) for p, root in files]
+    labelled = [p for p, relative in parts if len(relative) > 1]
+    if labelled and len(labelled) < len(parts):
+        bare = next(p for p, relative in parts if len(relative) == 1)
+        raise UserError(f"picture {str(bare)!r} lies beside the class folders: put it into one, or pack a folder without sub-folders")
+    classes = tuple(sorted({relative[0] for _, relative in parts})) if labelled else ()
+    number = {name: i for i, name in enumerate(classes)}
+    rows = [(str(p), number.get(relative[0], -1)) for p, relative in parts]
+    return [Unit("images", "", files=tuple(rows[i : i + _UNIT_FILES])) for i in range(0, len(rows), _UNIT_FILES)], classes
+
+
+def _text_units(path: Path, kind: str, reading: Reading) -> Iterator[Unit]:
+    suffix, size = path.suffix.lower(), path.stat().st_size
+    if suffix == ".parquet":
+        groups = _parquet(path).num_row_groups
+        yield from (Unit(kind, str(path), i, i + 1) for i in range(groups))
+        return
+    whole = suffix in (".csv", ".tsv") or (suffix in TEXTS and reading.split not in ("blank", "line"))
+    begin = 0
+    with path.open("rb") as file:
+        while begin < size:
+            end = size
+            if not whole and begin + _UNIT_BYTES < size:
+                file.seek(begin + _UNIT_BYTES)
+                line = file.readline()
+                while suffix in TEXTS and reading.split == "blank" and line and (line := file.readline()).strip():
+                    pass
+                end = file.tell()
+            yield Unit(kind, str(path), begin, end)
+            begin = end
+
+
+def records(unit: Unit, reading: Reading) -> Iterator[Record | BadSample]:
+    """The records of a unit, in order; a record that cannot be used comes as the reason."""
+    if unit.kind == "images":
+        return (_picture(path, {"cls": str(label).encode()} if label >= 0 else {}) for path, label in unit.files)
+    if unit.kind == "tar":
+        return _tar_records(unit)
+    if unit.kind == "pairs":
+        return _pairs(unit, reading)
+    if Path(unit.path).suffix.lower() in TABLES:
+        return (_text_record(row, unit.path) if isinstance(row, (str, bytes)) else row
+                for row in (_cell(r, reading.text_field, unit.path) for r in _rows(unit)))
+    return (_text_record(text, unit.path) for text in _documents(unit, reading.split))
+
+
+def _identity(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=8).digest()
+
+
+def _text_record(text: str | bytes, path: str) -> Record | BadSample:
+    try:
+        data = text.encode("utf-8") if isinstance(text, str) else text
+        data.decode("utf-8")
+    except UnicodeError as error:
+        found = data_start(text)
+        return BadSample(f"{path}: a text is not UTF-8 ({error.reason}), it begins {found!r}; convert the file to UTF-8")
+    data = data.replace(b"\r\n", b"\n").strip()
+    if not data:
+        return BadSample(f"{path}: an empty text")
+    return Record("", {"txt": data}, _identity(data))
+
+
+def data_start(text: str | bytes) -> str:
+    """The first characters of a text for a message."""
+    return (text if isinstance(text, str) else text.decode("utf-8", "replace")).strip()[:40].encode("utf-8", "replace").decode()
+
+
+def _documents(unit: Unit, split: str) -> Iterator[bytes]:
+    """The documents of a plain text's byte range; blank ones are no documents."""
+    with Path(unit.path).open("rb") as file:
+        file.seek(unit.begin)
+        left, document = unit.end - unit.begin, []
+        first = unit.begin == 0
+        separator = split.encode("utf-8")
+        while left > 0 and (line := file.readline()):
+            left -= len(line)
+            if first:
+                line, first = line.removeprefix(b"\xef\xbb\xbf"), False  # noqa: PLW2901
+            if split == "line":
+                ends, keep = True, True
+            elif split == "blank":
+                ends, keep = not line.strip(), False
+            else:
+                ends, keep = split != "file" and line.rstrip(b"\r\n") == separator, False
+            if not ends or keep:
+                document.append(line)
+            if ends and document:
+                yield from _unless_blank(b"".join(document))
+                document = []
+        yield from _unless_blank(b"".join(document))
+
+
+def _unless_blank(document: bytes) -> Iterable[bytes]:
+    return (document,) if document.strip() else ()
+
+
+def _rows(unit: Unit) -> Iterator[dict[str, Any] | BadSample]:
+    """The rows of a table as {column: value}."""
+    path = Path(unit.path)
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        for batch in _parquet(path).iter_batches(batch_size=1024, row_groups=[unit.begin]):
+            yield from batch.to_pylist()
+    elif suffix in (".jsonl", ".ndjson"):
+        with path.open("rb") as file:
+            file.seek(unit.begin)
+            left = unit.end - unit.begin
+            while left > 0 and (line := file.readline()):
+                left -= len(line)
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    yield BadSample(f"{path}: a line ending {left} bytes before byte {unit.end} is not JSON ({error})")
+                    continue
+                yield row if isinstance(row, dict) else BadSample(f"{path}: a line holds {type(row).__name__}, expected a JSON object")
+    else:
+        csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+        with path.open("r", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            try:
+                yield from csv.DictReader(file, delimiter=_delimiter(path))
+            except csv.Error as error:
+                raise UserError(f"{path} is not a table that can be read ({error})") from None
+
+
+def _cell(row: dict[str, Any] | BadSample, name: str, path: str) -> str | BadSample:
+    if isinstance(row, BadSample):
+        return row
+    value = row.get(name)
+    if not isinstance(value, str):
+        seen = ", ".join(str(k) for k in list(row)[:8])
+        return BadSample(f"{path}: a row has no text in {name!r}, its columns are {seen} (see --text-field, --image-field, --caption-field)")
+    return value
+
+
+def _parquet(path: Path) -> Any:
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError:
+        raise UserError(f"{path}: reading parquet needs pyarrow: pip install 'polymodal[parquet]'") from None
+    try:
+        return parquet.ParquetFile(path)
+    except Exception as error:  # pyarrow's own classes
+        raise UserError(f"{path} is not a parquet file that can be read ({' '.join(str(error).split())})") from None
+
+
+def _pairs(unit: Unit, reading: Reading) -> Iterator[Record | BadSample]:
+    for row in _rows(unit):
+        image, caption = (_cell(row, name, unit.path) for name in (reading.image_field, reading.caption_field))
+        if isinstance(image, BadSample) or isinstance(caption, BadSample):
+            yield image if isinstance(image, BadSample) else caption
+            continue
+        text = _text_record(caption, unit.path)
+        if isinstance(text, BadSample):
+            yield text
+            continue
+        yield _picture(str(Path(unit.path).parent / image), text.fields)
+
+
+def _picture(path: str, others: dict[str, bytes | Ref]) -> Record | BadSample:
+    """A picture file, looked at closely: type by content, size limit, and that all of it decodes."""
+    try:
+        data = Path(path).read_bytes()
+    except (OSError, ValueError) as error:
+        return BadSample(f"picture {path!r} cannot be read ({getattr(error, 'strerror', None) or error})")
+    try:
+        picture = Image.open(io.BytesIO(data))
+        name = _FIELD_OF_FORMAT.get(picture.format or "")
+        if name is None:
+            return BadSample(f"picture {path!r} is {picture.format}, expected JPEG, PNG or WebP: convert it")
+        if picture.width * picture.height > MAX_PIXELS:
+            return BadSample(f"picture {path!r} has {picture.width}x{picture.height} pixels, at most {MAX_PIXELS} are decoded")
+        picture.draft("RGB", (max(1, picture.width // 8), max(1, picture.height // 8)))  # all data is read, few pixels are made
+        picture.load()
+    except Image.DecompressionBombError as error:
+        return BadSample(f"picture {path!r} is too large to decode ({error})")
+    except Exception as error:  # Pillow raises nearly anything on damaged data
+        return BadSample(f"picture {path!r} cannot be decoded ({type(error).__name__}: {error})")
+    return Record(Path(path).stem, {name: Ref(path, 0, len(data)), **others}, _identity(data))
+
+
+def _tar_records(unit: Unit) -> Iterator[Record]:
+    _, where = scan(Path(unit.path))
+    for i in range(len(where.crc32)):
+        places = zip(where.fields, where.offsets[i].tolist(), where.sizes[i].tolist(), strict=True)
+        found: dict[str, bytes | Ref] = {name: Ref(unit.path, offset, size) for name, offset, size in places if offset}
+        yield Record(where.key(i).rsplit("/", 1)[-1], found, _identity(where.crc32[i].tobytes() + where.sizes[i].tobytes()))

@@ -1,0 +1,439 @@
+"""The stream: from shards to batches, in an order that any run, rank and worker agrees on.
+
+Update u trains on the samples at positions [u * G, (u + 1) * G) of the order (`pipelines/order.py`), G
+being the global batch. Rank r of R takes the positions p with p % R == r and cuts them into micro-batches,
+so batch number `update * accumulate + part` of a rank can be made from nothing but that number. The
+loop's update counter is the whole state of the data; how many workers prefetched what does not matter.
+"""
+
+from __future__ import annotations
+
+import itertools
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ..shared.errors import BadSample, UserError, raise_problems
+from ..shared.sample import Sample
+from ..shared.system import BadRecord, Batch, Objective
+from .order import CYCLE, Order, Place, SourceOrder, generator, permutation, quotas
+from .shards import DataSet
+
+Mixture = Sequence[tuple[DataSet, float]]
+_GRACE = 1000
+"""The `max_bad` fraction is taken of at least this many samples, so that the first bad one does not end a run."""
+_STAND_INS = 1000
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the global batch is divided over ranks and micro-batches.
+
+    Args:
+        global_batch: samples of one update, over all ranks.
+        micro_batch: samples of one forward pass on one rank; None for all of the rank's share.
+        rank: number of this process.
+        world: number of processes.
+    """
+
+    global_batch: int
+    micro_batch: int | None = None
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        raise_problems(self._problems(), "the batch cannot be divided")
+
+    def _problems(self) -> Iterator[str]:
+        g, world, micro = self.global_batch, self.world, self.micro_batch
+        if g < 1 or world < 1 or (micro is not None and micro < 1):
+            yield f"data.global_batch is {g}, data.micro_batch {micro}, on {world} ranks: all must be positive"
+        elif not 0 <= self.rank < world:
+            yield f"rank is {self.rank}, expected 0 to {world - 1}"
+        elif g % world:
+            near = sorted({max(world, g // world * world), (g // world + 1) * world})
+            yield f"data.global_batch {g} is no multiple of the {world} ranks: use {' or '.join(map(str, near))}"
+        elif micro is not None and (g // world) % micro:
+            share = g // world
+            near = [m for m in range(1, share + 1) if share % m == 0]
+            best = sorted(sorted(near, key=lambda m: abs(m - micro))[:2])
+            yield f"data.micro_batch {micro} does not divide the {share} samples of a rank: use {' or '.join(map(str, best))}"
+
+    @property
+    def size(self) -> int:
+        """Samples of one micro-batch."""
+        return self.global_batch // self.world if self.micro_batch is None else self.micro_batch
+
+    @property
+    def accumulate(self) -> int:
+        """Micro-batches of an update on one rank."""
+        return self.global_batch // self.world // self.size
+
+    def positions(self, update: int, part: int) -> range:
+        """The positions of the order that make up micro-batch `part` of an update on this rank."""
+        first = update * self.global_batch + self.rank + part * self.size * self.world
+        return range(first, first + self.size * self.world, self.world)
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """An error that a worker hands to the process that trains, without its traceback."""
+
+    message: str
+
+
+class Stream:
+    """Micro-batches by number: `stream[update * layout.accumulate + part]`.
+
+    Args:
+        data: a data set, or a mixture of (data set, weight).
+        objective: makes examples and batches.
+        layout: the global batch and this rank's share of it.
+        seed: of the order and of every draw that is made for a sample.
+        lanes: pieces of the data that are read side by side; best a multiple of every number of ranks.
+        window: samples of a lane that are shuffled together.
+        on_bad: ``raise`` ends the run at the first bad sample, ``skip`` leaves it out and records it in `Batch.bad`.
+        max_bad: share of bad samples at which a run ends even so.
+    """
+
+    def __init__(self, data: DataSet | Mixture, objective: Objective[Any], layout: Layout, *, seed: int = 0, lanes: int = 240,
+                 window: int = 4096, on_bad: str = "raise", max_bad: float = 0.01) -> None:
+        parts: Mixture = [(data, 1.0)] if isinstance(data, DataSet) else list(data)
+        raise_problems(_problems(parts, lanes, window, on_bad, max_bad), "the stream cannot be set up")
+        self.sets = tuple(d for d, _ in parts)
+        self.objective, self.layout, self.on_bad, self.max_bad, self.seed = objective, layout, on_bad, max_bad, seed
+        self.order = Order(tuple(SourceOrder(d.shard_sizes, seed, f"{i}/{d.fingerprint}", lanes, window) for i, d in enumerate(self.sets)),
+                           tuple(float(w) for _, w in parts))
+        self._first = tuple(itertools.accumulate((len(d) for d in self.sets), initial=0))
+        if objective.needs_partner and any(len(d) < 2 for d in self.sets):
+            raise UserError("this objective pairs each sample with another one: a data set of one sample is not enough")
+
+    @property
+    def samples_per_epoch(self) -> int:
+        """Samples of the data set, or of all data sets of the mixture together."""
+        return self._first[-1]
+
+    def epoch(self, update: int) -> float:
+        """Epochs consumed before an update."""
+        return update * self.layout.global_batch / self.samples_per_epoch
+
+    def __getitem__(self, number: int) -> Batch:
+        """Micro-batch `number` of this rank."""
+        update, part = divmod(number, self.layout.accumulate)
+        places = [self.order.locate(p) for p in self.layout.positions(update, part)]
+        maker = _Maker(self.objective, self.on_bad)
+        for place, sample in zip(places, self._read(places), strict=True):
+            maker.add(self._index(place), sample, self._rng(place), self._partner(place), self._name(place))
+        if not maker.examples:
+            self._stand_in(places[0], maker)
+        return maker.batch()
+
+    def _index(self, place: Place) -> int:
+        return self._first[place.source] + place.sample
+
+    def _rng(self, place: Place) -> Any:
+        return generator(self.seed, place.epoch, self._index(place), "example")
+
+    def _name(self, place: Place) -> tuple[str, str]:
+        return self.sets[place.source].locate(place.sample)
+
+    def _read(self, places: Sequence[Place]) -> list[Sample | BadSample]:
+        """The samples of the places, each data set read in the order of its shards."""
+        found: dict[int, Sample | BadSample] = {}
+        for source, data in enumerate(self.sets):
+            wanted = [p.sample for p in places if p.source == source]
+            for sample, result in zip(wanted, data.read_many(wanted), strict=True):
+                index = self._first[source] + sample
+                if isinstance(result, Sample):
+                    result.index = index
+                found[index] = result
+        return [found[self._index(p)] for p in places]
+
+    def _partner(self, place: Place) -> Sample | BadSample | None:
+        """Another sample of the same shuffle window, drawn for this sample."""
+        if not self.objective.needs_partner:
+            return None
+        data, order = self.sets[place.source], self.order.sources[place.source]
+        draw = generator(self.seed, place.epoch, self._index(place), "partner")
+        _, window, at = order.window_of(place.position)
+        if len(window) > 1:
+            other = int(window[(at + 1 + int(draw.integers(len(window) - 1))) % len(window)])
+        else:  # a lane's last window may hold one sample
+            other = (place.sample + 1 + int(draw.integers(len(data) - 1))) % len(data)
+        partner = data.read_many([other])[0]
+        if isinstance(partner, Sample):
+            partner.index = self._first[place.source] + other
+        return partner
+
+    def _stand_in(self, place: Place, maker: _Maker) -> None:
+        """Where every sample of a micro-batch is bad: the nearest good neighbour in the shuffle window."""
+        order, data = self.order.sources[place.source], self.sets[place.source]
+        epoch, window, at = order.window_of(place.position)
+        for step in range(1, min(len(window), _STAND_INS)):
+            sample = int(window[(at + step) % len(window)])
+            near = Place(place.source, place.position, epoch, sample)
+            maker.add(self._index(near), self._read([near])[0], self._rng(near), self._partner(near), data.locate(sample))
+            if maker.examples:
+                return
+        raise UserError(f"no usable sample near {self._name(place)[0]!r} of {data.directory}; the last reason: {maker.bad[-1].reason}")
+
+    def loader(self, start_update: int = 0, *, workers: int = 0, prefetch: int = 2, pin_memory: bool = False) -> Iterator[Batch]:
+        """The micro-batches of this rank from an update on, without end, whatever the number of workers.
+
+        Args:
+            start_update: number of the first update, which is what a checkpoint stores.
+            workers: processes that read and prepare; 0 for none.
+            prefetch: batches that each worker prepares ahead.
+            pin_memory: put batches into pinned memory, for copies to a GPU that overlap with work.
+        """
+        seen = bad = 0
+        for batch in _load(_Caught(self), _From(start_update * self.layout.accumulate), workers, prefetch, pin_memory):
+            seen += self.layout.size
+            bad += len(batch.bad)
+            if bad > self.max_bad * max(seen, _GRACE):
+                last = batch.bad[-1] if batch.bad else None
+                raise UserError(f"{bad} of {seen} samples are bad, more than data.max_bad {self.max_bad:g} allows"
+                                + (f"; the last: {last.reason}" if last else ""))
+            yield batch
+
+    def order_state(self) -> dict[str, Any]:
+        """Everything that determines the order, for the checkpoint."""
+        first = self.order.sources[0]
+        return {"version": 1, "global_batch": self.layout.global_batch, "seed": self.seed, "lanes": first.lanes, "window": first.window,
+                "data": [{"fingerprint": d.fingerprint, "samples": len(d), "quota": q}
+                         for d, q in zip(self.sets, quotas(self.order.weights), strict=True)]}
+
+
+def check_order(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to resume in another order than a checkpoint's, naming what differs."""
+    problems: list[str] = []
+    fixes = {"seed": "seed", "lanes": "data.lanes", "window": "data.window", "global_batch": "data.global_batch"}
+    for name, key in fixes.items():
+        if saved.get(name) != now.get(name):
+            problems.append(f"{key} was {saved.get(name)} and is {now.get(name)}: set it back")
+    before, after = saved.get("data", []), now.get("data", [])
+    if len(before) != len(after):
+        problems.append(f"there were {len(before)} data sets and now {len(after)}: give the same ones")
+    for i, (a, b) in enumerate(zip(before, after, strict=False)):
+        if a["fingerprint"] != b["fingerprint"]:
+            problems.append(f"data set {i} had {a['samples']} samples with fingerprint {a['fingerprint'][:12]} and now {b['samples']} with "
+                            f"{b['fingerprint'][:12]}: give the data set the run began with")
+        elif a["quota"] != b["quota"]:
+            problems.append(f"data set {i} had {a['quota'] / CYCLE:.1%} of the samples and now {b['quota'] / CYCLE:.1%}: set its weight back")
+    if saved.get("version") != now.get("version"):
+        problems.append("the checkpoint was written by a version of polymodal with another order")
+    raise_problems(problems, "the run cannot continue in the same order (start a new run to change it)")
+
+
+def plan(stream: Stream) -> list[str]:
+    """What the stream will do, in lines for people: the preflight of the data."""
+    layout, order, n = stream.layout, stream.order.sources[0], stream.samples_per_epoch
+    g = layout.global_batch
+    lines: list[str] = []
+    for data, quota in zip(stream.sets, quotas(stream.order.weights), strict=True):
+        share = "" if len(stream.sets) == 1 else f", {quota / CYCLE:.1%} of the stream"
+        lines.append(f"data: {data.directory}: {len(data)} samples ({data.index.kind}: {', '.join(data.index.fields)}) in "
+                     f"{len(data.index.shards)} shards{share}")
+    micro = f"{layout.accumulate} micro-batches of {layout.size}" if layout.accumulate > 1 else f"one micro-batch of {layout.size}"
+    lines.append(f"update: {g} samples = {layout.world} {'rank' if layout.world == 1 else 'ranks'} x {micro}")
+    whole, tail = divmod(n, g)
+    lines.append(f"epoch: {n} samples = {whole} updates" + (f" and {tail} samples, which share an update with the next epoch; none is dropped"
+                                                            if tail else ""))
+    if g > n:
+        lines.append(f"note: an update of {g} holds samples more than once, the data has {n}")
+    if layout.world > 1:
+        if order.lanes % layout.world == 0:
+            lines.append(f"reading: {order.lanes} lanes, each rank keeps to {order.lanes // layout.world} of them (about 1/{layout.world} of the shards)")
+        else:
+            near = -(-order.lanes // layout.world) * layout.world
+            lines.append(f"reading: {order.lanes} lanes are no multiple of {layout.world} ranks, so every rank reads every shard; "
+                         f"data.lanes={near} would divide them (before the run starts)")
+    return lines
+
+
+@dataclass(frozen=True)
+class Read:
+    """One sample that an update trains on."""
+
+    position: int
+    rank: int
+    part: int
+    epoch: int
+    sample_id: int
+    key: str
+    shard: str
+    source: int
+
+
+def describe_update(stream: Stream, update: int) -> list[Read]:
+    """Every sample of an update, over all ranks, in the order of the positions."""
+    found: list[Read] = []
+    layout = stream.layout
+    for i in range(layout.global_batch):
+        position = update * layout.global_batch + i
+        place = stream.order.locate(position)
+        key, shard = stream.sets[place.source].locate(place.sample)
+        found.append(Read(position, i % layout.world, i // layout.world // layout.size, place.epoch, stream._index(place), key, shard,  # noqa: SLF001
+                          place.source))
+    return found
+
+
+def evaluation_batches(data: DataSet, objective: Objective[Any], *, batch: int, seed: int, rank: int = 0, world: int = 1,
+                       limit: int | None = None, coupled: bool = False, on_bad: str = "raise", workers: int = 0) -> Iterator[Batch]:
+    """Batches of held-out data: every sample once over the ranks, the same draws at every evaluation.
+
+    Args:
+        data: the held-out data set.
+        objective: of the system; its `evaluation()` variant is used.
+        batch: at most this many samples in a batch on each rank.
+        seed: of the draws and of the order.
+        rank: number of this process.
+        world: number of processes.
+        limit: evaluate this many samples (drawn by seed), or all.
+        coupled: the loss compares the samples of a batch over all ranks: every rank gets the same number of batches of the
+            same size, all nearly full, and fewer than `world` samples are left out.
+        on_bad: as in `Stream`.
+        workers: processes that read and prepare; 0 for none.
+    """
+    if batch < 1:
+        raise UserError(f"the evaluation batch is {batch}, expected a positive number")
+    chosen = permutation(len(data), "evaluation", seed)[: limit or len(data)].tolist()
+    each = batch * world
+    if coupled and world > 1:
+        if len(chosen) < world:
+            raise UserError(f"{len(chosen)} samples cannot be evaluated on {world} ranks: evaluate on fewer ranks, or give more data")
+        chosen = chosen[: len(chosen) // world * world]
+    count = -(-len(chosen) // each)
+    rows = len(chosen) // world if coupled else len(chosen)  # dealt as evenly as can be, in units of `world` where coupled
+    unit = world if coupled else 1
+    borders = [rows * i // count * unit for i in range(count + 1)]
+    parts = [chosen[a:b][rank::world] for a, b in itertools.pairwise(borders)]
+    parts = [p for p in parts if p]
+    return _load(_Caught(_Evaluation(data, objective.evaluation(), parts, seed, on_bad)), range(len(parts)), workers, 2, False)
+
+
+class _Evaluation:
+    """Batches of given samples, by number."""
+
+    def __init__(self, data: DataSet, objective: Objective[Any], parts: list[list[int]], seed: int, on_bad: str) -> None:
+        self.data, self.objective, self.parts, self.seed, self.on_bad = data, objective, parts, seed, on_bad
+        if objective.needs_partner and len(data) < 2:
+            raise UserError("this objective pairs each sample with another one: a data set of one sample is not enough")
+
+    def __getitem__(self, number: int) -> Batch | None:
+        maker = _Maker(self.objective, self.on_bad)
+        indexes = self.parts[number]
+        for index, sample in zip(indexes, self.data.read_many(indexes), strict=True):
+            partner = None
+            if self.objective.needs_partner:
+                other = (index + 1 + int(generator(self.seed, 0, index, "partner").integers(len(self.data) - 1))) % len(self.data)
+                partner = self.data.read_many([other])[0]
+            maker.add(index, sample, generator(self.seed, 0, index, "example"), partner, self.data.locate(index))
+        return maker.batch() if maker.examples else None
+
+
+class _Maker:
+    """Collects the examples and the bad samples of one batch."""
+
+    def __init__(self, objective: Objective[Any], on_bad: str) -> None:
+        self.objective, self.on_bad = objective, on_bad
+        self.examples: list[Any] = []
+        self.used: list[int] = []
+        self.bad: list[BadRecord] = []
+
+    def add(self, index: int, sample: Sample | BadSample, rng: Any, partner: Sample | BadSample | None, name: tuple[str, str]) -> None:
+        """Make the examples of one sample, or record why there are none."""
+        try:
+            for found in (sample, partner):
+                if isinstance(found, BadSample):
+                    raise found
+            assert isinstance(sample, Sample)
+            if isinstance(partner, Sample):
+                sample.partner = partner
+            made = list(self.objective.example(sample, rng))
+            if not made:
+                raise BadSample(f"sample {sample.key!r} of {sample.source}: the objective makes no example of it")
+        except BadSample as error:
+            if self.on_bad == "raise":
+                raise UserError(f"{error} (data.on_bad=skip leaves such samples out and counts them)") from None
+            self.bad.append(BadRecord(index, *name, str(error)))
+            return
+        self.examples.extend(made)
+        self.used.append(index)
+
+    def batch(self) -> Batch:
+        """The batch, with what the stream knows about it."""
+        batch = self.objective.collate(self.examples)
+        batch.samples, batch.sample_ids, batch.bad = len(self.used), self.used, self.bad
+        return batch
+
+
+# ---- the loader
+
+
+class _From(Sampler[int]):
+    """All numbers from a first one on."""
+
+    def __init__(self, first: int) -> None:
+        self.first = first
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.count(self.first)
+
+
+class _Caught(Dataset[Any]):
+    """Batches by number, with the user's errors as values: an exception that crosses processes carries a traceback in its text."""
+
+    def __init__(self, batches: Stream | _Evaluation) -> None:
+        self.batches = batches
+
+    def __getitem__(self, number: int) -> Any:
+        try:
+            return self.batches[number]
+        except UserError as error:
+            return _Failure(str(error))
+
+
+def _load(batches: _Caught, numbers: Sampler[int] | range, workers: int, prefetch: int, pin_memory: bool) -> Iterator[Batch]:
+    loader: DataLoader[Any] = DataLoader(
+        batches, batch_size=None, sampler=numbers, num_workers=workers, prefetch_factor=prefetch if workers else None, collate_fn=_same,
+        worker_init_fn=_prepare_worker, pin_memory=pin_memory,
+        generator=torch.Generator())  # its own generator: starting a loader must not move the run's random state
+    for found in loader:
+        if isinstance(found, _Failure):
+            raise UserError(found.message)
+        if found is not None:
+            yield found
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _prepare_worker(worker: int) -> None:
+    """A worker leaves stopping to the process that trains, whose signal handlers it must not inherit."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    torch.set_num_threads(1)
+
+
+def _problems(parts: Mixture, lanes: int, window: int, on_bad: str, max_bad: float) -> Iterator[str]:
+    if not parts:
+        yield "there is no data set"
+        return
+    if lanes < 1:
+        yield f"data.lanes is {lanes}, expected a positive number such as 240"
+    if window < 1:
+        yield f"data.window is {window}, expected a positive number such as 4096"
+    if on_bad not in ("raise", "skip"):
+        yield f"data.on_bad is {on_bad!r}, expected raise or skip"
+    if not 0 <= max_bad <= 1:
+        yield f"data.max_bad is {max_bad}, expected a share between 0 and 1"
+    if any(not w > 0 for _, w in parts):
+        yield f"the weights of the mixture are {[w for _, w in parts]}, expected positive numbers"
+    elif 0 in quotas([w for _, w in parts]):
+        yield f"a weight of the mixture is below a thousandth of the sum: {[w for _, w in parts]}; leave that data set out or raise its weight"
