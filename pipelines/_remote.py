@@ -15,6 +15,8 @@ from typing import Any
 from ..shared.errors import UserError
 
 _CHUNK = 1 << 20
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt",
+                    "spiece.model")
 
 
 class Location(ABC):
@@ -134,7 +136,7 @@ class Http(Location):
         """See `Location`; the tokenizer's files are the ones a saved tokenizer has."""
         target = self._cache / hashlib.sha256(self.root.encode()).hexdigest() / name
         target.mkdir(parents=True, exist_ok=True)
-        for file in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model"):
+        for file in _TOKENIZER_FILES:
             try:
                 with self._open(f"{name}/{file}") as source:
                     (target / file).write_bytes(source.read())

@@ -136,7 +136,8 @@ def _pack(sides: list[Path], found: Plan, options: Options, tok: Tokenizer | Non
     if workers is None:
         workers = 1 if sum(f[1] for f in found.files) < _SMALL else os.cpu_count() or 1
     with console.progress("reading", sum(u.size for u in found.units)) as bar:
-        tasks = [(partial(_read, unit, i, options, work), work / "units" / f"{i:06d}.json", unit.size) for i, unit in enumerate(found.units)]
+        tasks = [(partial(_read, unit, i, options, work), work / "units" / f"{i:06d}.json", unit.size)
+                 for i, unit in enumerate(found.units)]
         units = _run(tasks, workers, bar)
     bad = [row for unit in units for row in unit["bad"]]
     for row in bad[:10]:

@@ -1,9 +1,9 @@
-"""Shards and their index: WebDataset tars that can be read at any sample, with every byte checked.
+r"""Shards and their index: WebDataset tars that can be read at any sample, with every byte checked.
 
 A data set is a folder of tars and `index.json` (kind, schema, and for each shard its name, size, sha256
 and samples). Beside each `NAME.tar` lies `NAME.idx`, which says where every sample is:
 
-    b"polymodal idx 1\\n", length of the header (u32), header (JSON: samples, fields, keys),
+    b"polymodal idx 1\n", length of the header (u32), header (JSON: samples, fields, keys),
     offsets u64 [samples, fields] (0: absent), sizes u32 [samples, fields], crc32 u32 [samples],
     ends of the keys u64 [samples], the keys (UTF-8, no separator); all little-endian.
 
@@ -86,13 +86,14 @@ class Index:
         try:
             record = json.loads(text)
             if record["format"] != "polymodal index" or record["version"] != 1:
-                raise UserError(f"{where} has format {record['format']!r} version {record['version']}, expected 'polymodal index' version 1")
+                raise UserError(f"{where} has format {record['format']!r} version {record['version']}, expected 'polymodal index' 1")
             shards = tuple(Shard(**{**s, "fields": tuple(s["fields"])}) for s in record["shards"])
             index = cls(shards, record["kind"], record["schema"], tuple(record["source"]))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"{where} is not a polymodal index ({type(error).__name__}: {error}); make it again with `polymodal index`") from None
+            raise UserError(f"{where} is not a polymodal index ({type(error).__name__}: {error}); make it again with "
+                            "`polymodal index`") from None
         for name in (s.name for s in index.shards):
             if not name or name.startswith("/") or ".." in name.split("/") or "\\" in name or ":" in name:
                 raise UserError(f"{where} names the shard {name!r}, which is outside the data set")
@@ -154,7 +155,8 @@ def scan(path: Path) -> tuple[Shard, Where]:
                 continue
             key, name = names
             if key in rows and key != next(reversed(rows)):
-                raise UserError(f"{path}: the members of sample {key!r} do not follow each other, or the key occurs twice; write the shard again")
+                raise UserError(f"{path}: the members of sample {key!r} do not follow each other, or the key occurs twice; "
+                                "write the shard again")
             row = rows.setdefault(key, {})
             if name in row:
                 raise UserError(f"{path}: member {member.name!r} occurs twice; keys must be unique within a shard")
@@ -163,8 +165,8 @@ def scan(path: Path) -> tuple[Shard, Where]:
             raise UserError(f"{path} holds no samples")
         fields = tuple(sorted({name for row in rows.values() for name in row}))
         if len(fields) > _MAX_FIELDS:
-            raise UserError(f"{path} has {len(fields)} different fields ({', '.join(fields[:3])}, ...): a field is all that follows the FIRST "
-                            "dot of a name, so keys must not contain dots")
+            raise UserError(f"{path} has {len(fields)} different fields ({', '.join(fields[:3])}, ...): a field is all that follows "
+                            "the FIRST dot of a name, so keys must not contain dots")
         offsets, sizes = np.zeros((2, len(rows), len(fields)), dtype=np.uint64)
         crcs = np.zeros(len(rows), dtype=np.uint32)
         column = {name: i for i, name in enumerate(fields)}
@@ -334,8 +336,8 @@ class DataSet:
         return opened
 
     def _changed(self, shard: Shard, how: str) -> UserError:
-        return UserError(f"shard {self._location.name(shard.name)} changed after it was indexed: {how}; restore it, or run `polymodal index "
-                         "DIR --force` and start a new run")
+        return UserError(f"shard {self._location.name(shard.name)} changed after it was indexed: {how}; restore it, or run "
+                         "`polymodal index DIR --force` and start a new run")
 
     def close(self) -> None:
         """Close the open shards (they open again when needed)."""
@@ -347,7 +349,8 @@ class DataSet:
             os.close(opened.file)
 
 
-_MISSING_INDEX = "no index: for tars run `polymodal index DIR`, for other data `polymodal pack` (an interrupted pack is finished by running it again)"
+_MISSING_INDEX = ("no index: for tars run `polymodal index DIR`, for other data `polymodal pack` (an interrupted pack is finished by "
+                  "running it again)")
 
 
 def _spans(where: Where) -> np.ndarray:

@@ -268,7 +268,7 @@ def _documents(unit: Unit, split: str) -> Iterator[bytes]:
         while left > 0 and (line := file.readline()):
             left -= len(line)
             if first:
-                line, first = line.removeprefix(b"\xef\xbb\xbf"), False  # noqa: PLW2901
+                line, first = line.removeprefix(b"\xef\xbb\xbf"), False
             if split == "line":
                 ends, keep = True, True
             elif split == "blank":
@@ -323,7 +323,7 @@ def _cell(row: dict[str, Any] | BadSample, name: str, path: str) -> str | BadSam
     value = row.get(name)
     if not isinstance(value, str):
         seen = ", ".join(str(k) for k in list(row)[:8])
-        return BadSample(f"{path}: a row has no text in {name!r}, its columns are {seen} (see --text-field, --image-field, --caption-field)")
+        return BadSample(f"{path}: a row has no text in {name!r}, its columns are {seen} (--text-field, --image-field, --caption-field)")
     return value
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -132,10 +133,19 @@ class Stream:
             self._stand_in(places[0], maker)
         return maker.batch()
 
+    def samples(self, update: int, part: int = 0, limit: int | None = None) -> Iterator[tuple[Sample | BadSample, np.random.Generator]]:
+        """The samples of a micro-batch as an objective gets them, each with its generator; for looking at."""
+        places = [self.order.locate(p) for p in self.layout.positions(update, part)[:limit]]
+        for place, sample in zip(places, self._read(places), strict=True):
+            partner = self._partner(place)
+            if isinstance(sample, Sample):
+                sample.partner = partner if isinstance(partner, Sample) else None
+            yield partner if isinstance(partner, BadSample) else sample, self._rng(place)
+
     def _index(self, place: Place) -> int:
         return self._first[place.source] + place.sample
 
-    def _rng(self, place: Place) -> Any:
+    def _rng(self, place: Place) -> np.random.Generator:
         return generator(self.seed, place.epoch, self._index(place), "example")
 
     def _name(self, place: Place) -> tuple[str, str]:
@@ -223,7 +233,7 @@ def check_order(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
             problems.append(f"data set {i} had {a['samples']} samples with fingerprint {a['fingerprint'][:12]} and now {b['samples']} with "
                             f"{b['fingerprint'][:12]}: give the data set the run began with")
         elif a["quota"] != b["quota"]:
-            problems.append(f"data set {i} had {a['quota'] / CYCLE:.1%} of the samples and now {b['quota'] / CYCLE:.1%}: set its weight back")
+            problems.append(f"data set {i} had {a['quota'] / CYCLE:.1%} of the samples and now {b['quota'] / CYCLE:.1%}: set it back")
     if saved.get("version") != now.get("version"):
         problems.append("the checkpoint was written by a version of polymodal with another order")
     raise_problems(problems, "the run cannot continue in the same order (start a new run to change it)")
@@ -241,13 +251,14 @@ def plan(stream: Stream) -> list[str]:
     micro = f"{layout.accumulate} micro-batches of {layout.size}" if layout.accumulate > 1 else f"one micro-batch of {layout.size}"
     lines.append(f"update: {g} samples = {layout.world} {'rank' if layout.world == 1 else 'ranks'} x {micro}")
     whole, tail = divmod(n, g)
-    lines.append(f"epoch: {n} samples = {whole} updates" + (f" and {tail} samples, which share an update with the next epoch; none is dropped"
-                                                            if tail else ""))
+    rest = f" and {tail} samples, which share an update with the next epoch; none is dropped" if tail else ""
+    lines.append(f"epoch: {n} samples = {whole} updates{rest}")
     if g > n:
         lines.append(f"note: an update of {g} holds samples more than once, the data has {n}")
     if layout.world > 1:
         if order.lanes % layout.world == 0:
-            lines.append(f"reading: {order.lanes} lanes, each rank keeps to {order.lanes // layout.world} of them (about 1/{layout.world} of the shards)")
+            lines.append(f"reading: {order.lanes} lanes, each rank keeps to {order.lanes // layout.world} of them "
+                         f"(about 1/{layout.world} of the shards)")
         else:
             near = -(-order.lanes // layout.world) * layout.world
             lines.append(f"reading: {order.lanes} lanes are no multiple of {layout.world} ranks, so every rank reads every shard; "
@@ -345,7 +356,7 @@ class _Maker:
         self.used: list[int] = []
         self.bad: list[BadRecord] = []
 
-    def add(self, index: int, sample: Sample | BadSample, rng: Any, partner: Sample | BadSample | None, name: tuple[str, str]) -> None:
+    def add(self, index: int, sample: Sample | BadSample, rng: np.random.Generator, partner: Sample | BadSample | None, name: tuple[str, str]) -> None:
         """Make the examples of one sample, or record why there are none."""
         try:
             for found in (sample, partner):
@@ -436,4 +447,4 @@ def _problems(parts: Mixture, lanes: int, window: int, on_bad: str, max_bad: flo
     if any(not w > 0 for _, w in parts):
         yield f"the weights of the mixture are {[w for _, w in parts]}, expected positive numbers"
     elif 0 in quotas([w for _, w in parts]):
-        yield f"a weight of the mixture is below a thousandth of the sum: {[w for _, w in parts]}; leave that data set out or raise its weight"
+        yield f"a weight of the mixture is below a thousandth of the sum: {[w for _, w in parts]}; raise it or leave it out"

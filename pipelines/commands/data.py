@@ -1,0 +1,186 @@
+"""`polymodal pack | index | inspect`: make data sets, look at them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ...shared.tokenizer import Tokenizer
+    from ..console import Console
+    from ..shards import DataSet
+
+ORDER = 20
+_LISTED = 12
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("pack")(pack)
+    app.command("index")(index)
+    app.command("inspect")(inspect)
+
+
+def _size(text: str) -> int:
+    from ...shared.errors import UserError
+
+    number, unit = text.upper().removesuffix("IB").removesuffix("B"), ""
+    if number and number[-1] in "KMG":
+        number, unit = number[:-1], number[-1]
+    if not number.isdigit():
+        raise UserError(f"--shard-bytes {text!r} is not a size: expected a number such as 256M or 1G")
+    return int(number) * _UNITS[unit]
+
+
+def pack(
+    sources: Annotated[list[Path], typer.Argument(help="Files and folders: txt, md, jsonl, csv, tsv, parquet, pictures, tars.")],
+    out: Annotated[Path, typer.Option(help="Folder of the new data set; must not hold anything.")],
+    kind: Annotated[str | None, typer.Option(help="text, pairs, images or tar. Default: guessed from the files.")] = None,
+    shard_bytes: Annotated[str, typer.Option(help="Largest size of a shard.")] = "256M",
+    tokenize: Annotated[str | None, typer.Option(metavar="TOKENIZER", help="Tokenise texts and pack them into rows of --block tokens.")] = None,
+    block: Annotated[int, typer.Option(help="Tokens of a row.")] = 1024,
+    split: Annotated[str, typer.Option(help="Where plain texts are cut into documents: blank (lines), line, file, or at lines equal to this.")
+                     ] = "blank",
+    text_field: Annotated[str, typer.Option(help="Column or JSON field with the text.")] = "text",
+    image_field: Annotated[str, typer.Option(help="Column with the path of a picture, relative to the table.")] = "image",
+    caption_field: Annotated[str, typer.Option(help="Column with the caption.")] = "caption",
+    shuffle: Annotated[int, typer.Option(help="Seed of the order of the samples.")] = 0,
+    keep_order: Annotated[bool, typer.Option("--keep-order", help="Keep the order of the input instead.")] = False,
+    holdout: Annotated[float, typer.Option(help="Hold samples out: a fraction below 1, or their number.")] = 0.0,
+    holdout_out: Annotated[Path | None, typer.Option(help="Folder of the held-out data set.")] = None,
+    on_bad: Annotated[str, typer.Option(help="raise: stop at what cannot be used; skip: leave it out and count it.")] = "raise",
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes. Default: all cores.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Last line on stdout is one JSON object.")] = False,
+) -> None:
+    """Write WebDataset shards and their index from text, tables, pictures or tars. A killed run continues when it is run again."""
+    import time
+
+    from ..console import Console
+    from ..pack import pack as run
+
+    console = Console(json=json)
+    began = time.perf_counter()
+    made = run(sources, out, kind=kind, shard_bytes=_size(shard_bytes), tokenizer=tokenize, block=block, split=split, text_field=text_field,
+               image_field=image_field, caption_field=caption_field, shuffle=None if keep_order else shuffle, holdout=holdout,
+               holdout_out=holdout_out, on_bad=on_bad, workers=workers, console=console)
+    console.finish({"out": str(out), "kind": made.kind, "samples": made.samples, "shards": len(made.shards),
+                    "bytes": sum(s.size for s in made.shards), "schema": dict(made.schema), "seconds": round(time.perf_counter() - began, 3)})
+
+
+def index(
+    directory: Annotated[Path, typer.Argument(help="Folder with WebDataset tars that were made elsewhere.")],
+    force: Annotated[bool, typer.Option("--force", help="Make the index again.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Last line on stdout is one JSON object.")] = False,
+) -> None:
+    """Index tars made elsewhere, so that any sample can be found and checked."""
+    from ..console import Console
+    from ..shards import build_index
+
+    console = Console(json=json)
+    total = sum(p.stat().st_size for p in directory.glob("*.tar")) if directory.is_dir() else 0
+    with console.progress("indexing", total) as bar:
+        made = build_index(directory, force=force, advance=bar.advance)
+    console.finish({"directory": str(directory), "samples": made.samples, "shards": len(made.shards), "fields": list(made.fields)},
+                   f"{directory}: {made.samples} samples in {len(made.shards)} shards, fields {', '.join(made.fields)}")
+
+
+def inspect(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Data set (folder or address).")],
+    samples: Annotated[int, typer.Option(min=0, help="Show this many samples, spread over the data set.")] = 3,
+    sample: Annotated[list[int] | None, typer.Option(help="Show the sample of this number (can be repeated).")] = None,
+    pictures: Annotated[Path | None, typer.Option(help="Write a picture grid (PNG) of the samples, or of 32.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Read every shard and compare it with the index.")] = False,
+    update: Annotated[int | None, typer.Option(min=0, help="Show the samples of this update, and what the recipe's objective makes of them.")
+                      ] = None,
+    recipe: Annotated[str | None, typer.Option(help="Recipe whose order and objective --update shows: a name or a YAML file "
+                                                    "(a run's recipe.yaml, for instance).")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Tokenizer of the recipe's objective.")] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a recipe key: a.b=c.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Last line on stdout is one JSON object.")] = False,
+) -> None:
+    """Show what a data set holds: shards, fields, samples, pictures, the samples of any update."""
+    from ...shared.errors import UserError
+    from ..console import Console
+    from ..inspect import sample_rows, spread, summary, summary_lines
+    from ..inspect import pictures as draw
+    from ..shards import DataSet
+    from ..shards import verify as check
+
+    console = Console(json=json)
+    opened = DataSet.open(data)
+    facts = summary(opened)
+    for line in summary_lines(facts):
+        console.say(line)
+    classes = opened.index.schema.get("classes", [])
+    if verify:
+        problems = check(opened)
+        if problems:
+            raise UserError(f"{data} changed after it was indexed: {'; '.join(problems)}")
+        console.say(f"verified: {len(opened.index.shards)} shards are what the index says")
+        facts["verified"] = True
+    wanted = list(sample or []) or spread(len(opened), samples)
+    for i in wanted:
+        if i >= len(opened) or i < 0:
+            raise UserError(f"--sample {i}: the data set has the samples 0 to {len(opened) - 1}")
+    tok = _tokenizer(opened, tokenizer)
+    facts["examples"] = []
+    for found in opened.read_many(wanted):
+        if isinstance(found, Exception):
+            console.say(f"BAD: {found}")
+            facts["examples"].append({"bad": str(found)})
+            continue
+        rows = sample_rows(found, classes, tok)
+        facts["examples"].append({"sample": found.index, "key": found.key, "shard": found.source, "fields": dict(rows)})
+        console.say(f"sample {found.index} {found.key} ({found.source})")
+        for name, value in rows:
+            console.say(f"  {name}: {value}")
+    if pictures is not None:
+        chosen = [s for s in opened.read_many(wanted if sample else spread(len(opened), 32)) if not isinstance(s, Exception)]
+        facts["pictures"] = draw(chosen, pictures, classes)
+        console.say(f"{facts['pictures']} pictures: {pictures}")
+    if update is not None:
+        facts["update"] = _show_update(opened, update, recipe, overrides or [], tok, console)
+    console.finish(facts)
+
+
+def _tokenizer(data: DataSet, source: str | None) -> Tokenizer | None:
+    from ...shared.tokenizer import Tokenizer
+
+    place = source or data.tokenizer_dir
+    return None if place is None else Tokenizer.load(place)
+
+
+def _show_update(data: DataSet, update: int, recipe: str | None, overrides: list[str], tok: Tokenizer | None, console: Console) -> dict[str, Any]:
+    """Say which samples an update trains on, and what the objective makes of the first ones."""
+    from ...registry import family
+    from ...shared.errors import UserError
+    from ...shared.system import Context
+    from ..inspect import made
+    from ..recipe import recipe as resolve
+    from ..stream import Layout, Stream, describe_update
+
+    if recipe is None:
+        raise UserError("--update needs --recipe: the recipe's batch, seed, lanes and window determine the order (a run's recipe.yaml will do)")
+    chosen = resolve(recipe, overrides)
+    classes = data.index.schema.get("classes")
+    system = chosen.build(family(chosen.system), Context(tok, tuple(classes) if classes else None))
+    stream = Stream(data, system.objective, Layout(chosen.data.global_batch), seed=chosen.seed, lanes=chosen.data.lanes,
+                    window=chosen.data.window, on_bad=chosen.data.on_bad, max_bad=chosen.data.max_bad)
+    reads = describe_update(stream, update)
+    console.say(f"update {update} of {chosen.name} (epoch {stream.epoch(update):.3f}) trains on {len(reads)} samples:")
+    for read in reads[:_LISTED]:
+        console.say(f"  {read.sample_id:>9}  {read.key}  {read.shard}")
+    if len(reads) > _LISTED:
+        console.say(f"  ... {len(reads) - _LISTED} more (all with --json)")
+    examples: list[dict[str, Any]] = []
+    for sample_id, key, previews in made(stream, update):
+        console.say(f"the objective makes of {key}:" if previews else f"BAD: {key}")
+        for preview in previews:
+            for name, value in preview.rows:
+                console.say(f"  {name}: {value}")
+        examples.append({"sample": sample_id, "key": key, "examples": [[list(r) for r in p.rows] for p in previews]})
+    return {"update": update, "epoch": stream.epoch(update), "sample_ids": [r.sample_id for r in reads], "keys": [r.key for r in reads],
+            "examples": examples}

@@ -1,0 +1,144 @@
+"""Looking at data: what a data set holds, what its samples are, what an objective makes of them."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from ..shared.errors import BadSample, UserError
+from ..shared.sample import IMAGE_FIELDS, TEXT_FIELDS, Sample
+from .shards import DataSet
+
+if TYPE_CHECKING:
+    from ..shared.system import Preview
+    from ..shared.tokenizer import Tokenizer
+    from .stream import Stream
+
+_SHOWN = 300
+_CELL, _CAPTION, _COLUMNS = 128, 30, 8
+
+
+def summary(data: DataSet) -> dict[str, Any]:
+    """What a data set is, as one JSON object."""
+    index = data.index
+    return {"data": data.directory, "kind": index.kind, "samples": len(data), "fields": list(index.fields), "bytes": sum(s.size for s in index.shards),
+            "fingerprint": data.fingerprint, "schema": dict(index.schema), "source": list(index.source),
+            "shards": [{"name": s.name, "samples": s.samples, "bytes": s.size, "sha256": s.sha256} for s in index.shards]}
+
+
+def summary_lines(facts: dict[str, Any], shards: int = 10) -> list[str]:
+    """A summary in lines for people."""
+    lines = [f"{facts['data']}: {facts['samples']} samples of kind {facts['kind']} in {len(facts['shards'])} shards, {_bytes(facts['bytes'])}",
+             f"fields: {', '.join(facts['fields'])}", f"made from: {'; '.join(facts['source']) or 'unknown'}", f"fingerprint: {facts['fingerprint'][:16]}"]
+    for name, value in facts["schema"].items():
+        if isinstance(value, list):
+            value = f"{len(value)}: {', '.join(map(str, value[:12]))}{', ...' if len(value) > 12 else ''}"  # noqa: PLW2901
+        lines.append(f"{name}: {value if not isinstance(value, float) else f'{value:.4f}'}")
+    lines += [f"  {s['name']}  {s['samples']:>8} samples  {_bytes(s['bytes']):>10}  sha256 {s['sha256'][:12]}" for s in facts["shards"][:shards]]
+    if len(facts["shards"]) > shards:
+        lines.append(f"  ... {len(facts['shards']) - shards} more shards")
+    return lines
+
+
+def sample_rows(sample: Sample, classes: Sequence[str] = (), tokenizer: Tokenizer | None = None) -> list[tuple[str, str]]:
+    """Each field of a sample as (name, what it holds); damaged fields tell why."""
+    rows: list[tuple[str, str]] = []
+    for name, data in sample.fields.items():
+        try:
+            rows.append((name, _shown(sample, name, data, classes, tokenizer)))
+        except BadSample as error:
+            rows.append((name, f"BAD: {error}"))
+    return rows
+
+
+def _shown(sample: Sample, name: str, data: bytes, classes: Sequence[str], tokenizer: Tokenizer | None) -> str:
+    alone = Sample(sample.key, {name: data}, sample.index, sample.source)
+    if name in IMAGE_FIELDS:
+        picture = alone.image()
+        return f"picture {picture.width}x{picture.height}, {_bytes(len(data))}"
+    if name in TEXT_FIELDS:
+        return _short(alone.text())
+    if name == "cls":
+        label = alone.label()
+        return f"{label} ({classes[label]})" if 0 <= label < len(classes) else str(label)
+    if name in ("tokens.u16", "tokens.u32"):
+        ids, lengths = sample.tokens()
+        text = f": {_short(tokenizer.decode(ids.tolist(), skip_special_tokens=False))}" if tokenizer is not None else f": {ids[:16].tolist()} ..."
+        return f"{len(ids)} tokens, {len(lengths)} documents{text}"
+    if name == "lengths.u32":
+        return str(np.frombuffer(data, "<u4").tolist()) if len(data) % 4 == 0 else f"BAD: {len(data)} bytes"
+    if name == "json":
+        return _short(str(alone.json()))
+    if name.rsplit(".", 1)[-1] == "npy":
+        array = alone.array(name)
+        return f"array {array.dtype} {list(array.shape)}"
+    return f"{_bytes(len(data))}"
+
+
+def _short(text: str) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= _SHOWN else f"{flat[:_SHOWN]}... ({len(text)} characters)"
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            break
+        count /= 1024
+    else:
+        unit = "TiB"
+    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+
+
+def spread(count: int, wanted: int) -> list[int]:
+    """`wanted` sample numbers spread evenly over a data set."""
+    wanted = min(count, wanted)
+    return [i * count // wanted for i in range(wanted)]
+
+
+def pictures(samples: Sequence[Sample], path: Path, classes: Sequence[str] = ()) -> int:
+    """Write a grid of the samples' pictures with their captions or classes; returns how many there are."""
+    cells: list[tuple[Image.Image, str]] = []
+    for sample in samples:
+        if not any(name in sample.fields for name in IMAGE_FIELDS):
+            continue
+        try:
+            picture = sample.image()
+        except BadSample as error:
+            picture = Image.new("RGB", (_CELL, _CELL), (200, 60, 60))
+            cells.append((picture, str(error)))
+            continue
+        rows = dict(sample_rows(Sample(sample.key, {k: v for k, v in sample.fields.items() if k in (*TEXT_FIELDS, "cls")}), classes))
+        cells.append((picture, next(iter(rows.values()), sample.key)))
+    if not cells:
+        raise UserError("the samples hold no pictures to draw (fields jpg, png or webp)")
+    width = min(_COLUMNS, len(cells))
+    page = Image.new("RGB", (width * _CELL, -(-len(cells) // width) * (_CELL + _CAPTION)), (255, 255, 255))
+    draw = ImageDraw.Draw(page)
+    for i, (picture, caption) in enumerate(cells):
+        x, y = i % width * _CELL, i // width * (_CELL + _CAPTION)
+        picture.thumbnail((_CELL - 4, _CELL - 4))
+        page.paste(picture, (x + (_CELL - picture.width) // 2, y + (_CELL - picture.height) // 2))
+        ascii_only = caption.encode("ascii", "replace").decode()  # all that Pillow's built-in font draws for sure
+        draw.multiline_text((x + 3, y + _CELL), "\n".join(textwrap.wrap(ascii_only, 21)[:2]), fill=(0, 0, 0), font_size=10)
+    page.save(path, format="PNG")
+    return len(cells)
+
+
+def made(stream: Stream, update: int, part: int = 0, limit: int = 4) -> list[tuple[int, str, list[Preview]]]:
+    """What the objective made of the first samples of a micro-batch: (sample id, key, previews of its examples)."""
+    rows: list[tuple[int, str, list[Preview]]] = []
+    for sample, rng in stream.samples(update, part, limit):
+        if isinstance(sample, BadSample):
+            rows.append((-1, str(sample), []))
+            continue
+        try:
+            rows.append((sample.index, sample.key, [stream.objective.describe(e) for e in stream.objective.example(sample, rng)]))
+        except BadSample as error:
+            rows.append((sample.index, f"{sample.key}: {error}", []))
+    return rows
