@@ -263,7 +263,7 @@ def generate(
         model: a language model from `polymodal.load`.
         prompts: one text, several, or ids.
         tokenizer: the model's, from `polymodal.tokenizer`; needed for texts.
-        max_new_tokens: at most so many tokens; by default 50, or what the model's positions leave.
+        max_new_tokens: at most so many tokens; by default 50, or what the longest prompt leaves of the model's positions.
         do_sample: draw tokens; else take the most probable one each time.
         temperature: divides the logits before drawing.
         top_k: draw among the k most probable tokens; 0 for all.
@@ -282,6 +282,8 @@ def generate(
         raise UserError(f"{type(model).__name__} does not generate text: load a language model such as GPT-2")
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     encoded = [_prompt_ids(model.decoding, tokenizer, text) for text in texts]
+    if max_new_tokens is None and encoded:  # the same room for every batch
+        max_new_tokens = _room(model.decoding, max(map(len, encoded)), None)
     results: list[str] = []
     for first in range(0, len(texts), batch_size):
         rows = encoded[first:first + batch_size]

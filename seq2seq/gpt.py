@@ -94,7 +94,7 @@ class GPT2Config(Config):
         problems = [f"{n} is {getattr(self, n)}, expected at least 1" for n in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
                     if getattr(self, n) < 1]
         if not problems and self.n_embd % self.n_head:
-            problems.append(f"n_embd {self.n_embd} does not divide into {self.n_head} attention heads")
+            problems.append(f"n_head {self.n_head} does not divide n_embd {self.n_embd}")
         if self.activation_function not in ACTIVATIONS:
             problems.append(f"activation_function is {self.activation_function!r}, expected one of {', '.join(ACTIVATIONS)}")
         raise_problems(problems, "model")
@@ -322,7 +322,7 @@ class GPT2System(System):
 
     net: GPT2LMHeadModel
 
-    def __init__(self, net: GPT2LMHeadModel, objective: CausalObjective) -> None:
+    def __init__(self, net: GPT2LMHeadModel, objective: Objective[CausalExample]) -> None:
         super().__init__()
         self.net = net
         self.objective = objective
@@ -371,15 +371,20 @@ def create(config: GPT2Config, settings: Mapping[str, Any], context: Context) ->
     if length > config.n_positions:
         raise UserError(f"objective.max_length is {length}, the model has {config.n_positions} positions: "
                         f"lower it or raise model.n_positions")
-    objective = CausalObjective(context.need_tokenizer("gpt2"), length)
-    if objective.tokenizer.vocab_size > config.vocab_size:
-        raise UserError(f"the tokenizer has {objective.tokenizer.vocab_size} entries, model.vocab_size is {config.vocab_size}")
-    return GPT2System(GPT2LMHeadModel(config), objective)
+
+    def objective(tokenizer: Tokenizer) -> CausalObjective:
+        if tokenizer.vocab_size > config.vocab_size:
+            raise UserError(f"the tokenizer has {tokenizer.vocab_size} entries, model.vocab_size is {config.vocab_size}")
+        return CausalObjective(tokenizer, length)
+
+    return GPT2System(GPT2LMHeadModel(config), context.objective("gpt2", objective))
 
 
 def adapt(config: GPT2Config, context: Context) -> GPT2Config:
     """Take vocabulary size and special ids from the tokenizer."""
-    t = context.need_tokenizer("gpt2")
+    t = context.tokenizer
+    if t is None:
+        return config
     return replace(config, vocab_size=t.vocab_size, bos_token_id=t.bos_id, eos_token_id=t.eos_id, pad_token_id=t.pad_id)
 
 

@@ -79,7 +79,7 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """The keys of config.json, without `model_type` and `architectures`."""
-        aside = {k: v for k, v in self.extra.items() if k not in ("model_type", "architectures")}
+        aside = {k: v for k, v in self.extra.items() if k not in ("model_type", "architectures", "torch_dtype")}
         record = {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name not in ("extra", "labels", "num_labels")}
         labels: tuple[str, ...] | None = getattr(self, "labels", None)
         count: int | None = getattr(self, "num_labels", None)

@@ -64,7 +64,7 @@ class EncoderConfig(Config):
             "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings",
             "type_vocab_size") if getattr(self, n) < 1]
         if not problems and self.hidden_size % self.num_attention_heads:
-            problems.append(f"hidden_size {self.hidden_size} does not divide into {self.num_attention_heads} attention heads")
+            problems.append(f"num_attention_heads {self.num_attention_heads} does not divide hidden_size {self.hidden_size}")
         if self.hidden_act not in ACTIVATIONS:
             problems.append(f"hidden_act is {self.hidden_act!r}, expected one of {', '.join(ACTIVATIONS)}")
         raise_problems(problems, "model")

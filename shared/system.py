@@ -177,6 +177,22 @@ class System(nn.Module, ABC):
         return []
 
 
+class NoData(Objective[Any]):
+    """The objective of a system that was built for its network alone; every use says what is lacking."""
+
+    def __init__(self, system: str) -> None:
+        """Remember which system asks."""
+        self.system = system
+
+    def example(self, sample: Sample, rng: np.random.Generator) -> Iterable[Any]:
+        """Refuse."""
+        raise UserError(f"this {self.system} was built without a tokenizer and cannot read data: pass tokenizer=")
+
+    def collate(self, examples: list[Any]) -> Batch:
+        """Refuse."""
+        raise UserError(f"this {self.system} was built without a tokenizer and cannot read data: pass tokenizer=")
+
+
 @dataclass(frozen=True)
 class Context:
     """What the data tells a system that is being built."""
@@ -184,6 +200,12 @@ class Context:
     tokenizer: Tokenizer | None = None
     classes: tuple[str, ...] | None = None
     """Class names in the order of their numbers, where the data set is labelled."""
+    net_only: bool = False
+    """The system is built for its network: a tokenizer that is lacking is no mistake, and the objective is `NoData`."""
+
+    def objective(self, system: str, make: Callable[[Tokenizer], Objective[Any]]) -> Objective[Any]:
+        """The objective that `make` builds with the tokenizer, or `NoData` under `net_only`."""
+        return NoData(system) if self.net_only and self.tokenizer is None else make(self.need_tokenizer(system))
 
     def need_tokenizer(self, system: str) -> Tokenizer:
         """The tokenizer, or a clear error."""

@@ -21,7 +21,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -382,7 +382,7 @@ class BertSystem(System):
 
     net: BertForPreTraining | BertForMaskedLM
 
-    def __init__(self, net: BertForPreTraining | BertForMaskedLM, objective: BertObjective) -> None:
+    def __init__(self, net: BertForPreTraining | BertForMaskedLM, objective: Objective[BertExample]) -> None:
         super().__init__()
         self.net = net
         self.objective = objective
@@ -413,7 +413,7 @@ class BertSystem(System):
     @torch.no_grad()
     def preview(self, batch: BertBatch, limit: int = 4) -> list[Preview]:
         """Sequences with their masks, and the model's fillings with the true words beside them."""
-        tokenizer = self.objective.tokenizer
+        tokenizer = cast("BertObjective", self.objective).tokenizer
         net = self.net
         out = net.trunk(batch.input_ids, None, batch.token_type_ids, batch.position_ids, lengths=batch.lengths)
         fillings = net.head(out.last_hidden_state[0, batch.target_rows]).argmax(-1).cpu().numpy()
@@ -460,16 +460,20 @@ def create(config: BertConfig, settings: Mapping[str, Any], context: Context) ->
                         f"lower it or raise model.max_position_embeddings")
     if chosen.nsp and config.type_vocab_size < 2:
         raise UserError("next sentence prediction needs two token types: set model.type_vocab_size to 2 or objective.nsp to false")
-    objective = BertObjective(context.need_tokenizer("bert"), chosen, length)
-    if objective.tokenizer.vocab_size > config.vocab_size:
-        raise UserError(f"the tokenizer has {objective.tokenizer.vocab_size} entries, model.vocab_size is {config.vocab_size}")
-    return BertSystem(BertForPreTraining(config) if chosen.nsp else BertForMaskedLM(config), objective)
+
+    def objective(tokenizer: Tokenizer) -> BertObjective:
+        if tokenizer.vocab_size > config.vocab_size:
+            raise UserError(f"the tokenizer has {tokenizer.vocab_size} entries, model.vocab_size is {config.vocab_size}")
+        return BertObjective(tokenizer, chosen, length)
+
+    return BertSystem(BertForPreTraining(config) if chosen.nsp else BertForMaskedLM(config), context.objective("bert", objective))
 
 
 def adapt(config: BertConfig, context: Context) -> BertConfig:
     """Take vocabulary size and padding id from the tokenizer."""
-    tokenizer = context.need_tokenizer("bert")
-    return replace(config, vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id or 0)
+    if context.tokenizer is None:
+        return config
+    return replace(config, vocab_size=context.tokenizer.vocab_size, pad_token_id=context.tokenizer.pad_id or 0)
 
 
 def _trunk(config: BertConfig, *, pooler: bool) -> tuple[Rule, ...]:
