@@ -316,10 +316,10 @@ def patch_rule(theirs: str, ours: str, patch_size: int) -> Rule:
 
 
 def block_rules(theirs: Mapping[str, str], ours: str, *, qkv_bias: bool = True) -> tuple[Rule, ...]:
-    """One pre-norm block whose parts are called as `theirs` says: norm1, q, k, v (or qkv), out, norm2, up, down."""
+    """One pre-norm block whose parts are called as `theirs` says: norm1, q, k, v (or qkv, up to `weight` and `bias`), out, norm2, up, down."""
     separate = ("weight", "bias") if qkv_bias else ("weight",)
     if "qkv" in theirs:
-        qkv: tuple[Rule, ...] = tuple(Rename(f"{theirs['qkv']}.{p}", f"{ours}.attention.qkv.{p}") for p in separate)
+        qkv: tuple[Rule, ...] = tuple(Rename(theirs["qkv"] + p, f"{ours}.attention.qkv.{p}") for p in separate)
     else:
         qkv = fused((theirs["q"], theirs["k"], theirs["v"]), f"{ours}.attention.qkv", bias=qkv_bias)
     return (
@@ -332,7 +332,8 @@ def block_rules(theirs: Mapping[str, str], ours: str, *, qkv_bias: bool = True) 
     )
 
 
-def _in_layer(prefix: str, names: Mapping[str, str]) -> dict[str, str]:
+def in_layer(prefix: str, names: Mapping[str, str]) -> dict[str, str]:
+    """The names with `prefix` before each."""
     return {part: prefix + name for part, name in names.items()}
 
 
@@ -340,7 +341,7 @@ TRANSFORMERS = {
     "norm1": "layernorm_before", "q": "attention.q_proj", "k": "attention.k_proj", "v": "attention.v_proj", "out": "attention.o_proj",
     "norm2": "layernorm_after", "up": "mlp.fc1", "down": "mlp.fc2",
 }  # fmt: skip
-TIMM = {"norm1": "norm1", "qkv": "attn.qkv", "out": "attn.proj", "norm2": "norm2", "up": "mlp.fc1", "down": "mlp.fc2"}
+TIMM = {"norm1": "norm1", "qkv": "attn.qkv.", "out": "attn.proj", "norm2": "norm2", "up": "mlp.fc1", "down": "mlp.fc2"}
 
 
 def rules(config: ViTConfig) -> Sequence[Rule]:
@@ -356,7 +357,7 @@ def rules(config: ViTConfig) -> Sequence[Rule]:
         Rename("vit.embeddings.position_embeddings", "embed.position_embeddings"),
         patch_rule("vit.embeddings.patch_embeddings.projection.weight", "embed.patches.projection.weight", config.patch_size),
         Rename("vit.embeddings.patch_embeddings.projection.bias", "embed.patches.projection.bias"),
-        *layers(config.num_hidden_layers, block_rules(_in_layer("vit.layers.{i}.", TRANSFORMERS), "encoder.blocks.{i}",
+        *layers(config.num_hidden_layers, block_rules(in_layer("vit.layers.{i}.", TRANSFORMERS), "encoder.blocks.{i}",
                                                       qkv_bias=config.qkv_bias)),
         *affine("vit.layernorm", "encoder.final_norm"),
         *affine("classifier", "classifier"),
@@ -370,7 +371,7 @@ def timm_rules(config: ViTConfig) -> Sequence[Rule]:
         Rename("pos_embed", "embed.position_embeddings"),
         patch_rule("patch_embed.proj.weight", "embed.patches.projection.weight", config.patch_size),
         Rename("patch_embed.proj.bias", "embed.patches.projection.bias"),
-        *layers(config.num_hidden_layers, block_rules(_in_layer("blocks.{i}.", TIMM), "encoder.blocks.{i}", qkv_bias=config.qkv_bias)),
+        *layers(config.num_hidden_layers, block_rules(in_layer("blocks.{i}.", TIMM), "encoder.blocks.{i}", qkv_bias=config.qkv_bias)),
         *affine("norm", "encoder.final_norm"),
         *affine("head", "classifier"),
     )

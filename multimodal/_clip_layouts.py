@@ -1,0 +1,253 @@
+"""How CLIP lies in transformers' and in open_clip's files: rule tables and configs, both ways."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..shared.convert import Ignore, Rename, Reshape, Rule, Transpose, affine, layers, prefixed
+from ..shared.errors import UserError, raise_problems
+from ..vision.resnet import ResNetConfig
+from ..vision.transforms import Preprocessing
+from ..vision.vit import block_rules, in_layer, patch_rule
+from ._clip_config import HIGHEST_ID, CLIPConfig, CLIPTextConfig, CLIPVisionConfig
+from .text_tower import PretrainedTextConfig, trunk_rules
+
+if TYPE_CHECKING:
+    from .clip import CLIP
+
+TEXT_ENCODER = "text_encoder"
+"""Folder of an open_clip directory that holds the config.json of a pretrained text tower."""
+TRANSFORMERS = {
+    "norm1": "layer_norm1", "q": "self_attn.q_proj", "k": "self_attn.k_proj", "v": "self_attn.v_proj", "out": "self_attn.out_proj",
+    "norm2": "layer_norm2", "up": "mlp.fc1", "down": "mlp.fc2",
+}  # fmt: skip
+OPEN_CLIP = {"norm1": "ln_1", "qkv": "attn.in_proj_", "out": "attn.out_proj", "norm2": "ln_2", "up": "mlp.c_fc", "down": "mlp.c_proj"}
+
+
+def default(config: CLIPConfig) -> str:
+    """The layout that can hold this net: transformers knows neither the ResNet nor a text tower of another family."""
+    own = isinstance(config.text_config, CLIPTextConfig) and isinstance(config.vision_config, CLIPVisionConfig)
+    return "transformers" if own else "open_clip"
+
+
+def transformers_rules(config: CLIPConfig) -> Sequence[Rule]:
+    """Transformers' CLIPModel."""
+    text, vision = config.text_config, config.vision_config
+    if not isinstance(text, CLIPTextConfig) or not isinstance(vision, CLIPVisionConfig):
+        raise UserError("transformers' CLIPModel has a ViT and CLIP's own text tower: save this model in open_clip's layout")
+    return (
+        Ignore(r".*\.position_ids"),
+        Rename("logit_scale", "logit_scale"),
+        Rename("text_projection.weight", "text_projection.weight"),
+        Rename("visual_projection.weight", "visual_projection.weight"),
+        Rename("text_model.embeddings.token_embedding.weight", "text.embed.word.weight"),
+        Rename("text_model.embeddings.position_embedding.weight", "text.embed.position.weight"),
+        *layers(text.num_hidden_layers, block_rules(in_layer("text_model.encoder.layers.{i}.", TRANSFORMERS), "text.encoder.blocks.{i}")),
+        *affine("text_model.final_layer_norm", "text.encoder.final_norm"),
+        *_embedding(vision, "vision_model.embeddings.class_embedding", "vision_model.embeddings.position_embedding.weight",
+                    "vision_model.embeddings.patch_embedding.weight"),
+        *affine("vision_model.pre_layrnorm", "vision.pre_norm"),
+        *layers(vision.num_hidden_layers,
+                block_rules(in_layer("vision_model.encoder.layers.{i}.", TRANSFORMERS), "vision.encoder.blocks.{i}")),
+        *affine("vision_model.post_layernorm", "vision.post_norm"),
+    )  # fmt: skip
+
+
+def _embedding(vision: CLIPVisionConfig, cls: str, positions: str, patches: str) -> tuple[Rule, ...]:
+    width, count = vision.hidden_size, (vision.image_size // vision.patch_size) ** 2 + 1
+    return (
+        Reshape(cls, "vision.embed.cls_token", their_shape=(width,), our_shape=(1, 1, width)),
+        Reshape(positions, "vision.embed.position_embeddings", their_shape=(count, width), our_shape=(1, count, width)),
+        patch_rule(patches, "vision.embed.patches.projection.weight", vision.patch_size),
+    )
+
+
+def open_clip_rules(config: CLIPConfig) -> Sequence[Rule]:
+    """open_clip's CLIP, or its CustomTextCLIP where the text tower is of another family."""
+    text, vision = config.text_config, config.vision_config
+    table: list[Rule] = [Rename("logit_scale", "logit_scale")]
+    if isinstance(text, CLIPTextConfig):
+        table += [
+            Ignore("attn_mask"),
+            Rename("token_embedding.weight", "text.embed.word.weight"),
+            Rename("positional_embedding", "text.embed.position.weight"),
+            *layers(text.num_hidden_layers, block_rules(in_layer("transformer.resblocks.{i}.", OPEN_CLIP), "text.encoder.blocks.{i}")),
+            *affine("ln_final", "text.encoder.final_norm"),
+            Transpose("text_projection", "text_projection.weight"),
+        ]
+    else:
+        table += [*prefixed(trunk_rules(text), "text.transformer.", "text.encoder."), Rename("text.proj.weight", "text_projection.weight")]
+    return (*table, *(_resnet(vision) if isinstance(vision, ResNetConfig) else _vit(vision)))
+
+
+def _vit(vision: CLIPVisionConfig) -> tuple[Rule, ...]:
+    return (
+        *_embedding(vision, "visual.class_embedding", "visual.positional_embedding", "visual.conv1.weight"),
+        *affine("visual.ln_pre", "vision.pre_norm"),
+        *layers(vision.num_hidden_layers,
+                block_rules(in_layer("visual.transformer.resblocks.{i}.", OPEN_CLIP), "vision.encoder.blocks.{i}")),
+        *affine("visual.ln_post", "vision.post_norm"),
+        Transpose("visual.proj", "visual_projection.weight"),
+    )  # fmt: skip
+
+
+def _convolution(theirs: tuple[str, str], ours: tuple[str, str]) -> tuple[Rule, ...]:
+    """A convolution without bias and the batch norm behind it."""
+    parts = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    return (Rename(f"{theirs[0]}.weight", f"{ours[0]}.weight"), *(Rename(f"{theirs[1]}.{p}", f"{ours[1]}.{p}") for p in parts))
+
+
+def _resnet(vision: ResNetConfig) -> tuple[Rule, ...]:
+    table: list[Rule] = []
+    for n in (1, 2, 3):
+        table += _convolution((f"visual.conv{n}", f"visual.bn{n}"), (f"vision.conv{n}", f"vision.bn{n}"))
+    for stage, blocks in enumerate(vision.layers):
+        for block in range(blocks):
+            theirs, ours = f"visual.layer{stage + 1}.{block}", f"vision.stages.{stage}.{block}"
+            for n in (1, 2, 3):
+                table += _convolution((f"{theirs}.conv{n}", f"{theirs}.bn{n}"), (f"{ours}.conv{n}", f"{ours}.bn{n}"))
+            if block == 0:
+                theirs, ours = f"{theirs}.downsample", f"{ours}.downsample"
+                table += _convolution((f"{theirs}.0", f"{theirs}.1"), (f"{ours}.conv", f"{ours}.bn"))
+    table.append(Rename("visual.attnpool.positional_embedding", "vision.attnpool.positional_embedding"))
+    for name in ("q_proj", "k_proj", "v_proj", "c_proj"):
+        table += affine(f"visual.attnpool.{name}", f"vision.attnpool.{name}")
+    return tuple(table)
+
+
+def is_open_clip(record: Mapping[str, Any]) -> bool:
+    """Whether an open_clip_config.json describes a CLIP."""
+    model = record.get("model_cfg")
+    return isinstance(model, Mapping) and "vision_cfg" in model and "text_cfg" in model
+
+
+VISION_KEYS = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"}
+TEXT_KEYS = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "pool_type", "eos_id", "pad_id"}
+HF_KEYS = {"hf_model_name", "hf_proj_type", "hf_pooler_type"}
+TOKENIZER_KEYS = {"hf_tokenizer_name", "tokenizer_kwargs", "hf_model_pretrained", "tokenizer_mode"}
+POOLERS = {"mean_pooler": "mean", "cls_last_hidden_state_pooler": "cls"}
+
+
+def read_open_clip(record: Mapping[str, Any], directory: Path) -> CLIPConfig:
+    """From the contents of open_clip_config.json."""
+    model = dict(record["model_cfg"])
+    vision, text = dict(model.pop("vision_cfg")), dict(model.pop("text_cfg"))
+    activation = "quick_gelu" if model.pop("quick_gelu", False) else "gelu"
+    dim, scale = int(model.pop("embed_dim")), float(model.pop("init_logit_scale", CLIPConfig.logit_scale_init_value))
+    model.pop("custom_text", None)
+    problems = [f"model_cfg.{k} = {v!r}" for k, v in model.items() if v not in (None, False)]
+    problems += _unknown("vision_cfg", vision, VISION_KEYS)
+    problems += _unknown("text_cfg", text, (HF_KEYS if "hf_model_name" in text else TEXT_KEYS) | TOKENIZER_KEYS)
+    raise_problems((f"{p} is not supported and changes the model" for p in problems), "open_clip_config.json")
+    return CLIPConfig(
+        text_config=_read_hf_text(text, directory) if "hf_model_name" in text else _read_text(text, activation),
+        vision_config=_read_resnet(vision) if isinstance(vision.get("layers"), (list, tuple)) else _read_vit(vision, activation),
+        projection_dim=dim, logit_scale_init_value=scale,
+    )  # fmt: skip
+
+
+def _unknown(part: str, record: Mapping[str, Any], known: set[str]) -> list[str]:
+    off = (None, False, 0, {}, "linear", "learnable", "tok")  # open_clip's own defaults
+    return [f"{part}.{k} = {v!r}" for k, v in record.items() if k not in known and v not in off]
+
+
+def _read_vit(vision: Mapping[str, Any], activation: str) -> CLIPVisionConfig:
+    width = int(vision.get("width", 768))
+    return CLIPVisionConfig(
+        hidden_size=width, intermediate_size=int(width * vision.get("mlp_ratio", 4.0)), num_hidden_layers=int(vision.get("layers", 12)),
+        num_attention_heads=width // int(vision.get("head_width", 64)), image_size=_square(vision.get("image_size", 224)),
+        patch_size=_square(vision.get("patch_size", 16)), hidden_act=activation,
+    )  # fmt: skip
+
+
+def _read_resnet(vision: Mapping[str, Any]) -> ResNetConfig:
+    return ResNetConfig(tuple(vision["layers"]), int(vision.get("width", 64)), _square(vision.get("image_size", 224)),
+                        int(vision.get("head_width", 64)))  # fmt: skip
+
+
+def _square(size: Any) -> int:
+    if isinstance(size, (list, tuple)) and len(size) == 2 and size[0] == size[1]:
+        size = size[0]
+    if not isinstance(size, int):
+        raise UserError(f"open_clip_config.json: size {size!r} is not supported, expected one number or a square")
+    return size
+
+
+def _read_text(text: Mapping[str, Any], activation: str) -> CLIPTextConfig:
+    width, pool, end = int(text.get("width", 512)), text.get("pool_type", "argmax"), text.get("eos_id", HIGHEST_ID)
+    if pool not in ("argmax", "eos") or (pool == "eos" and end == HIGHEST_ID):
+        raise UserError(f"open_clip_config.json: pool_type {pool!r} with eos_id {end}: expected argmax, or eos with another id")
+    vocabulary = int(text.get("vocab_size", 49408))
+    return CLIPTextConfig(
+        vocab_size=vocabulary, hidden_size=width, intermediate_size=int(width * text.get("mlp_ratio", 4.0)),
+        num_hidden_layers=int(text.get("layers", 12)), num_attention_heads=int(text.get("heads", 8)),
+        max_position_embeddings=int(text.get("context_length", 77)), hidden_act=activation, pad_token_id=int(text.get("pad_id", 0)),
+        bos_token_id=vocabulary - 2, eos_token_id=HIGHEST_ID if pool == "argmax" else int(end),
+    )  # fmt: skip
+
+
+def _read_hf_text(text: Mapping[str, Any], directory: Path) -> PretrainedTextConfig:
+    file = directory / str(text["hf_model_name"]) / "config.json"
+    if not file.is_file():
+        raise UserError(f"open_clip_config.json: the config of the text tower {text['hf_model_name']!r} is not in the directory: "
+                        f"put it at {file}")  # fmt: skip
+    pooler = text.get("hf_pooler_type", "mean_pooler")
+    if text.get("hf_proj_type") != "linear" or pooler not in POOLERS:
+        raise UserError(f"open_clip_config.json: expected hf_proj_type 'linear' and hf_pooler_type {' or '.join(POOLERS)}, "
+                        f"got {text.get('hf_proj_type')!r} and {pooler!r}")  # fmt: skip
+    return PretrainedTextConfig(json.loads(file.read_text()), "cls" if POOLERS[pooler] == "cls" else "mean")
+
+
+def write_open_clip(net: CLIP) -> dict[str, Any]:
+    """The contents of open_clip_config.json."""
+    config = net.config
+    text, vision = config.text_config, config.vision_config
+    towers = [t for t in (text, vision) if isinstance(t, (CLIPTextConfig, CLIPVisionConfig))]
+    activations = {t.hidden_act for t in towers}
+    problems: list[str] = []
+    if len(activations) > 1 or not activations <= {"gelu", "quick_gelu"}:
+        problems.append(f"it has one activation for both towers, gelu or quick_gelu, this model {' and '.join(sorted(activations))}")
+    if any(t.layer_norm_eps != 1e-5 for t in towers):
+        problems.append("its layer norms have eps 1e-5, this model's another")
+    if isinstance(vision, ResNetConfig) and len(vision.layers) != 4:
+        problems.append(f"its ResNet has 4 stages, this model's {len(vision.layers)}")
+    raise_problems(problems, "open_clip cannot hold this model")
+    return {
+        "model_cfg": {"embed_dim": config.projection_dim, **({"quick_gelu": True} if activations == {"quick_gelu"} else {}),
+                      "vision_cfg": _write_vision(vision), "text_cfg": _write_text(text)},
+        "preprocess_cfg": net.preprocessing.to_open_clip(),
+    }  # fmt: skip
+
+
+def _write_vision(vision: CLIPVisionConfig | ResNetConfig) -> dict[str, Any]:
+    if isinstance(vision, ResNetConfig):
+        return {"image_size": vision.image_size, "layers": list(vision.layers), "width": vision.width, "head_width": vision.head_width,
+                "patch_size": None}  # fmt: skip
+    return {"image_size": vision.image_size, "layers": vision.num_hidden_layers, "width": vision.hidden_size,
+            "head_width": vision.hidden_size // vision.num_attention_heads, "patch_size": vision.patch_size,
+            "mlp_ratio": vision.intermediate_size / vision.hidden_size}  # fmt: skip
+
+
+def _write_text(text: CLIPTextConfig | PretrainedTextConfig) -> dict[str, Any]:
+    if isinstance(text, PretrainedTextConfig):
+        pooler = next(name for name, pooling in POOLERS.items() if pooling == text.pooling)
+        return {"hf_model_name": TEXT_ENCODER, "hf_tokenizer_name": ".", "hf_model_pretrained": False, "hf_proj_type": "linear",
+                "hf_pooler_type": pooler}  # fmt: skip
+    end = {} if text.eos_token_id == HIGHEST_ID else {"pool_type": "eos", "eos_id": text.eos_token_id}
+    return {"context_length": text.max_position_embeddings, "vocab_size": text.vocab_size, "width": text.hidden_size,
+            "heads": text.num_attention_heads, "layers": text.num_hidden_layers, "mlp_ratio": text.intermediate_size / text.hidden_size,
+            "pad_id": text.pad_token_id or 0, **end}  # fmt: skip
+
+
+def open_clip_files(net: CLIP) -> dict[str, Mapping[str, Any]]:
+    """The config of a pretrained text tower, which open_clip reads by the name in `hf_model_name`."""
+    text = net.config.text_config
+    return {f"{TEXT_ENCODER}/config.json": dict(text.encoder)} if isinstance(text, PretrainedTextConfig) else {}
+
+
+def finish_open_clip(net: CLIP, record: Mapping[str, Any], directory: Path) -> None:
+    """Take the preprocessing of pictures over."""
+    net.preprocessing = Preprocessing.from_open_clip(record.get("preprocess_cfg") or {}, net.config.vision_config.image_size)

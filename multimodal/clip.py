@@ -1,0 +1,385 @@
+"""CLIP: contrastive language-image pretraining.
+
+Radford, Kim, Hallacy et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021
+(https://arxiv.org/abs/2103.00020). An image tower and a text tower map to one space; in a batch of N pairs each picture
+must find its caption among N and each caption its picture. The loss couples the whole batch, so it is never split by
+accumulation: `chunk` runs the towers piece by piece under activation checkpointing and keeps only features, with the
+same gradient.
+
+Faithful: both towers (ViT with a norm before the blocks and one after on the class token; the modified ResNet), QuickGELU,
+pooling at the end-of-text token, projections without bias, the learned logit scale that starts at ln(1/0.07) and is
+clamped to at most ln 100 (transformers does not clamp), initialisation as in the released code (transformers swaps the
+deviations of the attention's input and output). Additions: the text tower may be a pretrained encoder (`text_tower`), and
+either tower may be locked (Zhai et al., LiT, 2021); a locked text tower reads each distinct caption once. Deviation:
+batch norm of the ResNet uses each rank's own statistics. Parity: transformers CLIPModel and open_clip.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from ..shared.block import Block, FeedForward
+from ..shared.dist import all_gather_with_grad, first_dims, rank
+from ..shared.embed import TokenEmbedding
+from ..shared.errors import UserError
+from ..shared.loss import accuracy_sum, contrastive_sum
+from ..shared.mask import Mask
+from ..shared.settings import build_settings
+from ..shared.stack import Stack
+from ..shared.system import Context, Family, Layout, Net, Preview, Step, System, Term
+from ..shared.tokenizer import Tokenizer
+from ..vision.resnet import ResNet, ResNetConfig
+from ..vision.transforms import CLIP_MEAN, CLIP_STD, Augmentation, Normalize, Preprocessing
+from ..vision.vit import ImageEmbedding, read_preprocessing, transformer
+from . import _clip_layouts as layouts
+from ._clip_config import HIGHEST_ID, CLIPConfig, CLIPTextConfig, CLIPVisionConfig
+from .pairs import ImageTextPairs, Memo, PackedTexts, PairBatch
+from .text_tower import PretrainedText, describe, load_weights
+
+
+class TextTower(nn.Module):
+    """A causal pre-norm Transformer; the state at the end-of-text token stands for the text."""
+
+    def __init__(self, config: CLIPTextConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = TokenEmbedding(config.vocab_size, config.hidden_size, max_positions=config.max_position_embeddings)
+        self.encoder = transformer(
+            hidden_size=config.hidden_size, num_layers=config.num_hidden_layers, num_heads=config.num_attention_heads,
+            intermediate_size=config.intermediate_size, activation=config.hidden_act, eps=config.layer_norm_eps, final_norm=True,
+            attention_dropout=config.attention_dropout,
+        )  # fmt: skip
+        assert self.embed.position is not None
+        nn.init.normal_(self.embed.position.weight, std=0.01)
+        init_blocks_(self.encoder, config.hidden_size)
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None,
+        *, lengths: tuple[int, ...] | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Encode padded texts [N, S], or N texts packed in one row [1, T]: (states, pooled [N, D])."""
+        keep = None if attention_mask is None else attention_mask.bool()
+        hidden = self.encoder(self.embed(input_ids, position_ids), Mask(causal=True, keep=keep, lengths=lengths))
+        if lengths is None:
+            rows = torch.arange(len(input_ids), device=input_ids.device)
+            return hidden, hidden[rows, self._ends(input_ids)]
+        count = torch.tensor(lengths, device=input_ids.device)
+        starts = count.cumsum(0) - count
+        steps = torch.arange(max(lengths), device=input_ids.device)
+        ids = input_ids[0, (starts[:, None] + steps).clamp(max=input_ids.shape[1] - 1)]
+        return hidden, hidden[0, starts + self._ends(ids.masked_fill(steps >= count[:, None], -1))]
+
+    def _ends(self, ids: Tensor) -> Tensor:
+        """The position of the end-of-text token in each row of ids [N, S]."""
+        end = self.config.eos_token_id
+        return ids.argmax(-1) if end == HIGHEST_ID else (ids == end).int().argmax(-1)
+
+
+class VisionTower(nn.Module):
+    """CLIP's ViT: no patch bias, a norm before the blocks, and one after them on the class token alone."""
+
+    def __init__(self, config: CLIPVisionConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.hidden_size
+        self.embed = ImageEmbedding(config.image_size, config.patch_size, width, bias=False)
+        self.pre_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.encoder = transformer(
+            hidden_size=width, num_layers=config.num_hidden_layers, num_heads=config.num_attention_heads,
+            intermediate_size=config.intermediate_size, activation=config.hidden_act, eps=config.layer_norm_eps, final_norm=False,
+            attention_dropout=config.attention_dropout,
+        )  # fmt: skip
+        self.post_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        nn.init.normal_(self.embed.cls_token, std=width**-0.5)
+        nn.init.normal_(self.embed.position_embeddings, std=width**-0.5)
+        init_blocks_(self.encoder, width)
+
+    def forward(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> Tensor:
+        """[B, 3, H, W] -> [B, D]."""
+        hidden = self.encoder(self.pre_norm(self.embed(pixel_values, interpolate_pos_encoding)))
+        return self.post_norm(hidden[:, 0])
+
+
+def init_blocks_(stack: Stack, width: int) -> None:
+    """The released code's deviations: smaller for what writes to the residual stream, by depth."""
+    depth = (2 * stack.num_layers) ** -0.5
+    for block in stack.blocks:
+        assert isinstance(block, Block) and isinstance(block.feed_forward, FeedForward)
+        for linear, std in (
+            (block.attention.qkv, width**-0.5), (block.attention.out, width**-0.5 * depth),
+            (block.feed_forward.up, (2 * width) ** -0.5), (block.feed_forward.down, width**-0.5 * depth),
+        ):  # fmt: skip
+            nn.init.normal_(linear.weight, std=std)
+            nn.init.zeros_(linear.bias)
+
+
+@dataclass
+class CLIPOutput:
+    """What `CLIP.forward` returns, with transformers' names."""
+
+    image_embeds: Tensor
+    """Unit vectors [B, projection_dim]."""
+    text_embeds: Tensor
+    """Unit vectors [N, projection_dim]."""
+    logits_per_image: Tensor
+    """[B, N]: scaled cosines."""
+    logits_per_text: Tensor
+    """[N, B]."""
+
+
+class CLIP(nn.Module):
+    """Both towers, their projections and the logit scale."""
+
+    def __init__(self, config: CLIPConfig) -> None:
+        super().__init__()
+        self.config = config
+        text, vision, dim = config.text_config, config.vision_config, config.projection_dim
+        self.preprocessing = Preprocessing(image_size=vision.image_size)
+        self.text: TextTower | PretrainedText = TextTower(text) if isinstance(text, CLIPTextConfig) else PretrainedText(text)
+        self.text_projection = nn.Linear(text.hidden_size, dim, bias=False)
+        if isinstance(vision, ResNetConfig):
+            self.vision: VisionTower | ResNet = ResNet(vision, dim)  # its attention pool projects
+            self.visual_projection = None
+        else:
+            self.vision = VisionTower(vision)
+            self.visual_projection = nn.Linear(vision.hidden_size, dim, bias=False)
+            nn.init.normal_(self.visual_projection.weight, std=vision.hidden_size**-0.5)
+        nn.init.normal_(self.text_projection.weight, std=text.hidden_size**-0.5)
+        self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init_value))
+
+    def get_image_features(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> Tensor:
+        """Project normalised pictures [B, 3, H, W] into the shared space: [B, projection_dim], not yet unit vectors."""
+        if isinstance(self.vision, ResNet):
+            return self.vision(pixel_values)
+        assert self.visual_projection is not None
+        return self.visual_projection(self.vision(pixel_values, interpolate_pos_encoding))
+
+    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Project texts [N, S] into the shared space: [N, projection_dim], not yet unit vectors."""
+        return self.text_projection(self.text(input_ids, attention_mask)[1])
+
+    def forward(
+        self, input_ids: Tensor, pixel_values: Tensor, attention_mask: Tensor | None = None, interpolate_pos_encoding: bool = False
+    ) -> CLIPOutput:
+        """Compare every picture with every text."""
+        image = F.normalize(self.get_image_features(pixel_values, interpolate_pos_encoding), dim=-1)
+        text = F.normalize(self.get_text_features(input_ids, attention_mask), dim=-1)
+        logits = self.logit_scale.exp() * image @ text.T
+        return CLIPOutput(image, text, logits, logits.T)
+
+
+@dataclass(frozen=True)
+class CLIPSettings:
+    """The objective: contrastive, over the whole batch."""
+
+    max_length: int | None = None
+    """Longest caption in tokens, the end-of-text token included; None is the text tower's limit, at most 77."""
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    image_mean: tuple[float, float, float] = CLIP_MEAN
+    image_std: tuple[float, float, float] = CLIP_STD
+    chunk: int | None = None
+    """Pairs that go through the towers at a time; None is all. Saves memory for a second forward pass; the gradient stays."""
+    memo: int = 100_000
+    """Captions whose features a locked text tower keeps, so that they are read once."""
+
+
+class CLIPPretraining(System):
+    """CLIP with the symmetric contrastive loss over the batch of all ranks."""
+
+    coupled = True
+    net: CLIP
+    objective: ImageTextPairs
+
+    def __init__(self, config: CLIPConfig, settings: CLIPSettings, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        room = config.text_config.max_position_embeddings
+        length = min(room, 77) if settings.max_length is None else settings.max_length
+        if not 3 <= length <= room:
+            raise UserError(f"objective.max_length is {length}: expected 3 to {room}, the text tower's positions")
+        if settings.chunk is not None and isinstance(config.vision_config, ResNetConfig) and not config.lock_image:
+            raise UserError("objective.chunk needs an image tower without batch statistics: use a ViT, or leave chunk out")
+        if settings.chunk is not None and settings.chunk < 1:
+            raise UserError(f"objective.chunk is {settings.chunk}: expected at least 1 pair, or null")
+        self.net = CLIP(config)
+        self.net.preprocessing = Preprocessing(image_size=config.vision_config.image_size, image_mean=settings.image_mean,
+                                               image_std=settings.image_std)  # fmt: skip
+        self.normalize = Normalize(self.net.preprocessing)
+        self.objective = ImageTextPairs(tokenizer, self.net.preprocessing, settings.augmentation, length)
+        self.chunk = settings.chunk
+        self.memo = Memo(settings.memo) if config.lock_text else None
+        self.locked = [m for m, lock in ((self.net.text, config.lock_text), (self.net.vision, config.lock_image)) if lock]
+        if config.lock_image and self.net.visual_projection is not None:
+            self.locked.append(self.net.visual_projection)
+        for tower in self.locked:
+            tower.requires_grad_(False)
+        self.train()
+
+    def train(self, mode: bool = True) -> Self:
+        """Locked towers stay in evaluation mode: no dropout, and batch statistics as they are."""
+        super().train(mode)
+        for tower in self.locked if hasattr(self, "locked") else ():
+            tower.eval()
+        return self
+
+    def forward(self, batch: PairBatch, carry: Any = None) -> Step:
+        """The summed loss over this rank's pairs, against the pairs of all ranks."""
+        image, text = self.image_embeds(batch.images), self.text_embeds(batch)
+        sizes = first_dims(image)
+        offset = sum(sizes[: rank()])
+        all_image, all_text = all_gather_with_grad(image, sizes), all_gather_with_grad(text, sizes)
+        scale = self.net.logit_scale.exp()
+        total = contrastive_sum(image, text, scale, all_image, all_text, offset)
+        with torch.no_grad():
+            pairs = len(image)
+            targets = torch.arange(offset, offset + pairs, device=image.device)
+            metrics: dict[str, tuple[Tensor, Tensor | int]] = {
+                "image_to_text": (accuracy_sum(image @ all_text.T, targets), pairs),
+                "text_to_image": (accuracy_sum(text @ all_image.T, targets), pairs),
+                "logit_scale": (scale * pairs, pairs),
+            }
+        return Step({"contrastive": Term(total, "pairs")}, metrics)
+
+    def image_embeds(self, images: Tensor) -> Tensor:
+        """Unit vectors [B, projection_dim] of uint8 pictures."""
+        features = self._in_chunks(len(images), lambda low, high: self.net.get_image_features(self.normalize(images[low:high])))
+        return F.normalize(features.float(), dim=-1)
+
+    def text_embeds(self, batch: PairBatch) -> Tensor:
+        """Unit vectors [B, projection_dim] of the packed captions."""
+        texts = PackedTexts(batch.input_ids, batch.position_ids, batch.lengths)
+
+        def pooled(part: PackedTexts) -> Tensor:
+            return self.net.text(part.input_ids, None, part.position_ids, lengths=part.lengths)[1]
+
+        if self.memo is not None:
+            with torch.no_grad():
+                states = self.memo(batch.keys, lambda rows: pooled(texts.select(rows)))
+        else:
+            states = self._in_chunks(len(batch.lengths), lambda low, high: pooled(texts.select(range(low, high))))
+        return F.normalize(self.net.text_projection(states).float(), dim=-1)
+
+    def _in_chunks(self, count: int, tower: Callable[[int, int], Tensor]) -> Tensor:
+        """Run a tower over rows [low, high) at a time; only its features are kept, the rest is computed again for the gradient."""
+        if self.chunk is None or count <= self.chunk:
+            return tower(0, count)
+        bounds = [(low, min(low + self.chunk, count)) for low in range(0, count, self.chunk)]
+        if not torch.is_grad_enabled():
+            return torch.cat([tower(*b) for b in bounds])
+        return torch.cat([checkpoint(tower, *b, use_reentrant=False) for b in bounds])
+
+    @torch.no_grad()
+    def after_update(self, update: int) -> None:
+        """Keep the logit scale in [0, ln 100], as the released code does."""
+        self.net.logit_scale.clamp_(0, math.log(100))
+
+    @torch.no_grad()
+    def preview(self, batch: PairBatch, limit: int = 4) -> list[Preview]:
+        """Pictures with their captions and the captions of the batch that fit best."""
+        text = self.text_embeds(batch)
+        images = batch.images[:limit]
+        scores, best = (self.image_embeds(images) @ text.T).topk(min(3, len(text)))
+        texts = PackedTexts(batch.input_ids, batch.position_ids, batch.lengths)
+        names = [self.objective.tokenizer.decode(ids) for ids in batch.input_ids[0].split(list(texts.lengths))]
+        return [
+            Preview((("caption", names[row]), *(("match", f"{names[int(b)]} ({float(s):.2f})") for b, s in zip(best[row], scores[row]))),
+                    images[row].permute(1, 2, 0).cpu().numpy())
+            for row in range(len(images))
+        ]  # fmt: skip
+
+
+def adapt(config: CLIPConfig, context: Context) -> CLIPConfig:
+    """Take the text tower's shape from its directory, or its vocabulary from the tokenizer."""
+    if config.text_tower is not None:
+        return replace(config, text_config=describe(config.text_tower, config.text_pooling))
+    if not isinstance(config.text_config, CLIPTextConfig):
+        return config
+    tokenizer = context.need_tokenizer("clip")
+    ids = tokenizer.encode("a")
+    if not ids or ids[-1] not in tokenizer.special_ids:
+        raise UserError("CLIP reads the state at the end-of-text token, and this tokenizer ends a text without one: "
+                        "train it with --style clip, or pass open_clip's")  # fmt: skip
+    end = ids[-1]
+    if end == HIGHEST_ID and end != tokenizer.vocab_size - 1:
+        raise UserError(f"the tokenizer's end-of-text id is {HIGHEST_ID}, which transformers' CLIP takes for 'the highest id': "
+                        "train it with --style clip, whose special tokens come last")  # fmt: skip
+    begin = ids[0] if ids[0] in tokenizer.special_ids else None
+    return replace(config, text_config=replace(config.text_config, vocab_size=tokenizer.vocab_size, eos_token_id=end, bos_token_id=begin,
+                                               pad_token_id=end if tokenizer.pad_id is None else tokenizer.pad_id))
+
+
+def create(config: CLIPConfig, settings: Mapping[str, Any], context: Context) -> CLIPPretraining:
+    """The pretraining system: fresh weights, and the text tower's own where `text_tower` names one."""
+    chosen = build_settings(CLIPSettings, settings, "clip objective")
+    tokenizer = context.tokenizer
+    if config.text_tower is not None:
+        own = Tokenizer.load(config.text_tower)
+        if tokenizer is not None and tokenizer.fingerprint != own.fingerprint:
+            raise UserError(f"the tokenizer is not the one of text_tower {config.text_tower}: leave --tokenizer out")
+        tokenizer = own
+    if tokenizer is None:
+        tokenizer = context.need_tokenizer("clip")
+    if tokenizer.vocab_size > config.text_config.vocab_size:
+        raise UserError(f"the tokenizer has {tokenizer.vocab_size} entries, the text tower {config.text_config.vocab_size}")
+    system = CLIPPretraining(config, chosen, tokenizer)
+    if config.text_tower is not None:
+        assert isinstance(system.net.text, PretrainedText)
+        load_weights(system.net.text, config.text_tower)
+    return system
+
+
+def _files(net: CLIP) -> dict[str, dict[str, Any]]:
+    return {"preprocessor_config.json": net.preprocessing.to_transformers("CLIPImageProcessor")}
+
+
+def _vit(width: int, layers: int, patch_size: int, image_size: int = 224) -> dict[str, Any]:
+    return {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers, "num_attention_heads": max(1, width // 64),
+            "patch_size": patch_size, "image_size": image_size}  # fmt: skip
+
+
+def _text(width: int, layers: int, positions: int = 77) -> dict[str, Any]:
+    return {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers, "num_attention_heads": max(1, width // 64),
+            "max_position_embeddings": positions}  # fmt: skip
+
+
+FAMILIES = (
+    Family(
+        name="clip",
+        title="CLIP",
+        paper='Radford, Kim, Hallacy et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021',
+        year=2021,
+        url="https://arxiv.org/abs/2103.00020",
+        objective="contrastive: match pictures and captions within the batch",
+        config=CLIPConfig,
+        sizes={
+            "tiny": {"projection_dim": 128, "vision_config": _vit(128, 2, 8, 64), "text_config": _text(128, 2)},
+            "tiny-resnet": {"projection_dim": 128, "text_config": _text(128, 2),
+                            "vision_config": {"layers": (1, 1, 1, 1), "width": 16, "image_size": 64, "head_width": 32}},
+            "small": {"projection_dim": 256, "vision_config": _vit(384, 12, 16), "text_config": _text(256, 6)},
+            "base": {"vision_config": _vit(768, 12, 32), "text_config": _text(512, 12)},
+            "base16": {"vision_config": _vit(768, 12, 16), "text_config": _text(512, 12)},
+            "large": {"projection_dim": 768, "vision_config": _vit(1024, 24, 14), "text_config": _text(768, 12)},
+            "rn50": {"projection_dim": 1024, "vision_config": {"layers": (3, 4, 6, 3), "width": 64}, "text_config": _text(512, 12)},
+        },
+        create=create,
+        settings=CLIPSettings,
+        adapt=adapt,
+        nets=(
+            Net("CLIPModel", CLIP, layouts.transformers_rules, files=_files, finish=read_preprocessing,
+                default_layout=layouts.default, layouts=(
+                    Layout("open_clip", "open_clip_config.json", "open_clip_model.safetensors", layouts.is_open_clip,
+                           layouts.read_open_clip, layouts.write_open_clip, layouts.open_clip_rules, layouts.finish_open_clip,
+                           layouts.open_clip_files),
+                )),
+        ),
+        model_type="clip",
+        reference="transformers CLIPModel; open_clip",
+    ),
+)  # fmt: skip
