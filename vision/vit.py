@@ -316,7 +316,7 @@ def patch_rule(theirs: str, ours: str, patch_size: int) -> Rule:
 
 
 def block_rules(theirs: Mapping[str, str], ours: str, *, qkv_bias: bool = True) -> tuple[Rule, ...]:
-    """One pre-norm block whose parts are called as `theirs` says: norm1, q, k, v (or qkv, up to `weight` and `bias`), out, norm2, up, down."""
+    """One pre-norm block. `theirs` names its parts: norm1, q, k, v (or qkv, up to `weight` and `bias`), out, norm2, up, down."""
     separate = ("weight", "bias") if qkv_bias else ("weight",)
     if "qkv" in theirs:
         qkv: tuple[Rule, ...] = tuple(Rename(theirs["qkv"] + p, f"{ours}.attention.qkv.{p}") for p in separate)

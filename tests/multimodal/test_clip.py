@@ -133,7 +133,7 @@ def test_open_clip_parity_both_ways(tmp_path, quick, vision, pool):
     again = OPEN_CLIP.write(ours)
     (tmp_path / "open_clip_config.json").write_text(json.dumps(again))
     save_file(written, tmp_path / "open_clip_model.safetensors")
-    loaded, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
+    loaded = open_clip.create_model(f"local-dir:{tmp_path}")
     with torch.no_grad():
         close(loaded.eval()(pixels, ids)[0], mine.image_embeds)
         close(loaded.eval()(pixels, ids)[1], mine.text_embeds)
@@ -147,7 +147,7 @@ def test_open_clip_and_transformers_hold_the_same_model():
     ours.load_state_dict(to_ours(NET.rules(config), theirs.state_dict()))
     other = open_clip.CLIP(**OPEN_CLIP.write(ours)["model_cfg"], output_dict=True).eval()
     other.load_state_dict(to_theirs(OPEN_CLIP.rules(config), ours.state_dict()))
-    ids, mask = texts()
+    ids, _ = texts()
     ids = F.pad(ids, (0, 3), value=1)
     pixels = torch.randn(2, 3, 16, 16)
     with torch.no_grad():
@@ -155,7 +155,10 @@ def test_open_clip_and_transformers_hold_the_same_model():
         close(other(pixels, ids)["image_features"], theirs(ids, pixels).image_embeds)
 
 
-@pytest.mark.parametrize(("size", "parameters"), [("base", 151_277_313), ("base16", 149_620_737), ("large", 427_616_513), ("rn50", 102_007_137)])
+SIZES = {"base": 151_277_313, "base16": 149_620_737, "large": 427_616_513, "rn50": 102_007_137}
+
+
+@pytest.mark.parametrize(("size", "parameters"), SIZES.items())
 def test_real_sizes(size, parameters):
     with torch.device("meta"):
         net = CLIP(build_settings(CLIPConfig, FAMILIES[0].sizes[size], size))
@@ -193,8 +196,9 @@ class Words:
 
 
 def tiny(image_size=16, **overrides):
-    model = {"projection_dim": 20, "text_config": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-                                                   "max_position_embeddings": 12},
+    model = {"projection_dim": 20,
+             "text_config": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+                             "max_position_embeddings": 12},
              "vision_config": {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 3,
                                "image_size": image_size, "patch_size": 4}, **overrides}  # fmt: skip
     return build_settings(CLIPConfig, model, "model")
