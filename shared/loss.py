@@ -58,47 +58,53 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, rows: int, learning: bool) -> Tensor:
         wide = torch.float32 if hidden.dtype in (torch.float16, torch.bfloat16) else hidden.dtype
         needs_hidden, needs_weight, needs_bias = (learning and needs for needs in ctx.needs_input_grad[:3])
+        count, chunks = hidden.shape[0], max(1, -(-hidden.shape[0] // rows))
+        rows = -(-count // chunks)  # chunks of nearly one size
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=wide) if needs_weight else None
+        # One chunk writes its gradient, several add theirs up in fp32.
+        grad_weight = torch.zeros_like(weight, dtype=wide) if needs_weight and chunks > 1 else None
         grad_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and needs_bias else None
         total = hidden.new_zeros((), dtype=wide)
-        for start in range(0, hidden.shape[0], rows):
+        for start in range(0, count, max(rows, 1)):
             x, target = hidden[start : start + rows], targets[start : start + rows]
-            logits = F.linear(x, weight, bias).to(wide)
-            counts = (target != IGNORE)[:, None]
+            log_p = F.linear(x, weight, bias).to(wide).log_softmax(-1)
+            counted = (target != IGNORE)[:, None]
             index = target.clamp(min=0)[:, None]
-            log_sum = logits.logsumexp(-1, keepdim=True)
-            total += ((log_sum - logits.gather(1, index)) * counts).sum()
+            total -= (log_p.gather(1, index) * counted).sum()
             if not (needs_hidden or needs_weight or needs_bias):
                 continue
-            gradient = logits.sub_(log_sum).exp_()  # the softmax, in the logits' memory
-            gradient.scatter_add_(1, index, gradient.new_full((1, 1), -1.0).expand_as(index))
-            gradient.mul_(counts)
+            gradient = log_p.exp_().scatter_add_(1, index, log_p.new_full((1, 1), -1.0).expand_as(index))
+            if counted.device.type != "cpu" or not bool(counted.all()):  # on a GPU, looking costs more than doing
+                gradient.mul_(counted)
             if grad_bias is not None:
                 grad_bias += gradient.sum(0)
-            narrow = gradient.to(hidden.dtype)
+            gradient = gradient.to(hidden.dtype)
             if grad_hidden is not None:
-                torch.mm(narrow, weight, out=grad_hidden[start : start + rows])
-            if grad_weight is not None:
-                if grad_weight.dtype == narrow.dtype:
-                    grad_weight.addmm_(narrow.T, x)
-                else:
-                    grad_weight += narrow.T @ x
+                torch.mm(gradient, weight, out=grad_hidden[start : start + rows])
+            if grad_weight is None:
+                grad_weight = gradient.T @ x if needs_weight else None
+            elif grad_weight.dtype == gradient.dtype:
+                grad_weight.addmm_(gradient.T, x)
+            else:
+                grad_weight += gradient.T @ x
+        if needs_weight and grad_weight is None:
+            grad_weight = torch.zeros_like(weight)
         ctx.gradients = (grad_hidden, grad_weight, grad_bias)
         ctx.types = (weight.dtype, bias.dtype if bias is not None else None)
         return total
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (grad,) = grads
+        assert ctx.gradients, "this loss gives its gradient once: do not retain its graph"
         grad_hidden, grad_weight, grad_bias = ctx.gradients
         ctx.gradients = ()  # the memory is free as soon as the caller has used it
         weight_type, bias_type = ctx.types
         return (
-            None if grad_hidden is None else grad_hidden * grad.to(grad_hidden.dtype),
-            None if grad_weight is None else (grad_weight * grad).to(weight_type),
-            None if grad_bias is None else (grad_bias * grad).to(bias_type),
+            None if grad_hidden is None else grad_hidden.mul_(grad),
+            None if grad_weight is None else grad_weight.mul_(grad).to(weight_type),
+            None if grad_bias is None else grad_bias.mul_(grad).to(bias_type),
             None,
             None,
             None,

@@ -81,8 +81,6 @@ class Mask:
             raise UserError(f"window needs two numbers of tokens >= 0 (left, right), got {self.window}")
         if self.prefix is not None and not self.causal:
             raise UserError("prefix widens a causal mask: pass causal=True with it")
-        if self.lengths is not None and min(self.lengths, default=0) < 1:
-            raise UserError(f"lengths must hold one number of tokens >= 1 for each document, got {self.lengths}")
         for name, value in (("keep", self.keep), ("global_tokens", self.global_tokens)):
             if value is not None and (value.dtype != torch.bool or value.dim() != 2):
                 raise UserError(f"{name} must be bool [batch, keys], got {value.dtype} {list(value.shape)}")
@@ -182,6 +180,8 @@ class Mask:
                 problems.append(f"{name} must be [{batch}, {key_length}] (batch, keys), got {list(value.shape)}")
         if self.prefix is not None and self.prefix.shape not in ((1,), (batch,)):
             problems.append(f"prefix must be [{batch}], got {list(self.prefix.shape)}")
+        if self.lengths is not None and min(self.lengths, default=0) < 1:
+            problems.append(f"lengths must hold one number of tokens >= 1 for each document, got {self.lengths}")
         if self.lengths is not None and (batch != 1 or sum(self.lengths) != key_length):
             problems.append(
                 f"lengths must sum to the {key_length} tokens of one packed row, got a sum of {sum(self.lengths)} for {batch} row(s)"
@@ -218,9 +218,10 @@ class Mask:
             bias: position bias that is added to the scores, broadcastable to [B, H, Lq, Lk].
             backend: force a class of `shared.plan`; by default the fastest one that fits.
         """
-        from .plan import make_plan
+        from .plan import make_plan, make_plan_for_documents
 
-        return make_plan(self, batch, query_length, key_length, device, bias, backend)
+        make = make_plan if self.lengths is None else make_plan_for_documents
+        return make(self, batch, query_length, key_length, device, bias, backend)
 
 
 def document_ids(lengths: Iterable[int], device: torch.device) -> Tensor:

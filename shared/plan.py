@@ -9,13 +9,22 @@ A query that may see no key gets zeros, in every plan.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, ParamSpec, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .mask import Mask
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _outside_graphs(function: Callable[P, R]) -> Callable[P, R]:
+    """Keep `function` out of compiled graphs: documents have new lengths in every batch, and each would compile anew."""
+    return cast(Callable[P, R], torch.compiler.disable(function))
 
 
 class Shape(NamedTuple):
@@ -117,6 +126,7 @@ class Documents(Plan):
             inner = Mask(causal=mask.causal, window=mask.window, keep=keep)
             self.groups.append((numbers, make_plan(inner, len(numbers), length, length, shape.device, part)))
 
+    @_outside_graphs
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, dropout: float = 0.0) -> Tensor:
         """Attend; shapes as in `Plan`, with B = 1."""
         if self.varlen and dropout == 0.0 and q.dtype in (torch.float16, torch.bfloat16):
@@ -138,6 +148,7 @@ class Documents(Plan):
     def _varlen(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
         from torch.nn.attention.varlen import varlen_attn
 
+        assert self.cumulative is not None
         longest = max(self.lengths)
         rows = [t[0].transpose(0, 1) for t in (q, k, v)]  # [T, H, d], a view of the fused projection
         out = varlen_attn(
@@ -165,6 +176,9 @@ def make_plan(
         return backend(mask, shape, bias)
     mask = mask.simplified(query_length, key_length)
     return _choose(mask, shape, bias)(mask, shape, bias)
+
+
+make_plan_for_documents = _outside_graphs(make_plan)
 
 
 def _choose(mask: Mask, shape: Shape, bias: Tensor | None) -> type[Plan]:

@@ -1,10 +1,9 @@
 import torch
-from torch.nn import MultiheadAttention
-
 from polymodal.shared.attention import Attention
 from polymodal.shared.cache import KVCache
 from polymodal.shared.embed import normal_
 from polymodal.shared.mask import Mask
+from torch.nn import MultiheadAttention
 
 CPU = torch.device("cpu")
 

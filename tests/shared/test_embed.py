@@ -1,13 +1,12 @@
 import pytest
 import torch
-from torch import nn
-
 from polymodal.shared.block import ACTIVATIONS, FeedForward, LayerNorm, RMSNorm, activation, depth_scaled_
 from polymodal.shared.embed import PatchEmbedding, TokenEmbedding, normal_, patchify
 from polymodal.shared.errors import UserError
 from polymodal.shared.heads import LMHead, Pooler, Transform, rows
 from polymodal.shared.loss import cross_entropy_sum
 from polymodal.shared.position import BucketBias, document_positions, sinusoids
+from torch import nn
 
 
 def test_bert_embeddings_sum_three_tables() -> None:
@@ -38,7 +37,8 @@ def test_positions_restart_continue_and_end() -> None:
 def test_everything_starts_small() -> None:
     """N(0, 1) tables make denormal gradients, which a CPU multiplies several times slower."""
     torch.manual_seed(0)
-    parts = [TokenEmbedding(500, 32, max_positions=64, type_vocab_size=2), PatchEmbedding(4, 32), LMHead(32, 500), Pooler(32), BucketBias(8)]
+    tables = TokenEmbedding(500, 32, max_positions=64, type_vocab_size=2)
+    parts = [tables, PatchEmbedding(4, 32), LMHead(32, 500), Pooler(32), BucketBias(8)]
     for part in parts:
         for name, p in part.named_parameters():
             if p.dim() > 1:

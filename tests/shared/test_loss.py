@@ -1,7 +1,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-
 from polymodal.shared.loss import accuracy_sum, contrastive_sum, cross_entropy_sum, linear_cross_entropy_sum
 
 
