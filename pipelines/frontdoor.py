@@ -108,7 +108,7 @@ def tokenizer(source: str | Path) -> Tokenizer:
     """The tokenizer of a model directory, run directory, file or hub id: encode, encode_batch, decode; special ids by role."""
     path = Path(source)
     if path.is_dir() and not any((path / f).is_file() for f in TOKENIZER_FILES):
-        for inner in ("export", "tokenizer"):
+        for inner in ("export", "tokenizer", "../../tokenizer"):  # of a run, and of a checkpoint of a run
             if any((path / inner / f).is_file() for f in TOKENIZER_FILES):
                 return Tokenizer.load(path / inner)
     return Tokenizer.load(source)
@@ -133,7 +133,11 @@ def load(source: str | Path, *, device: str | torch.device = "cpu", dtype: str |
         UserError: nothing here can read the directory, or keys are missing or unexpected (they are listed).
     """
     target = _dtype(dtype)
-    directory = _directory(source)
+    model = _from_run(Path(source)) or _from_directory(_directory(source))
+    return model.eval().to(device=device, dtype=target)
+
+
+def _from_directory(directory: Path) -> nn.Module:
     entry, net, layout, record = _recognise(directory)
     what = str(directory / (layout.config_file if layout else CONFIG))
     config = entry.config.from_dict(record, what) if layout is None else layout.read(record, directory)
@@ -145,8 +149,21 @@ def load(source: str | Path, *, device: str | torch.device = "cpu", dtype: str |
     else:
         layout.finish(model, record, directory)
     _remember(model, entry, net, directory)
-    model.eval().requires_grad_(requires_grad=True)
-    return model.to(device=device, dtype=target)
+    return model
+
+
+def _from_run(path: Path) -> nn.Module | None:
+    """The network of a checkpoint, or of a run that has not ended (then from its newest checkpoint that verifies)."""
+    from ..shared.checkpoint import MANIFEST
+    from . import runs
+
+    if not (path / MANIFEST).is_file() and ((path / "export").is_dir() or not (path / runs.RECIPE).is_file()):
+        return None
+    run, at = runs.open_run_or_checkpoint(path)
+    system = run.system(at)
+    entry = family(run.recipe().system)
+    _remember(system.net, entry, net_of(system.net, entry), run.directory / "tokenizer")
+    return system.net
 
 
 def _remember(model: nn.Module, entry: Family, net: Net | None, directory: Path | None) -> None:

@@ -7,7 +7,7 @@ beside it. Greedy results equal transformers' `generate` token for token.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, overload, runtime_checkable
 
@@ -194,6 +194,9 @@ def generate_ids(
     return out[:, :stop]
 
 
+def _nothing(count: float) -> None: ...
+
+
 @overload
 def generate(
     model: nn.Module,
@@ -209,6 +212,7 @@ def generate(
     seed: int | None = None,
     batch_size: int = 16,
     return_full_text: bool = True,
+    advance: Callable[[float], None] = _nothing,
 ) -> str: ...
 @overload
 def generate(
@@ -225,6 +229,7 @@ def generate(
     seed: int | None = None,
     batch_size: int = 16,
     return_full_text: bool = True,
+    advance: Callable[[float], None] = _nothing,
 ) -> list[str]: ...
 @overload
 def generate(
@@ -241,6 +246,7 @@ def generate(
     seed: int | None = None,
     batch_size: int = 16,
     return_full_text: bool = True,
+    advance: Callable[[float], None] = _nothing,
 ) -> Tensor: ...
 def generate(
     model: nn.Module,
@@ -256,6 +262,7 @@ def generate(
     seed: int | None = None,
     batch_size: int = 16,
     return_full_text: bool = True,
+    advance: Callable[[float], None] = _nothing,
 ) -> str | list[str] | Tensor:
     """Continue texts: strings in, strings out; a tensor of ids [B, S] in, sequences [B, S + N] out.
 
@@ -272,6 +279,7 @@ def generate(
         seed: of the draws.
         batch_size: texts that run together.
         return_full_text: put the prompt before each continuation.
+        advance: called with the number of texts that are done, for a progress bar.
     """
     if isinstance(prompts, Tensor):
         return generate_ids(model, prompts, max_new_tokens=max_new_tokens, do_sample=do_sample, temperature=temperature, top_k=top_k,
@@ -293,6 +301,7 @@ def generate(
         for row, tail, text in zip(rows, new[:, ids.shape[1]:].tolist(), texts[first:first + batch_size]):
             added = _continuation(tokenizer, row, tail)
             results.append(text + added if return_full_text else added)
+        advance(len(rows))
     return results[0] if isinstance(prompts, str) else results
 
 

@@ -285,15 +285,15 @@ class CausalObjective(Objective[CausalExample]):
             raise BadSample(f"sample {sample.key!r} of {sample.source or 'the data set'}: no document of two tokens or more")
 
     def _documents(self, sample: Sample) -> list[np.ndarray]:
-        """The documents of a sample, each with its end-of-text token."""
-        eos = self.tokenizer.eos_id
-        assert eos is not None
+        """The documents of a sample, each with its end-of-text token.
+
+        A pre-tokenised row is taken as it is: `pack` ends each document, and not the pieces of one that fills several rows.
+        """
         if not sample.tokenized:
             ids = self.tokenizer.encode(sample.text(), add_special_tokens=False)
-            return [np.asarray([*ids, eos], dtype=np.int64)]
+            return [np.asarray([*ids, self.tokenizer.eos_id], dtype=np.int64)]
         ids, lengths = sample.tokens()
-        documents = np.split(ids, np.cumsum(lengths)[:-1])
-        return [d if d[-1] == eos else np.append(d, eos) for d in documents]
+        return np.split(ids, np.cumsum(lengths)[:-1])
 
     def collate(self, examples: list[CausalExample]) -> CausalBatch:
         """Pack blocks side by side."""

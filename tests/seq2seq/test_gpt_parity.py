@@ -2,16 +2,15 @@
 
 import json
 
+import polymodal
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
-
-import polymodal
 from polymodal.registry import family
 from polymodal.seq2seq.generate import generate_ids
 from polymodal.shared.convert import to_theirs
 from polymodal.shared.errors import UserError
+from safetensors.torch import load_file, save_file
 
 TINY = {"vocab_size": 61, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 40, "bos_token_id": 60, "eos_token_id": 60}
 

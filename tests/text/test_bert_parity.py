@@ -4,15 +4,14 @@ import importlib.resources
 import json
 from pathlib import Path
 
+import polymodal
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
-
-import polymodal
 from polymodal.registry import family
 from polymodal.shared.convert import to_theirs
 from polymodal.shared.errors import UserError
+from safetensors.torch import load_file, save_file
 
 TINY = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48,
         "max_position_embeddings": 24, "num_labels": 3}

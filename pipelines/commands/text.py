@@ -1,0 +1,250 @@
+"""`polymodal systems | generate | embed`: what there is, text from a model, vectors from a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ...shared.tokenizer import Tokenizer
+
+ORDER = 50
+_PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+_TEXTS = (".txt", ".jsonl")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("systems")(systems)
+    app.command("generate")(generate)
+    app.command("embed")(embed)
+
+
+def systems(json: Annotated[bool, typer.Option("--json", help="Last line on stdout is one JSON object.")] = False) -> None:
+    """List every system that can be pretrained."""
+    from ..console import Console
+    from ..frontdoor import systems as known
+
+    rows = known()
+    heads = ("name", "folder", "year", "objective", "sizes", "reference")
+    table = [heads, *((r.name, r.folder, str(r.year), r.objective, " ".join(r.sizes), r.reference) for r in rows)]
+    widths = [max(len(line[i]) for line in table) for i in range(len(heads))]
+    text = "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths)).rstrip() for line in table)
+    Console(json=json).finish({"systems": [r.to_dict() for r in rows]}, text)
+
+
+def generate(
+    inputs: Annotated[list[str] | None, typer.Argument(
+        metavar="[FILE|FOLDER|TEXT|-]...", show_default=False,
+        help="Prompts: files with one a line (txt, or jsonl with a field text), folders of them, texts, or - for stdin.")] = None,
+    model: Annotated[str, typer.Option(help="Model directory, run, checkpoint, or hub id.")] = ...,  # type: ignore[assignment]
+    tokenizer: Annotated[str | None, typer.Option(help="Where the tokenizer is. Default: with the model.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Default: 50, or what the model's positions leave.")] = None,
+    do_sample: Annotated[bool, typer.Option("--do-sample", help="Draw tokens; else the most probable one each time.")] = False,
+    temperature: Annotated[float, typer.Option(help="Divides the logits before drawing.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Draw among the k most probable tokens; 0 for all.")] = 50,
+    top_p: Annotated[float, typer.Option(help="Draw among the most probable tokens that reach p.")] = 1.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1: tokens that occurred become less probable.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Of the draws.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts that run together.")] = 16,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ... Default: a GPU if there is one.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Last line on stdout is one JSON object.")] = False,
+) -> None:
+    """Continue texts with a language model."""
+    from ..console import Console
+    from ..frontdoor import generate as run
+
+    prompts = _texts(inputs)
+    loaded, vocabulary = _load(model, tokenizer, device)
+    console = Console(json=json)
+    with console.progress("generating", len(prompts)) as bar:
+        added = run(loaded, prompts, tokenizer=vocabulary, max_new_tokens=max_new_tokens, do_sample=do_sample, temperature=temperature,
+                    top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty, seed=seed, batch_size=batch_size,
+                    return_full_text=False, advance=bar.advance)
+    results = [{"prompt": p, "continuation": a, "text": p + a} for p, a in zip(prompts, added)]
+    console.finish({"model": model, "results": results}, "\n\n".join(p + a for p, a in zip(prompts, added)))
+
+
+def embed(
+    inputs: Annotated[list[str] | None, typer.Argument(
+        metavar="[FILE|FOLDER|TEXT|-]...", show_default=False,
+        help="Files with one text a line (txt, or jsonl with a field text), folders of them, texts, or - for stdin; "
+             "pictures for CLIP.")] = None,
+    model: Annotated[str, typer.Option(help="Model directory, run, checkpoint, or hub id.")] = ...,  # type: ignore[assignment]
+    tokenizer: Annotated[str | None, typer.Option(help="Where the tokenizer is. Default: with the model.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the vectors to a .npy array [N, D] or to .jsonl instead of stdout.")] = None,
+    max_length: Annotated[int | None, typer.Option(min=1, help="Cut texts to so many tokens. Default: what the model takes.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Leave the vectors' lengths as they are, instead of 1.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts that run together.")] = 32,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ... Default: a GPU if there is one.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Last line on stdout is one JSON object.")] = False,
+) -> None:
+    """Turn texts (or pictures, with CLIP) into vectors."""
+    from ...shared.errors import UserError
+    from ..console import Console
+    from ..embed import embed as run
+    from ..embed import embed_pictures, sentence_length
+
+    if out is not None and out.suffix not in (".npy", ".jsonl"):
+        raise UserError(f"--out {out} must end in .npy or .jsonl")
+    if out is not None and not out.parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {out.parent}; make it first")
+    pictures = _pictures(inputs or [])
+    console = Console(json=json)
+    if pictures:
+        names = [str(p) for p in pictures]
+        loaded, _ = _load(model, tokenizer, device, text=False)
+        with console.progress("embedding", len(names)) as bar:
+            vectors = embed_pictures(loaded, pictures, batch_size=batch_size, normalize=not raw, advance=bar.advance)
+    else:
+        names = _texts(inputs)
+        loaded, vocabulary = _load(model, tokenizer, device)
+        assert vocabulary is not None
+        origin: Any = getattr(loaded, "origin", None)
+        limit = max_length or (sentence_length(origin.directory) if origin is not None and origin.directory is not None else None)
+        with console.progress("embedding", len(names)) as bar:
+            vectors = run(loaded, names, vocabulary, max_length=limit, batch_size=batch_size, normalize=not raw, advance=bar.advance)
+    kind = "image" if pictures else "text"
+    facts: dict[str, Any] = {"model": model, "count": len(names), "dimension": vectors.shape[1]}
+    if out is not None:
+        _write(out, kind, names, vectors.numpy())
+        console.finish({**facts, "out": str(out)}, f"{len(names)} vectors of {vectors.shape[1]} numbers: {out}")
+    elif json:
+        console.finish({**facts, "results": [{kind: n, "embedding": v} for n, v in zip(names, vectors.tolist())]})
+    else:
+        for line in _lines(kind, names, vectors.tolist()):
+            console.say(line)
+
+
+def _lines(kind: str, names: list[str], vectors: list[list[float]]) -> list[str]:
+    from json import dumps
+
+    return [dumps({kind: n, "embedding": v}, ensure_ascii=False) for n, v in zip(names, vectors)]
+
+
+def _write(out: Path, kind: str, names: list[str], vectors: Any) -> None:
+    """Write the vectors in one step: the file is complete or not there."""
+    import os
+
+    import numpy as np
+
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            if out.suffix == ".npy":
+                np.save(file, vectors)
+            else:
+                file.write("".join(line + "\n" for line in _lines(kind, names, vectors.tolist())).encode("utf-8"))
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _load(model: str, tokenizer: str | None, device: str | None, *, text: bool = True) -> tuple[nn.Module, Tokenizer | None]:
+    """The model and, for text, its tokenizer."""
+    import torch
+
+    from ...shared.errors import UserError
+    from ..frontdoor import load
+    from ..frontdoor import tokenizer as find
+
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {chosen} cannot be used ({str(error).splitlines()[0]}); expected cpu or a GPU that is there") from None
+    loaded = load(model, device=chosen)
+    return loaded, find(tokenizer or model) if text else None
+
+
+def _pictures(inputs: list[str]) -> list[Path]:
+    """The picture files among the inputs, where they are pictures."""
+    from ...shared.errors import UserError
+
+    found: list[Path] = []
+    others = 0
+    for given in inputs:
+        path = _path(given)
+        if path is not None and path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.is_file())
+            pictures = [p for p in inside if p.suffix.lower() in _PICTURES]
+            found.extend(pictures)
+            others += any(p.suffix.lower() in _TEXTS for p in inside)
+        elif path is not None and path.suffix.lower() in _PICTURES:
+            found.append(path)
+        else:
+            others += 1
+    if found and others:
+        raise UserError("the inputs are pictures and texts: run embed once for each")
+    return found
+
+
+def _texts(inputs: list[str] | None) -> list[str]:
+    """The texts of the arguments: files with one a line, folders of them, texts themselves, or stdin."""
+    import sys
+
+    from ...shared.errors import UserError
+
+    if not inputs:
+        if sys.stdin.isatty():
+            raise UserError("no input: give files, texts, or - to read lines from stdin")
+        inputs = ["-"]
+    texts: list[str] = []
+    for given in inputs:
+        path = _path(given)
+        if given == "-":
+            texts.extend(_split(sys.stdin.buffer.read(), "stdin", jsonl=False))
+        elif path is None:
+            texts.append(given)
+        else:
+            files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in _TEXTS)
+            if not files:
+                raise UserError(f"{path} holds no .txt or .jsonl files")
+            for file in files:
+                texts.extend(_split(file.read_bytes(), str(file), jsonl=file.suffix.lower() == ".jsonl"))
+    return texts
+
+
+def _path(given: str) -> Path | None:
+    """The file or folder that an argument names, or None where it is a text; a name that looks like a missing file is a mistake."""
+    from ...shared.errors import UserError
+
+    try:
+        path = Path(given)
+        if given != "-" and path.exists():
+            return path
+    except (OSError, ValueError):  # too long, or a null byte: no path
+        return None
+    if path.suffix.lower() in (*_TEXTS, *_PICTURES) and not any(c.isspace() for c in given):
+        raise UserError(f"there is no file {given!r}; to use this as a text, pass it through stdin")
+    return None
+
+
+def _split(data: bytes, where: str, *, jsonl: bool) -> list[str]:
+    """The texts of a file, one a line."""
+    from json import JSONDecodeError, loads
+
+    from ...shared.errors import UserError
+
+    try:
+        lines = [line for line in data.decode("utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where} is not UTF-8 ({error.reason} at byte {error.start}): convert it first") from None
+    if not lines:
+        raise UserError(f"{where} holds no text")
+    if not jsonl:
+        return lines
+    texts: list[str] = []
+    for number, line in enumerate(lines, 1):
+        try:
+            text = loads(line)["text"]
+        except (JSONDecodeError, KeyError, TypeError):
+            text = None
+        if not isinstance(text, str):
+            raise UserError(f"{where}, line {number}: expected a JSON object with a string 'text'")
+        texts.append(text)
+    return texts
