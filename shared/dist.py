@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from .errors import UserError
 
 
 def active() -> bool:
@@ -114,3 +117,21 @@ def gather_json(value: Any) -> list[Any]:
     sizes = first_dims(data)
     rows = all_gather_with_grad(data, sizes)
     return [json.loads(bytes(part.tolist())) for part in rows.split(sizes)]
+
+
+def on_rank_0(work: Callable[[], Any]) -> Any:
+    """Do `work` on rank 0 and give its result (anything JSON can hold) to all; where it fails, every rank raises."""
+    outcome: tuple[Any, str | None] = (None, None)
+    caught: Exception | None = None
+    if rank() == 0:
+        try:
+            outcome = (work(), None)
+        except Exception as error:
+            caught = error
+            outcome = (None, str(error))
+    result, problem = gather_json(outcome)[0]
+    if caught is not None:
+        raise caught
+    if problem is not None:
+        raise UserError(problem)
+    return result

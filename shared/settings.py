@@ -123,6 +123,8 @@ def _convert(value: Any, hint: Any, place: str) -> Any:
         # `==` alone would take True for 1
         if any(value == a and type(value) is type(a) for a in arguments):
             return value
+        if type(value) is int and str(value) in arguments:  # YAML reads `precision: 32` as a number
+            return str(value)
         near = difflib.get_close_matches(str(value), [str(a) for a in arguments], n=1)
         raise _Problems(*(p + (f" (did you mean {near[0]}?)" if near else "") for p in _wrong(value, hint, place).problems))
     if origin in (typing.Union, types.UnionType):

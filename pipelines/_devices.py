@@ -1,0 +1,59 @@
+"""Which devices and number formats a run uses: Fabric, set up from a recipe."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy
+
+from ..shared.errors import UserError
+from .recipe import Precision, Recipe
+
+TIMEOUT = timedelta(minutes=10)
+"""How long a rank waits for the others before it gives up: longer than any checkpoint, shorter than a night."""
+
+
+def build_fabric(recipe: Recipe) -> Fabric:
+    """Fabric for the recipe's devices, launched: from here on every rank runs this program."""
+    accelerator = recipe.accelerator if recipe.accelerator != "auto" else _best_accelerator()
+    if accelerator == "cuda" and not torch.cuda.is_available():
+        raise UserError("accelerator is cuda and this machine has no CUDA device: set accelerator=cpu or auto")
+    nodes = recipe.num_nodes
+    devices = (torch.cuda.device_count() if accelerator == "cuda" else 1) if recipe.devices == "auto" else recipe.devices
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun has decided
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        nodes = int(os.environ["WORLD_SIZE"]) // devices
+    world = devices * nodes
+    strategy = "auto" if world == 1 and recipe.strategy == "auto" else DDPStrategy(
+        # host integers (counts, stop flags) go through gloo, so that they never wait for a GPU
+        process_group_backend="cpu:gloo,cuda:nccl" if accelerator == "cuda" else "gloo", timeout=TIMEOUT,
+        find_unused_parameters=recipe.strategy == "ddp_find_unused", gradient_as_bucket_view=True)
+    precision = choose_precision(recipe.precision, accelerator)
+    fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=nodes, strategy=strategy,
+                    precision="32-true" if precision == "32" else precision)
+    fabric.launch()
+    if fabric.world_size != world:
+        raise UserError(f"the launcher started {fabric.world_size} ranks, the recipe says {devices} devices on {nodes} nodes: "
+                        "set devices and num_nodes to what was started")
+    return fabric
+
+
+def _best_accelerator() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def choose_precision(precision: Precision, accelerator: str) -> Precision:
+    """`auto` is bf16-mixed where the hardware multiplies bf16 fast, else 32 (emulated bf16 is hundreds of times slower)."""
+    if precision != "auto":
+        return precision
+    fast = False
+    if accelerator == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif accelerator == "cpu":
+        fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()  # noqa: SLF001 - there is no public name
+    return "bf16-mixed" if fast else "32"

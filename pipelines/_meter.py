@@ -1,0 +1,122 @@
+"""What a run measures: sums and counts, kept on the device until they are asked for, and time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..shared import dist
+from ..shared.system import Step
+
+
+class Meter:
+    """Means over updates, micro-batches and ranks: every sum is divided once, by the whole count.
+
+    Adding never waits for the device. The state is exact, so a resumed run logs what an uninterrupted one does.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._type = torch.float32 if device.type == "mps" else torch.float64
+        self._sums: dict[str, Tensor] = {}
+        self._weights: dict[str, float] = {}
+
+    def __bool__(self) -> bool:
+        """Whether anything was added since the start."""
+        return bool(self._sums)
+
+    def put(self, name: str, total: Tensor | float, count: Tensor | float) -> None:
+        """Add to the sum and the count of `name`."""
+        pair = torch.stack([torch.as_tensor(v).detach().to(self.device, self._type, non_blocking=True) for v in (total, count)])
+        old = self._sums.get(name)
+        self._sums[name] = pair if old is None else old + pair
+
+    def add(self, step: Step, counts: Mapping[str, int]) -> None:
+        """Add what one forward pass returned."""
+        for name, term in step.terms.items():
+            self._weights[name] = term.weight
+            self.put(name, term.total, counts[term.count])
+        for name, (total, count) in step.metrics.items():
+            self.put(name, total, count)
+
+    def means(self) -> dict[str, float]:
+        """The mean of everything over all ranks, and `loss`, the weighted sum of the terms. Every rank must call it."""
+        names = sorted(self._sums)
+        if not names:
+            return {}
+        totals = dist.all_reduce_sum(torch.stack([self._sums[name] for name in names])).tolist()
+        means = {name: total / count if count else 0.0 for name, (total, count) in zip(names, totals)}
+        if not self._weights:
+            return means
+        return {"loss": sum(weight * means[name] for name, weight in self._weights.items())} | means
+
+    def reset(self) -> None:
+        """Start again from nothing."""
+        self._sums, self._weights = {}, {}
+
+    def state(self) -> dict[str, Any]:
+        """The sums over all ranks as JSON. Every rank must call it."""
+        names = sorted(self._sums)
+        totals = dist.all_reduce_sum(torch.stack([self._sums[n] for n in names])).tolist() if names else []
+        return {"sums": dict(zip(names, totals)), "weights": self._weights}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state`: rank 0 takes the sums, the others start from zero."""
+        share = 1.0 if dist.rank() == 0 else 0.0
+        self._sums = {n: torch.tensor(v, device=self.device, dtype=self._type) * share for n, v in state["sums"].items()}
+        self._weights = dict(state["weights"])
+
+
+class Clock:
+    """Where the time goes. Evaluations and checkpoints are left out of every rate."""
+
+    def __init__(self) -> None:
+        self.elapsed = 0.0
+        """Seconds of training, over all starts of the run."""
+        self._window = self._wait = 0.0
+        self._updates = self._samples = self._tokens = 0
+        self._since = 0.0
+
+    def start(self) -> None:
+        """Begin to count."""
+        self._since = time.perf_counter()
+
+    def _stop(self) -> None:
+        passed = time.perf_counter() - self._since
+        self._window += passed
+        self.elapsed += passed
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """A block whose time does not count."""
+        self._stop()
+        yield
+        self.start()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """A block that waits for data."""
+        since = time.perf_counter()
+        yield
+        self._wait += time.perf_counter() - since
+
+    def update(self, samples: int, tokens: int) -> None:
+        """Count one update."""
+        self._updates += 1
+        self._samples += samples
+        self._tokens += tokens
+
+    def rates(self) -> dict[str, float]:
+        """Throughput since the last call."""
+        with self.paused():
+            seconds, updates = max(self._window, 1e-9), max(self._updates, 1)
+            rates = {"samples_per_s": self._samples / seconds, "tokens_per_s": self._tokens / seconds, "step_s": seconds / updates,
+                     "data_wait_s": self._wait / updates, "elapsed_s": self.elapsed}
+            self._window = self._wait = 0.0
+            self._updates = self._samples = self._tokens = 0
+        return rates

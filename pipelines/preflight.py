@@ -1,0 +1,91 @@
+"""What is checked and told before any device works: data, layout, sizes, space."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from lightning_fabric import Fabric
+
+from ..shared.errors import raise_problems
+from ..shared.system import Context, System
+from ..shared.tokenizer import Tokenizer
+from ._devices import choose_precision
+from .recipe import Recipe, record
+from .shards import DataSet
+from .stream import Stream, plan
+
+
+def open_data(data: Sequence[DataSet], held_out: DataSet | None, tokenizer: str | Path | None) -> Context:
+    """What the data tells the system: its tokenizer and its classes, where every data set agrees on them."""
+    everything = [*data, *([] if held_out is None else [held_out])]
+    source = tokenizer or next((d.tokenizer_dir for d in everything if d.tokenizer_dir is not None), None)
+    found = None if source is None else Tokenizer.load(source)
+    problems: list[str] = []
+    for d in everything:
+        fingerprint = d.index.schema.get("tokenizer")
+        if fingerprint is None:
+            continue
+        if found is None:
+            problems.append(f"{d.directory} was packed with a tokenizer: pass it with --tokenizer")
+        elif fingerprint != found.fingerprint:
+            problems.append(f"{d.directory} was packed with another tokenizer than {source}: pass that one, or pack the data again")
+    lists = [tuple(d.index.schema["classes"]) for d in everything if d.index.schema.get("classes")]
+    if len(set(lists)) > 1:
+        problems.append(f"the data sets have different classes ({', '.join(str(len(c)) for c in lists)} of them): pack them with one list")
+    raise_problems(problems, "the data does not fit together")
+    return Context(found, lists[0] if lists else None)
+
+
+def preflight(recipe: Recipe, system: System, stream: Stream, held_out: DataSet | None, fabric: Fabric, out: Path) -> list[str]:
+    """Check what can be known before the first update, and say what will happen.
+
+    Returns:
+        Lines for people.
+
+    Raises:
+        UserError: with every problem and its fix.
+    """
+    raise_problems(_problems(recipe, system, stream, held_out, out), "the run cannot start")
+    parameters = list(system.parameters())
+    total, trained = sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+    frozen = "" if total == trained else f", {trained:,} of them trained"
+    precision = choose_precision(recipe.precision, fabric.device.type)
+    samples = recipe.max_updates * recipe.data.global_batch
+    lines = [line for line in record(recipe.name).splitlines() if line]
+    lines += [
+        f"system: {recipe.system} {recipe.size}: {total:,} parameters{frozen}",
+        f"device: {fabric.world_size} x {fabric.device.type}, precision {precision}{', compiled' if recipe.compile else ''}",
+        *plan(stream),
+        f"run: {recipe.max_updates:,} updates = {samples:,} samples = {samples / stream.samples_per_epoch:.2f} epochs; "
+        f"{recipe.optim.name}, peak rate {recipe.optim.lr:g}, {recipe.schedule.name} after {recipe.schedule.warmup} updates of warmup",
+    ]
+    if recipe.schedule.warmup >= recipe.max_updates:
+        lines.append(f"note: the run ends within the warmup of {recipe.schedule.warmup} updates (schedule.warmup)")
+    if held_out is None:
+        lines.append("note: no --eval-data, so nothing is evaluated")
+    else:
+        limit = min(len(held_out), recipe.evaluate.limit or len(held_out))
+        lines.append(f"evaluation: {limit} of {len(held_out)} held-out samples " +
+                     (f"every {recipe.evaluate.every} updates and at the end" if recipe.evaluate.every else "at the end"))
+    return lines
+
+
+def _problems(recipe: Recipe, system: System, stream: Stream, held_out: DataSet | None, out: Path) -> Iterator[str]:
+    layout = stream.layout
+    if system.coupled and layout.accumulate > 1:
+        yield (f"{recipe.system} compares all samples of a batch, so its batch cannot be split: leave data.micro_batch out "
+               f"(got {recipe.data.micro_batch}, a rank's share is {recipe.data.global_batch // layout.world})")
+    if system.coupled and recipe.data.global_batch < 2:
+        yield f"{recipe.system} compares the samples of a batch: data.global_batch must be at least 2"
+    if held_out is not None and {d.fingerprint for d in stream.sets} & {held_out.fingerprint}:
+        yield f"the held-out data {held_out.directory} is the training data: hold some back"
+    # weights and the optimizer's two moments, in the precision they are kept in
+    needed = sum(p.numel() * p.element_size() * (3 if p.requires_grad else 1) for p in system.parameters())
+    place = next(p for p in (out, *out.absolute().parents) if p.is_dir())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        yield (f"a checkpoint takes about {needed / 2**30:.1f} GiB and {place} has {free / 2**30:.1f} GiB free: "
+               "make room or use another --out")
+

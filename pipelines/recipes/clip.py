@@ -1,0 +1,67 @@
+"""Recipes for CLIP."""
+
+from __future__ import annotations
+
+from ...shared.optim import OptimSettings
+from ...shared.schedule import ScheduleSettings
+from ..recipe import CheckpointSettings, DataSettings, EvaluateSettings, LogSettings, Recipe
+
+
+def clip_tiny() -> Recipe:
+    """CLIP with small towers: a laptop minute or two.
+
+    Paper: Radford et al. 2021, Learning Transferable Visual Models From Natural Language Supervision.
+    Target: none from the paper; a tutorial and smoke test. Zero-shot accuracy well above chance.
+    Deviates: size, batch (the contrastive loss gets easier with fewer pairs), learning rate.
+    Cost: not measured.
+    Command: polymodal pretrain clip-tiny --data DATA --tokenizer TOKENIZER --out RUN
+    """
+    return Recipe(
+        name="clip-tiny", system="clip", size="tiny",
+        data=DataSettings(global_batch=128, window=2048),
+        optim=OptimSettings(lr=1e-3, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.1),
+        schedule=ScheduleSettings("cosine", warmup=30),
+        max_updates=500, log=LogSettings(every=10), evaluate=EvaluateSettings(every=100, limit=512),
+        checkpoint=CheckpointSettings(every=100),
+    )
+
+
+def clip_small() -> Recipe:
+    """CLIP with small towers on a few million pairs: one node.
+
+    Paper: Radford et al. 2021 (the method); batch and schedule as open_clip trains CC3M and CC12M.
+    Target: none published at this size.
+    Cost: not measured.
+    Command: torchrun --nproc-per-node 8 -m polymodal pretrain clip-small --data DATA --tokenizer TOKENIZER --out RUN
+    """
+    return Recipe(
+        name="clip-small", system="clip", size="small",
+        data=DataSettings(global_batch=1024, workers=8),
+        optim=OptimSettings(lr=1e-3, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.1),
+        schedule=ScheduleSettings("cosine", warmup=2000),
+        max_updates=90_000, log=LogSettings(every=50), evaluate=EvaluateSettings(every=5000, limit=8192),
+        checkpoint=CheckpointSettings(every=1000, keep_last=3, keep_every=10_000),
+    )
+
+
+def clip_base() -> Recipe:
+    """CLIP ViT-B/32 as in the paper: batch 32,768, 32 epochs of 400M pairs.
+
+    Paper: Radford et al. 2021, tables 18 to 20: AdamW 5e-4 (0.9, 0.98, eps 1e-6), decay 0.2 of matrices, warmup
+    2000, cosine, temperature clamped at 100.
+    Target: zero-shot ImageNet top-1 63.2% (paper, table 11).
+    Unverified: it has not been run to its end; the 400M pairs were never released.
+    Cost: not measured.
+    Command: torchrun --nnodes 16 --nproc-per-node 8 -m polymodal pretrain clip-base --data DATA --tokenizer open_clip --out RUN
+    """
+    return Recipe(
+        name="clip-base", system="clip", size="base",
+        data=DataSettings(global_batch=32_768, workers=8, lanes=256),
+        optim=OptimSettings(lr=5e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2),
+        schedule=ScheduleSettings("cosine", warmup=2000),
+        max_updates=390_625, log=LogSettings(every=50), evaluate=EvaluateSettings(every=5000, limit=32_768),
+        checkpoint=CheckpointSettings(every=1000, keep_last=3, keep_every=25_000),
+    )
+
+
+RECIPES = (clip_tiny, clip_small, clip_base)

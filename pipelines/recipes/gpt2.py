@@ -1,0 +1,68 @@
+"""Recipes for GPT-2."""
+
+from __future__ import annotations
+
+from ...shared.optim import OptimSettings
+from ...shared.schedule import ScheduleSettings
+from ..recipe import CheckpointSettings, DataSettings, EvaluateSettings, LogSettings, Recipe
+
+
+def gpt2_tiny() -> Recipe:
+    """GPT-2 with 2 blocks of width 128 and 128 positions: a laptop minute.
+
+    Paper: Radford et al. 2019, Language Models are Unsupervised Multitask Learners (the architecture).
+    Target: none from the paper; a tutorial and smoke test. Perplexity well below the unigram baseline.
+    Deviates: size, learning rate (AdamW 2e-3 suits this width), no dropout (one pass over little text).
+    Cost: not measured.
+    Command: polymodal pretrain gpt2-tiny --data DATA --tokenizer TOKENIZER --out RUN
+    """
+    return Recipe(
+        name="gpt2-tiny", system="gpt2", size="tiny", model={"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+        data=DataSettings(global_batch=16, window=1024),
+        optim=OptimSettings(lr=2e-3, betas=(0.9, 0.95), weight_decay=0.1),
+        schedule=ScheduleSettings("cosine", warmup=20, final=0.1),
+        max_updates=500, log=LogSettings(every=10), evaluate=EvaluateSettings(every=100, limit=256),
+        checkpoint=CheckpointSettings(every=100),
+    )
+
+
+def gpt2_small() -> Recipe:
+    """GPT-2 with 6 blocks of width 384 and 512 positions: one GPU, hours.
+
+    Paper: Radford et al. 2019 (the architecture); learning rate and decay as in Brown et al. 2020, table 2.1.
+    Target: none published at this size.
+    Cost: not measured.
+    Command: polymodal pretrain gpt2-small --data DATA --tokenizer TOKENIZER --out RUN
+    """
+    return Recipe(
+        name="gpt2-small", system="gpt2", size="small",
+        data=DataSettings(global_batch=128, workers=4),
+        optim=OptimSettings(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1),
+        schedule=ScheduleSettings("cosine", warmup=1000, final=0.1),
+        max_updates=50_000, log=LogSettings(every=50), evaluate=EvaluateSettings(every=1000, limit=2048),
+        checkpoint=CheckpointSettings(every=1000, keep_last=3, keep_every=10_000),
+    )
+
+
+def gpt2_base() -> Recipe:
+    """The smallest GPT-2 of the paper: 12 blocks, width 768, 1024 positions, 124M parameters.
+
+    Paper: Radford et al. 2019, Language Models are Unsupervised Multitask Learners. Batch 512 x 1024 tokens on
+    WebText (40 GB); its learning rate was tuned by hand and not published, so it is that of GPT-3 125M here
+    (Brown et al. 2020, table 2.1: 6e-4, Adam 0.9/0.95, decay 0.1, clip 1, cosine to a tenth).
+    Target: WikiText-2 perplexity 29.41, LAMBADA accuracy 45.99, LAMBADA perplexity 35.13 (paper, table 3).
+    Unverified: it has not been run to its end; WebText itself was never released.
+    Cost: not measured.
+    Command: torchrun --nproc-per-node 8 -m polymodal pretrain gpt2-base --data DATA --tokenizer TOKENIZER --out RUN
+    """
+    return Recipe(
+        name="gpt2-base", system="gpt2", size="base",
+        data=DataSettings(global_batch=512, micro_batch=16, workers=8),
+        optim=OptimSettings(lr=6e-4, betas=(0.9, 0.95), weight_decay=0.1),
+        schedule=ScheduleSettings("cosine", warmup=2000, final=0.1),
+        max_updates=600_000, log=LogSettings(every=100), evaluate=EvaluateSettings(every=5000, limit=4096),
+        checkpoint=CheckpointSettings(every=2000, keep_last=3, keep_every=50_000),
+    )
+
+
+RECIPES = (gpt2_tiny, gpt2_small, gpt2_base)

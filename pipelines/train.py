@@ -1,0 +1,495 @@
+"""THE loop: pretrains any system on any data, on any number of ranks.
+
+It knows `Objective`, `Batch`, `Term`, `Step` and `System` and nothing else: it imports no family and branches on no
+name. One update is one global batch, however it is divided: the counts of all micro-batches and ranks are
+added up first, and every micro-batch's sum is divided by them, so the gradient is that of the whole batch.
+
+The state of a run is its weights, the optimizer, and one integer, the number of updates made. The data
+follows from that integer (`pipelines/stream.py`), and so do learning rate and dropout: the random generators
+are seeded again for every micro-batch. Therefore a run that was killed continues bit for bit on one rank.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..registry import family
+from ..shared import checkpoint, dist
+from ..shared.errors import UserError
+from ..shared.optim import build_optimizer, set_learning_rate
+from ..shared.schedule import factor
+from ..shared.system import Batch, Context, Preview, Step, System
+from ..shared.tokenizer import Tokenizer
+from . import runs
+from ._devices import build_fabric
+from ._meter import Clock, Meter
+from ._stop import Stop
+from .console import Bar, Console
+from .export import export_system
+from .preflight import open_data, preflight
+from .recipe import Recipe
+from .shards import DataSet
+from .stream import Layout, Stream, check_order, evaluation_batches
+
+Data = str | Path | Sequence[tuple[str | Path, float]]
+Resume = Literal["auto", "never"] | Path
+Ending = Literal["complete", "out of time", "asked to stop"]
+
+
+def pretrain(
+    recipe: Recipe, data: Data, out: str | Path, *, eval_data: str | Path | None = None, tokenizer: str | Path | None = None,
+    max_updates: int | None = None, max_seconds: float | None = None, resume: str | Path = "auto", dry_run: bool = False,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Pretrain what the recipe says, from its first update or from the newest checkpoint in `out`.
+
+    Args:
+        recipe: everything but the data, see `polymodal.pipelines.recipe.recipe`.
+        data: a data set's directory or URL, or a mixture of (directory, weight).
+        out: the run's directory: new, empty, or a run to be continued.
+        eval_data: held-out data.
+        tokenizer: a tokenizer's directory; by default the one that lies in the data set.
+        max_updates: another length than the recipe's; the schedule follows.
+        max_seconds: end early and cleanly after this time; the schedule does not follow.
+        resume: `auto` continues from the newest checkpoint that verifies, `never` refuses a directory that holds
+            checkpoints, a path continues from that checkpoint.
+        dry_run: check everything and say what would be done, without writing anything.
+        console: where lines and progress go.
+
+    Returns:
+        The last metrics (`train`, `eval`), `updates`, `ending` and `out`.
+    """
+    if max_updates is not None:
+        recipe = replace(recipe, max_updates=max_updates)
+    out = Path(out)
+    runs.check_directory(out, str(resume))
+    fabric = build_fabric(recipe)
+    console = (console or Console()) if fabric.is_global_zero else Console(quiet=True)
+
+    # 1. What to train, on what
+    sources = [(data, 1.0)] if isinstance(data, (str, Path)) else list(data)
+    mixture = [(DataSet.open(source), weight) for source, weight in sources]
+    held_out = None if eval_data is None else DataSet.open(eval_data)
+    context = open_data([d for d, _ in mixture], held_out, tokenizer)
+    system = recipe.build(family(recipe.system), context)
+    # a system that starts from a trained tower brings that tower's tokenizer
+    context = replace(context, tokenizer=context.tokenizer or getattr(system.objective, "tokenizer", None))
+    layout = Layout(recipe.data.global_batch, recipe.data.micro_batch, fabric.global_rank, fabric.world_size)
+    stream = Stream(mixture[0][0] if len(mixture) == 1 else mixture, system.objective, layout, seed=recipe.seed, lanes=recipe.data.lanes,
+                    window=recipe.data.window, on_bad=recipe.data.on_bad, max_bad=recipe.data.max_bad)
+    lines = preflight(recipe, system, stream, held_out, fabric, out)
+    for line in lines:
+        console.say(line)
+    if dry_run:
+        return {"dry_run": True, "recipe": recipe.to_dict(), "plan": lines, "rank": fabric.global_rank}
+
+    # 2. The run's directory, and where to start
+    run = runs.Run(out)
+    start, _lock = _begin(run, recipe, system, context, resume, stream.order_state(), console)
+
+    # 3. Devices, optimizer, state
+    module = fabric.setup_module(_Loss(system))
+    optimizer = build_optimizer(system, recipe.optim)
+    if recipe.compile:
+        system.compile()
+    job = Job(recipe, fabric, system, module, optimizer, stream, held_out, run, console)
+    if start is not None:
+        job.restore(start)
+    return _train(job, Stop(max_seconds))
+
+
+# --- the loop --------------------------------------------------------------------------------------------------------
+
+
+def _train(job: Job, stop: Stop) -> dict[str, Any]:
+    """Make updates until the recipe's end, a signal, or the end of the time."""
+    recipe, fabric, system, optimizer = job.recipe, job.fabric, job.system, job.optimizer
+    accumulate, world = job.stream.layout.accumulate, fabric.world_size
+    loader = job.stream.loader(job.update, workers=recipe.data.workers, prefetch=recipe.data.prefetch,
+                               pin_memory=fabric.device.type == "cuda")
+    steps = fabric.setup_optimizers(optimizer)
+    logbook = runs.Logbook(job.run, recipe, job.update) if fabric.is_global_zero else None
+    finite = _FiniteCheck()
+    ending: Ending = "complete"
+    lr = 0.0
+    system.train()
+    with stop, job.console.progress(f"pretrain {recipe.name}", total=recipe.max_updates) as bar:
+        bar.advance(job.update)
+        job.clock.start()
+        while job.update < recipe.max_updates:
+            # 1. Fetch the update's micro-batches.
+            with job.clock.waiting():
+                batches = [next(loader) for _ in range(accumulate)]
+
+            # 2. Add up the counts over micro-batches and ranks; the wish to stop travels with them.
+            totals = dist.sum_over_ranks(_counts(batches) | {_ASKED: int(stop.asked), _LATE: int(stop.late)})
+            if totals[_ASKED] or totals[_LATE]:
+                ending = "asked to stop" if totals[_ASKED] else "out of time"
+                break
+            # DDP averages over ranks, the loss is a sum over them: hence `world`
+            scale = {name: world / total if total else 0.0 for name, total in totals.items()}
+
+            # 3. Forward and backward; gradients travel between ranks with the last micro-batch only.
+            for part, batch in enumerate(batches):
+                _seed(recipe.seed, job.update, fabric.global_rank, part)
+                work = _Work(fabric.to_device(batch), job.carries.get(part), scale)
+                with fabric.no_backward_sync(job.module, enabled=world > 1 and part < accumulate - 1):
+                    fabric.backward(job.module(work))
+                step = work.result()
+                job.carries[part] = step.carry
+                job.meter.add(step, batch.counts)
+
+            # 4. Clip, and stop before a gradient that is not finite reaches the weights.
+            norm = _clip(fabric, job.module, steps, recipe.optim.clip)
+            finite.watch(job.update, norm)
+            finite.check()
+
+            # 5. Step.
+            lr = recipe.optim.lr * factor(recipe.schedule, job.update, recipe.max_updates)
+            set_learning_rate(optimizer, lr)
+            steps.step()
+            optimizer.zero_grad(set_to_none=True)
+            system.after_update(job.update)
+
+            # 6. Count.
+            job.update += 1
+            job.tokens += totals[_TOKENS]
+            job.bad += totals[_BAD]
+            job.bad_records += [{"update": job.update, **asdict(record)} for batch in batches for record in batch.bad]
+            job.meter.put("grad_norm", norm, 1)
+            job.clock.update(recipe.data.global_batch, totals[_TOKENS])
+            bar.advance()
+
+            # 7. Log, evaluate, save.
+            last = job.update == recipe.max_updates
+            if job.update % recipe.log.every == 0 or last:
+                finite.check(wait=True)
+                _log(job, lr, logbook, bar)
+            if recipe.evaluate.every and job.update % recipe.evaluate.every == 0 and not last:
+                with job.clock.paused():
+                    _evaluate(job, logbook)
+            if recipe.checkpoint.every and job.update % recipe.checkpoint.every == 0 and not last:
+                with job.clock.paused():
+                    finite.check(wait=True)
+                    _save(job, logbook)
+        finite.check(wait=True)
+        if ending == "out of time" and job.meter:
+            _log(job, lr, logbook, bar)
+        if ending != "asked to stop":
+            _evaluate(job, logbook)
+        _save(job, logbook)
+    if logbook is not None:
+        logbook.close()
+    if ending == "asked to stop":
+        job.console.say(f"stopped after update {job.update} as asked; the same command continues from there")
+    else:
+        dist.on_rank_0(lambda: export_system(system, job.run.export, job.run.tokenizer()))
+        job.console.say(f"{ending} after update {job.update}; the network is in {job.run.export}")
+    return {"out": str(job.run.directory), "updates": job.update, "ending": ending, "train": job.trained, "eval": job.evaluated,
+            "rank": fabric.global_rank}
+
+
+_TOKENS, _BAD, _ASKED, _LATE = ":tokens", ":bad", ":asked", ":late"  # no count of a system starts with a colon
+
+
+def _counts(batches: Sequence[Batch]) -> dict[str, int]:
+    """The denominators of the update's terms on this rank, its tokens, and its skipped samples."""
+    totals = {_TOKENS: sum(b.tokens for b in batches), _BAD: sum(len(b.bad) for b in batches)}
+    for batch in batches:
+        for name, count in batch.counts.items():
+            totals[name] = totals.get(name, 0) + count
+    return totals
+
+
+def _seed(*key: int) -> None:
+    """Seed torch's generators (dropout) from the place in the run: nothing needs saving, nothing depends on the past."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    torch.manual_seed(int.from_bytes(digest, "little"))
+
+
+class _Work:
+    """One micro-batch on its way through the wrappers of Fabric and DDP.
+
+    They walk through every dataclass they are handed, copy it and cast its tensors (float targets to bf16, too); an
+    object that is no collection passes untouched.
+    """
+
+    __slots__ = ("batch", "carry", "scale", "step")
+
+    def __init__(self, batch: Batch, carry: Any, scale: Mapping[str, float]) -> None:
+        self.batch, self.carry, self.scale = batch, carry, scale
+        self.step: Step | None = None
+
+    def result(self) -> Step:
+        """What the system returned."""
+        assert self.step is not None
+        return self.step
+
+
+class _Loss(nn.Module):
+    """A system as a module that returns the one number to differentiate."""
+
+    def __init__(self, system: System) -> None:
+        super().__init__()
+        self.system = system
+
+    def forward(self, work: _Work) -> Tensor:
+        """The micro-batch's share of the loss of the global batch."""
+        work.step = self.system(work.batch, work.carry)
+        parts = [term.total * (term.weight * work.scale[term.count]) for term in work.step.terms.values()]
+        return cast("Tensor", sum(parts))
+
+
+def _clip(fabric: Fabric, module: nn.Module, optimizer: Any, limit: float | None) -> Tensor:
+    """Clip the gradient to `limit` and return its norm before that."""
+    # an endless limit measures the norm and changes nothing
+    norm = fabric.clip_gradients(cast("Any", module), optimizer, max_norm=limit or float("inf"), error_if_nonfinite=False)
+    assert norm is not None
+    return norm.detach()
+
+
+class _FiniteCheck:
+    """Finds gradients that are not finite without making the host wait for a GPU."""
+
+    def __init__(self) -> None:
+        self._pending: list[tuple[int, Tensor, Any]] = []
+
+    def watch(self, update: int, norm: Tensor) -> None:
+        """Remember an update's gradient norm; on a GPU it is copied in the background."""
+        if norm.device.type == "cuda":
+            there = torch.empty((), dtype=norm.dtype, pin_memory=True)
+            there.copy_(norm, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+            self._pending.append((update, there, event))
+        else:
+            self._pending.append((update, norm, None))
+
+    def check(self, wait: bool = False) -> None:
+        """Raise for the first bad norm among those that have arrived; `wait` for all of them."""
+        while self._pending:
+            update, norm, event = self._pending[0]
+            if event is not None and not wait and not event.query():
+                return
+            if event is not None:
+                event.synchronize()
+            self._pending.pop(0)
+            value = norm.item()
+            if not abs(value) < float("inf"):
+                raise UserError(f"the gradient of update {update + 1} is not finite ({value}): lower optim.lr or optim.clip, or lengthen "
+                                "schedule.warmup, and continue from the newest checkpoint")
+
+
+# --- log, evaluate, save ---------------------------------------------------------------------------------------------
+
+
+def _log(job: Job, lr: float, logbook: runs.Logbook | None, bar: Bar) -> None:
+    """Write the means since the last line."""
+    means = job.meter.means()
+    job.meter.reset()
+    row = {"split": "train", **job.progress(), **means, **job.system.derive(means), "lr": lr, **job.clock.rates()}
+    job.trained = row
+    bad = dist.gather_json(job.bad_records)
+    job.bad_records = []
+    bar.advance(0, note=f"loss {row['loss']:.4f}")
+    if logbook is not None:
+        logbook.row(row)
+        logbook.bad(record for part in bad for record in part)
+        job.console.say(f"update {job.update}/{job.recipe.max_updates}  loss {row['loss']:.4f}  lr {lr:.2e}  norm {row['grad_norm']:.3f}  "
+                        f"{row['samples_per_s']:.1f} samples/s")
+
+
+@torch.no_grad()
+def _evaluate(job: Job, logbook: runs.Logbook | None) -> None:
+    """Measure the held-out data on all ranks, and show what the model makes of some of it."""
+    if job.held_out is None or job.evaluated.get("update") == job.update:
+        return
+    recipe, fabric, system = job.recipe, job.fabric, job.system
+    settings = recipe.evaluate
+    meter = Meter(fabric.device)
+    previews: list[Preview] = []
+    system.eval()
+    began = time.perf_counter()
+    # at most a training micro-batch at a time, so that what trains can be evaluated
+    each = job.stream.layout.size if settings.batch is None else -(-settings.batch // fabric.world_size)
+    batches = evaluation_batches(job.held_out, system.objective, batch=each, seed=recipe.seed, rank=fabric.global_rank,
+                                 world=fabric.world_size, limit=settings.limit, coupled=system.coupled, on_bad=recipe.data.on_bad)
+    for number, batch in enumerate(batches):
+        _seed(recipe.seed, number)
+        batch = fabric.to_device(batch)
+        with fabric.autocast():
+            meter.add(system(batch), batch.counts)
+            if number == 0 and fabric.is_global_zero:
+                previews = system.preview(batch, settings.previews) if settings.previews else []
+    system.train()
+    means = meter.means()
+    if not means:
+        raise UserError("the held-out data gave no batch: give more of it, or leave --eval-data out")
+    row = {"split": "eval", **job.progress(), **means, **system.derive(means), "seconds": time.perf_counter() - began}
+    job.evaluated = row
+    if logbook is not None:
+        logbook.row(row)
+        logbook.previews(job.update, previews)
+        others = "  ".join(f"{name} {row[name]:.4f}" for name in (*means, *system.derive(means)) if name != "loss")
+        job.console.say(f"evaluation after update {job.update}: loss {row['loss']:.4f}  {others}")
+
+
+def _save(job: Job, logbook: runs.Logbook | None) -> None:
+    """Save the state; older checkpoints go once the new one stands."""
+    if logbook is not None:
+        logbook.sync()
+    tensors, state = job.state()
+    checkpoint.save(job.run.checkpoints, job.update, tensors, state)
+    settings = job.recipe.checkpoint
+    dist.on_rank_0(lambda: checkpoint.prune(job.run.checkpoints, settings.keep_last, settings.keep_every))
+
+
+# --- the state -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Job:
+    """A run while it runs."""
+
+    recipe: Recipe
+    fabric: Fabric
+    system: System
+    module: Any
+    optimizer: Optimizer
+    stream: Stream
+    held_out: DataSet | None
+    run: runs.Run
+    console: Console
+    update: int = 0
+    """Updates made so far; with the weights and the optimizer, the whole state."""
+    tokens: int = 0
+    bad: int = 0
+    bad_records: list[dict[str, Any]] = field(default_factory=list)
+    carries: dict[int, Any] = field(default_factory=dict)
+    """What the system handed from an update's micro-batch to the same micro-batch of the next update."""
+    trained: dict[str, Any] = field(default_factory=dict)
+    evaluated: dict[str, Any] = field(default_factory=dict)
+    clock: Clock = field(default_factory=Clock)
+
+    def __post_init__(self) -> None:
+        """Start measuring."""
+        self.meter = Meter(self.fabric.device)
+
+    def progress(self) -> dict[str, Any]:
+        """How far the run is."""
+        return {"update": self.update, "samples": self.update * self.recipe.data.global_batch, "epoch": self.stream.epoch(self.update),
+                "tokens": self.tokens, "bad": self.bad}
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that a checkpoint holds: tensors, and the rest as JSON. Every rank must call it."""
+        tensors, scalars = checkpoint.optimizer_state(self.system, self.optimizer)
+        skeleton, carried = checkpoint.flatten({str(part): c for part, c in self.carries.items()}, f"carry/{self.fabric.global_rank}")
+        state = {
+            "update": self.update, "tokens": self.tokens, "bad": self.bad, "elapsed_s": self.clock.elapsed,
+            "order": self.stream.order_state(), "world": self.fabric.world_size, "accumulate": self.stream.layout.accumulate,
+            "meter": self.meter.state(), "optim": scalars, "carries": dist.gather_json(skeleton),
+            "recipe": self.recipe.to_dict(),
+        }
+        return {**runs.model_tensors(self.system), **tensors, **carried}, state
+
+    def restore(self, start: checkpoint.Checkpoint) -> None:
+        """Continue from a checkpoint, on whatever ranks there are now."""
+        state = start.state()
+        checkpoint.load(start.path, runs.model_tensors(self.system), ignore=lambda name: not name.startswith("model/"))
+        checkpoint.load_optimizer_state(start.path, self.system, self.optimizer, state["optim"])
+        self.update, self.tokens, self.bad = state["update"], state["tokens"], state["bad"]
+        self.clock.elapsed = state["elapsed_s"]
+        self.meter.restore(state["meter"])
+        if (state["world"], state["accumulate"]) == (self.fabric.world_size, self.stream.layout.accumulate):
+            carries, slots = checkpoint.unflatten(state["carries"][self.fabric.global_rank])
+            checkpoint.load(start.path, slots, ignore=lambda name: name not in slots)
+            self.carries = {int(part): _to(self.fabric.device, carry) for part, carry in carries.items()}
+        elif any(tree["dict"] for tree in state["carries"]):
+            self.console.say("the ranks or micro-batches changed: what the system carries from update to update starts anew")
+        last: list[dict[str, Any]] = dist.on_rank_0(lambda: [row for row in self.run.metrics("eval") if row["update"] <= self.update][-1:])
+        self.evaluated = last[0] if last else {}
+
+
+def _to(device: torch.device, value: Any) -> Any:
+    """Nested lists, tuples and dicts with their tensors on `device`."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {k: _to(device, v) for k, v in cast("dict[str, Any]", value).items()}
+    if isinstance(value, (list, tuple)):
+        moved = [_to(device, v) for v in cast("list[Any]", value)]
+        return tuple(moved) if isinstance(value, tuple) else moved
+    return value
+
+
+_FIXED = ("system", "size", "model", "objective", "seed", "optim.name")
+"""What a run keeps for life; anything else may change when it is continued."""
+
+
+def _begin(run: runs.Run, recipe: Recipe, system: System, context: Context, resume: str | Path, order: Mapping[str, Any],
+           console: Console) -> tuple[checkpoint.Checkpoint | None, Any]:
+    """Take the directory, find the checkpoint to start from, and write what describes the run."""
+    held: list[Any] = []
+
+    def take() -> str | None:
+        run.directory.mkdir(parents=True, exist_ok=True)
+        held.append(runs.lock(run.directory))
+        checkpoint.clean(run.checkpoints)
+        start = _start(run, resume, console)
+        if start is not None:
+            _check_same(runs.open_run(start.path.parent.parent), recipe, context, start)
+            check_order(start.state()["order"], order)
+            console.say(f"resuming after update {start.update} from {start.path}")
+        runs.describe(run.directory, recipe, cast("Any", system.net).config, context)
+        return None if start is None else str(start.path)
+
+    path = dist.on_rank_0(take)
+    return (None if path is None else checkpoint.open_checkpoint(Path(path))), held
+
+
+def _start(run: runs.Run, resume: str | Path, console: Console) -> checkpoint.Checkpoint | None:
+    """The checkpoint that `resume` means."""
+    there = checkpoint.all_checkpoints(run.checkpoints)
+    if resume == "never":
+        return None
+    if resume != "auto":
+        start = checkpoint.open_checkpoint(Path(resume).absolute())
+        later = [c.path.name for c in there if c.update > start.update]
+        if later:
+            raise UserError(f"{run.directory} holds later checkpoints ({', '.join(later)}): remove them, or continue in another --out")
+        return start
+    for candidate in reversed(there):
+        reason = checkpoint.damage(candidate.path)
+        if reason is None:
+            return candidate
+        console.warn(f"checkpoint {candidate.path.name} is damaged ({reason}); trying the one before")
+    if there:
+        raise UserError(f"no checkpoint in {run.checkpoints} is whole: remove them to start again, or use another --out")
+    return None
+
+
+def _check_same(before: runs.Run, recipe: Recipe, context: Context, start: checkpoint.Checkpoint) -> None:
+    """Refuse to continue as something else."""
+    saved, now = start.state()["recipe"], recipe.to_dict()
+
+    def value(mapping: Mapping[str, Any], key: str) -> Any:
+        for part in key.split("."):
+            mapping = mapping[part]
+        return mapping
+
+    problems = [f"{key} was {value(saved, key)} and is {value(now, key)}" for key in _FIXED if value(saved, key) != value(now, key)]
+    tokenizer: Tokenizer | None = before.tokenizer()
+    if tokenizer is not None and context.tokenizer is not None and tokenizer.fingerprint != context.tokenizer.fingerprint:
+        problems.append("the tokenizer is another one than the run began with")
+    if problems:
+        raise UserError(f"{before.directory} cannot be continued: {'; '.join(problems)}; set it back, or start a new run in another --out")
