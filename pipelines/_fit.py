@@ -8,8 +8,6 @@ import numpy as np
 
 GOAL = 0.99
 """Rows are at least this full, on average."""
-_SHORTEST = 8
-"""Gaps shorter than this are not filled by cutting a document."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +70,9 @@ def _fill(rows: list[list[Piece]], room: list[int], tokens: int, block: int) -> 
     if len(rows) <= wanted:
         return rows, 0
     order = sorted(range(len(rows)), key=lambda r: (room[r], r))
+    shortest = max(1, block // 128)  # a smaller gap is not worth cutting a document
     loose = [p for r in reversed(order[wanted:]) for p in rows[r]]
-    gaps = [r for r in order[:wanted] if room[r] >= _SHORTEST]  # the widest last
+    gaps = [r for r in order[:wanted] if room[r] >= shortest]  # the widest last
     kept = [rows[r] for r in sorted(order[:wanted])]
     cut: set[int] = set()
     while loose and gaps:
@@ -85,7 +84,7 @@ def _fill(rows: list[list[Piece]], room: list[int], tokens: int, block: int) -> 
             cut.add(piece.document)
         rows[row].append(piece)
         room[row] -= piece.length
-        if room[row] < _SHORTEST:
+        if room[row] < shortest:
             gaps.pop()
     return kept + _next_fit(loose, block), len(cut)
 

@@ -63,7 +63,7 @@ class Spool:
         place = self._count % _DRAWN
         if self._seed is not None and place == 0:
             self._bits = random_bits(_DRAWN, "pack", self._seed, self._unit, self._count)
-        number = self._count if self._seed is None else int(self._bits[place])
+        number = (self._unit << 40) + self._count if self._seed is None else int(self._bits[place])
         data = encode(record)
         self._rows.append((number, size, int.from_bytes(record.identity, "little"), data))
         self._count += 1

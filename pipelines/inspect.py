@@ -26,22 +26,26 @@ _CELL, _CAPTION, _COLUMNS = 128, 30, 8
 def summary(data: DataSet) -> dict[str, Any]:
     """What a data set is, as one JSON object."""
     index = data.index
-    return {"data": data.directory, "kind": index.kind, "samples": len(data), "fields": list(index.fields), "bytes": sum(s.size for s in index.shards),
-            "fingerprint": data.fingerprint, "schema": dict(index.schema), "source": list(index.source),
+    return {"data": data.directory, "kind": index.kind, "samples": len(data), "fields": list(index.fields),
+            "bytes": sum(s.size for s in index.shards), "fingerprint": data.fingerprint,
+            "schema": dict(index.schema), "source": list(index.source),
             "shards": [{"name": s.name, "samples": s.samples, "bytes": s.size, "sha256": s.sha256} for s in index.shards]}
 
 
 def summary_lines(facts: dict[str, Any], shards: int = 10) -> list[str]:
     """A summary in lines for people."""
-    lines = [f"{facts['data']}: {facts['samples']} samples of kind {facts['kind']} in {len(facts['shards'])} shards, {_bytes(facts['bytes'])}",
-             f"fields: {', '.join(facts['fields'])}", f"made from: {'; '.join(facts['source']) or 'unknown'}", f"fingerprint: {facts['fingerprint'][:16]}"]
+    shard_rows = facts["shards"]
+    lines = [f"{facts['data']}: {facts['samples']} samples of kind {facts['kind']} in {len(shard_rows)} shards, {_bytes(facts['bytes'])}",
+             f"fields: {', '.join(facts['fields'])}",
+             f"made from: {'; '.join(facts['source']) or 'unknown'}",
+             f"fingerprint: {facts['fingerprint'][:16]}"]
     for name, value in facts["schema"].items():
         if isinstance(value, list):
-            value = f"{len(value)}: {', '.join(map(str, value[:12]))}{', ...' if len(value) > 12 else ''}"  # noqa: PLW2901
+            value = f"{len(value)}: {', '.join(map(str, value[:12]))}{', ...' if len(value) > 12 else ''}"
         lines.append(f"{name}: {value if not isinstance(value, float) else f'{value:.4f}'}")
-    lines += [f"  {s['name']}  {s['samples']:>8} samples  {_bytes(s['bytes']):>10}  sha256 {s['sha256'][:12]}" for s in facts["shards"][:shards]]
-    if len(facts["shards"]) > shards:
-        lines.append(f"  ... {len(facts['shards']) - shards} more shards")
+    lines += [f"  {s['name']}  {s['samples']:>8} samples  {_bytes(s['bytes']):>10}  sha256 {s['sha256'][:12]}" for s in shard_rows[:shards]]
+    if len(shard_rows) > shards:
+        lines.append(f"  ... {len(shard_rows) - shards} more shards")
     return lines
 
 
@@ -68,8 +72,8 @@ def _shown(sample: Sample, name: str, data: bytes, classes: Sequence[str], token
         return f"{label} ({classes[label]})" if 0 <= label < len(classes) else str(label)
     if name in ("tokens.u16", "tokens.u32"):
         ids, lengths = sample.tokens()
-        text = f": {_short(tokenizer.decode(ids.tolist(), skip_special_tokens=False))}" if tokenizer is not None else f": {ids[:16].tolist()} ..."
-        return f"{len(ids)} tokens, {len(lengths)} documents{text}"
+        text = f"{ids[:16].tolist()} ..." if tokenizer is None else _short(tokenizer.decode(ids.tolist(), skip_special_tokens=False))
+        return f"{len(ids)} tokens, {len(lengths)} documents: {text}"
     if name == "lengths.u32":
         return str(np.frombuffer(data, "<u4").tolist()) if len(data) % 4 == 0 else f"BAD: {len(data)} bytes"
     if name == "json":
@@ -85,14 +89,11 @@ def _short(text: str) -> str:
     return flat if len(flat) <= _SHOWN else f"{flat[:_SHOWN]}... ({len(text)} characters)"
 
 
-def _bytes(count: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            break
-        count /= 1024
-    else:
-        unit = "TiB"
-    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+def _bytes(count: int) -> str:
+    if count < 1024:
+        return f"{count} B"
+    power = min((int(count).bit_length() - 1) // 10, 4)
+    return f"{count / 1024**power:.1f} {'KMGT'[power - 1]}iB"
 
 
 def spread(count: int, wanted: int) -> list[int]:

@@ -200,7 +200,7 @@ def _run(tasks: Iterable[tuple[Callable[[], Any], Path, int]], workers: int, bar
     else:
         context = multiprocessing.get_context("forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn")
         if context.get_start_method() == "forkserver":
-            context.set_forkserver_preload([__name__])
+            context.set_forkserver_preload([__name__, "webdataset.writer"])  # imported once, not by each process
         waiting = iter(open_tasks)
         with ProcessPoolExecutor(min(workers, len(open_tasks)), mp_context=context, initializer=_watch_parent,
                                  initargs=(os.getpid(),)) as pool:
@@ -331,7 +331,7 @@ def _cut(runs: list[str], work: Path, options: Options, sides: list[Path], bad: 
     row_of = np.concatenate([np.arange(len(t.numbers), dtype=np.int64) for t in tables])
     sizes = np.concatenate([t.sizes for t in tables])
     held_out = np.concatenate([t.held(below) for t in tables])
-    everything = np.arange(len(sizes)) if options.seed is None else np.argsort(np.concatenate([t.numbers for t in tables]), kind="stable")
+    everything = np.argsort(np.concatenate([t.numbers for t in tables]), kind="stable")
     limit = options.shard_bytes - 2 * 10240
     if options.block:
         row = 1536 + -(-options.block * (4 if options.wide else 2) // 512) * 512

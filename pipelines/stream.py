@@ -128,7 +128,7 @@ class Stream:
         places = [self.order.locate(p) for p in self.layout.positions(update, part)]
         maker = _Maker(self.objective, self.on_bad)
         for place, sample in zip(places, self._read(places), strict=True):
-            maker.add(self._index(place), sample, self._rng(place), self._partner(place), self._name(place))
+            maker.add(self.index(place), sample, self._rng(place), self._partner(place), self._name(place))
         if not maker.examples:
             self._stand_in(places[0], maker)
         return maker.batch()
@@ -142,11 +142,12 @@ class Stream:
                 sample.partner = partner if isinstance(partner, Sample) else None
             yield partner if isinstance(partner, BadSample) else sample, self._rng(place)
 
-    def _index(self, place: Place) -> int:
+    def index(self, place: Place) -> int:
+        """The sample's number among all data sets of the stream: `Sample.index`."""
         return self._first[place.source] + place.sample
 
     def _rng(self, place: Place) -> np.random.Generator:
-        return generator(self.seed, place.epoch, self._index(place), "example")
+        return generator(self.seed, place.epoch, self.index(place), "example")
 
     def _name(self, place: Place) -> tuple[str, str]:
         return self.sets[place.source].locate(place.sample)
@@ -161,14 +162,14 @@ class Stream:
                 if isinstance(result, Sample):
                     result.index = index
                 found[index] = result
-        return [found[self._index(p)] for p in places]
+        return [found[self.index(p)] for p in places]
 
     def _partner(self, place: Place) -> Sample | BadSample | None:
         """Another sample of the same shuffle window, drawn for this sample."""
         if not self.objective.needs_partner:
             return None
         data, order = self.sets[place.source], self.order.sources[place.source]
-        draw = generator(self.seed, place.epoch, self._index(place), "partner")
+        draw = generator(self.seed, place.epoch, self.index(place), "partner")
         _, window, at = order.window_of(place.position)
         if len(window) > 1:
             other = int(window[(at + 1 + int(draw.integers(len(window) - 1))) % len(window)])
@@ -186,7 +187,7 @@ class Stream:
         for step in range(1, min(len(window), _STAND_INS)):
             sample = int(window[(at + step) % len(window)])
             near = Place(place.source, place.position, epoch, sample)
-            maker.add(self._index(near), self._read([near])[0], self._rng(near), self._partner(near), data.locate(sample))
+            maker.add(self.index(near), self._read([near])[0], self._rng(near), self._partner(near), data.locate(sample))
             if maker.examples:
                 return
         raise UserError(f"no usable sample near {self._name(place)[0]!r} of {data.directory}; the last reason: {maker.bad[-1].reason}")
@@ -288,8 +289,8 @@ def describe_update(stream: Stream, update: int) -> list[Read]:
         position = update * layout.global_batch + i
         place = stream.order.locate(position)
         key, shard = stream.sets[place.source].locate(place.sample)
-        found.append(Read(position, i % layout.world, i // layout.world // layout.size, place.epoch, stream._index(place), key, shard,  # noqa: SLF001
-                          place.source))
+        part = i // layout.world // layout.size
+        found.append(Read(position, i % layout.world, part, place.epoch, stream.index(place), key, shard, place.source))
     return found
 
 
@@ -356,7 +357,8 @@ class _Maker:
         self.used: list[int] = []
         self.bad: list[BadRecord] = []
 
-    def add(self, index: int, sample: Sample | BadSample, rng: np.random.Generator, partner: Sample | BadSample | None, name: tuple[str, str]) -> None:
+    def add(self, index: int, sample: Sample | BadSample, rng: np.random.Generator, partner: Sample | BadSample | None,
+            name: tuple[str, str]) -> None:
         """Make the examples of one sample, or record why there are none."""
         try:
             for found in (sample, partner):

@@ -40,9 +40,9 @@ def pack(
     out: Annotated[Path, typer.Option(help="Folder of the new data set; must not hold anything.")],
     kind: Annotated[str | None, typer.Option(help="text, pairs, images or tar. Default: guessed from the files.")] = None,
     shard_bytes: Annotated[str, typer.Option(help="Largest size of a shard.")] = "256M",
-    tokenize: Annotated[str | None, typer.Option(metavar="TOKENIZER", help="Tokenise texts and pack them into rows of --block tokens.")] = None,
+    tokenize: Annotated[str | None, typer.Option(metavar="TOKENIZER", help="Tokenise, and pack into rows of --block tokens.")] = None,
     block: Annotated[int, typer.Option(help="Tokens of a row.")] = 1024,
-    split: Annotated[str, typer.Option(help="Where plain texts are cut into documents: blank (lines), line, file, or at lines equal to this.")
+    split: Annotated[str, typer.Option(help="Where a plain text is cut into documents: blank (lines), line, file, or lines equal to this.")
                      ] = "blank",
     text_field: Annotated[str, typer.Option(help="Column or JSON field with the text.")] = "text",
     image_field: Annotated[str, typer.Option(help="Column with the path of a picture, relative to the table.")] = "image",
@@ -63,11 +63,12 @@ def pack(
 
     console = Console(json=json)
     began = time.perf_counter()
-    made = run(sources, out, kind=kind, shard_bytes=_size(shard_bytes), tokenizer=tokenize, block=block, split=split, text_field=text_field,
-               image_field=image_field, caption_field=caption_field, shuffle=None if keep_order else shuffle, holdout=holdout,
-               holdout_out=holdout_out, on_bad=on_bad, workers=workers, console=console)
+    made = run(sources, out, kind=kind, shard_bytes=_size(shard_bytes), tokenizer=tokenize, block=block, split=split,
+               text_field=text_field, image_field=image_field, caption_field=caption_field, shuffle=None if keep_order else shuffle,
+               holdout=holdout, holdout_out=holdout_out, on_bad=on_bad, workers=workers, console=console)
+    seconds = round(time.perf_counter() - began, 3)
     console.finish({"out": str(out), "kind": made.kind, "samples": made.samples, "shards": len(made.shards),
-                    "bytes": sum(s.size for s in made.shards), "schema": dict(made.schema), "seconds": round(time.perf_counter() - began, 3)})
+                    "bytes": sum(s.size for s in made.shards), "schema": dict(made.schema), "seconds": seconds})
 
 
 def index(
@@ -93,7 +94,7 @@ def inspect(
     sample: Annotated[list[int] | None, typer.Option(help="Show the sample of this number (can be repeated).")] = None,
     pictures: Annotated[Path | None, typer.Option(help="Write a picture grid (PNG) of the samples, or of 32.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Read every shard and compare it with the index.")] = False,
-    update: Annotated[int | None, typer.Option(min=0, help="Show the samples of this update, and what the recipe's objective makes of them.")
+    update: Annotated[int | None, typer.Option(min=0, help="Show the samples of this update, what the recipe's objective makes of them.")
                       ] = None,
     recipe: Annotated[str | None, typer.Option(help="Recipe whose order and objective --update shows: a name or a YAML file "
                                                     "(a run's recipe.yaml, for instance).")] = None,
@@ -104,8 +105,8 @@ def inspect(
     """Show what a data set holds: shards, fields, samples, pictures, the samples of any update."""
     from ...shared.errors import UserError
     from ..console import Console
-    from ..inspect import sample_rows, spread, summary, summary_lines
     from ..inspect import pictures as draw
+    from ..inspect import sample_rows, spread, summary, summary_lines
     from ..shards import DataSet
     from ..shards import verify as check
 
@@ -153,7 +154,8 @@ def _tokenizer(data: DataSet, source: str | None) -> Tokenizer | None:
     return None if place is None else Tokenizer.load(place)
 
 
-def _show_update(data: DataSet, update: int, recipe: str | None, overrides: list[str], tok: Tokenizer | None, console: Console) -> dict[str, Any]:
+def _show_update(data: DataSet, update: int, recipe: str | None, overrides: list[str], tok: Tokenizer | None,
+                 console: Console) -> dict[str, Any]:
     """Say which samples an update trains on, and what the objective makes of the first ones."""
     from ...registry import family
     from ...shared.errors import UserError
@@ -163,7 +165,7 @@ def _show_update(data: DataSet, update: int, recipe: str | None, overrides: list
     from ..stream import Layout, Stream, describe_update
 
     if recipe is None:
-        raise UserError("--update needs --recipe: the recipe's batch, seed, lanes and window determine the order (a run's recipe.yaml will do)")
+        raise UserError("--update needs --recipe: its batch, seed, lanes and window determine the order (a run's recipe.yaml will do)")
     chosen = resolve(recipe, overrides)
     classes = data.index.schema.get("classes")
     system = chosen.build(family(chosen.system), Context(tok, tuple(classes) if classes else None))
