@@ -251,6 +251,13 @@ class Tied(Rule):
 
 
 @dataclass(frozen=True)
+class Untied(Rename):
+    """The same tensor under another name; where they leave it out, it starts as a copy of `of` (a key of theirs)."""
+
+    of: str
+
+
+@dataclass(frozen=True)
 class Ignore(Rule):
     """Keys of theirs that hold nothing learned (index buffers); `pattern` must match the whole key."""
 
@@ -330,7 +337,7 @@ def to_ours(rules: Sequence[Rule], theirs: State, what: str = "the checkpoint") 
     Raises:
         UserError: keys are missing or unexpected, or tied tensors differ; all are listed.
     """
-    theirs = _respelled(rules, theirs)
+    theirs = _completed(rules, _respelled(rules, theirs))
     result: dict[str, Tensor] = {}
     used: set[str] = set()
     missing: list[str] = []
@@ -383,6 +390,11 @@ def _respelled(rules: Sequence[Rule], theirs: State) -> State:
             name = pattern.sub(replacement, name)
         result[name] = tensor
     return result
+
+
+def _completed(rules: Sequence[Rule], theirs: State) -> State:
+    absent = {r.theirs: r.of for r in rules if isinstance(r, Untied) and r.theirs not in theirs and r.of in theirs}
+    return {**theirs, **{name: theirs[of].clone() for name, of in absent.items()}} if absent else theirs
 
 
 def _numbered(rule: Rule, placeholder: str, number: str) -> Rule:

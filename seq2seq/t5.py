@@ -1,0 +1,567 @@
+"""T5. Raffel, Shazeer, Roberts, Lee, Narang, Matena, Zhou, Li and Liu, "Exploring the Limits of Transfer
+Learning with a Unified Text-to-Text Transformer", 2020. https://arxiv.org/abs/1910.10683
+
+Faithful: networks and outputs as in transformers' `T5*` classes (the paper's net with a shared word table,
+and version 1.1 with gated GELU and an output matrix of its own); initialisation of Mesh TensorFlow; span
+corruption by the procedure of google-research/text-to-text-transfer-transformer (15% of the tokens, exactly;
+spans of 3 on average; the first token is never corrupted and the last always, so the target ends without the
+last sentinel that the paper's figure shows); texts cut so that their corrupted form fills the input.
+
+Deviations, each with its reason:
+* The documents of a pre-tokenised row are joined and cut, as the paper does; raw texts are cut one by one,
+  because a sample is all that an objective sees. `pack --tokenize` with the block that fills the input
+  (`span_lengths`: 568 for 512) wastes nothing.
+* Batches are padded, not packed: full blocks have one length, and a bias that relates every position of a
+  packed row to every other costs more than the padding of the last pieces.
+* The output matrix of version 1.1 starts at 1/sqrt(D) as in Mesh TensorFlow; transformers draws it from N(0, 1).
+* Nothing is clamped for fp16, which this library does not train in.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, ClassVar, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..shared.attention import Attention
+from ..shared.block import ACTIVATIONS, Block, FeedForward, RMSNorm
+from ..shared.cache import KVCache
+from ..shared.config import Config
+from ..shared.convert import Alias, Fuse, Ignore, Rename, Rule, Tied, Untied, layers, prefixed
+from ..shared.embed import TokenEmbedding
+from ..shared.errors import UserError, raise_problems
+from ..shared.heads import LMHead
+from ..shared.loss import accuracy_sum, cross_entropy_sum
+from ..shared.mask import Mask
+from ..shared.position import BucketBias
+from ..shared.settings import build_settings
+from ..shared.stack import Stack
+from ..shared.system import Context, Family, Net, Objective, Preview, Step, System, Term
+from ..shared.tokenizer import Tokenizer
+from .generate import Decoding, generate_ids
+from .spans import Seq2SeqBatch, Seq2SeqExample, SpanObjective, SpanSettings, show_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class T5Config(Config):
+    """transformers' `T5Config`; the defaults are T5-small's."""
+
+    vocab_size: int = 32128
+    """Rows of the word table: 32000 pieces, 100 sentinels and 28 rows of padding."""
+    d_model: int = 512
+    """Width D."""
+    d_kv: int = 64
+    """Width of an attention head; heads times this need not be D."""
+    d_ff: int = 2048
+    """Width between the linear layers of the feed-forward net."""
+    num_layers: int = 6
+    """Blocks of the encoder."""
+    num_decoder_layers: int | None = None
+    """Blocks of the decoder; None takes `num_layers`."""
+    num_heads: int = 8
+    """Attention heads."""
+    relative_attention_num_buckets: int = 32
+    """Buckets of distances."""
+    relative_attention_max_distance: int = 128
+    """From here on all distances share a bucket."""
+    dropout_rate: float = 0.1
+    """Dropout of embeddings, attention weights, inner layers, residuals and outputs."""
+    layer_norm_epsilon: float = 1e-6
+    """Epsilon of every norm."""
+    initializer_factor: float = 1.0
+    """Factor of all initial standard deviations."""
+    feed_forward_proj: str = "relu"
+    """Activation, `gated-` before it for the gated kind (version 1.1: `gated-gelu`)."""
+    tie_word_embeddings: bool = True
+    """Whether the output matrix is the word table; False in version 1.1."""
+    scale_decoder_outputs: bool | None = None
+    """Whether the output is scaled by 1/sqrt(D) before the output matrix; None where that is the word table."""
+    pad_token_id: int = 0
+    """Id of padding."""
+    eos_token_id: int = 1
+    """Id that ends a text."""
+    decoder_start_token_id: int | None = None
+    """Id the decoder starts from; None takes `pad_token_id`."""
+
+    IGNORED: ClassVar[frozenset[str]] = frozenset({"n_positions", "is_encoder_decoder", "classifier_dropout"})
+    SYNONYMS: ClassVar[Mapping[str, str]] = MappingProxyType({
+        "hidden_size": "d_model", "num_attention_heads": "num_heads", "num_hidden_layers": "num_layers", "head_dim": "d_kv",
+    })
+
+    def __post_init__(self) -> None:
+        """Check what the fields must satisfy together."""
+        problems = [f"{n} is {getattr(self, n)}, expected at least 1" for n in (
+            "vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads") if getattr(self, n) < 1]
+        if self.num_decoder_layers is not None and self.num_decoder_layers < 1:
+            problems.append(f"num_decoder_layers is {self.num_decoder_layers}, expected at least 1")
+        buckets, farthest = self.relative_attention_num_buckets, self.relative_attention_max_distance
+        if buckets < 4 or farthest <= buckets // 2:  # half of the buckets are exact distances, the others reach beyond them
+            problems.append(f"relative_attention_num_buckets is {buckets} and relative_attention_max_distance {farthest}, "
+                            f"expected at least 4 buckets and a distance above half of them")
+        if self.activation not in ACTIVATIONS:
+            problems.append(f"feed_forward_proj is {self.feed_forward_proj!r}, expected one of {', '.join(ACTIVATIONS)}, "
+                            f"or one of them behind 'gated-'")
+        raise_problems(problems, "model")
+        # An unscaled output is read by a matrix of its own. transformers 5 writes such a config with
+        # tie_word_embeddings true and scale_decoder_outputs false, whether the file holds the matrix or not.
+        if self.scale_decoder_outputs is None:
+            object.__setattr__(self, "scale_decoder_outputs", self.tie_word_embeddings)
+        object.__setattr__(self, "tie_word_embeddings", self.tie_word_embeddings and self.scale_decoder_outputs)
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any], what: str = "config.json") -> Self:
+        """Read a config.json, whose derived keys must say what `feed_forward_proj` says."""
+        derived = ("dense_act_fn", "is_gated_act")
+        config = super().from_dict({k: v for k, v in record.items() if k not in derived}, what)
+        raise_problems([f"{key} = {record[key]!r} contradicts feed_forward_proj = {config.feed_forward_proj!r}"
+                        for key, value in zip(derived, (config.activation, config.gated)) if record.get(key, value) != value], what)
+        return config
+
+    @property
+    def gated(self) -> bool:
+        """Whether the feed-forward nets are gated."""
+        return self.feed_forward_proj.startswith("gated-")
+
+    @property
+    def activation(self) -> str:
+        """The activation of the feed-forward nets; the GELU of `gated-gelu` is the tanh form."""
+        return "gelu_new" if self.feed_forward_proj == "gated-gelu" else self.feed_forward_proj.removeprefix("gated-")
+
+    @property
+    def decoder_layers(self) -> int:
+        """Blocks of the decoder."""
+        return self.num_layers if self.num_decoder_layers is None else self.num_decoder_layers
+
+    @property
+    def start_id(self) -> int:
+        """Id the decoder starts from."""
+        return self.pad_token_id if self.decoder_start_token_id is None else self.decoder_start_token_id
+
+
+V1_1: dict[str, Any] = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+
+SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {"d_model": 128, "d_ff": 512, "num_layers": 2, "num_heads": 2},
+    "small": {},
+    "base": {"d_model": 768, "d_ff": 3072, "num_layers": 12, "num_heads": 12},
+    "large": {"d_model": 1024, "d_ff": 4096, "num_layers": 24, "num_heads": 16},
+    "tiny-v1.1": {"d_model": 128, "d_ff": 256, "num_layers": 2, "num_heads": 2, **V1_1},
+    "small-v1.1": {"d_ff": 1024, "num_layers": 8, "num_heads": 6, **V1_1},
+    "base-v1.1": {"d_model": 768, "d_ff": 2048, "num_layers": 12, "num_heads": 12, **V1_1},
+    "large-v1.1": {"d_model": 1024, "d_ff": 2816, "num_layers": 24, "num_heads": 16, **V1_1},
+}
+"""`small`, `base` (220M, the paper's baseline) and `large` of both versions."""
+
+
+# ---------------------------------------------------------------------------------------------- networks
+
+
+@dataclass
+class T5EncoderOutput:
+    """Outputs of `T5EncoderModel`."""
+
+    last_hidden_state: Tensor
+    """[B, S, D]"""
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class T5Output:
+    """Outputs of `T5Model`."""
+
+    last_hidden_state: Tensor
+    """[B, T, D], the decoder's."""
+    encoder_last_hidden_state: Tensor
+    """[B, S, D]"""
+    decoder_hidden_states: tuple[Tensor, ...] | None = None
+    """The embeddings and every block's output, where asked for; the last one after the final norm."""
+    encoder_hidden_states: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class Seq2SeqLMOutput:
+    """Outputs of `T5ForConditionalGeneration`."""
+
+    logits: Tensor
+    """[B, T, V]"""
+    encoder_last_hidden_state: Tensor
+    """[B, S, D]"""
+    decoder_hidden_states: tuple[Tensor, ...] | None = None
+    encoder_hidden_states: tuple[Tensor, ...] | None = None
+
+
+class Scale(nn.Module):
+    """Multiplication by a constant."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale [..., D]."""
+        return x * self.factor
+
+
+def _stack(config: T5Config, num_layers: int, *, decoder: bool) -> Stack:
+    """Pre-norm blocks without biases and without a scale of the scores, and one table of distances for all of them."""
+    c = config
+
+    def norm() -> RMSNorm:
+        return RMSNorm(c.d_model, eps=c.layer_norm_epsilon)
+
+    def attention(*, cross: bool = False) -> Attention:
+        return Attention(c.d_model, c.num_heads, head_size=c.d_kv, bias=False, scale=1.0, dropout=c.dropout_rate, cross=cross)
+
+    blocks = [
+        Block(
+            attention(),
+            FeedForward(c.d_model, c.d_ff, c.activation, gated=c.gated, bias=False, dropout=c.dropout_rate),
+            norm=norm, order="pre", dropout=c.dropout_rate, cross=attention(cross=True) if decoder else None,
+        )
+        for _ in range(num_layers)
+    ]  # fmt: skip
+    bias = BucketBias(c.num_heads, num_buckets=c.relative_attention_num_buckets, max_distance=c.relative_attention_max_distance,
+                      bidirectional=not decoder)
+    stack = Stack(blocks, final_norm=norm(), position_bias=bias)
+    _init(stack, c)
+    return stack
+
+
+@torch.no_grad()
+def _init(stack: Stack, c: T5Config) -> None:
+    """Mesh TensorFlow's standard deviations; the query's takes the place of a scale of the scores."""
+    inner = c.num_heads * c.d_kv
+    narrow, wide = c.initializer_factor * (c.d_model * c.d_kv) ** -0.5, c.initializer_factor * c.d_model**-0.5
+    for block in cast("list[Block]", list(stack.blocks)):
+        for part in (block.attention, block.cross):
+            if part is None:
+                continue
+            if part.cross:
+                part.q.weight.normal_(std=narrow)
+                part.kv.weight.normal_(std=wide)
+            else:
+                part.qkv.weight[:inner].normal_(std=narrow)
+                part.qkv.weight[inner:].normal_(std=wide)
+            part.out.weight.normal_(std=c.initializer_factor * inner**-0.5)
+        inside = cast("FeedForward", block.feed_forward)
+        for layer in (inside.up, inside.gate):
+            if layer is not None:
+                layer.weight.normal_(std=wide)
+        inside.down.weight.normal_(std=c.initializer_factor * c.d_ff**-0.5)
+    for part in stack.modules():
+        if isinstance(part, RMSNorm):
+            part.weight.fill_(c.initializer_factor)
+        if isinstance(part, BucketBias):
+            part.table.weight.normal_(std=wide)
+
+
+def _keep(attention_mask: Tensor | None) -> Tensor | None:
+    return None if attention_mask is None else attention_mask.bool()
+
+
+class Trunk(nn.Module):
+    """The word table and the encoder, which every T5 has."""
+
+    def __init__(self, config: T5Config) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = TokenEmbedding(config.vocab_size, config.d_model, dropout=config.dropout_rate, std=config.initializer_factor)
+        self.encoder = _stack(config, config.num_layers, decoder=False)
+        self.dropout = nn.Dropout(config.dropout_rate)
+
+    def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None, hidden_states: list[Tensor] | None = None) -> Tensor:
+        """The memory [B, S, D] of texts [B, S]; `attention_mask` [B, S] is nonzero where there is no padding."""
+        return self.dropout(self.encoder(self.embed(input_ids), Mask(keep=_keep(attention_mask)), hidden_states=hidden_states))
+
+
+class T5EncoderModel(Trunk):
+    """The encoder alone."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, output_hidden_states: bool = False) -> T5EncoderOutput:
+        """Encode texts [B, S]; `attention_mask` [B, S] is nonzero where there is no padding."""
+        kept: list[Tensor] | None = [] if output_hidden_states else None
+        memory = self.encode(input_ids, attention_mask, kept)
+        return T5EncoderOutput(memory, None if kept is None else tuple(kept))
+
+
+class T5Model(Trunk):
+    """An encoder and a decoder that share a word table."""
+
+    def __init__(self, config: T5Config) -> None:
+        super().__init__(config)
+        self.decoder = _stack(config, config.decoder_layers, decoder=True)
+
+    def decode(
+        self,
+        decoder_input_ids: Tensor,
+        memory: Tensor | None,
+        attention_mask: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        *,
+        cache: KVCache | None = None,
+        hidden_states: list[Tensor] | None = None,
+    ) -> Tensor:
+        """Read targets beside the memory of their texts.
+
+        Args:
+            decoder_input_ids: [B, T].
+            memory: [B, S, D]; not needed once a cache has seen it.
+            attention_mask: [B, S], nonzero where the memory is no padding.
+            decoder_attention_mask: [B, T], with a cache [B, past + T]. Padding on the right needs none: nothing sees it.
+            cache: keys and values of earlier positions; the new ones are added to it.
+            hidden_states: a list that receives every block's output.
+
+        Returns:
+            [B, T, D].
+        """
+        mask = Mask(causal=True, keep=_keep(decoder_attention_mask))
+        x = self.decoder(self.embed(decoder_input_ids), mask, memory=memory, memory_mask=Mask(keep=_keep(attention_mask)),
+                         cache=cache, hidden_states=hidden_states)
+        return self.dropout(x)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        *,
+        output_hidden_states: bool = False,
+    ) -> T5Output:
+        """Encode texts [B, S] and read their targets [B, T]; masks [B, S] and [B, T] are nonzero where there is no padding."""
+        if decoder_input_ids is None:
+            raise UserError("T5 reads two sequences: pass decoder_input_ids beside input_ids")
+        kept: list[list[Tensor]] = [[], []]
+        lists = kept if output_hidden_states else [None, None]
+        memory = self.encode(input_ids, attention_mask, lists[0])
+        x = self.decode(decoder_input_ids, memory, attention_mask, decoder_attention_mask, hidden_states=lists[1])
+        states = [tuple(k) for k in kept] if output_hidden_states else [None, None]
+        return T5Output(x, memory, states[1], states[0])
+
+
+class T5ForConditionalGeneration(nn.Module):
+    """Encoder, decoder and a language-model head: text in, text out."""
+
+    def __init__(self, config: T5Config) -> None:
+        super().__init__()
+        self.config = config
+        self.trunk = T5Model(config)
+        scale = Scale(config.d_model**-0.5) if config.scale_decoder_outputs else None
+        tied = cast("nn.Parameter", self.trunk.embed.word.weight) if config.tie_word_embeddings else None
+        self.head = LMHead(config.d_model, config.vocab_size, transform=scale, weight=tied)
+        if tied is None:
+            nn.init.normal_(self.head.weight, std=config.initializer_factor * config.d_model**-0.5)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        *,
+        labels: Tensor | None = None,
+        output_hidden_states: bool = False,
+    ) -> Seq2SeqLMOutput:
+        """Logits of targets.
+
+        Args:
+            input_ids: texts [B, S].
+            attention_mask: [B, S], nonzero where there is no padding.
+            decoder_input_ids: [B, T]: the start id, then the target without its last id.
+            decoder_attention_mask: [B, T]. Padding on the right needs none.
+            labels: targets [B, T] with -100 for padding; they make `decoder_input_ids` where those are not given.
+            output_hidden_states: keep the outputs of every block.
+        """
+        if decoder_input_ids is None and labels is not None:
+            decoder_input_ids = self.shift_right(labels)
+        out = self.trunk(input_ids, attention_mask, decoder_input_ids, decoder_attention_mask, output_hidden_states=output_hidden_states)
+        return Seq2SeqLMOutput(self.head(out.last_hidden_state), out.encoder_last_hidden_state,
+                               out.decoder_hidden_states, out.encoder_hidden_states)
+
+    def shift_right(self, labels: Tensor) -> Tensor:
+        """What the decoder reads to predict `labels` [B, T]."""
+        start = labels.new_full((labels.shape[0], 1), self.config.start_id)
+        return torch.cat([start, labels[:, :-1].masked_fill(labels[:, :-1] < 0, self.config.pad_token_id)], dim=1)
+
+    def read(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Reader:
+        """Encode texts [B, S] for generating: a decoder that starts from the ids `Reader.start` [B, 1]."""
+        return Reader(self, input_ids, attention_mask)
+
+
+class Reader(nn.Module):
+    """A T5 that has read its texts: what remains is a decoder (`seq2seq.generate.Decoder`).
+
+    Args:
+        net: the network, in eval mode while this encodes.
+        input_ids: [B, S].
+        attention_mask: [B, S], nonzero where there is no padding.
+    """
+
+    def __init__(self, net: T5ForConditionalGeneration, input_ids: Tensor, attention_mask: Tensor | None = None) -> None:
+        super().__init__()
+        self.net = net
+        self.mask = attention_mask
+        self.start = input_ids.new_full((input_ids.shape[0], 1), net.config.start_id)
+        training = net.training
+        self.eval()
+        self.memory = net.trunk.encode(input_ids, attention_mask)
+        self.train(training)
+
+    @property
+    def decoding(self) -> Decoding:
+        """Where generating starts and ends; positions are relative, so there is no longest sequence."""
+        c = self.net.config
+        return Decoding(max_positions=sys.maxsize, num_layers=c.decoder_layers, bos_token_id=c.start_id, eos_token_id=c.eos_token_id,
+                        pad_token_id=c.pad_token_id)
+
+    def next_logits(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: KVCache) -> Tensor:
+        """Read new ids [B, T] after what the cache holds; logits [B, V] of the id that follows."""
+        x = self.net.trunk.decode(input_ids, self.memory, self.mask, attention_mask, cache=cache)
+        return self.net.head(x[:, -1])
+
+
+# ------------------------------------------------------------------------------------------ the loss side
+
+
+class T5System(System):
+    """T5's pretraining: corrupted spans."""
+
+    def __init__(self, net: T5ForConditionalGeneration, objective: Objective[Seq2SeqExample]) -> None:
+        super().__init__()
+        self.net = net
+        self.objective = objective
+
+    def forward(self, batch: Seq2SeqBatch, carry: Any = None) -> Step:
+        """Cross-entropy of the targets, summed; the vocabulary is scored only where there is a target."""
+        net = cast("T5ForConditionalGeneration", self.net)
+        trunk, head = net.trunk, net.head
+        memory = trunk.encode(batch.input_ids, batch.attention_mask)
+        hidden = trunk.decode(batch.decoder_input_ids, memory, batch.attention_mask)
+        rows = hidden.flatten(0, 1)[batch.target_rows]  # [M, D]
+        if self.training:
+            return Step({"lm": Term(head.loss(rows, batch.targets), "targets")})
+        logits = head(rows)
+        return Step({"lm": Term(cross_entropy_sum(logits, batch.targets), "targets")},
+                    {"accuracy": (accuracy_sum(logits, batch.targets), len(batch.targets))})
+
+    def derive(self, means: Mapping[str, float]) -> dict[str, float]:
+        """Perplexity of the target tokens."""
+        return {"perplexity": math.exp(min(means["lm"], 700.0))} if "lm" in means else {}
+
+    @torch.no_grad()
+    def preview(self, batch: Seq2SeqBatch, limit: int = 4) -> list[Preview]:
+        """Corrupted texts, what was cut out, and what the model puts there."""
+        tokenizer = cast("SpanObjective", self.objective).tokenizer
+        ids, mask = batch.input_ids[:limit], batch.attention_mask[:limit]
+        reader = cast("T5ForConditionalGeneration", self.net).read(ids, mask)
+        guesses = generate_ids(reader, reader.start, max_new_tokens=max(batch.lengths[:limit]))[:, 1:].cpu().numpy()
+        targets = [t.cpu().numpy() for t in batch.targets.split(list(batch.lengths))[:limit]]
+        return [
+            Preview((
+                ("text", show_tokens(tokenizer, row[keep].cpu().numpy())),
+                ("cut out", show_tokens(tokenizer, target)),
+                ("guess", show_tokens(tokenizer, guess)),
+            ))
+            for row, keep, target, guess in zip(ids, mask, targets, guesses)
+        ]
+
+
+# --------------------------------------------------------------------------------------------- the entry
+
+
+def create(config: T5Config, settings: Mapping[str, Any], context: Context) -> T5System:
+    """Build T5 with fresh weights and its objective."""
+    chosen = build_settings(SpanSettings, settings, "t5 objective")
+
+    def objective(tokenizer: Tokenizer) -> SpanObjective:
+        if tokenizer.vocab_size > config.vocab_size:
+            raise UserError(f"the tokenizer has {tokenizer.vocab_size} entries, model.vocab_size is {config.vocab_size}")
+        return SpanObjective(tokenizer, chosen, config.start_id)
+
+    return T5System(T5ForConditionalGeneration(config), context.objective("t5", objective))
+
+
+def adapt(config: T5Config, context: Context) -> T5Config:
+    """Take vocabulary size and special ids from the tokenizer."""
+    t = context.tokenizer
+    if t is None:
+        return config
+    pad, eos = (config.pad_token_id if t.pad_id is None else t.pad_id), (config.eos_token_id if t.eos_id is None else t.eos_id)
+    return replace(config, vocab_size=t.vocab_size, pad_token_id=pad, eos_token_id=eos, decoder_start_token_id=pad)
+
+
+def _side(theirs: str, num_layers: int, *, decoder: bool, gated: bool) -> tuple[Rule, ...]:
+    """The names of one stack, which has the same name on both sides."""
+    block, ours, last = f"{theirs}.block.{{i}}.layer", f"{theirs}.blocks.{{i}}", 2 if decoder else 1
+    own, cross, dense = f"{block}.0.SelfAttention", f"{block}.1.EncDecAttention", f"{block}.{last}.DenseReluDense"
+    layer: tuple[Rule, ...] = (
+        Fuse(tuple(f"{own}.{n}.weight" for n in "qkv"), f"{ours}.attention.qkv.weight"),
+        Rename(f"{own}.o.weight", f"{ours}.attention.out.weight"),
+        Rename(f"{block}.0.layer_norm.weight", f"{ours}.attention_residual.norm.weight"),
+        Rename(f"{dense}.{'wi_1' if gated else 'wi'}.weight", f"{ours}.feed_forward.up.weight"),
+        Rename(f"{dense}.wo.weight", f"{ours}.feed_forward.down.weight"),
+        Rename(f"{block}.{last}.layer_norm.weight", f"{ours}.feed_forward_residual.norm.weight"),
+    )
+    if gated:
+        layer += (Rename(f"{dense}.wi_0.weight", f"{ours}.feed_forward.gate.weight"),)
+    if decoder:
+        layer += (
+            Rename(f"{cross}.q.weight", f"{ours}.cross.q.weight"),
+            Fuse((f"{cross}.k.weight", f"{cross}.v.weight"), f"{ours}.cross.kv.weight"),
+            Rename(f"{cross}.o.weight", f"{ours}.cross.out.weight"),
+            Rename(f"{block}.1.layer_norm.weight", f"{ours}.cross_residual.norm.weight"),
+        )
+    return (
+        Rename(f"{theirs}.block.0.layer.0.SelfAttention.relative_attention_bias.weight", f"{theirs}.position_bias.table.weight"),
+        Rename(f"{theirs}.final_layer_norm.weight", f"{theirs}.final_norm.weight"),
+        Alias(f"{theirs}.embed_tokens.weight", "shared.weight"),
+        *layers(num_layers, layer),
+    )
+
+
+def _encoder(config: T5Config) -> tuple[Rule, ...]:
+    return Rename("shared.weight", "embed.word.weight"), *_side("encoder", config.num_layers, decoder=False, gated=config.gated)
+
+
+def _trunk(config: T5Config) -> tuple[Rule, ...]:
+    unused = Ignore(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight")  # in the first checkpoints
+    return *_encoder(config), *_side("decoder", config.decoder_layers, decoder=True, gated=config.gated), unused
+
+
+def _head(config: T5Config) -> tuple[Rule, ...]:
+    if config.tie_word_embeddings:
+        return Alias("lm_head.weight", "shared.weight"), Tied("head.weight", "trunk.embed.word.weight")
+    return (Untied("lm_head.weight", "head.weight", "shared.weight"),)
+
+
+NETS = (
+    Net("T5ForConditionalGeneration", T5ForConditionalGeneration, lambda c: (*prefixed(_trunk(c), ours="trunk."), *_head(c))),
+    Net("T5Model", T5Model, _trunk),
+    Net("T5EncoderModel", T5EncoderModel, _encoder),
+)
+
+FAMILIES = (
+    Family(
+        name="t5",
+        title="T5",
+        paper="Raffel, Shazeer, Roberts, Lee, Narang, Matena, Zhou, Li, Liu. Exploring the Limits of Transfer Learning with a Unified "
+              "Text-to-Text Transformer",
+        year=2020,
+        url="https://arxiv.org/abs/1910.10683",
+        objective="corrupted spans",
+        config=T5Config,
+        sizes=SIZES,
+        create=create,
+        settings=SpanSettings,
+        adapt=adapt,
+        nets=NETS,
+        model_type="t5",
+        reference="transformers.T5ForConditionalGeneration",
+    ),
+)
