@@ -196,9 +196,8 @@ class CLIPPretraining(System):
 
     coupled = True
     net: CLIP
-    objective: ImageTextPairs
 
-    def __init__(self, config: CLIPConfig, settings: CLIPSettings, tokenizer: Tokenizer) -> None:
+    def __init__(self, config: CLIPConfig, settings: CLIPSettings, context: Context) -> None:
         super().__init__()
         room = config.text_config.max_position_embeddings
         length = min(room, 77) if settings.max_length is None else settings.max_length
@@ -212,7 +211,8 @@ class CLIPPretraining(System):
         self.net.preprocessing = Preprocessing(image_size=config.vision_config.image_size, image_mean=settings.image_mean,
                                                image_std=settings.image_std)  # fmt: skip
         self.normalize = Normalize(self.net.preprocessing)
-        self.objective = ImageTextPairs(tokenizer, self.net.preprocessing, settings.augmentation, length)
+        self.objective = context.objective(
+            "clip", lambda tokenizer: ImageTextPairs(tokenizer, self.net.preprocessing, settings.augmentation, length))
         self.chunk = settings.chunk
         self.memo = Memo(settings.memo) if config.lock_text else None
         self.locked = [m for m, lock in ((self.net.text, config.lock_text), (self.net.vision, config.lock_image)) if lock]
@@ -283,11 +283,13 @@ class CLIPPretraining(System):
     @torch.no_grad()
     def preview(self, batch: PairBatch, limit: int = 4) -> list[Preview]:
         """Pictures with their captions and the captions of the batch that fit best."""
+        assert isinstance(self.objective, ImageTextPairs)
+        tokenizer = self.objective.tokenizer
         text = self.text_embeds(batch)
         images = batch.images[:limit]
         scores, best = (self.image_embeds(images) @ text.T).topk(min(3, len(text)))
         texts = PackedTexts(batch.input_ids, batch.position_ids, batch.lengths)
-        names = [self.objective.tokenizer.decode(ids) for ids in batch.input_ids[0].split(list(texts.lengths))]
+        names = [tokenizer.decode(ids) for ids in batch.input_ids[0].split(list(texts.lengths))]
         return [
             Preview((("caption", names[row]), *(("match", f"{names[int(b)]} ({float(s):.2f})") for b, s in zip(best[row], scores[row]))),
                     images[row].permute(1, 2, 0).cpu().numpy())
@@ -300,6 +302,8 @@ def adapt(config: CLIPConfig, context: Context) -> CLIPConfig:
     if config.text_tower is not None:
         return replace(config, text_config=describe(config.text_tower, config.text_pooling))
     if not isinstance(config.text_config, CLIPTextConfig):
+        return config
+    if context.tokenizer is None and context.net_only:
         return config
     tokenizer = context.need_tokenizer("clip")
     ids = tokenizer.encode("a")
@@ -318,17 +322,14 @@ def adapt(config: CLIPConfig, context: Context) -> CLIPConfig:
 def create(config: CLIPConfig, settings: Mapping[str, Any], context: Context) -> CLIPPretraining:
     """The pretraining system: fresh weights, and the text tower's own where `text_tower` names one."""
     chosen = build_settings(CLIPSettings, settings, "clip objective")
-    tokenizer = context.tokenizer
     if config.text_tower is not None:
         own = Tokenizer.load(config.text_tower)
-        if tokenizer is not None and tokenizer.fingerprint != own.fingerprint:
+        if context.tokenizer is not None and context.tokenizer.fingerprint != own.fingerprint:
             raise UserError(f"the tokenizer is not the one of text_tower {config.text_tower}: leave --tokenizer out")
-        tokenizer = own
-    if tokenizer is None:
-        tokenizer = context.need_tokenizer("clip")
-    if tokenizer.vocab_size > config.text_config.vocab_size:
-        raise UserError(f"the tokenizer has {tokenizer.vocab_size} entries, the text tower {config.text_config.vocab_size}")
-    system = CLIPPretraining(config, chosen, tokenizer)
+        context = replace(context, tokenizer=own)
+    if context.tokenizer is not None and context.tokenizer.vocab_size > config.text_config.vocab_size:
+        raise UserError(f"the tokenizer has {context.tokenizer.vocab_size} entries, the text tower {config.text_config.vocab_size}")
+    system = CLIPPretraining(config, chosen, context)
     if config.text_tower is not None:
         assert isinstance(system.net.text, PretrainedText)
         load_weights(system.net.text, config.text_tower)
