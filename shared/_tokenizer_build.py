@@ -55,7 +55,7 @@ def clip_bpe(vocab: Mapping[str, int], merges: Merges, unk: str | None = None) -
 
 def clip_decoder() -> decoders.Decoder:
     """Bytes to text, ``</w>`` to spaces."""
-    return decoders.Sequence([decoders.ByteLevel(), decoders.Replace("</w>", " "), decoders.Strip(" ", 0, 1)])
+    return decoders.Sequence([decoders.ByteLevel(), decoders.Replace("</w>", " ")])
 
 
 def gpt1_bpe(vocab: Mapping[str, int], merges: Merges) -> Tokenizer:
@@ -139,6 +139,9 @@ def parse_spiece(data: bytes, name: str) -> Pieces:
 def sentence_piece(pieces: Pieces, before: Iterable[normalizers.Normalizer] = (), extra: Iterable[str] = ()) -> Tokenizer:
     """The pipeline of a SentencePiece model, as transformers converts it.
 
+    Ids equal those of the sentencepiece library, except where combining marks follow rare letters (`tokenizers`
+    normalises by grapheme) and where two segmentations have the same score, as in a run of one character.
+
     Args:
         pieces: the model.
         before: normalisers that run before the model's own.
@@ -186,7 +189,11 @@ def _piece_merges(pieces: Pieces) -> list[tuple[str, str]]:
 # ---------------------------------------------------------------------- special tokens
 
 def dress(pipeline: Tokenizer, style: Style) -> None:
-    """Give a pipeline the special tokens and the template of a style."""
+    """Give a pipeline the special tokens and the template of a style.
+
+    The mask token of RoBERTa, ALBERT and XLNet swallows the space before it, as in the tokenizers their authors
+    published (transformers 5 builds RoBERTa's from bare vocabulary files without this).
+    """
     special = list(dict.fromkeys([*style.tokens, *style.roles.values(), *style.sentinel_tokens]))
     mask = style.roles.get("mask")
     pipeline.add_special_tokens([AddedToken(token, special=True, normalized=False, lstrip=style.wide_mask and token == mask)

@@ -125,7 +125,9 @@ def _fast(folder: Path, config: dict[str, Any], name: str = "tokenizer.json") ->
         pipeline = Pipeline.from_str(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError:
         raise
-    except Exception as error:  # tokenizers raises plain Exception
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # tokenizers raises plain Exception, and panics (a BaseException) on contradictory files
         raise UserError(f"{path} is not a tokenizer of the tokenizers library ({error})") from None
     model: Any = pipeline.model
     if getattr(model, "dropout", None):

@@ -58,9 +58,16 @@ def train(texts: Iterable[str], plan: Plan) -> Parts:
         raise UserError(f"a vocabulary of {plan.size} does not hold the {plan.size - room} special tokens: use a larger size")
     if not 0 < plan.coverage <= 1:
         raise UserError(f"coverage is a share of the characters, got {plan.coverage}: use a number above 0 and at most 1, such as 0.9995")
-    if plan.kind != "byte-bpe" and style.roles.get("unk") not in style.tokens:
-        raise UserError(f"a {plan.kind} vocabulary needs an unknown token, which this style lacks: use kind byte-bpe or another style")
-    pipeline, spiece = learn(_checked(texts), plan, style)
+    if plan.kind != "byte-bpe" and list(style.roles.values()).count(style.roles.get("unk", "")) != 1:
+        raise UserError(f"a {plan.kind} vocabulary needs an unknown token of its own, which this style lacks: "
+                        "use kind byte-bpe or another style")
+    failed: list[BaseException] = []
+    try:
+        pipeline, spiece = learn(_checked(texts, failed), plan, style)
+    except Exception:
+        if failed:  # the trainers wrap what the corpus raised
+            raise failed[0] from None
+        raise
     build.dress(pipeline, style)
     single, pair = build.templates(pipeline)
     fallback = next((pipeline.token_to_id(style.roles[role]) for role in ("pad", "eos") if role in style.roles), 0)
@@ -69,17 +76,25 @@ def train(texts: Iterable[str], plan: Plan) -> Parts:
     return pipeline, framing, spiece
 
 
-def _checked(texts: Iterable[str]) -> Iterator[str]:
-    """The texts; an error where none of them says anything."""
-    if isinstance(texts, str):
-        raise UserError("train takes several texts, got one string: pass a list")
+def _checked(texts: Iterable[str], failed: list[BaseException]) -> Iterator[str]:
+    """The texts; an error where none of them says anything. What goes wrong on the way is noted in `failed`."""
     empty = True
-    for text in texts:
-        if text and not text.isspace():
-            empty = False
-            yield text
-    if empty:
-        raise UserError("the corpus holds no text: nothing to learn a vocabulary from")
+    try:
+        if isinstance(texts, str):
+            raise UserError("train takes several texts, got one string: pass a list")
+        for text in texts:
+            if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]  (callers without a type checker)
+                raise UserError(f"a corpus is made of strings, got {type(text).__name__}")
+            if text and not text.isspace():
+                empty = False
+                yield text
+        if empty:
+            raise UserError("the corpus holds no text: nothing to learn a vocabulary from")
+    except GeneratorExit:
+        raise
+    except BaseException as error:
+        failed.append(error)
+        raise
 
 
 def _too_large(size: int, most: int, kind: str) -> UserError:
@@ -89,7 +104,7 @@ def _too_large(size: int, most: int, kind: str) -> UserError:
 
 def _too_small(size: int, least: int, kind: str) -> UserError:
     return UserError(f"a {kind} vocabulary of {size} is too small: special tokens and alphabet alone take {least}; "
-                     f"use at least {least + 1}, or a lower coverage")
+                     f"use at least {least + 1}" + ("" if kind == "byte-bpe" else ", or a lower coverage"))
 
 
 def _numbered(style: Style, tokens: Iterable[str]) -> dict[str, int]:
@@ -263,13 +278,12 @@ def _sentence_piece(texts: Iterator[str], plan: Plan, style: Style) -> tuple[Pip
 
 def _sentence_piece_error(message: str, plan: Plan, style: Style) -> UserError:
     """SentencePiece's own words, turned into ours."""
-    numbers = [int(n) for n in re.findall(r"\d+", message)]
     high = re.search(r"set it to a value <= (\d+)", message)
     if high:
         return _too_large(plan.size, int(high[1]) + style.sentinels, plan.kind)
-    small = re.search(r"(?:smaller than required_chars|required_chars)\D*(\d+)\D+(\d+)", message)
-    if "required_chars" in message or small:
-        return _too_small(plan.size, max(numbers, default=plan.size) + style.sentinels, plan.kind)
+    small = re.search(r"smaller than required_chars\. \d+ vs (\d+)", message)
+    if small:
+        return _too_small(plan.size, int(small[1]) + style.sentinels, plan.kind)
     return UserError(f"SentencePiece cannot learn a {plan.kind} vocabulary of {plan.size} from this corpus: {message}")
 
 

@@ -8,8 +8,10 @@ from typing import Any
 Rule = Callable[[str], tuple[bool, bool]]
 """Maps a token to (it starts a word, the token after it starts a word)."""
 
-# byte-level BPE spells byte 32 "Ġ" and the other white bytes (9-13, 28-31) likewise, shifted by 256
-_WHITE_BYTES = tuple(chr(256 + byte) for byte in (9, 10, 11, 12, 13, 28, 29, 30, 31, 32))
+# Byte-level BPE spells white bytes shifted by 256: byte 32 is "Ġ". A space belongs to the word after it; other white
+# bytes stand alone, and a word begins behind them.
+_BREAKS = tuple(chr(256 + byte) for byte in (9, 10, 11, 12, 13, 28, 29, 30, 31))
+_SPACE = "Ġ"
 
 
 def word_rule(described: dict[str, Any]) -> Rule:
@@ -24,7 +26,7 @@ def word_rule(described: dict[str, Any]) -> Rule:
     if "Metaspace" in kinds:
         return lambda token: (token.startswith("▁"), False)
     if "ByteLevel" in kinds:
-        return lambda token: (token.startswith(_WHITE_BYTES), token.endswith(_WHITE_BYTES))
+        return lambda token: (token.startswith((_SPACE, *_BREAKS)), token.endswith(_BREAKS))
     if model["type"] == "WordLevel" and kinds == {"Split"}:
         return lambda token: (token.isspace(), token.isspace())  # characters: white space separates
     return lambda token: (True, True)

@@ -15,17 +15,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import tokenizers
-import torch
-from torch import Tensor
 
 from ._tokenizer_clean import CLEANERS, spans
 from ._tokenizer_styles import ROLES, STYLES, Framing, Style, Template
 from .errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["KINDS", "ROLES", "STYLES", "Framing", "Style", "Template", "Tokenizer"]
 
@@ -198,6 +199,8 @@ class Tokenizer:
         return out
 
     def _stack(self, rows: list[list[int]], width: int, filled: int) -> Tensor:
+        import torch  # here, so that workers and commands that only encode start fast
+
         out = torch.full((len(rows), width), filled, dtype=torch.long)
         for row, target in zip(rows, out):
             if row:
@@ -246,10 +249,12 @@ class Tokenizer:
 
     def decode_batch(self, rows: Iterable[Sequence[int] | Tensor], skip_special_tokens: bool = True) -> list[str]:
         """The texts of many rows of token ids."""
-        plain = [[int(i) for i in (row.tolist() if isinstance(row, Tensor) else row)] for row in rows]
+        plain = [[int(i) for i in (row if isinstance(row, (list, tuple)) else np.asarray(row))] for row in rows]
         if any(i < 0 for row in plain for i in row):
             raise UserError("token ids are not negative: take labels of -100 out before decoding")
-        return list(self._pipeline.decode_batch(plain, skip_special_tokens=skip_special_tokens))
+        texts = list(self._pipeline.decode_batch(plain, skip_special_tokens=skip_special_tokens))
+        # the mark of a word's end becomes a space, also behind the last word
+        return [text.strip() for text in texts] if getattr(self._pipeline.model, "end_of_word_suffix", None) else texts
 
     def id_to_token(self, token_id: int) -> str | None:
         """The token with this id, or None."""
