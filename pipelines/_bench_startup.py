@@ -1,0 +1,65 @@
+"""Start-up: whole processes, from `exec` to exit.
+
+There is no result to compare; before the race every command must end with exit code 0.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from ..shared.errors import UserError
+from ..shared.tokenizer import Tokenizer
+from ._bench_corpus import documents
+from .bench import Agreement, Case, Cases, Contender, Options
+from .pack import pack
+
+PEERS = ("transformers", "open_clip")
+
+Command = tuple[str, ...]
+
+
+def execute(command: Command) -> int:
+    """Run a command to its end; its exit code."""
+    done = subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise UserError(f"`{' '.join(command)}` ended with exit code {done.returncode}: {done.stderr.strip()[-300:]}")
+    return done.returncode
+
+
+def agree(commands: tuple[Command, ...]) -> Agreement:
+    """Commands that fail."""
+    return Agreement("commands that do not end with exit code 0", sum(execute(c) != 0 for c in commands), 0)
+
+
+def case(name: str, about: str, commands: dict[str, Command], warmup: int = 1) -> Case:
+    """A case of whole processes, by name; the first is ours, the others are for orientation."""
+    sides = tuple(Contender(n, partial(tuple, c), execute, same_work=i == 0) for i, (n, c) in enumerate(commands.items()))
+    return Case(name, about, "starts", 1, sides, partial(agree, tuple(commands.values())), weigh=False, warmup=warmup)
+
+
+def cases(options: Options) -> Cases:
+    """`polymodal --help`, `import polymodal`, and a tiny recipe up to its first update."""
+    peer = options.peer("startup", PEERS)
+    python = sys.executable
+    yield case("help", "`polymodal --help`, beside an empty Python and the import of a peer", {
+        "polymodal --help": (python, "-m", "polymodal", "--help"),
+        "python -c pass": (python, "-c", "pass"),
+        f"import {peer}": (python, "-c", f"import {peer}"),
+    })
+    yield case("import", "`import polymodal`", {"import polymodal": (python, "-c", "import polymodal")})
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        texts = documents(50 if options.quick else 500)
+        Tokenizer.train(texts, "byte-bpe", 400).save(folder / "tokenizer")
+        (folder / "documents.txt").write_text("\n---\n".join(texts), encoding="utf-8")
+        pack([folder / "documents.txt"], folder / "data", tokenizer=folder / "tokenizer", block=128, split="---", workers=1)
+        run = "import shutil, sys; from polymodal.pipelines.cli import main; shutil.rmtree(sys.argv[5], ignore_errors=True); main()"
+        yield case("first update", "`polymodal pretrain gpt2-tiny` with one update, its checkpoint and its export", {
+            "polymodal pretrain": (python, "-c", run, "pretrain", "gpt2-tiny", "--data", os.fspath(folder / "data"),
+                                   "--out", os.fspath(folder / "run"), "--max-updates", "1"),
+        })

@@ -1,0 +1,42 @@
+"""`polymodal bench`: measured side by side with the peers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ORDER = 70
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+
+    @app.command()
+    def bench(
+        names: Annotated[list[str] | None, typer.Argument(
+            metavar="[train|generate|attention|stream|tokenize|startup|gpu]...", help="What to measure; by default all but gpu.",
+            show_default=False)] = None,
+        against: Annotated[str | None, typer.Option(
+            metavar="PEER", help="The peer: transformers, transformers-compiled, webdataset, tokenizers, open_clip.")] = None,
+        quick: Annotated[bool, typer.Option("--quick", help="Tiny sizes: only shows that everything runs and agrees.")] = False,
+        device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Where the models run.")] = "cpu",
+        repetitions: Annotated[int, typer.Option(min=1, help="Timed repetitions of each side.")] = 5,
+        seconds: Annotated[float | None, typer.Option(help="Begin no further case after so many seconds.")] = None,
+        out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the results there as JSON.")] = None,
+        json: Annotated[bool, typer.Option("--json", help="The last line on stdout is one JSON object.")] = False,
+    ) -> int:
+        """Measure speed and memory beside the peers, after checking that both compute the same thing."""
+        from ..bench import Options, run, save
+        from ..console import Console
+
+        console = Console(json)
+        if names and "gpu" in names:
+            device = "cuda"
+        options = Options(device=device, quick=quick, against=against, repetitions=repetitions, seconds=seconds)
+        record = run(names or [], options, console)
+        if out is not None:
+            save(record, out)
+        console.finish(record)
+        return 0 if record["agreed"] else 1
