@@ -8,7 +8,7 @@ import json
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -70,7 +70,7 @@ def train(texts: Iterable[str], plan: Plan) -> Parts:
         raise
     build.dress(pipeline, style)
     single, pair = build.templates(pipeline)
-    fallback = next((pipeline.token_to_id(style.roles[role]) for role in ("pad", "eos") if role in style.roles), 0)
+    fallback = next((i for role in ("pad", "eos") if (i := pipeline.token_to_id(style.roles.get(role, ""))) is not None), 0)
     framing = Framing(roles=dict(style.roles), single=single, pair=pair, padding_side=style.padding_side, max_length=plan.max_length,
                       type_ids=style.type_ids, pad_type=style.pad_type, pad_fallback=fallback)
     return pipeline, framing, spiece
@@ -118,7 +118,7 @@ def _numbered(style: Style, tokens: Iterable[str]) -> dict[str, int]:
 # ---------------------------------------------------------------------- WordPiece and byte-level BPE
 
 @contextmanager
-def _twice(texts: Iterator[str]) -> Iterator[Callable[[], Iterator[str]]]:
+def _twice(texts: Iterator[str]) -> Generator[Callable[[], Iterator[str]], None, None]:
     """Lets a stream of texts be read again: it is kept in a temporary file, not in memory."""
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="surrogatepass") as file:
         file.writelines(json.dumps(text) + "\n" for text in texts)
@@ -155,8 +155,11 @@ def _alphabet(texts: Iterable[str], normalizer: Any, coverage: float) -> tuple[l
 
 def _word_piece(texts: Iterator[str], plan: Plan, style: Style) -> tuple[Pipeline, None]:
     unk = style.roles["unk"]
-    options = {"lowercase": plan.lowercase, "strip_accents": plan.strip_accents, "chinese": plan.chinese}
-    learner = build.word_piece({unk: 0}, unk, **options)
+
+    def pipeline(vocab: dict[str, int]) -> Pipeline:
+        return build.word_piece(vocab, unk, lowercase=plan.lowercase, strip_accents=plan.strip_accents, chinese=plan.chinese)
+
+    learner = pipeline({unk: 0})
     with _twice(texts) as again:
         letters, continuing = _alphabet(again(), learner.normalizer, plan.coverage)
         # The trainer numbers letters inside words in the order of a hash table that differs in every process.
@@ -172,7 +175,7 @@ def _word_piece(texts: Iterator[str], plan: Plan, style: Style) -> tuple[Pipelin
     vocab = _by_id(learner.get_vocab(with_added_tokens=False))
     if len(vocab) < room:
         raise _too_large(plan.size, plan.size - room + len(vocab), plan.kind)
-    return build.word_piece(_numbered(style, vocab[:room]), unk, **options), None
+    return pipeline(_numbered(style, vocab[:room])), None
 
 
 def _by_id(vocab: dict[str, int]) -> list[str]:

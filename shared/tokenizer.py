@@ -325,7 +325,7 @@ class Tokenizer:
     def fingerprint(self) -> str:
         """sha256 over everything that determines the ids of a text; the same on every machine."""
         described: dict[str, Any] = json.loads(self._pipeline.to_str())
-        parts = {key: described.get(key) for key in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
+        parts: dict[str, Any] = {key: described.get(key) for key in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
         if described["model"]["type"] == "Unigram":
             # scores are single precision; tokenizers' JSON reader is off by the last bit of a double
             parts["model"]["vocab"] = [[piece, f"{score:.9g}"] for piece, score in described["model"]["vocab"]]

@@ -32,11 +32,11 @@ def train(
         help="Special tokens and templates: bert, roberta, gpt2, clip, albert, t5, xlnet or plain. "
              "Default: bert for wordpiece, gpt2 for byte-bpe, albert for unigram and bpe, plain for word and char.")] = None,
     lowercase: Annotated[bool, typer.Option("--lowercase/--cased", help="Fold case.")] = False,
-    strip_accents: Annotated[bool | None, typer.Option("--strip-accents/--keep-accents", help="Default: strip where case is folded.")] = None,
+    strip_accents: Annotated[bool | None, typer.Option("--strip-accents/--keep-accents", help="Default: with --lowercase.")] = None,
     chinese: Annotated[bool, typer.Option("--chinese/--no-chinese", help="Every Chinese character is a word (wordpiece).")] = True,
     coverage: Annotated[float, typer.Option(help="Share of the corpus' characters that the alphabet covers.")] = 0.9995,
-    min_count: Annotated[int | None, typer.Option(min=1, help="Leave out rarer words (word, char), merge no rarer pairs "
-                                                              "(wordpiece, byte-bpe).")] = None,
+    min_count: Annotated[int | None, typer.Option(
+        min=1, help="Leave out rarer words (word, char), merge no rarer pairs (wordpiece, byte-bpe).")] = None,
     split_punctuation: Annotated[bool, typer.Option("--split-punctuation", help="Punctuation marks are words (word).")] = False,
     max_length: Annotated[int | None, typer.Option(min=1, help="Longest input of the models it is for.")] = None,
     split: Annotated[str, typer.Option(help="Where a plain text is cut into documents: blank (lines), line, file.")] = "blank",
@@ -103,7 +103,8 @@ def show(
     console.say(f"{tok!r}")
     console.say("special tokens: " + (", ".join(f"{role} {i} {tok.id_to_token(i)!r}" for role, i in roles.items()) or "none"))
     for row in tokens:
-        console.say(f"{row['id']:>8}  {'word' if row['word'] else '    '}  {row['start']:>4}-{row['end']:<4}  {row['token']!r:<24} {row['text']!r}")
+        word = "word" if row["word"] else ""
+        console.say(f"{row['id']:>8}  {word:<4}  {row['start']:>4}-{row['end']:<4}  {row['token']!r:<24} {row['text']!r}")
     console.say(f"with special tokens: {framed}")
     console.finish({"ids": framed, "tokens": tokens, "vocab_size": tok.vocab_size, "fingerprint": tok.fingerprint, "roles": roles})
 
@@ -118,7 +119,8 @@ def _style(name: str | None) -> Style | None:
     if name is None or name in STYLES:
         return STYLES[name] if name else None
     near = difflib.get_close_matches(name, STYLES, n=1)
-    raise UserError(f"no style of special tokens is called {name!r}; " + (f"did you mean {near[0]}?" if near else f"known: {', '.join(STYLES)}"))
+    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(STYLES)}"
+    raise UserError(f"no style of special tokens is called {name!r}; {hint}")
 
 
 def _check_out(out: Path) -> None:

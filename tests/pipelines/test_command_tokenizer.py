@@ -5,7 +5,6 @@ from pydoc_data.topics import topics
 
 import pytest
 import webdataset
-
 from polymodal.pipelines import cli
 from polymodal.pipelines._corpus import iterate_texts
 from polymodal.shared.errors import UserError
@@ -70,7 +69,8 @@ def test_sources_are_equivalent(tmp_path):
     assert list(iterate_texts([tmp_path / "a.txt"], split="line")) == ["one", "two", "three"]
 
 
-@pytest.mark.parametrize(("content", "words"), [(None, "does not exist"), (b"", "empty"), (b"\xff\xfe\xfa", "not UTF-8"), (b"\n \n", "no text")])
+@pytest.mark.parametrize(("content", "words"), [
+    (None, "does not exist"), (b"", "empty"), (b"\xff\xfe\xfa", "not UTF-8"), (b"\n \n", "no text")])
 def test_bad_corpus(tmp_path, content, words, capsys):
     path = tmp_path / "corpus.txt"
     if content is not None:

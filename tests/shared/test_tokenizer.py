@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from itertools import pairwise
 from multiprocessing import get_context
 from pydoc_data.topics import topics
 
@@ -17,7 +18,6 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from polymodal.shared.errors import UserError
 from polymodal.shared.tokenizer import KINDS, STYLES, Tokenizer
 
@@ -25,7 +25,8 @@ CORPUS = [*list(topics.values())[:25], *["naïve café Ångström 你好世界�
 TRICKY = [
     "", "   ", "Hello, World!", "naïve café Ångström İstanbul ẞ", "你好世界，今天 天气很好。", "日本語テキスト 한국어",
     "emoji 😀👨‍👩‍👧🏽 done", "a\x00b\x01\x7f\u200b\ufeffc\u00ad\ufffd", "x" * 500, "tab\tnew\nline\r\n  two  spaces ",
-    "don't we'll I'm THEY'RE 's", "1234567 3.14 1,000", "ﬁne ＡＢＣ①½ ™ …", "\u0301combining e\u0301", "a [MASK] b <mask> </s> <pad> <|endoftext|> end",
+    "don't we'll I'm THEY'RE 's", "1234567 3.14 1,000", "ﬁne ＡＢＣ①½ ™ …", "\u0301combining e\u0301",
+    "a [MASK] b <mask> </s> <pad> <|endoftext|> end",
     "a\u2028b\u3000c\u00a0d", "مرحبا שלום हिन्दी ไทย", "``quoted'' text", "▁under ▁▁ x", "!!!???...", "long " * 90]
 
 
@@ -73,7 +74,8 @@ def assert_same(ours, theirs, texts=TEXTS):
         assert ours.encode_batch(first, second, max_length=limit) == theirs(
             first, second, truncation="longest_first", max_length=limit)["input_ids"]
     if theirs.pad_token is not None:
-        got, want = ours(first, second, max_length=12), theirs(first, second, padding=True, truncation=True, max_length=12, return_tensors="pt")
+        got = ours(first, second, max_length=12)
+        want = theirs(first, second, padding=True, truncation=True, max_length=12, return_tensors="pt")
         for name in want:
             if name == "token_type_ids" and ours.framing.pad_type:  # transformers forgets XLNet's padding type unless it is its own class
                 assert torch.equal(got[name] * got["attention_mask"], want[name] * want["attention_mask"])
@@ -266,7 +268,7 @@ def test_offsets_point_into_the_text(text):
         assert ids == tok.encode(text, add_special_tokens=False)
         assert len(ids) == len(spans)
         assert all(0 <= a <= b <= len(text) for a, b in spans)
-        assert all(a <= c for (a, _), (c, _) in zip(spans, spans[1:]))
+        assert all(a <= c for (a, _), (c, _) in pairwise(spans))
 
 
 MADE = []
@@ -414,7 +416,7 @@ def test_corpus_errors(kind):
         yield "some text"
         raise UserError("line 2 is broken")
 
-    with pytest.raises(UserError, match="^line 2 is broken$"):
+    with pytest.raises(UserError, match=r"^line 2 is broken$"):
         Tokenizer.train(broken(), kind, 300)
 
 
@@ -442,7 +444,8 @@ def test_argument_errors(trained):
         Tokenizer.train(CORPUS, "unigram", 300, coverage=1.5)
     tok = trained("wordpiece")
     for call, words in ((lambda: tok.encode("a", max_length=1), "at least 2"), (lambda: tok.encode_batch("abc"), "use encode"),
-                        (lambda: tok.encode_batch(["a"], ["b", "c"]), "as many"), (lambda: tok(["a", "b c d"], padding=False), "padding=True"),
+                        (lambda: tok.encode_batch(["a"], ["b", "c"]), "as many"),
+                        (lambda: tok(["a", "b c d"], padding=False), "padding=True"),
                         (lambda: tok("a", padding="max_length"), "max_length"), (lambda: tok.decode([-100]), "-100"),
                         (lambda: tok.encode(None), "takes strings")):
         with pytest.raises(UserError, match=words):
