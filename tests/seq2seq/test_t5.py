@@ -1,0 +1,245 @@
+"""T5's data side and its loss: spans, sentinels, batches, and what does not depend on them."""
+
+import copy
+import math
+import pickle
+
+import numpy as np
+import polymodal
+import pytest
+import torch
+from polymodal.seq2seq import t5
+from polymodal.seq2seq.spans import SpanObjective, SpanSettings, pad_pairs, sentinel_ids, show_tokens
+from polymodal.shared.errors import BadSample, UserError
+from polymodal.shared.sample import Sample
+from polymodal.shared.tokenizer import STYLES, Tokenizer
+
+WORDS = ["the", "river", "stone", "walks", "under", "every", "old", "bridge", "while", "seven", "birds", "sing", "and",
+         *(a + b + c for a in ("ka", "mo", "ti", "lu") for b in ("ren", "sol", "vid") for c in ("o", "an", "es"))]
+
+
+def text(words: int, seed: int = 0) -> str:
+    return " ".join(np.random.default_rng(seed).choice(WORDS, size=words))
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train([text(200, seed) for seed in range(20)], "unigram", 165, style=STYLES["t5"])
+
+
+def row(ids, lengths=None, index=0) -> Sample:
+    fields = {"tokens.u16": np.asarray(ids, "<u2").tobytes()}
+    if lengths is not None:
+        fields["lengths.u32"] = np.asarray(lengths, "<u4").tobytes()
+    return Sample("row", fields, index)
+
+
+def objective(tokenizer, **settings) -> SpanObjective:
+    return SpanObjective(tokenizer, SpanSettings(**settings), 0)
+
+
+def restored(example, tokenizer) -> list[int]:
+    """The text before corruption, put together again from input and target."""
+    sentinels = sentinel_ids(tokenizer).tolist()
+    spans: dict[int, list[int]] = {}
+    for i in example.labels[:-1].tolist():
+        if i in sentinels:
+            spans[i] = last = []
+        else:
+            last.append(i)
+    return [j for i in example.input_ids[:-1].tolist() for j in spans.get(i, [i])]
+
+
+def test_a_full_text_fills_input_and_target_of_the_paper(tokenizer):
+    """568 tokens become 512 and 114."""
+    made = objective(tokenizer)
+    assert (made.text_length, made.target_length) == (568, 114)
+    ids = np.random.default_rng(0).integers(3, 60, size=1136 + 300)
+    examples = list(made.example(row(ids), np.random.default_rng(1)))
+    assert [(len(e.input_ids), len(e.labels)) for e in examples[:2]] == [(512, 114)] * 2
+    assert [i for e in examples for i in restored(e, tokenizer)] == ids.tolist()
+
+
+def test_sentinels_descend_in_the_vocabulary_and_ascend_in_name(tokenizer):
+    found = sentinel_ids(tokenizer)
+    assert len(found) == 100
+    assert found[0] == tokenizer.vocab_size - 1 and (np.diff(found) == -1).all()
+    example = next(iter(objective(tokenizer, max_length=64).example(row(3 + np.arange(70) % 60), np.random.default_rng(0))))
+    for side in (example.input_ids, example.labels):
+        used = side[np.isin(side, found)]
+        assert (used == found[:len(used)]).all() and len(used) > 1
+        assert side[-1] == tokenizer.eos_id
+    assert example.labels[0] == found[0], "the first token is never cut out"
+    assert example.input_ids[-2] in found, "the last one always is"
+    assert example.labels[-2] not in found, "so no sentinel closes the target"
+
+
+def test_documents_of_a_row_are_joined_and_texts_are_read_alone(tokenizer):
+    made = objective(tokenizer, max_length=32)
+    eos = tokenizer.eos_id
+    pieces = list(made.example(row([5, 6, 7, eos, 8, 9, 10, 11, eos], [4, 5]), np.random.default_rng(0)))
+    assert [restored(p, tokenizer) for p in pieces] == [[5, 6, 7, 8, 9, 10, 11]]
+    raw = text(60)
+    pieces = list(made.example(Sample("a", {"txt": raw.encode()}), np.random.default_rng(0)))
+    assert [i for p in pieces for i in restored(p, tokenizer)] == tokenizer.encode(raw, add_special_tokens=False)
+    assert [len(restored(p, tokenizer)) for p in pieces[:-1]] == [made.text_length] * (len(pieces) - 1) and len(pieces) > 1
+
+
+def test_a_text_of_one_token_is_a_bad_sample_and_a_last_piece_of_one_is_left_out(tokenizer):
+    made = objective(tokenizer, max_length=32)
+    for ids in ([7], [7, tokenizer.eos_id]):
+        with pytest.raises(BadSample, match="two tokens"):
+            list(made.example(row(ids), np.random.default_rng(0)))
+    assert len(list(made.example(row(np.full(made.text_length + 1, 7)), np.random.default_rng(0)))) == 1
+    assert len(list(made.example(row([7, 8]), np.random.default_rng(0)))) == 1
+
+
+def test_draws_follow_the_generator_and_survive_pickling(tokenizer):
+    made = objective(tokenizer, max_length=64)
+    again = pickle.loads(pickle.dumps(made))
+    ids = 3 + np.arange(70) % 60
+    a, b, c = (next(iter(o.example(row(ids), np.random.default_rng(s)))) for o, s in ((made, 5), (again, 5), (made, 6)))
+    assert (a.input_ids == b.input_ids).all() and (a.labels == b.labels).all()
+    assert len(a.input_ids) != len(c.input_ids) or (a.input_ids != c.input_ids).any()
+
+
+def test_a_batch_pads_on_the_right_and_counts_its_targets(tokenizer):
+    made = objective(tokenizer, max_length=32)
+    examples = [next(iter(made.example(row(3 + np.arange(n) % 60), np.random.default_rng(n)))) for n in (35, 12, 4)]
+    batch = made.collate(examples)
+    assert batch.counts == {"targets": sum(len(e.labels) for e in examples)} == {"targets": sum(batch.lengths)}
+    assert batch.tokens == sum(len(e.labels) + len(e.input_ids) for e in examples)
+    for i, e in enumerate(examples):
+        assert (batch.input_ids[i, :len(e.input_ids)].numpy() == e.input_ids).all()
+        assert batch.attention_mask[i].sum() == len(e.input_ids) and batch.attention_mask[i, :len(e.input_ids)].all()
+        assert batch.decoder_input_ids[i, 0] == 0
+        assert (batch.decoder_input_ids[i, 1:len(e.labels)].numpy() == e.labels[:-1]).all()
+        assert (batch.targets.split(list(batch.lengths))[i].numpy() == e.labels).all()
+    assert (batch.input_ids[~batch.attention_mask] == tokenizer.pad_id).all()
+
+
+@pytest.mark.parametrize(("settings", "said"), [
+    ({"max_length": 8}, "max_length is 8"), ({"noise_density": 0.0}, "noise_density"), ({"mean_noise_span_length": 0.5}, "mean_noise_span"),
+])
+def test_settings_out_of_range_are_refused(settings, said):
+    with pytest.raises(UserError, match=said):
+        SpanSettings(**settings)
+
+
+def test_a_tokenizer_without_what_t5_needs_is_refused(tokenizer):
+    bert = Tokenizer.train([text(100)], "wordpiece", 60)
+    with pytest.raises(UserError, match="eos"):
+        objective(bert)
+    with pytest.raises(UserError, match=r"133 sentinels .* has 100: lower objective\.max_length"):
+        objective(tokenizer, max_length=2400)
+
+
+def test_previews_show_sentinels_among_the_text(tokenizer):
+    ids = tokenizer.encode("the old river", add_special_tokens=False)
+    s = sentinel_ids(tokenizer)
+    shown = show_tokens(tokenizer, np.array([*ids, s[0], *ids, s[1], tokenizer.eos_id]))
+    assert shown == "the old river <extra_id_0> the old river <extra_id_1>"
+
+
+# ------------------------------------------------------------------------------------------------ the loss
+
+
+TINY = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 3}
+VARIANTS = {"tied": {}, "v1.1": t5.V1_1}
+
+
+def system(tokenizer, variant="tied", **overrides):
+    torch.manual_seed(0)
+    sizes = {**TINY, **VARIANTS[variant], **overrides}
+    return polymodal.system("t5", size="tiny", tokenizer=tokenizer, objective={"max_length": 32}, **sizes)
+
+
+def examples(tokenizer, sizes=(35, 12, 4, 30)):
+    made = objective(tokenizer, max_length=32)
+    return [next(iter(made.example(row(3 + np.arange(n) % 60), np.random.default_rng(n)))) for n in sizes]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_parameter_gets_a_gradient_and_the_first_loss_is_near_chance(tokenizer, variant):
+    built = system(tokenizer, variant).train()
+    batch = built.objective.collate(examples(tokenizer))
+    term = built(batch).terms["lm"]
+    loss = term.total / batch.counts[term.count]
+    loss.backward()
+    assert abs(loss.item() - math.log(tokenizer.vocab_size)) < 1.0
+    for name, p in built.named_parameters():
+        assert p.grad is not None and p.grad.abs().max() > 0, name
+
+
+def test_the_loss_is_that_of_the_network_with_labels(tokenizer):
+    built = system(tokenizer).eval()
+    batch = built.objective.collate(examples(tokenizer))
+    labels = torch.nn.utils.rnn.pad_sequence(list(batch.targets.split(list(batch.lengths))), batch_first=True, padding_value=-100)
+    logits = built.net(batch.input_ids, batch.attention_mask, labels=labels).logits
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
+    step = built(batch)
+    assert step.terms["lm"].total.item() == pytest.approx(expected.item(), rel=1e-5)
+    hits, count = step.metrics["accuracy"]
+    assert hits == (logits.argmax(-1) == labels).sum() and count == len(batch.targets)
+    assert built.derive({"lm": 2.0}) == {"perplexity": pytest.approx(math.e**2)}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_layout_and_padding_do_not_change_loss_and_gradients(tokenizer, variant):
+    whole = system(tokenizer, variant, dropout_rate=0.0).double().train()
+    parts = copy.deepcopy(whole)
+    made = examples(tokenizer)
+    total = whole(whole.objective.collate(made)).terms["lm"].total
+    total.backward()
+    summed = 0.0
+    for some in (made[:1], made[1:3], made[3:]):
+        term = parts(parts.objective.collate(some)).terms["lm"].total
+        term.backward()
+        summed += term.item()
+    assert summed == pytest.approx(total.item(), rel=1e-12)
+    for (name, a), b in zip(whole.named_parameters(), parts.parameters()):
+        assert torch.allclose(a.grad, b.grad, rtol=1e-9, atol=1e-9), name
+
+
+def test_no_target_sees_its_future_and_no_example_another(tokenizer):
+    built = system(tokenizer).eval()
+    batch = built.objective.collate(examples(tokenizer))
+    net = built.net
+    with torch.no_grad():
+        before = net(batch.input_ids, batch.attention_mask, batch.decoder_input_ids).logits
+        later = batch.decoder_input_ids.clone()
+        later[:, 4:] = 9
+        after = net(batch.input_ids, batch.attention_mask, later).logits
+        assert torch.equal(before[:, :4], after[:, :4]) and not torch.equal(before[:, 4:], after[:, 4:])
+        other = batch.input_ids.clone()
+        other[1] = 9
+        after = net(other, batch.attention_mask, batch.decoder_input_ids).logits
+        assert torch.equal(before[[0, 2, 3]], after[[0, 2, 3]]) and not torch.equal(before[1], after[1])
+        padded = torch.where(batch.attention_mask, batch.input_ids, 9)
+        assert torch.equal(net(padded, batch.attention_mask, batch.decoder_input_ids).logits, before)
+
+
+def test_one_batch_is_learnt_and_filled_in(tokenizer):
+    built = system(tokenizer, dropout_rate=0.0).train()
+    words = tokenizer.encode(text(100), add_special_tokens=False)
+    made = built.objective
+    batch = made.collate([next(iter(made.example(row(words[i:i + 35]), np.random.default_rng(i)))) for i in range(4)])
+    optimizer = torch.optim.AdamW(built.parameters(), lr=1e-2)
+    for _ in range(60):
+        loss = built(batch).terms["lm"].total / batch.counts["targets"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    built.eval()
+    assert built.derive({"lm": loss.item()})["perplexity"] < 1.2
+    previews = built.preview(batch, limit=3)
+    assert len(previews) == 3
+    rows = dict(previews[0].rows)
+    assert rows["guess"] == rows["cut out"] and "<extra_id_0>" in rows["text"]
+    assert dict(made.describe(next(iter(made.example(row(words), np.random.default_rng(0))))).rows).keys() == {"input", "target"}
+
+
+def test_pairs_of_one_length_need_no_padding(tokenizer):
+    made = examples(tokenizer, (35, 35))
+    batch = pad_pairs(made, pad_id=0, start_id=0)
+    assert batch.attention_mask.all() and len(batch.targets) == batch.decoder_input_ids.numel()
