@@ -77,6 +77,11 @@ def code(text: str) -> str:
     return f"<pre>{escape(text)}</pre>"
 
 
+def details(summary: str, content: str) -> str:
+    """Content that unfolds on a click; `content` is HTML."""
+    return f"<details><summary>{escape(summary)}</summary>{content}</details>"
+
+
 def cards(numbers: Sequence[tuple[str, str]]) -> str:
     """A row of (number, what it is)."""
     cells = (f'<div class="card"><b>{escape(number)}</b><span>{escape(what)}</span></div>' for number, what in numbers)
