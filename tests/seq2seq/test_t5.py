@@ -14,7 +14,8 @@ from polymodal.shared.errors import BadSample, UserError
 from polymodal.shared.sample import Sample
 from polymodal.shared.tokenizer import STYLES, Tokenizer
 
-WORDS = ["the", "river", "stone", "walks", "under", "every", "old", "bridge", "while", "seven", "birds", "sing", "and",
+WORDS = ["the", "river", "stone", "walks", "under", "every", "old", "bridge", "while", "seven", "birds", "sing", "and", "about", "winter",
+         "bright", "small", "rain", "a", "jump", "quiz", "fox", "yellow", "morning", "people", "company", "question", "zebra",
          *(a + b + c for a in ("ka", "mo", "ti", "lu") for b in ("ren", "sol", "vid") for c in ("o", "an", "es"))]
 
 
