@@ -219,10 +219,10 @@ Segments = Sequence[np.ndarray]
 
 def sentences(text: str) -> list[str]:
     """Cut text at line ends and after sentence marks that are followed by a space (or stand in Chinese or Japanese)."""
-    return [part for line in text.splitlines() for part in (p.strip() for p in _SENTENCE_END.split(line)) if part]
+    return [part for part in (p.strip() for p in _SENTENCE_END.sub(r"\1\n", text).splitlines()) if part]
 
 
-_SENTENCE_END = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+|(?<=[。！？])")
+_SENTENCE_END = re.compile(r"([.!?][\"'”’)\]]*(?=\s)|[。！？][”’」』）]*)")
 
 
 def pairs(
