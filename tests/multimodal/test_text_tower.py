@@ -10,8 +10,6 @@ import open_clip
 import pytest
 import torch
 import transformers
-from safetensors.torch import save_file
-
 from polymodal.multimodal.clip import CLIP, FAMILIES, CLIPConfig, adapt, create
 from polymodal.multimodal.pairs import Pair, pack
 from polymodal.multimodal.text_tower import PretrainedText, describe, load_weights, pool_packed
@@ -20,10 +18,11 @@ from polymodal.shared.errors import UserError
 from polymodal.shared.settings import build_settings
 from polymodal.shared.system import Context
 from polymodal.shared.tokenizer import Tokenizer
+from safetensors.torch import save_file
 
 NET = FAMILIES[0].nets[0]
 OPEN_CLIP = NET.layouts[0]
-WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] red green blue cat dog house tree on under the a".split()
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "green", "blue", "cat", "dog", "house", "tree", "on", "under", "the", "a"]
 RESNET = {"layers": [1, 1, 1, 1], "width": 8, "image_size": 32, "head_width": 32}
 
 
@@ -32,8 +31,8 @@ def directory(tmp_path):
     """A BERT with a vocabulary, as transformers saves it."""
     torch.manual_seed(0)
     path = tmp_path / "encoder"
-    config = transformers.BertConfig(vocab_size=len(WORDS), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
-                                     max_position_embeddings=16)
+    config = transformers.BertConfig(vocab_size=len(WORDS), hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+                                     intermediate_size=48, max_position_embeddings=16)
     model = transformers.BertModel(config).eval()
     with torch.no_grad():
         for p in model.parameters():

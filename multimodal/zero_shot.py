@@ -1,0 +1,101 @@
+"""Zero-shot classification: class names become prompts, prompts become class weights, pictures are compared with them.
+
+As in CLIP (Radford et al., 2021, section 3.1): every class name is put into every template, each prompt's embedding is
+made a unit vector, their mean is made one again. The ensemble lies in the embedding space, so it costs nothing per picture.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import torch
+from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..shared.errors import UserError
+from ..shared.tokenizer import Tokenizer
+from ..vision.transforms import Normalize
+from .clip import CLIP
+
+Template = Callable[[str], str]
+DEFAULT_TEMPLATE = "a photo of a {}."
+ENSEMBLES: dict[str, Sequence[Template]] = {"openai": OPENAI_IMAGENET_TEMPLATES, "simple": SIMPLE_IMAGENET_TEMPLATES}
+"""Named template sets: the 80 that OpenAI used on ImageNet, and the 7 best of them."""
+PROMPTS_AT_A_TIME = 256
+
+
+def templates(chosen: Sequence[str]) -> list[Template]:
+    """Templates by name (`openai`, `simple`) or as text with `{}` where the class name goes; none: "a photo of a {}."."""
+    found: list[Template] = []
+    for text in chosen or (DEFAULT_TEMPLATE,):
+        if text in ENSEMBLES:
+            found.extend(ENSEMBLES[text])
+        elif "{}" in text:
+            found.append(_Filled(text))
+        else:
+            raise UserError(f"template {text!r} has no {{}} for the class name; expected such as {DEFAULT_TEMPLATE!r}, or "
+                            f"{' or '.join(ENSEMBLES)}")  # fmt: skip
+    return found
+
+
+class _Filled:
+    """A template given as text; braces other than `{}` mean themselves."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __call__(self, name: str) -> str:
+        return self.text.replace("{}", name)
+
+
+@torch.no_grad()
+def class_weights(model: CLIP, tokenizer: Tokenizer, names: Sequence[str], prompts: Sequence[Template]) -> Tensor:
+    """One unit vector for each class: [C, projection_dim]."""
+    device = model.logit_scale.device
+    limit = min(model.config.text_config.max_position_embeddings, 77)
+    texts = [prompt(name) for name in names for prompt in prompts]
+    vectors: list[Tensor] = []
+    for start in range(0, len(texts), PROMPTS_AT_A_TIME):
+        tokens = tokenizer(texts[start : start + PROMPTS_AT_A_TIME], max_length=limit)
+        features = model.get_text_features(tokens["input_ids"].to(device), tokens["attention_mask"].to(device))
+        vectors.append(F.normalize(features.float(), dim=-1))
+    return F.normalize(torch.cat(vectors).unflatten(0, (len(names), len(prompts))).mean(1), dim=-1)
+
+
+class ZeroShotClassifier:
+    """Classifies pictures by class names that the model was never trained on.
+
+    Args:
+        model: a CLIP, in eval mode.
+        tokenizer: its tokenizer.
+        labels: class names, all different.
+        prompts: templates, see `templates`.
+    """
+
+    def __init__(self, model: CLIP, tokenizer: Tokenizer, labels: Sequence[str], prompts: Sequence[Template] | None = None) -> None:
+        if not labels:
+            raise UserError("zero-shot classification needs class names: pass at least one label")
+        twice = sorted(name for name, times in Counter(labels).items() if times > 1)
+        if twice:
+            raise UserError(f"labels are given twice: {', '.join(twice)}")
+        self.model = model
+        self.labels = tuple(labels)
+        self.normalize = Normalize(model.preprocessing).to(model.logit_scale.device)
+        self.weights = class_weights(model, tokenizer, labels, templates(()) if prompts is None else prompts)
+
+    @torch.no_grad()
+    def probabilities(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """The softmax of the scaled cosines with each class: [B, C], on the CPU."""
+        pixels = torch.stack([self.model.preprocessing.pixels(p) for p in pictures]).to(self.weights.device)
+        features = self.model.get_image_features(self.normalize(pixels).to(self.model.logit_scale.dtype))
+        logits = self.model.logit_scale.float().exp() * F.normalize(features.float(), dim=-1) @ self.weights.T
+        return logits.softmax(-1).cpu()
+
+
+def top_k_accuracy(probabilities: Tensor, targets: Tensor, k: int) -> float:
+    """The share of rows [B, C] whose target [B] is among the `k` largest."""
+    best = probabilities.topk(min(k, probabilities.shape[1])).indices
+    return (best == targets[:, None]).any(1).float().mean().item()
