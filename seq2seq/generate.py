@@ -57,6 +57,21 @@ class Decoder(Protocol):
         ...
 
 
+@runtime_checkable
+class EncoderDecoder(Protocol):
+    """A network that reads one text and writes another."""
+
+    def read(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Reading:
+        """Encode texts [B, S]; `attention_mask` [B, S] is nonzero where there is no padding, on either side."""
+        ...
+
+
+class Reading(nn.Module):
+    """What an encoder-decoder has read: a `Decoder` that writes behind `start`, the ids [B, 1] it begins with."""
+
+    start: Tensor
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How the next token is chosen from its logits. The fields are transformers' arguments."""
@@ -132,8 +147,8 @@ def generate_ids(
     """Continue sequences of ids.
 
     Args:
-        model: a network that is a `Decoder`.
-        input_ids: prompts [B, S], padded on the left.
+        model: a network that is a `Decoder`, or an `EncoderDecoder`, which writes a text of its own.
+        input_ids: prompts [B, S], padded on the left (on either side where an encoder reads them).
         attention_mask: [B, S], zero at the padding; by default there is none.
         max_new_tokens: at most so many; by default 50, or what the model's positions leave.
         do_sample: draw tokens; else take the most probable one each time.
@@ -146,8 +161,14 @@ def generate_ids(
         first_stream: number of the first row's stream, where a long list of prompts is cut into batches.
 
     Returns:
-        Prompts and continuations [B, S + N]; what follows an end is padding.
+        Prompts and continuations [B, S + N], of an encoder-decoder start id and output [B, 1 + N]; what follows an end is padding.
     """
+    if isinstance(model, EncoderDecoder):
+        device = next(model.parameters()).device
+        reading = model.read(input_ids.to(device), None if attention_mask is None else attention_mask.to(device))
+        return generate_ids(reading, reading.start, max_new_tokens=max_new_tokens, do_sample=do_sample, temperature=temperature,
+                            top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty, eos_token_id=eos_token_id, seed=seed,
+                            first_stream=first_stream)
     if not isinstance(model, Decoder):
         raise UserError(f"{type(model).__name__} does not generate text: load a language model such as GPT-2")
     sampling = Sampling(do_sample, temperature, top_k, top_p, repetition_penalty)
@@ -264,7 +285,7 @@ def generate(
     return_full_text: bool = True,
     advance: Callable[[float], None] = _nothing,
 ) -> str | list[str] | Tensor:
-    """Continue texts: strings in, strings out; a tensor of ids [B, S] in, sequences [B, S + N] out.
+    """Continue texts, or with an encoder-decoder answer them: strings in, strings out; a tensor of ids in, sequences out.
 
     Args:
         model: a language model from `polymodal.load`.
@@ -278,7 +299,7 @@ def generate(
         repetition_penalty: makes tokens that occurred less probable; 1 for no effect.
         seed: of the draws.
         batch_size: texts that run together.
-        return_full_text: put the prompt before each continuation.
+        return_full_text: put the prompt before each continuation; what an encoder-decoder writes stands alone.
         advance: called with the number of texts that are done, for a progress bar.
     """
     if isinstance(prompts, Tensor):
@@ -286,21 +307,28 @@ def generate(
                             top_p=top_p, repetition_penalty=repetition_penalty, seed=seed)
     if tokenizer is None:
         raise UserError("generate got texts and no tokenizer: pass tokenizer=polymodal.tokenizer(source)")
-    if not isinstance(model, Decoder):
-        raise UserError(f"{type(model).__name__} does not generate text: load a language model such as GPT-2")
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    encoded = [_prompt_ids(model.decoding, tokenizer, text) for text in texts]
-    if max_new_tokens is None and encoded:  # the same room for every batch
-        max_new_tokens = _room(model.decoding, max(map(len, encoded)), None)
+    answers = isinstance(model, EncoderDecoder)
+    if answers:
+        encoded = tokenizer.encode_batch(texts)
+    elif isinstance(model, Decoder):
+        encoded = [_prompt_ids(model.decoding, tokenizer, text) for text in texts]
+        if max_new_tokens is None and encoded:  # the same room for every batch
+            max_new_tokens = _room(model.decoding, max(map(len, encoded)), None)
+    else:
+        raise UserError(f"{type(model).__name__} does not generate text: load a language model such as GPT-2")
     results: list[str] = []
     for first in range(0, len(texts), batch_size):
         rows = encoded[first:first + batch_size]
         ids, mask = _left_padded(rows)
         new = generate_ids(model, ids, mask, max_new_tokens=max_new_tokens, do_sample=do_sample, temperature=temperature, top_k=top_k,
                            top_p=top_p, repetition_penalty=repetition_penalty, seed=seed, first_stream=first)
-        for row, tail, text in zip(rows, new[:, ids.shape[1]:].tolist(), texts[first:first + batch_size]):
-            added = _continuation(tokenizer, row, tail)
-            results.append(text + added if return_full_text else added)
+        if answers:
+            results += tokenizer.decode_batch(new[:, 1:])
+        else:
+            for row, tail, text in zip(rows, new[:, ids.shape[1]:].tolist(), texts[first:first + batch_size]):
+                added = _continuation(tokenizer, row, tail)
+                results.append(text + added if return_full_text else added)
         advance(len(rows))
     return results[0] if isinstance(prompts, str) else results
 

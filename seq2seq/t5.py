@@ -44,7 +44,7 @@ from ..shared.settings import build_settings
 from ..shared.stack import Stack
 from ..shared.system import Context, Family, Net, Objective, Preview, Step, System, Term
 from ..shared.tokenizer import Tokenizer
-from .generate import Decoding, generate_ids
+from .generate import Decoding, Reading, generate_ids
 from .spans import Seq2SeqBatch, Seq2SeqExample, SpanObjective, SpanSettings, show_tokens
 
 
@@ -390,12 +390,12 @@ class T5ForConditionalGeneration(nn.Module):
         return torch.cat([start, labels[:, :-1].masked_fill(labels[:, :-1] < 0, self.config.pad_token_id)], dim=1)
 
     def read(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Reader:
-        """Encode texts [B, S] for generating: a decoder that starts from the ids `Reader.start` [B, 1]."""
+        """Encode texts [B, S] for generating; `attention_mask` [B, S] is nonzero where there is no padding."""
         return Reader(self, input_ids, attention_mask)
 
 
-class Reader(nn.Module):
-    """A T5 that has read its texts: what remains is a decoder (`seq2seq.generate.Decoder`).
+class Reader(Reading):
+    """A T5 that has read its texts; what remains is a decoder.
 
     Args:
         net: the network, in eval mode while this encodes.
@@ -459,8 +459,7 @@ class T5System(System):
         """Corrupted texts, what was cut out, and what the model puts there."""
         tokenizer = cast("SpanObjective", self.objective).tokenizer
         ids, mask = batch.input_ids[:limit], batch.attention_mask[:limit]
-        reader = cast("T5ForConditionalGeneration", self.net).read(ids, mask)
-        guesses = generate_ids(reader, reader.start, max_new_tokens=max(batch.lengths[:limit]))[:, 1:].cpu().numpy()
+        guesses = generate_ids(self.net, ids, mask, max_new_tokens=max(batch.lengths[:limit]))[:, 1:].cpu().numpy()
         targets = [t.cpu().numpy() for t in batch.targets.split(list(batch.lengths))[:limit]]
         return [
             Preview((

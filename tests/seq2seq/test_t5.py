@@ -9,6 +9,7 @@ import polymodal
 import pytest
 import torch
 from polymodal.seq2seq import t5
+from polymodal.seq2seq.generate import generate_ids
 from polymodal.seq2seq.spans import SpanObjective, SpanSettings, pad_pairs, sentinel_ids, show_tokens
 from polymodal.shared.errors import BadSample, UserError
 from polymodal.shared.sample import Sample
@@ -237,6 +238,10 @@ def test_one_batch_is_learnt_and_filled_in(tokenizer):
     assert len(previews) == 3
     rows = dict(previews[0].rows)
     assert rows["guess"] == rows["cut out"] and "<extra_id_0>" in rows["text"]
+    written = polymodal.generate(built.net, ["the old river", "rain"], tokenizer=tokenizer, max_new_tokens=8)
+    assert written == [polymodal.generate(built.net, t, tokenizer=tokenizer, max_new_tokens=8) for t in ("the old river", "rain")]
+    ids = generate_ids(built.net, torch.tensor([tokenizer.encode("the old river")]), max_new_tokens=8)
+    assert ids[0, 0] == tokenizer.pad_id and written[0] == tokenizer.decode(ids[0, 1:])
     assert dict(made.describe(next(iter(made.example(row(words), np.random.default_rng(0))))).rows).keys() == {"input", "target"}
 
 

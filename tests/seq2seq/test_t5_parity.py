@@ -156,13 +156,25 @@ def test_greedy_generation_equals_the_reference(variant, end):
             block.layer[-1].DenseReluDense.wo.weight.mul_(10)
     ours = ours_from(theirs)
     ids, mask, _, _ = batch()
-    reader = ours.read(ids, mask)
-    out = generate_ids(reader, reader.start, max_new_tokens=20)
+    out = generate_ids(ours, ids, mask, max_new_tokens=20)
     expected = theirs.generate(input_ids=ids, attention_mask=mask, max_new_tokens=20, do_sample=False)
     assert torch.equal(out, expected)
     assert len(out.unique()) >= 8
     if variant == "tied":
         assert (out[:, -1] == 0).any() == (end == 53)  # one row writes 53 early: what follows is padding
+
+
+def test_sampling_draws_the_same_beside_other_texts_and_penalises_what_was_written():
+    ours = ours_from(reference(feed_forward_proj="gated-gelu", tie_word_embeddings=False))
+    ids, mask, _, _ = batch()
+    settings = {"max_new_tokens": 15, "do_sample": True, "seed": 3, "eos_token_id": -1}
+    out = generate_ids(ours, ids, mask, **settings)
+    assert torch.equal(generate_ids(ours, ids[:1], mask[:1], **settings), out[:1])
+    assert torch.equal(generate_ids(ours, ids[1:2, :20], None, first_stream=1, **settings), out[1:2])
+    theirs = reference(feed_forward_proj="gated-gelu", tie_word_embeddings=False)
+    penalised = generate_ids(ours, ids, mask, max_new_tokens=15, repetition_penalty=1.8)
+    assert torch.equal(penalised, theirs.generate(input_ids=ids, attention_mask=mask, max_new_tokens=15, repetition_penalty=1.8))
+    assert not torch.equal(penalised, generate_ids(ours, ids, mask, max_new_tokens=15))
 
 
 def test_encoding_for_generation_uses_no_dropout_and_leaves_the_mode_alone():
