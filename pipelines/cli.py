@@ -63,7 +63,7 @@ def _explain(error: Exception) -> tuple[int, str]:
         return 2, f"error: {' '.join(error.format_message().split())}; see `polymodal --help`"  # type: ignore[attr-defined]
     if isinstance(error, OSError):
         path = f" {error.filename!r}" if error.filename else ""
-        if error.errno == errno.ENOSPC:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return 2, f"error: no space left on the device while writing{path}: free some space and run the command again"
         if isinstance(error, (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)) or error.errno == errno.EROFS:
             return 2, f"error: {error.strerror or error}:{path}: check the path and its permissions"

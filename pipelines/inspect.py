@@ -1,4 +1,4 @@
-"""Looking at data: what a data set holds, what its samples are, what an objective makes of them."""
+"""Looking at data and runs: what a data set holds, what its samples are, what an objective makes of them, how far a run is."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from .shards import DataSet
 if TYPE_CHECKING:
     from ..shared.system import Preview
     from ..shared.tokenizer import Tokenizer
+    from .runs import Run
     from .stream import Stream
 
 _SHOWN = 300
@@ -143,3 +144,30 @@ def made(stream: Stream, update: int, part: int = 0, limit: int = 4) -> list[tup
         except BadSample as error:
             rows.append((sample.index, f"{sample.key}: {error}", []))
     return rows
+
+
+def run_summary(run: Run) -> dict[str, Any]:
+    """How far a run is, as one JSON object."""
+    from ..shared.checkpoint import all_checkpoints
+    from .runs import BAD, read_lines
+
+    resolved = run.recipe()
+    last = {split: rows[-1] for split in ("train", "eval") if (rows := run.metrics(split))}
+    return {"run": str(run.directory), "recipe": resolved.name, "system": resolved.system, "size": resolved.size,
+            "max_updates": resolved.max_updates, "last": last, "skipped": len(read_lines(run.directory / BAD)),
+            "previews": [p["rows"] for p in run.samples()[-2:]],
+            "checkpoints": [c.path.name for c in all_checkpoints(run.checkpoints)], "exported": run.export.is_dir()}
+
+
+def run_lines(facts: dict[str, Any]) -> list[str]:
+    """A run's summary in lines for people."""
+    lines = [f"{facts['run']}: {facts['recipe']} ({facts['system']} {facts['size']}), {facts['max_updates']} updates long",
+             f"checkpoints: {', '.join(facts['checkpoints']) or 'none'}", f"exported: {'yes' if facts['exported'] else 'no'}"]
+    for split, row in facts["last"].items():
+        numbers = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items() if k != "split")
+        lines.append(f"last {split}: {numbers}")
+    if facts["skipped"]:
+        lines.append(f"skipped samples: {facts['skipped']} (bad.jsonl)")
+    for rows in facts["previews"]:
+        lines += ["what the model made of a held-out example:", *(f"  {name}: {value}" for name, value in rows)]
+    return lines

@@ -27,23 +27,33 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+from numpy.random.bit_generator import ISeedSequence
 
 CYCLE = 1000
 """Rows of one mixture cycle: weights are met exactly, to a thousandth, in every 1000 rows of a lane."""
 _CACHED_WINDOWS = 1024
 
 
-def _key(*parts: str | int) -> int:
-    """A 128-bit key from its parts, the same on every machine and Python."""
-    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
+class _Key(ISeedSequence):
+    """Hands Philox its 128-bit key as it is (`Philox(key=...)` first gathers entropy from the system, which costs most of its time)."""
+
+    def __init__(self, *parts: str | int) -> None:
+        """A key from its parts, the same on every machine and Python."""
+        text = "\x1f".join([f"{type(part).__name__}:{part}" for part in parts])
+        self._words = np.frombuffer(hashlib.blake2b(text.encode(), digest_size=16).digest(), "<u8").astype(np.uint64)
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> np.ndarray:
+        """The key."""
+        assert n_words == 2 and dtype is np.uint64
+        return self._words
 
 
 def random_bits(count: int, *key: str | int) -> np.ndarray:
     """`count` random uint64 [count], a pure function of the key."""
-    return np.random.Philox(key=_key(*key)).random_raw(count)
+    return np.random.Philox(_Key(*key)).random_raw(count)
 
 
 def permutation(count: int, *key: str | int) -> np.ndarray:
@@ -60,7 +70,7 @@ def generator(seed: int, epoch: int, sample_index: int, purpose: str) -> np.rand
         sample_index: the sample's number in its data set (`Sample.index`).
         purpose: keeps independent draws apart, such as ``"example"`` or ``"partner"``.
     """
-    return np.random.Generator(np.random.Philox(key=_key("generator", seed, epoch, sample_index, purpose)))
+    return np.random.Generator(np.random.Philox(_Key("generator", seed, epoch, sample_index, purpose)))
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,12 @@ error, a sample whose bytes do not fit its crc32 a bad sample.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import mmap
 import os
 import zlib
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -224,7 +226,7 @@ class DataSet:
         """Use `DataSet.open`."""
         self.index = index
         self._location = where
-        self._ends = np.cumsum([s.samples for s in index.shards], dtype=np.int64)
+        self._ends = list(itertools.accumulate(s.samples for s in index.shards))
         self._open: OrderedDict[int, _Open] = OrderedDict()
 
     @classmethod
@@ -242,7 +244,7 @@ class DataSet:
         return data
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return self._ends[-1]
 
     def __repr__(self) -> str:
         return f"DataSet({str(self.directory)!r}, {len(self)} samples, {self.index.kind})"
@@ -275,8 +277,8 @@ class DataSet:
         """(number of the shard, number within it) of sample i."""
         if not 0 <= i < len(self):
             raise IndexError(f"sample {i} of {len(self)}")
-        shard = int(np.searchsorted(self._ends, i, side="right"))
-        return shard, i - (int(self._ends[shard - 1]) if shard else 0)
+        shard = bisect_right(self._ends, i)
+        return shard, i - (self._ends[shard - 1] if shard else 0)
 
     def read(self, i: int) -> Sample:
         """Sample i, its bytes checked; raises `BadSample` where they are damaged."""

@@ -20,7 +20,7 @@ from PIL import Image
 
 from ..shared.errors import BadSample, UserError, raise_problems
 from ..shared.sample import MAX_PIXELS
-from .shards import scan
+from .shards import INDEX, scan
 
 TEXTS = (".txt", ".md", ".text")
 TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
@@ -152,7 +152,7 @@ def plan(sources: Sequence[str | Path], reading: Reading) -> Plan:
 
 def _guess(files: list[Path], reading: Reading) -> str:
     suffixes = {p.suffix.lower() for p in files}
-    if suffixes == {".tar"}:
+    if suffixes == {".tar"} or (".tar" in suffixes and all(p.suffix in (".tar", ".idx") or p.name == INDEX for p in files)):
         return "tar"
     tables = [p for p in files if p.suffix.lower() in TABLES]
     if tables and all({reading.image_field, reading.caption_field} <= _columns(p) for p in tables):

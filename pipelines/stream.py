@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import itertools
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -128,7 +129,7 @@ class Stream:
         places = [self.order.locate(p) for p in self.layout.positions(update, part)]
         maker = _Maker(self.objective, self.on_bad)
         for place, sample in zip(places, self._read(places), strict=True):
-            maker.add(self.index(place), sample, self._rng(place), self._partner(place), self._name(place))
+            maker.add(self.index(place), sample, self._rng(place), self._partner(place), partial(self._name, place))
         if not maker.examples:
             self._stand_in(places[0], maker)
         return maker.batch()
@@ -187,7 +188,7 @@ class Stream:
         for step in range(1, min(len(window), _STAND_INS)):
             sample = int(window[(at + step) % len(window)])
             near = Place(place.source, place.position, epoch, sample)
-            maker.add(self.index(near), self._read([near])[0], self._rng(near), self._partner(near), data.locate(sample))
+            maker.add(self.index(near), self._read([near])[0], self._rng(near), self._partner(near), partial(self._name, near))
             if maker.examples:
                 return
         raise UserError(f"no usable sample near {self._name(place)[0]!r} of {data.directory}; the last reason: {maker.bad[-1].reason}")
@@ -344,7 +345,8 @@ class _Evaluation:
             if self.objective.needs_partner:
                 other = (index + 1 + int(generator(self.seed, 0, index, "partner").integers(len(self.data) - 1))) % len(self.data)
                 partner = self.data.read_many([other])[0]
-            maker.add(index, sample, generator(self.seed, 0, index, "example"), partner, self.data.locate(index))
+            maker.add(index, sample, generator(self.seed, 0, index, "example"), partner,
+                      partial(self.data.locate, index))
         return maker.batch() if maker.examples else None
 
 
@@ -358,7 +360,7 @@ class _Maker:
         self.bad: list[BadRecord] = []
 
     def add(self, index: int, sample: Sample | BadSample, rng: np.random.Generator, partner: Sample | BadSample | None,
-            name: tuple[str, str]) -> None:
+            name: Callable[[], tuple[str, str]]) -> None:
         """Make the examples of one sample, or record why there are none."""
         try:
             for found in (sample, partner):
@@ -373,7 +375,7 @@ class _Maker:
         except BadSample as error:
             if self.on_bad == "raise":
                 raise UserError(f"{error} (data.on_bad=skip leaves such samples out and counts them)") from None
-            self.bad.append(BadRecord(index, *name, str(error)))
+            self.bad.append(BadRecord(index, *name(), str(error)))
             return
         self.examples.extend(made)
         self.used.append(index)

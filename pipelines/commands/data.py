@@ -89,46 +89,76 @@ def index(
 
 
 def inspect(
-    data: Annotated[str, typer.Argument(metavar="DATA", help="Data set (folder or address).")],
+    target: Annotated[str, typer.Argument(metavar="DATA|RUN", help="Data set (folder or address), or the directory of a run.")],
     samples: Annotated[int, typer.Option(min=0, help="Show this many samples, spread over the data set.")] = 3,
     sample: Annotated[list[int] | None, typer.Option(help="Show the sample of this number (can be repeated).")] = None,
     pictures: Annotated[Path | None, typer.Option(help="Write a picture grid (PNG) of the samples, or of 32.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Read every shard and compare it with the index.")] = False,
     update: Annotated[int | None, typer.Option(min=0, help="Show the samples of this update, what the recipe's objective makes of them.")
                       ] = None,
-    recipe: Annotated[str | None, typer.Option(help="Recipe whose order and objective --update shows: a name or a YAML file "
-                                                    "(a run's recipe.yaml, for instance).")] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="Tokenizer of the recipe's objective.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Recipe whose order and objective --update shows: a name or a YAML file.")] = None,
+    data: Annotated[str | None, typer.Option(help="Data set that the RUN trains on, for --update.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Tokenizer. Default: the data set's or the run's own.")] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a recipe key: a.b=c.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Last line on stdout is one JSON object.")] = False,
 ) -> None:
-    """Show what a data set holds: shards, fields, samples, pictures, the samples of any update."""
+    """Show what a data set holds (shards, fields, samples, pictures, the samples of any update), or how far a run is."""
     from ...shared.errors import UserError
     from ..console import Console
-    from ..inspect import pictures as draw
-    from ..inspect import sample_rows, spread, summary, summary_lines
     from ..shards import DataSet
-    from ..shards import verify as check
 
     console = Console(json=json)
-    opened = DataSet.open(data)
-    facts = summary(opened)
+    facts: dict[str, Any]
+    if (Path(target) / "recipe.yaml").is_file():
+        facts = _show_run(target, console)
+        recipe = str(Path(target) / "recipe.yaml")
+        own = Path(target) / "tokenizer"
+        tokenizer = tokenizer or (str(own) if own.is_dir() else None)
+        if update is not None and data is None:
+            raise UserError("--update of a run needs --data: the data set that it trains on")
+        opened = DataSet.open(data) if update is not None and data is not None else None
+    else:
+        opened = DataSet.open(target)
+        tok = _tokenizer(opened, tokenizer)
+        facts = _show_data(opened, list(sample or []), samples, pictures, verify, tok, console)
+    if update is not None and opened is not None:
+        facts["update"] = _show_update(opened, update, recipe, overrides or [], _tokenizer(opened, tokenizer), console)
+    console.finish(facts)
+
+
+def _show_run(target: str, console: Console) -> dict[str, Any]:
+    from ..inspect import run_lines, run_summary
+    from ..runs import open_run
+
+    facts = run_summary(open_run(target))
+    for line in run_lines(facts):
+        console.say(line)
+    return facts
+
+
+def _show_data(data: DataSet, chosen: list[int], samples: int, pictures: Path | None, verify: bool, tok: Tokenizer | None,
+               console: Console) -> dict[str, Any]:
+    """Say what a data set is and what some of its samples are."""
+    from ...shared.errors import UserError
+    from ..inspect import pictures as draw
+    from ..inspect import sample_rows, spread, summary, summary_lines
+    from ..shards import verify as check
+
+    facts = summary(data)
     for line in summary_lines(facts):
         console.say(line)
-    classes = opened.index.schema.get("classes", [])
     if verify:
-        problems = check(opened)
+        problems = check(data)
         if problems:
-            raise UserError(f"{data} changed after it was indexed: {'; '.join(problems)}")
-        console.say(f"verified: {len(opened.index.shards)} shards are what the index says")
+            raise UserError(f"{data.directory} changed after it was indexed: {'; '.join(problems)}")
+        console.say(f"verified: {len(data.index.shards)} shards are what the index says")
         facts["verified"] = True
-    wanted = list(sample or []) or spread(len(opened), samples)
-    for i in wanted:
-        if i >= len(opened) or i < 0:
-            raise UserError(f"--sample {i}: the data set has the samples 0 to {len(opened) - 1}")
-    tok = _tokenizer(opened, tokenizer)
+    for i in chosen:
+        if not 0 <= i < len(data):
+            raise UserError(f"--sample {i}: the data set has the samples 0 to {len(data) - 1}")
+    classes = data.index.schema.get("classes", [])
     facts["examples"] = []
-    for found in opened.read_many(wanted):
+    for found in data.read_many(chosen or spread(len(data), samples)):
         if isinstance(found, Exception):
             console.say(f"BAD: {found}")
             facts["examples"].append({"bad": str(found)})
@@ -139,12 +169,10 @@ def inspect(
         for name, value in rows:
             console.say(f"  {name}: {value}")
     if pictures is not None:
-        chosen = [s for s in opened.read_many(wanted if sample else spread(len(opened), 32)) if not isinstance(s, Exception)]
-        facts["pictures"] = draw(chosen, pictures, classes)
+        found = data.read_many(chosen or spread(len(data), 32))
+        facts["pictures"] = draw([s for s in found if not isinstance(s, Exception)], pictures, classes)
         console.say(f"{facts['pictures']} pictures: {pictures}")
-    if update is not None:
-        facts["update"] = _show_update(opened, update, recipe, overrides or [], tok, console)
-    console.finish(facts)
+    return facts
 
 
 def _tokenizer(data: DataSet, source: str | None) -> Tokenizer | None:

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from polymodal.pipelines.order import CYCLE, Order, SourceOrder, generator, permutation, quotas
 
 FROZEN = [0, 7, 13, 18, 2, 8, 11, 17, 1, 9, 12, 16, 5, 6, 14, 20, 4, 10, 15, 19, 3]
@@ -65,7 +64,7 @@ def test_order_is_frozen():
     order = SourceOrder((7, 5, 9), 42, "a", 4, 3)
     assert [order.locate(p)[1] for p in range(21)] == FROZEN
     mixture = Order((order, SourceOrder((4, 6), 42, "b", 4, 3)), (0.7, 0.3))
-    assert [(mixture.locate(p).source, mixture.locate(p).sample) for p in range(0, 12)] == FROZEN_MIXTURE
+    assert [(mixture.locate(p).source, mixture.locate(p).sample) for p in range(12)] == FROZEN_MIXTURE
     assert generator(1, 2, 3, "example").bit_generator.random_raw(2).tolist() == FROZEN_BITS
 
 

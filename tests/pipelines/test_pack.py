@@ -2,6 +2,7 @@ import csv
 import errno
 import hashlib
 import io
+import itertools
 import json
 import os
 import resource
@@ -17,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from polymodal.pipelines import cli
 from polymodal.pipelines import pack as packing
 from polymodal.pipelines._fit import fit
 from polymodal.pipelines.pack import pack
@@ -135,7 +137,7 @@ def test_tables_of_pictures_and_captions(tmp_path, table):
 def test_tars_are_packed_again(tmp_path):
     (tmp_path / "a.txt").write_text("\n\n".join(f"text {i}" for i in range(60)))
     pack(tmp_path / "a.txt", tmp_path / "one")
-    index = pack(tmp_path / "one", tmp_path / "two", kind="tar", shard_bytes=30_000, shuffle=3)
+    index = pack(tmp_path / "one", tmp_path / "two", shard_bytes=30_000, shuffle=3)
     assert len(index.shards) > 2 and sorted(texts(tmp_path / "two")) == sorted(texts(tmp_path / "one"))
 
 
@@ -202,7 +204,7 @@ def test_every_token_is_in_one_row_and_rows_are_full(lengths, block):
             covered[piece.document].append((piece.begin, piece.end))
     for i, pieces in covered.items():
         pieces.sort()
-        assert pieces[0][0] == 0 and pieces[-1][1] == lengths[i] and all(a[1] == b[0] for a, b in zip(pieces, pieces[1:], strict=False))
+        assert pieces[0][0] == 0 and pieces[-1][1] == lengths[i] and all(a[1] == b[0] for a, b in itertools.pairwise(pieces))
     assert cut == sum(len(p) > 1 for p in covered.values())
     assert not rows or sum(lengths) > 0.99 * block * (len(rows) - 1) - block  # where few rows cannot be full, one may be short
 
@@ -267,7 +269,8 @@ def test_missing_empty_and_unknown_sources(tmp_path):
     (tmp_path / "a.txt").write_text("x")
     for sources, message, options in (
         (tmp_path / "none", "does not exist", {}), (tmp_path / "empty", "is empty", {}), (tmp_path / "zero.txt", "empty file", {}),
-        (tmp_path / "blank.txt", "no usable samples", {}), (tmp_path / "a.xyz", "cannot tell what to pack", {}), ([], "name at least one", {}),
+        (tmp_path / "blank.txt", "no usable samples", {}), (tmp_path / "a.xyz", "cannot tell what to pack", {}),
+        ([], "name at least one", {}),
         (tmp_path / "a.txt", "wrong type for --kind images", {"kind": "images"}), (tmp_path / "a.txt", "is unknown", {"kind": "sound"}),
         ([tmp_path / "none", tmp_path / "zero.txt"], "none.*zero.txt", {}), (tmp_path / "a.txt", "on_bad", {"on_bad": "ignore"}),
         (tmp_path / "a.txt", "too small", {"shard_bytes": 10}),
@@ -310,7 +313,8 @@ def png_header(width, height):
 
 @pytest.mark.parametrize(("content", "message"), [
     (b"", "cannot be decoded"), (b"this is text", "cannot be decoded"), (b"<svg></svg>", "cannot be decoded"),
-    ("cut", "cannot be decoded"), ("gif", "is GIF, expected"), (png_header(60_000, 60_000), "too large|pixels"), (png_header(9000, 8000), "pixels"),
+    ("cut", "cannot be decoded"), ("gif", "is GIF, expected"), (png_header(60_000, 60_000), "too large|pixels"),
+    (png_header(9000, 8000), "pixels"),
 ])
 def test_pictures_that_cannot_be_used_stop_packing_or_are_counted(tmp_path, content, message):
     good = picture(tmp_path / "in" / "a" / "good.jpg", (64, 64))
@@ -374,6 +378,23 @@ def test_the_command_line_explains_an_unwritable_place(tmp_path):
     assert done.returncode == 2 and done.stderr.startswith("error: Not a directory") and done.stderr.count("\n") == 1
 
 
+def test_the_command_line_explains_a_forbidden_place(tmp_path, monkeypatch, capsys):
+    (tmp_path / "a.txt").write_text("one")
+    real = Path.mkdir
+
+    def forbidden(path, *arguments, **options):
+        if path.is_relative_to(tmp_path / "out"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        real(path, *arguments, **options)
+
+    if not cli.app.registered_commands:
+        cli._register()
+    monkeypatch.setattr(Path, "mkdir", forbidden)
+    assert cli.run(["pack", str(tmp_path / "a.txt"), "--out", str(tmp_path / "out")]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("error: Permission denied") and line.count("\n") == 1
+
+
 def test_a_full_disk_leaves_no_data_set_and_the_next_run_finishes(tmp_path, monkeypatch):
     """ENOSPC while a shard is written, when others are finished."""
     (tmp_path / "a.txt").write_text("\n\n".join(f"text {i}" for i in range(300)))
@@ -407,7 +428,8 @@ def test_the_command_line_explains_a_file_that_cannot_grow(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 
     done = polymodal("pack", tmp_path / "a.txt", "--out", tmp_path / "out", preexec_fn=limit)
-    assert done.returncode != 0 and done.stderr.count("\n") == 1 and not (tmp_path / "out" / "index.json").exists()
+    assert done.returncode == 2 and done.stderr.startswith("error: no space left") and done.stderr.count("\n") == 1
+    assert not (tmp_path / "out" / "index.json").exists()
 
 
 KILLED = """
