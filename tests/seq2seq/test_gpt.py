@@ -1,6 +1,7 @@
 """GPT-2's data side and loss."""
 
 import pickle
+from itertools import pairwise
 
 import numpy as np
 import polymodal
@@ -21,7 +22,8 @@ def tok():
 @pytest.fixture
 def system(tok):
     torch.manual_seed(0)
-    return polymodal.system("gpt2", size="tiny", tokenizer=tok, objective={"max_length": 16}, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    return polymodal.system("gpt2", size="tiny", tokenizer=tok, objective={"max_length": 16},
+                            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
 
 
 def examples(system, **fields):
@@ -34,7 +36,7 @@ def test_every_token_but_the_first_is_predicted_once_and_the_end_too(system, tok
     document = [*tok.encode(text, add_special_tokens=False), tok.eos_id]
     assert [i for e in made for i in e.ids[1:].tolist()] == document[1:]
     assert all(len(e.ids) <= 17 for e in made)
-    for before, after in zip(made, made[1:]):
+    for before, after in pairwise(made):
         assert before.ids[-1] == after.ids[0]
 
 

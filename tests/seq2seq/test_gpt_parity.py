@@ -80,7 +80,8 @@ def test_packed_documents_give_the_numbers_of_single_ones(tmp_path):
     ours = polymodal.load(tmp_path)
     documents = [torch.randint(0, 60, (n,), generator=torch.Generator().manual_seed(n)) for n in (5, 9, 2)]
     with torch.no_grad():
-        packed = ours(torch.cat(documents)[None], position_ids=torch.cat([torch.arange(len(d)) for d in documents])[None], lengths=(5, 9, 2))
+        positions = torch.cat([torch.arange(len(d)) for d in documents])[None]
+        packed = ours(torch.cat(documents)[None], position_ids=positions, lengths=(5, 9, 2))
         single = torch.cat([ours(d[None]).logits[0] for d in documents])
     assert_equal(packed.logits[0], single)
 
@@ -147,7 +148,8 @@ def test_an_end_stops_its_row_and_all_ends_stop_the_call(tmp_path):
     ids = torch.randint(0, 60, (4, 5), generator=torch.Generator().manual_seed(4))
     free = generate_ids(ours, ids, max_new_tokens=20, eos_token_id=-1)
     end = int(free[0, 8])
-    expected = theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False, eos_token_id=end, pad_token_id=60)
+    expected = theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False, eos_token_id=end,
+                               pad_token_id=60)
     got = generate_ids(ours, ids, max_new_tokens=20, eos_token_id=end)
     assert torch.equal(got, expected)
     alone = generate_ids(ours, ids[:1], max_new_tokens=20, eos_token_id=end)
@@ -203,7 +205,8 @@ def warped(temperature=1.0, top_k=0, top_p=1.0):
                                       {"temperature": 1.4, "top_k": 4, "top_p": 0.8}])
 def test_samples_follow_the_references_distribution(settings):
     n = 20_000
-    out = generate_ids(OneStep(LOGITS), torch.zeros(n, 1, dtype=torch.long), max_new_tokens=1, do_sample=True, seed=0, **{"top_k": 0, **settings})
+    start = torch.zeros(n, 1, dtype=torch.long)
+    out = generate_ids(OneStep(LOGITS), start, max_new_tokens=1, do_sample=True, seed=0, **{"top_k": 0, **settings})
     got = torch.bincount(out[:, 1], minlength=6) / n
     expected = warped(**settings)
     assert ((got - expected).abs() <= 5 * (expected * (1 - expected) / n).sqrt() + 1e-9).all()
@@ -230,7 +233,8 @@ def test_impossible_requests_are_refused(arguments, message, tmp_path):
 def test_strings_in_strings_out(tmp_path):
     from polymodal.shared.tokenizer import Tokenizer
 
-    tok = Tokenizer.train(["the quick brown fox jumps over the lazy dog " * 3, "she sells sea shells by the sea shore"] * 5, "byte-bpe", 300)
+    corpus = ["the quick brown fox jumps over the lazy dog " * 3, "she sells sea shells by the sea shore"]
+    tok = Tokenizer.train(corpus * 5, "byte-bpe", 300)
     theirs = reference(tmp_path, vocab_size=tok.vocab_size, bos_token_id=tok.eos_id, eos_token_id=tok.eos_id)
     tok.save(tmp_path)
     ours, tok = polymodal.load(tmp_path), polymodal.tokenizer(tmp_path)

@@ -1,6 +1,7 @@
 """BERT's data side against the published procedure, and its losses."""
 
 import pickle
+from itertools import pairwise
 
 import numpy as np
 import polymodal
@@ -54,7 +55,7 @@ def test_sentences():
 def segments(lengths, start=0):
     """Sentences whose ids number all tokens, so that every id says where it came from."""
     edges = np.cumsum([0, *lengths]) + start
-    return [np.arange(a, b) for a, b in zip(edges, edges[1:])]
+    return [np.arange(a, b) for a, b in pairwise(edges)]
 
 
 def test_pairs_cover_the_document_and_fit():
@@ -96,7 +97,7 @@ def test_a_single_sentence_always_gets_a_random_partner():
 def test_the_random_segment_starts_at_a_sentence_and_stops_when_it_is_long_enough():
     starts = set()
     for seed in range(200):
-        for a, b, label in pairs(segments([6] * 4), segments([6] * 5, 1000), 200, 0.0, rng(seed)):
+        for _, b, label in pairs(segments([6] * 4), segments([6] * 5, 1000), 200, 0.0, rng(seed)):
             if label == IS_RANDOM:
                 starts.add(int(b[0]))
                 assert b[-1] == 1029  # too long a target: everything to the end of the other document
@@ -125,7 +126,8 @@ def test_raw_text_with_pairs(tok):
 
 def test_the_random_segment_comes_from_the_partner_and_without_one_from_the_document(tok):
     o = objective(tok)
-    own, strange = Sample("a", {"txt": b"alpha beta. gamma delta. alpha gamma. beta delta. " * 3}), Sample("b", {"txt": b"omega psi. chi phi. " * 5})
+    own = Sample("a", {"txt": b"alpha beta. gamma delta. alpha gamma. beta delta. " * 3})
+    strange = Sample("b", {"txt": b"omega psi. chi phi. " * 5})
     mine, theirs = set(tok.encode("alpha beta gamma delta.")), set(tok.encode("omega psi chi phi."))
     found = 0
     for seed in range(40):

@@ -106,7 +106,8 @@ def test_packed_documents_give_the_numbers_of_single_ones(tmp_path):
     ours = polymodal.load(tmp_path)
     documents = [torch.randint(0, 99, (n,), generator=torch.Generator().manual_seed(n)) for n in (5, 9, 2)]
     with torch.no_grad():
-        packed = ours(torch.cat(documents)[None], position_ids=torch.cat([torch.arange(len(d)) for d in documents])[None], lengths=(5, 9, 2))
+        positions = torch.cat([torch.arange(len(d)) for d in documents])[None]
+        packed = ours(torch.cat(documents)[None], position_ids=positions, lengths=(5, 9, 2))
         single = [ours(d[None]) for d in documents]
     assert_equal(packed.prediction_logits[0], torch.cat([s.prediction_logits[0] for s in single]))
     assert_equal(packed.seq_relationship_logits, torch.cat([s.seq_relationship_logits for s in single]))
