@@ -6,10 +6,9 @@ import os
 from datetime import timedelta
 
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.strategies import DDPStrategy
 
 from ..shared.errors import UserError
+from ._fabric import DDPStrategy, Fabric
 from .recipe import Precision, Recipe
 
 TIMEOUT = timedelta(minutes=10)

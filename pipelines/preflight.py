@@ -6,12 +6,11 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from lightning_fabric import Fabric
-
 from ..shared.errors import raise_problems
 from ..shared.system import Context, System
 from ..shared.tokenizer import Tokenizer
 from ._devices import choose_precision
+from ._fabric import Fabric
 from .recipe import Recipe, record
 from .shards import DataSet
 from .stream import Stream, plan

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -32,6 +31,7 @@ from ..shared.system import Batch, Context, Preview, Step, System
 from ..shared.tokenizer import Tokenizer
 from . import runs
 from ._devices import build_fabric
+from ._fabric import Fabric
 from ._meter import Clock, Meter
 from ._stop import Stop
 from .console import Bar, Console

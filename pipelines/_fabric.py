@@ -1,0 +1,38 @@
+"""Lightning Fabric, imported without what it does not need here.
+
+To compare one version number, Fabric imports the whole of torchmetrics, and that imports transformers: seconds of
+every start. While Fabric is imported, torchmetrics is therefore a module that only knows its version.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+
+@contextmanager
+def _only_version(package: str) -> Iterator[None]:
+    if package in sys.modules:
+        yield
+        return
+    stand_in = ModuleType(package)
+    try:
+        stand_in.__version__ = importlib.metadata.version(package)  # type: ignore[attr-defined]
+    except importlib.metadata.PackageNotFoundError:
+        yield
+        return
+    sys.modules[package] = stand_in
+    try:
+        yield
+    finally:
+        del sys.modules[package]
+
+
+with _only_version("torchmetrics"):
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies import DDPStrategy
+
+__all__ = ["DDPStrategy", "Fabric"]
