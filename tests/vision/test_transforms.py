@@ -1,0 +1,160 @@
+"""Transforms: pixels equal to open_clip's and close to transformers'; draws only from the generator that is passed in."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import open_clip
+import pytest
+import timm
+import torch
+import transformers
+from open_clip.transform import image_transform
+from PIL import Image
+from polymodal.shared.errors import UserError
+from polymodal.vision.transforms import HALF, Augmentation, Normalize, Preprocessing, crop_box
+
+SHAPES = [(50, 70), (300, 224), (48, 48), (20, 90), (91, 33), (333, 500)]
+
+
+def picture(shape, seed=0):
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 255, (6, 6, 3), dtype=np.uint8)).resize(shape[::-1], Image.Resampling.BICUBIC)
+    noise = rng.integers(-20, 20, (*shape, 3))
+    return Image.fromarray(np.clip(np.asarray(coarse) + noise, 0, 255).astype(np.uint8))
+
+
+def normalized(preprocessing, image):
+    return Normalize(preprocessing)(preprocessing.pixels(image)[None])[0]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("resize", "interpolation"), [("shortest", "bicubic"), ("shortest", "bilinear"), ("squash", "bicubic")])
+def test_open_clips_pixels_exactly(shape, resize, interpolation):
+    image = picture(shape)
+    theirs = image_transform(48, is_train=False, resize_mode=resize, interpolation=interpolation)(image)
+    ours = Preprocessing(image_size=48, resize=resize, interpolation=interpolation)
+    assert torch.allclose(normalized(ours, image), theirs, atol=1e-6)
+    mean, std = (torch.tensor(t).view(3, 1, 1) for t in (ours.image_mean, ours.image_std))
+    assert torch.equal(((theirs * std + mean) * 255).round().to(torch.uint8), ours.pixels(image))
+
+
+# where an odd number of rows is left over, torchvision (and so OpenAI's code and open_clip) crops one pixel lower than transformers
+EVEN = [shape for shape in SHAPES if shape != (91, 33)]
+
+
+@pytest.mark.parametrize("shape", EVEN)
+@pytest.mark.parametrize("kind", ["CLIPImageProcessor", "ViTImageProcessor"])
+def test_transformers_pixels_within_a_level(shape, kind, tmp_path):
+    image = picture(shape)
+    processor = getattr(transformers, kind)()
+    if kind == "CLIPImageProcessor":
+        processor = transformers.CLIPImageProcessor(size={"shortest_edge": 52}, crop_size={"height": 48, "width": 48})
+    processor.save_pretrained(tmp_path)
+    ours = Preprocessing.from_transformers(json.loads((tmp_path / "preprocessor_config.json").read_text()))
+    assert (ours.image_size, ours.resize_size) == ((48, 52) if kind == "CLIPImageProcessor" else (224, None))
+    theirs = processor(image, return_tensors="pt")["pixel_values"][0]
+    level = 1 / 255 / torch.tensor(ours.image_std).view(3, 1, 1)
+    difference = (normalized(ours, image) - theirs).abs() / level
+    assert difference.max() < 1.5 and difference.mean() < 0.1  # transformers resizes tensors, rounding a little differently
+
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(ours.to_transformers(kind)))
+    again = getattr(transformers, kind).from_pretrained(tmp_path)(image, return_tensors="pt")["pixel_values"][0]
+    assert torch.equal(again, theirs)
+    assert Preprocessing.from_transformers(ours.to_transformers(kind)) == ours
+
+
+def test_timms_pixels():
+    record = {"input_size": [3, 48, 48], "crop_pct": 0.9, "interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.5] * 3}
+    ours = Preprocessing.from_timm(record, 48)
+    theirs = timm.data.create_transform(input_size=(3, 48, 48), crop_pct=0.9, interpolation="bicubic", mean=HALF, std=HALF)
+    image = picture((91, 133))
+    assert ours.resize_size == 53 and torch.allclose(normalized(ours, image), theirs(image), atol=1e-6)
+    assert Preprocessing.from_timm(ours.to_timm(), 48) == ours
+
+
+def test_open_clips_record_both_ways():
+    ours = Preprocessing(image_size=48, resize="squash", interpolation="bilinear", image_mean=HALF, image_std=(0.1, 0.2, 0.3))
+    assert Preprocessing.from_open_clip(ours.to_open_clip(), 48) == ours
+    assert Preprocessing.from_open_clip({}, 48) == Preprocessing(image_size=48)
+    assert tuple(open_clip.OPENAI_DATASET_MEAN) == Preprocessing().image_mean
+
+
+FULL = Augmentation(crop_scale=(0.3, 1.0), flip=0.5, jitter=(0.4, 0.4, 0.4, 0.1), jitter_prob=0.8, grayscale=0.2)
+
+
+def test_the_generator_alone_decides():
+    image, target = picture((50, 70)), Preprocessing(image_size=32)
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    first = [FULL.pixels(image, target, np.random.default_rng(seed)) for seed in range(8)]
+    torch.manual_seed(99)
+    np.random.seed(3)  # noqa: NPY002  (the point: global state has no say)
+    second = [FULL.pixels(image, target, np.random.default_rng(seed)) for seed in range(8)]
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert all(x.shape == (3, 32, 32) and x.dtype == torch.uint8 for x in first)
+    assert len({x.numpy().tobytes() for x in first}) == 8
+    torch.manual_seed(0)
+    FULL.pixels(image, target, np.random.default_rng(0))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_crops_are_distributed_as_torchvisions():
+    from torchvision.transforms import RandomResizedCrop
+
+    rng = np.random.default_rng(0)
+    torch.manual_seed(0)
+    image = torch.zeros(3, 60, 90)
+    ours = np.array([crop_box(60, 90, (0.2, 1.0), (3 / 4, 4 / 3), rng) for _ in range(3000)])
+    theirs = np.array([RandomResizedCrop.get_params(image, [0.2, 1.0], [3 / 4, 4 / 3]) for _ in range(3000)])
+    assert np.all(ours[:, 0] + ours[:, 2] <= 60) and np.all(ours[:, 1] + ours[:, 3] <= 90) and np.all(ours >= 0)
+    for column in range(4):
+        a, b = ours[:, column], theirs[:, column]
+        error = 4 * np.sqrt((a.var() + b.var()) / 3000)
+        assert abs(a.mean() - b.mean()) < error, column
+        assert abs(a.std() - b.std()) < 0.1 * b.std(), column
+
+
+def test_a_crop_that_never_fits_is_centred():
+    assert crop_box(10, 1000, (1.0, 1.0), (1.0, 1.0), np.random.default_rng(0)) == (0, 495, 10, 10)
+    assert crop_box(1000, 10, (1.0, 1.0), (1.0, 1.0), np.random.default_rng(0)) == (495, 0, 10, 10)
+
+
+def test_each_change_does_what_it_says():
+    image, target = picture((40, 40)), Preprocessing(image_size=40)
+    still = Augmentation(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
+    rng = np.random.default_rng
+    plain = still.pixels(image, target, rng(0))
+    assert torch.equal(plain, target.pixels(image))
+    flipped = Augmentation(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=1.0).pixels(image, target, rng(0))
+    assert torch.equal(flipped, plain.flip(-1))
+    gray = Augmentation(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), grayscale=1.0).pixels(image, target, rng(0))
+    assert torch.equal(gray[0], gray[1]) and torch.equal(gray[1], gray[2])
+    for place in range(4):
+        strength = [0.0] * 4
+        strength[place] = 0.4
+        changed = Augmentation(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), jitter=tuple(strength)).pixels(image, target, rng(1))
+        assert not torch.equal(changed, plain)
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"crop_scale": (0.0, 1.0)}, "crop_scale"), ({"crop_scale": (0.9, 0.5)}, "crop_scale"), ({"flip": 1.5}, "probabilities"),
+    ({"crop_ratio": (2.0, 1.0)}, "crop_ratio"), ({"jitter": (0.1, 0.1, 0.1, 0.6)}, "jitter"),
+])  # fmt: skip
+def test_impossible_augmentation(settings, message):
+    with pytest.raises(UserError, match=message):
+        Augmentation(**settings)
+
+
+@pytest.mark.parametrize("record", [
+    {"size": {"height": 4, "width": 5}}, {"size": 224, "do_resize": False}, {"size": {"shortest_edge": 224}, "do_center_crop": False},
+    {"size": 224, "resample": 0}, {"size": 224, "image_mean": [0.5, 0.5]},
+])  # fmt: skip
+def test_processors_that_are_not_understood(record):
+    with pytest.raises(UserError):
+        Preprocessing.from_transformers(record)
+
+
+def test_at_another_size():
+    assert Preprocessing(image_size=224, resize_size=256).at(384) == Preprocessing(image_size=384, resize_size=439)
