@@ -20,7 +20,8 @@ from ..shared.block import LayerNorm, Residual
 from ..shared.convert import Rule, affine, fused, to_theirs
 from ..shared.embed import normal_
 from ..shared.mask import Mask
-from .bench import Agreement, Case, Cases, Contender, Options, need, silence_peers
+from ._bench_machine import need
+from .bench import Agreement, Case, Cases, Contender, Options
 
 PEERS = ("transformers",)
 TOLERANCE = 1e-4
@@ -102,7 +103,6 @@ def ours(work: Work, window: bool = True) -> Side:
 def theirs(work: Work) -> Side:
     """The layer of transformers: `LongformerAttention`."""
     transformers = need("transformers")
-    silence_peers()
     config = transformers.LongformerConfig(
         hidden_size=work.hidden, num_attention_heads=work.heads, attention_window=[2 * work.reach], layer_norm_eps=1e-5,
         attention_probs_dropout_prob=0.0, hidden_dropout_prob=0.0,

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from ..seq2seq import gpt
 from ..seq2seq.generate import generate_ids
-from ._bench_machine import fast_bfloat16
-from ._bench_train import copy_weights, fresh, rules_of
-from .bench import Agreement, Case, Cases, Contender, Options, need, silence_peers
+from ._bench_machine import fast_bfloat16, need
+from ._bench_systems import copy_weights, fresh, rules_of
+from .bench import Agreement, Case, Cases, Contender, Options
 
 PEERS = ("transformers",)
 
@@ -59,10 +59,9 @@ def ours(work: Work) -> Writer:
 def theirs(work: Work) -> Writer:
     """transformers, with its default (growing) cache."""
     transformers = need("transformers")
-    silence_peers()
     config = transformers.GPT2Config(**work.config.to_dict(), attn_implementation="sdpa")
     net = transformers.GPT2LMHeadModel(config)
-    copy_weights(fresh(partial(gpt.GPT2LMHeadModel, work.config), 0), net, rules_of(gpt.FAMILIES[0], "GPT2LMHeadModel", work.config))
+    copy_weights(fresh(partial(gpt.GPT2LMHeadModel, work.config), 0), net, rules_of("gpt2", work.config))
     net.to(work.device, work.dtype).eval()
     prompts = work.prompts()
     seen = torch.ones_like(prompts)

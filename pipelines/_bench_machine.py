@@ -11,11 +11,14 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from ..shared.errors import UserError
 
 PEERS = ("transformers", "open_clip_torch", "webdataset", "tokenizers", "numpy", "timm")
 MIB = 1 << 20
@@ -108,6 +111,19 @@ def fast_bfloat16(device: str) -> bool:
         return torch.cuda.is_bf16_supported()
     flags = _cpuinfo("flags").split()
     return "amx_bf16" in flags or "avx512_bf16" in flags
+
+
+def need(package: str) -> Any:
+    """Import a peer, quietly, or tell the user how to get it."""
+    try:
+        module = import_module(package)
+    except ImportError:
+        raise UserError(f"this benchmark runs beside {package}, which is not installed: pip install {package}") from None
+    if package == "transformers":
+        logging: Any = module.logging
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+    return module
 
 
 def describe(device: str) -> dict[str, Any]:

@@ -23,7 +23,8 @@ import numpy as np
 from ..shared.sample import Sample
 from ..shared.system import Batch, Objective
 from ._bench_corpus import documents, pictures, write_shards
-from .bench import Agreement, Case, Cases, Contender, Options, need
+from ._bench_machine import need
+from .bench import Agreement, Case, Cases, Contender, Options
 from .order import SourceOrder
 from .shards import DataSet, build_index
 from .stream import Layout, Stream

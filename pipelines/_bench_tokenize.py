@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,7 +24,8 @@ import numpy as np
 
 from ..shared.tokenizer import Tokenizer
 from ._bench_corpus import documents, pictures
-from .bench import Agreement, Case, Cases, Contender, Options, need
+from ._bench_machine import need
+from .bench import Agreement, Case, Cases, Contender, Options
 from .pack import pack
 from .shards import DataSet
 
@@ -171,7 +172,7 @@ def _empty(path: Path) -> Path:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
+def one_thread() -> Generator[None]:
     """Keep the tokenizers library to one thread, so that rates are per core."""
     before = os.environ.get("TOKENIZERS_PARALLELISM")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,8 @@ class Case:
     agree: Callable[[], Agreement]
     flops: float | None = None
     """Useful floating-point operations of one step; None where no rate is meant."""
+    precision: str = "float32"
+    """The type whose matrix-product rate the share is of."""
     weigh: bool = True
     """Whether peak memory is measured."""
     warmup: int = 1
@@ -109,18 +112,29 @@ Cases = Iterator[Case]
 """What a benchmark's `cases(options)` gives, built one after the other."""
 
 
+@dataclass
+class Laps:
+    """What a race found out about one contender."""
+
+    seconds: list[float]
+    memory: Memory | None = None
+    """On CUDA, the memory of one step after the warm-up."""
+
+
 def race(contenders: Sequence[Contender], repetitions: int, *, warmup: int = 1, device: str = "cpu",
-         clock: Callable[[], float] = time.perf_counter) -> list[list[float]]:
-    """Seconds of every repetition of every contender.
+         clock: Callable[[], float] = time.perf_counter) -> list[Laps]:
+    """Time every contender `repetitions` times.
 
     The sides take turns, and every second round runs backwards, so that neither a drifting machine nor
     the place in the round favours anyone.
     """
     states = [c.prepare() for c in contenders]
-    for contender, state in zip(contenders, states, strict=True):
+    laps = [Laps([]) for _ in contenders]
+    for contender, state, lap in zip(contenders, states, laps, strict=True):
         for _ in range(warmup):
             contender.step(state)
-    seconds: list[list[float]] = [[] for _ in contenders]
+        if device == "cuda":
+            lap.memory = watch_memory(partial(contender.step, state), device)
     for round_number in range(repetitions):
         order = range(len(contenders)) if round_number % 2 == 0 else reversed(range(len(contenders)))
         for i in order:
@@ -129,36 +143,36 @@ def race(contenders: Sequence[Contender], repetitions: int, *, warmup: int = 1, 
             start = clock()
             contenders[i].step(states[i])
             synchronize(device)
-            seconds[i].append(clock() - start)
-    return seconds
+            laps[i].seconds.append(clock() - start)
+    return laps
 
 
-def peak_memory(contender: Contender, device: str = "cpu", steps: int = 2) -> Memory:
-    """Memory of a few steps, measured in a fresh process, so that no side sees what another one left behind."""
+def peak_memory(contender: Contender, steps: int = 2) -> Memory:
+    """Resident memory of a few steps, measured in a fresh process, so that no side sees what another one left behind."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context, initializer=use_threads, initargs=(torch.get_num_threads(),)) as pool:
-        return pool.submit(_weigh, contender, device, steps).result()
+        return pool.submit(_weigh, contender, steps).result()
 
 
-def _weigh(contender: Contender, device: str, steps: int) -> Memory:
+def _weigh(contender: Contender, steps: int) -> Memory:
     state = contender.prepare()
-    return watch_memory(lambda: [contender.step(state) for _ in range(steps)], device)
+    return watch_memory(lambda: [contender.step(state) for _ in range(steps)], "cpu")
 
 
-def measure(case: Case, options: Options, rate: float | None, console: Console) -> dict[str, Any]:
+def measure(case: Case, options: Options, rates: Mapping[str, float], console: Console) -> dict[str, Any]:
     """Check, race and weigh one case; the record that is written to the results file.
 
     Args:
         case: what is run.
         options: how.
-        rate: FLOP/s of this machine's matrix products, for the share that each side reaches.
+        rates: FLOP/s of this machine's matrix products by type, for the share that each side reaches.
         console: where progress goes.
     """
     console.say(f"{case.name}: {case.about}")
     agreement = case.agree()
     console.say(f"  agreement: {agreement.what}: {agreement.difference:.3g} (tolerance {agreement.tolerance:g})")
     record: dict[str, Any] = {
-        "case": case.name, "about": case.about, "unit": case.unit, "amount": case.amount, "flops": case.flops,
+        "case": case.name, "about": case.about, "unit": case.unit, "amount": case.amount, "flops": case.flops, "precision": case.precision,
         "agreement": {"what": agreement.what, "difference": agreement.difference, "tolerance": agreement.tolerance,
                       "holds": agreement.holds},
         "sides": [],
@@ -167,11 +181,10 @@ def measure(case: Case, options: Options, rate: float | None, console: Console) 
         console.warn(f"{case.name}: the results differ by more than the tolerance, so nothing is timed")
     if not agreement.holds or not case.contenders:
         return record
-    seconds = race(case.contenders, options.repetitions, warmup=case.warmup, device=options.device)
-    for contender, laps in zip(case.contenders, seconds, strict=True):
-        memory = peak_memory(contender, options.device) if case.weigh and not options.quick else None
-        record["sides"].append(_side(case, contender, laps, rate, memory))
-        gc.collect()
+    raced = race(case.contenders, options.repetitions, warmup=case.warmup, device=options.device)
+    for contender, lap in zip(case.contenders, raced, strict=True):
+        memory = peak_memory(contender) if case.weigh and options.device == "cpu" and not options.quick else lap.memory
+        record["sides"].append(_side(case, contender, lap.seconds, rates.get(case.precision), memory))
     ours = record["sides"][0]["median_s"]
     for side in record["sides"]:
         side["ours_is_faster_by"] = side["median_s"] / ours
@@ -179,13 +192,15 @@ def measure(case: Case, options: Options, rate: float | None, console: Console) 
     return record
 
 
-def _side(case: Case, contender: Contender, laps: list[float], rate: float | None, memory: Memory | None) -> dict[str, Any]:
-    median = statistics.median(laps)
+def _side(case: Case, contender: Contender, seconds: list[float], rate: float | None, memory: Memory | None) -> dict[str, Any]:
+    median = statistics.median(seconds)
+    flops = None if case.flops is None else case.flops / median
     return {
         "name": contender.name, "same_work": contender.same_work,
-        "median_s": median, "min_s": min(laps), "max_s": max(laps), "seconds": laps,
+        "median_s": median, "min_s": min(seconds), "max_s": max(seconds), "seconds": seconds,
         "per_second": case.amount / median,
-        "share_of_matmul_rate": None if case.flops is None or rate is None else case.flops / median / rate,
+        "flops_per_second": flops,
+        "share_of_matmul_rate": None if flops is None or rate is None else flops / rate,
         "memory": None if memory is None else {"before_mib": memory.before_mib, "peak_mib": memory.peak_mib, "step_mib": memory.step_mib},
     }
 
@@ -230,29 +245,49 @@ def run(names: Sequence[str], options: Options, console: Console) -> dict[str, A
         if not modules:
             raise UserError(f"no benchmark knows the peer {options.against!r}")
     machine = describe(options.device)
-    rate_before = matmul_rate(options.device, torch.float32, quick=options.quick)
-    console.say(f"{machine['processor']}, {machine['threads']} threads, {machine['capability']}, torch {machine['torch']}; "
-                f"fp32 matmul {rate_before / 1e12:.3f} TFLOP/s, load {machine['load_average'][0]:.1f}")
+    types = [torch.float32, torch.bfloat16] if machine["fast_bfloat16"] else [torch.float32]
+    before = _rates(options, types)
+    console.say(f"{machine['processor']}, {machine['threads']} threads, {machine['capability']}, torch {machine['torch']}, "
+                + ", ".join(f"{name} matmul {rate / 1e12:.3f} TFLOP/s" for name, rate in before.items())
+                + f", load {machine['load_average'][0]:.1f}")
     results: list[dict[str, Any]] = []
     left_out: list[str] = []
     for name, module in modules.items():
         for case in module.cases(options):
             if options.seconds is not None and time.monotonic() - began > options.seconds:
                 left_out.append(case.name)
-            else:
-                results.append({"benchmark": name, **measure(case, options, rate_before, console)})
+                continue
+            try:
+                results.append({"benchmark": name, **measure(case, options, before, console)})
+            except UserError:
+                raise
+            except Exception as error:  # one case that breaks must not cost the others' results
+                console.warn(f"{case.name}: {type(error).__name__}: {error}")
+                results.append({"benchmark": name, "case": case.name, "error": f"{type(error).__name__}: {error}"})
+            _tidy(options.device)
     if left_out:
         console.warn(f"no time was left for: {', '.join(left_out)}")
-    rate_after = matmul_rate(options.device, torch.float32, quick=options.quick)
-    machine["matmul_fp32_flops"] = {"before": rate_before, "after": rate_after}
+    machine["matmul_flops"] = {"before": before, "after": _rates(options, types)}
     machine["load_average_after"] = load_average()
     return {
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": "polymodal bench " + " ".join([*names, *_flags(options)]),
         "quick": options.quick, "repetitions": options.repetitions, "machine": machine,
-        "agreed": all(r["agreement"]["holds"] for r in results), "results": results,
+        "agreed": all("error" not in r and r["agreement"]["holds"] for r in results), "results": results,
         "left_out": left_out,
     }
+
+
+def _rates(options: Options, types: Sequence[torch.dtype]) -> dict[str, float]:
+    return {str(t).removeprefix("torch."): matmul_rate(options.device, t, quick=options.quick) for t in types}
+
+
+def _tidy(device: str) -> None:
+    """Free what a case held, before the next one."""
+    torch.compiler.reset()
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
 
 
 def save(record: Mapping[str, Any], path: Path) -> None:
@@ -273,20 +308,5 @@ def _flags(options: Options) -> list[str]:
     flags = ["--quick"] if options.quick else []
     flags += ["--against", options.against] if options.against else []
     flags += ["--device", options.device] if options.device != "cpu" else []
+    flags += ["--seconds", f"{options.seconds:g}"] if options.seconds is not None else []
     return flags + (["--repetitions", str(options.repetitions)] if options.repetitions != Options.repetitions else [])
-
-
-def need(package: str) -> Any:
-    """Import a peer, or tell the user how to get it."""
-    try:
-        return import_module(package)
-    except ImportError:
-        raise UserError(f"this benchmark runs beside {package}, which is not installed: pip install {package}") from None
-
-
-def silence_peers() -> None:
-    """Keep transformers' progress bars and notices out of the results."""
-    logging: Any = need("transformers").logging
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-

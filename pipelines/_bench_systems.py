@@ -1,0 +1,294 @@
+"""The systems that are trained side by side: one batch, one set of weights, two libraries.
+
+Every number follows from a `Work`. Weights are ours, with the family's initialisation and with vectors
+moved off their zeros and ones (so that a bias in the wrong place shows); the family's own rule table
+carries them over. The batch is drawn once, packed for polymodal and padded for the peer.
+
+Useful operations of a training step (the same number for both sides; padding and places without a target
+are not useful): 6 for each weight of a matrix and each token (2 forward, 4 backward; 4 for the pixels'
+projection, which needs no gradient of its input); attention 12 D s^2 a layer and sequence of s tokens,
+half of it where causal; the vocabulary head 6 V D a predicted token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..multimodal.clip import CLIPConfig
+from ..multimodal.pairs import PairBatch
+from ..registry import family
+from ..seq2seq.gpt import CausalBatch, GPT2Config
+from ..shared.convert import Rule, to_theirs
+from ..shared.corrupt import mask_tokens
+from ..shared.loss import IGNORE
+from ..shared.system import Batch, Context, System
+from ..text.bert import BertBatch, BertConfig
+from ._bench_machine import need
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What both sides train on: picklable, and with the seed it fixes every number."""
+
+    system: str
+    """A family with an entry in `SUBJECTS`."""
+    config: Any
+    lengths: tuple[int, ...]
+    """Tokens of each sequence (of each caption)."""
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+    """bfloat16 runs under autocast, with fp32 weights."""
+    seed: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all sequences."""
+        return sum(self.lengths)
+
+    def still(self) -> Work:
+        """The same without dropout, which draws differently on each side."""
+        off = {name: 0.0 for name in vars(self.config) if name.endswith(("_pdrop", "_dropout_prob"))}
+        return replace(self, config=replace(self.config, **off))
+
+
+Loss = Callable[[nn.Module], Tensor]
+"""The loss of the batch, by a module that may be a compiled one."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A system with its peer."""
+
+    batch: Callable[[Work], Batch]
+    peer: Callable[[Work, System], tuple[nn.Module, Loss]]
+    """(the work, our system with the weights to take over) -> the peer's module on the CPU, its loss."""
+    rules: Callable[[Any], Sequence[Rule]]
+    flops: Callable[[Work], float]
+    library: str = "transformers"
+
+
+def our_system(work: Work) -> System:
+    """The family's own system on the CPU, as the trainer would build it, without a tokenizer."""
+    return fresh(lambda: family(work.system).create(work.config, {}, Context(net_only=True)), work.seed)
+
+
+def our_loss(work: Work) -> Loss:
+    """The loss as the loop forms it: each term's sum over its count."""
+    batch = SUBJECTS[work.system].batch(work).to(work.device)
+
+    def loss(system: nn.Module) -> Tensor:
+        return cast(Tensor, sum(t.weight * t.total / batch.counts[t.count] for t in system(batch).terms.values()))
+
+    return loss
+
+
+def fresh(build: Callable[[], ModuleT], seed: int) -> ModuleT:
+    """A module with its family's initialisation, and noise on its vectors."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = build()
+        with torch.no_grad():
+            for parameter in module.parameters():
+                if parameter.ndim == 1:
+                    parameter.add_(0.02 * torch.randn_like(parameter))
+    return module
+
+
+def copy_weights(ours: nn.Module, theirs: nn.Module, rules: Sequence[Rule]) -> None:
+    """Give the peer's module our weights; what its own tying or a buffer fills in may be missing, nothing else."""
+    found = theirs.load_state_dict(to_theirs(rules, ours.state_dict()), strict=False)
+    if hasattr(theirs, "tie_weights"):
+        cast(Any, theirs).tie_weights()
+    assert not found.unexpected_keys, found.unexpected_keys
+    lacking = set(found.missing_keys) & {name for name, _ in theirs.named_parameters()}
+    assert not lacking, lacking
+
+
+def rules_of(system: str, config: Any) -> Sequence[Rule]:
+    """The table of the family's pretraining network, in transformers' layout."""
+    return family(system).nets[0].rules(config)
+
+
+def padded(rows: Tensor, lengths: tuple[int, ...], filling: int, width: int = 0) -> Tensor:
+    """Packed values [T] as rows [B, longest] (at least `width` wide)."""
+    parts = list(rows.split(list(lengths)))
+    out = nn.utils.rnn.pad_sequence(parts, batch_first=True, padding_value=filling)
+    return nn.functional.pad(out, (0, max(0, width - out.shape[1])), value=filling)
+
+
+def padding_mask(lengths: tuple[int, ...]) -> Tensor | None:
+    """1 where there is no padding; None without padding, which lets the peer take its fastest path."""
+    if len(set(lengths)) == 1:
+        return None
+    return padded(torch.ones(sum(lengths), dtype=torch.long), lengths, 0)
+
+
+def positions(lengths: tuple[int, ...]) -> Tensor:
+    """[1, T], from 0 in each sequence."""
+    return torch.cat([torch.arange(n) for n in lengths])[None]
+
+
+def on(device: str, inputs: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+    """The inputs that there are, on the device."""
+    return {k: v.to(device) for k, v in inputs.items() if v is not None}
+
+
+def transformer_flops(layers: int, hidden: int, intermediate: int, lengths: tuple[int, ...], *, causal: bool) -> float:
+    """Useful operations, forward and backward, of a stack over sequences of these lengths; see the module."""
+    weights = layers * (4 * hidden**2 + 2 * hidden * intermediate)
+    attention = layers * hidden * sum(s * s for s in lengths) * (6 if causal else 12)
+    return 6 * weights * sum(lengths) + attention
+
+
+# ------------------------------------------------------------------------------------------------ BERT
+
+
+def bert_batch(work: Work) -> BertBatch:
+    """Random words, masked as BERT masks them."""
+    rng = np.random.default_rng(work.seed)
+    config: BertConfig = work.config
+    ids: list[np.ndarray] = []
+    rows: list[np.ndarray] = []
+    targets: list[np.ndarray] = []
+    start = 0
+    for length in work.lengths:
+        inner = np.ones(length, dtype=bool)
+        inner[[0, -1]] = False
+        noisy = mask_tokens(rng.integers(5, config.vocab_size, length), inner, rng, mask_id=4, vocab_size=config.vocab_size)
+        ids.append(noisy.ids)
+        rows.append(noisy.positions + start)
+        targets.append(noisy.targets)
+        start += length
+    masked, pairs = sum(map(len, rows)), len(work.lengths)
+    return BertBatch(
+        counts={"masked": masked, "pairs": pairs}, tokens=work.tokens, lengths=work.lengths, position_ids=positions(work.lengths),
+        input_ids=torch.from_numpy(np.concatenate(ids))[None],
+        token_type_ids=torch.cat([(torch.arange(n) > n // 2).long() for n in work.lengths])[None],
+        target_rows=torch.from_numpy(np.concatenate(rows)), targets=torch.from_numpy(np.concatenate(targets)),
+        next_sentence=torch.from_numpy(rng.integers(0, 2, pairs)),
+    )  # fmt: skip
+
+
+def bert_peer(work: Work, ours: System) -> tuple[nn.Module, Loss]:
+    """BERT of transformers: SDPA, the head on every position, as its class computes it."""
+    transformers = need("transformers")
+    module = transformers.BertForPreTraining(transformers.BertConfig(**work.config.to_dict(), attn_implementation="sdpa"))
+    copy_weights(ours.net, module, rules_of("bert", work.config))
+    batch = bert_batch(work)
+    labels = torch.full((batch.tokens,), IGNORE)
+    labels[batch.target_rows] = batch.targets
+    inputs = on(work.device, {
+        "input_ids": padded(batch.input_ids[0], work.lengths, 0), "attention_mask": padding_mask(work.lengths),
+        "token_type_ids": padded(batch.token_type_ids[0], work.lengths, 0), "labels": padded(labels, work.lengths, IGNORE),
+        "next_sentence_label": batch.next_sentence,
+    })  # fmt: skip
+    return module, lambda m: m(**inputs).loss
+
+
+def bert_flops(work: Work) -> float:
+    """Useful operations of a step; see the module."""
+    c: BertConfig = work.config
+    trunk = transformer_flops(c.num_hidden_layers, c.hidden_size, c.intermediate_size, work.lengths, causal=False)
+    head = 6 * bert_batch(work).counts["masked"] * c.hidden_size * (c.vocab_size + c.hidden_size)
+    return trunk + head + 6 * len(work.lengths) * c.hidden_size**2
+
+
+# ----------------------------------------------------------------------------------------------- GPT-2
+
+
+def gpt2_batch(work: Work) -> CausalBatch:
+    """Random words; every token but a sequence's first is predicted from those before it."""
+    rng = np.random.default_rng(work.seed)
+    ids = torch.from_numpy(rng.integers(0, work.config.vocab_size, work.tokens))
+    targets = torch.cat([torch.cat([row[1:], torch.tensor([IGNORE])]) for row in ids.split(list(work.lengths))])
+    return CausalBatch(counts={"targets": work.tokens - len(work.lengths)}, tokens=work.tokens, lengths=work.lengths,
+                       input_ids=ids[None], position_ids=positions(work.lengths), targets=targets)  # fmt: skip
+
+
+def gpt2_peer(work: Work, ours: System) -> tuple[nn.Module, Loss]:
+    """GPT-2 of transformers: SDPA; it shifts the labels itself."""
+    transformers = need("transformers")
+    module = transformers.GPT2LMHeadModel(transformers.GPT2Config(**work.config.to_dict(), attn_implementation="sdpa"))
+    copy_weights(ours.net, module, rules_of("gpt2", work.config))
+    ids = gpt2_batch(work).input_ids[0]
+    inputs = on(work.device, {"input_ids": padded(ids, work.lengths, 0), "attention_mask": padding_mask(work.lengths),
+                              "labels": padded(ids, work.lengths, IGNORE)})  # fmt: skip
+    return module, lambda m: m(**inputs, use_cache=False).loss
+
+
+def gpt2_flops(work: Work) -> float:
+    """Useful operations of a step; see the module."""
+    c: GPT2Config = work.config
+    trunk = transformer_flops(c.n_layer, c.n_embd, c.n_inner or 4 * c.n_embd, work.lengths, causal=True)
+    return trunk + 6 * (work.tokens - len(work.lengths)) * c.n_embd * c.vocab_size
+
+
+# ------------------------------------------------------------------------------------------------ CLIP
+
+
+def clip_batch(work: Work) -> PairBatch:
+    """Random pictures and captions, one for each length."""
+    config: CLIPConfig = work.config
+    text, size, pairs = config.text_config, cast(Any, config.vision_config).image_size, len(work.lengths)
+    generator = torch.Generator().manual_seed(work.seed)
+    ids = torch.randint(1, text.vocab_size - 2, (work.tokens,), generator=generator)
+    ends = torch.tensor(work.lengths).cumsum(0)
+    ids[ends - 1] = text.vocab_size - 1  # the end-of-text token is the highest id, as in CLIP's vocabulary
+    ids[torch.cat([torch.zeros(1, dtype=torch.long), ends[:-1]])] = text.vocab_size - 2
+    return PairBatch(
+        counts={"pairs": pairs}, tokens=work.tokens, lengths=work.lengths, input_ids=ids[None], position_ids=positions(work.lengths),
+        images=torch.randint(256, (pairs, 3, size, size), generator=generator, dtype=torch.uint8),
+        keys=tuple(bytes([i % 256, i // 256]) for i in range(pairs)),
+    )  # fmt: skip
+
+
+def clip_peer(work: Work, ours: System) -> tuple[nn.Module, Loss]:
+    """CLIP of open_clip with its `ClipLoss`; captions padded to the context, pictures normalised beforehand."""
+    open_clip = need("open_clip")
+    layout = next(x for x in family("clip").nets[0].layouts if x.name == "open_clip")
+    module = open_clip.CLIP(**layout.write(ours.net)["model_cfg"], output_dict=False)
+    copy_weights(ours.net, module, layout.rules(work.config))
+    criterion = open_clip.ClipLoss()
+    batch = clip_batch(work)
+    texts = padded(batch.input_ids[0], work.lengths, 0, work.config.text_config.max_position_embeddings).to(work.device)
+    images = cast(Any, ours).normalize(batch.images).to(work.device)
+    return module, lambda m: criterion(*m(images, texts))
+
+
+def clip_flops(work: Work) -> float:
+    """Useful operations of a step; see the module."""
+    c: CLIPConfig = work.config
+    text, vision, pairs = cast(Any, c.text_config), cast(Any, c.vision_config), len(work.lengths)
+    patches = (vision.image_size // vision.patch_size) ** 2
+    image = transformer_flops(vision.num_hidden_layers, vision.hidden_size, vision.intermediate_size, (patches + 1,) * pairs, causal=False)
+    pixels = 4 * 3 * vision.patch_size**2 * vision.hidden_size * patches * pairs
+    words = transformer_flops(text.num_hidden_layers, text.hidden_size, text.intermediate_size, work.lengths, causal=True)
+    return image + pixels + words + 6 * pairs * c.projection_dim * (vision.hidden_size + text.hidden_size + 2 * pairs)
+
+
+def clip_rules(config: CLIPConfig) -> Sequence[Rule]:
+    """The table of open_clip's layout."""
+    return next(x for x in family("clip").nets[0].layouts if x.name == "open_clip").rules(config)
+
+
+def _bert_rules(config: BertConfig) -> Sequence[Rule]:
+    return rules_of("bert", config)
+
+
+def _gpt2_rules(config: GPT2Config) -> Sequence[Rule]:
+    return rules_of("gpt2", config)
+
+
+SUBJECTS: dict[str, Subject] = {
+    "bert": Subject(bert_batch, bert_peer, _bert_rules, bert_flops),
+    "gpt2": Subject(gpt2_batch, gpt2_peer, _gpt2_rules, gpt2_flops),
+    "clip": Subject(clip_batch, clip_peer, clip_rules, clip_flops, "open_clip"),
+}
