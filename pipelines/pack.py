@@ -10,6 +10,7 @@ depend on the input and the options alone, never on the processes.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import multiprocessing
@@ -24,7 +25,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from ..shared.tokenizer import Tokenizer
 
 WORK = ".pack"
+_LOCK = "lock"
 _LISTED = 1000
 _SMALL = 8 << 20
 """Below this many bytes starting processes takes longer than it saves."""
@@ -108,7 +110,7 @@ def pack(sources: Sequence[str | Path] | str | Path, out: str | Path, *, kind: s
     options = Options(reading, shuffle, shard_bytes, block if tok else 0, tok.fingerprint if tok else "",
                       tok is not None and tok.vocab_size > 2**16, float(holdout), on_bad)
     sides = [Path(out)] + ([Path(holdout_out)] if holdout_out is not None else [])
-    done = _claim(sides, found, options)
+    done, _locks = _claim(sides, found, options)
     if done is not None:
         return done
     try:
@@ -161,8 +163,12 @@ def _load_tokenizer(source: Tokenizer | str | Path, kind: str, block: int) -> To
     return source if isinstance(source, Tokenizer) else Tokenizer.load(source)
 
 
-def _claim(sides: list[Path], found: Plan, options: Options) -> Index | None:
-    """Make the working folders, keeping what an interrupted run of the same plan left."""
+def _claim(sides: list[Path], found: Plan, options: Options) -> tuple[Index | None, list[IO[str]]]:
+    """Make the working folders, keeping what an interrupted run of the same plan left.
+
+    Returns:
+        The index where that run had finished but for tidying up, and locks that hold as long as they are open.
+    """
     identity = json.loads(json.dumps({"options": asdict(options), "units": [asdict(u) for u in found.units], "files": found.files,
                                       "sides": [str(s.resolve()) for s in sides]}))
     saved = sides[0] / WORK / "plan.json"
@@ -178,14 +184,26 @@ def _claim(sides: list[Path], found: Plan, options: Options) -> Index | None:
     if same and all((side / INDEX).exists() for side in sides):  # killed between the last rename and the tidying
         for side in reversed(sides):
             shutil.rmtree(side / WORK, ignore_errors=True)
-        return Index.from_json((sides[0] / INDEX).read_bytes(), str(sides[0] / INDEX))
+        return Index.from_json((sides[0] / INDEX).read_bytes(), str(sides[0] / INDEX)), []
+    locks = [_lock(side) for side in sides]
     for side in sides:
-        if not same:
-            shutil.rmtree(side / WORK, ignore_errors=True)
-        (side / WORK / "shards").mkdir(parents=True, exist_ok=True)
+        for left in () if same else [p for p in (side / WORK).iterdir() if p.name != _LOCK]:
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        (side / WORK / "shards").mkdir(exist_ok=True)
     (sides[0] / WORK / "units").mkdir(exist_ok=True)
     write_atomic(saved, json.dumps(identity).encode())
-    return None
+    return None, locks
+
+
+def _lock(side: Path) -> IO[str]:
+    """Keep a second run from the same folder; freed when this process ends, however it ends."""
+    (side / WORK).mkdir(parents=True, exist_ok=True)
+    file = (side / WORK / _LOCK).open("w")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise UserError(f"another process is packing into {str(side)!r}: wait for it, or choose another folder") from None
+    return file
 
 
 def _run(tasks: Iterable[tuple[Callable[[], Any], Path, int]], workers: int, bar: Bar) -> list[Any]:
@@ -416,7 +434,7 @@ def _token_rows(found: Iterable[tuple[str, dict[str, bytes | Ref]]], job: Job, o
 
 def _finish(side: Path, held: int, found: Plan, options: Options, entries: list[dict[str, Any]], bad: int, tokenizer: Path) -> Index:
     """Put the finished shards into place, the index last."""
-    shards = tuple(Shard(**{**e["shard"], "fields": tuple(e["shard"]["fields"])}) for e in entries)
+    shards = tuple(Shard.from_dict(e["shard"]) for e in entries)
     schema: dict[str, Any] = {"skipped": bad} if bad else {}
     if found.classes:
         schema["classes"] = list(found.classes)

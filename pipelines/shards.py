@@ -53,6 +53,12 @@ class Shard:
     idx_sha256: str
     """Hash of the side file that says where the samples are."""
 
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Shard:
+        """Read what `dataclasses.asdict` wrote to JSON."""
+        values = dict(record)
+        return cls(fields=tuple(values.pop("fields")), **values)
+
 
 @dataclass(frozen=True)
 class Index:
@@ -89,7 +95,7 @@ class Index:
             record = json.loads(text)
             if record["format"] != "polymodal index" or record["version"] != 1:
                 raise UserError(f"{where} has format {record['format']!r} version {record['version']}, expected 'polymodal index' 1")
-            shards = tuple(Shard(**{**s, "fields": tuple(s["fields"])}) for s in record["shards"])
+            shards = tuple(Shard.from_dict(s) for s in record["shards"])
             index = cls(shards, record["kind"], record["schema"], tuple(record["source"]))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, UserError):

@@ -244,7 +244,7 @@ def _text_record(text: str | bytes, path: str) -> Record | BadSample:
     try:
         data = text.encode("utf-8") if isinstance(text, str) else text
         data.decode("utf-8")
-    except UnicodeError as error:
+    except (UnicodeEncodeError, UnicodeDecodeError) as error:
         found = data_start(text)
         return BadSample(f"{path}: a text is not UTF-8 ({error.reason}), it begins {found!r}; convert the file to UTF-8")
     data = data.replace(b"\r\n", b"\n").strip()
@@ -340,15 +340,15 @@ def _parquet(path: Path) -> Any:
 
 def _pairs(unit: Unit, reading: Reading) -> Iterator[Record | BadSample]:
     for row in _rows(unit):
-        image, caption = (_cell(row, name, unit.path) for name in (reading.image_field, reading.caption_field))
-        if isinstance(image, BadSample) or isinstance(caption, BadSample):
-            yield image if isinstance(image, BadSample) else caption
-            continue
-        text = _text_record(caption, unit.path)
-        if isinstance(text, BadSample):
+        image = _cell(row, reading.image_field, unit.path)
+        caption = _cell(row, reading.caption_field, unit.path)
+        text = caption if isinstance(caption, BadSample) else _text_record(caption, unit.path)
+        if isinstance(image, BadSample):
+            yield image
+        elif isinstance(text, BadSample):
             yield text
-            continue
-        yield _picture(str(Path(unit.path).parent / image), text.fields)
+        else:
+            yield _picture(str(Path(unit.path).parent / image), text.fields)
 
 
 def _picture(path: str, others: dict[str, bytes | Ref]) -> Record | BadSample:

@@ -9,6 +9,7 @@ loop's update counter is the whole state of the data; how many workers prefetche
 from __future__ import annotations
 
 import itertools
+import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -430,7 +431,8 @@ def _same(value: Any) -> Any:
 
 
 def _prepare_worker(worker: int) -> None:
-    """A worker leaves stopping to the process that trains, whose signal handlers it must not inherit."""
+    """A worker has one thread, and leaves stopping to the process that trains, whose signal handlers it must not inherit."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)

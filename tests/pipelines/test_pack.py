@@ -465,6 +465,19 @@ def test_a_killed_run_continues_to_the_same_bytes(tmp_path, monkeypatch, workers
         assert contents(Path(f"{out}{side}")) == contents(tmp_path / f"whole{side}")
 
 
+def test_a_second_run_into_the_same_folder_is_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("one\n\ntwo")
+    (tmp_path / "out" / ".pack").mkdir(parents=True)
+    hold = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(1, flush=True); time.sleep(60)"
+    other = subprocess.Popen([sys.executable, "-c", hold, str(tmp_path / "out" / ".pack" / "lock")], stdout=subprocess.PIPE)
+    other.stdout.readline()
+    with pytest.raises(UserError, match="another process is packing"):
+        pack(tmp_path / "a.txt", tmp_path / "out")
+    other.kill()
+    other.communicate()
+    assert pack(tmp_path / "a.txt", tmp_path / "out").samples == 2
+
+
 def test_leftovers_of_another_plan_are_not_used(tmp_path):
     (tmp_path / "a.txt").write_text("one\n\ntwo")
     pack(tmp_path / "a.txt", tmp_path / "expected")
