@@ -207,7 +207,7 @@ class CLIPPretraining(System):
             raise UserError("objective.chunk needs an image tower without batch statistics: use a ViT, or leave chunk out")
         if settings.chunk is not None and settings.chunk < 1:
             raise UserError(f"objective.chunk is {settings.chunk}: expected at least 1 pair, or null")
-        self.net = CLIP(config)
+        self.net = CLIP(config)  # pyright: ignore[reportIncompatibleVariableOverride]
         self.net.preprocessing = Preprocessing(image_size=config.vision_config.image_size, image_mean=settings.image_mean,
                                                image_std=settings.image_std)  # fmt: skip
         self.normalize = Normalize(self.net.preprocessing)
@@ -215,7 +215,7 @@ class CLIPPretraining(System):
             "clip", lambda tokenizer: ImageTextPairs(tokenizer, self.net.preprocessing, settings.augmentation, length))
         self.chunk = settings.chunk
         self.memo = Memo(settings.memo) if config.lock_text else None
-        self.locked = [m for m, lock in ((self.net.text, config.lock_text), (self.net.vision, config.lock_image)) if lock]
+        self.locked: list[nn.Module] = [m for m, lock in ((self.net.text, config.lock_text), (self.net.vision, config.lock_image)) if lock]
         if config.lock_image and self.net.visual_projection is not None:
             self.locked.append(self.net.visual_projection)
         for tower in self.locked:

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 import torch
-from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -22,7 +21,7 @@ from .clip import CLIP
 
 Template = Callable[[str], str]
 DEFAULT_TEMPLATE = "a photo of a {}."
-ENSEMBLES: dict[str, Sequence[Template]] = {"openai": OPENAI_IMAGENET_TEMPLATES, "simple": SIMPLE_IMAGENET_TEMPLATES}
+ENSEMBLES = ("openai", "simple")
 """Named template sets: the 80 that OpenAI used on ImageNet, and the 7 best of them."""
 PROMPTS_AT_A_TIME = 256
 
@@ -32,13 +31,19 @@ def templates(chosen: Sequence[str]) -> list[Template]:
     found: list[Template] = []
     for text in chosen or (DEFAULT_TEMPLATE,):
         if text in ENSEMBLES:
-            found.extend(ENSEMBLES[text])
+            found.extend(_ensemble(text))
         elif "{}" in text:
             found.append(_Filled(text))
         else:
             raise UserError(f"template {text!r} has no {{}} for the class name; expected such as {DEFAULT_TEMPLATE!r}, or "
                             f"{' or '.join(ENSEMBLES)}")  # fmt: skip
     return found
+
+
+def _ensemble(name: str) -> Sequence[Template]:
+    from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES  # here: it takes seconds, and the registry imports this file
+
+    return {"openai": OPENAI_IMAGENET_TEMPLATES, "simple": SIMPLE_IMAGENET_TEMPLATES}[name]
 
 
 class _Filled:

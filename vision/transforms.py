@@ -17,10 +17,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as F
+from torchvision.transforms.v2 import functional
 
 from ..shared.errors import UserError
 
+F: Any = functional  # it takes Pillow's pictures too, which its annotations leave out
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
@@ -188,7 +189,7 @@ def jitter_colours(picture: Image.Image, jitter: tuple[float, float, float, floa
 
 def to_tensor(picture: Image.Image) -> Tensor:
     """The pixels of an RGB picture: uint8 [3, H, W]."""
-    return torch.from_numpy(np.array(picture, dtype=np.uint8)).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.asarray(picture, dtype=np.uint8).transpose(2, 0, 1).copy())
 
 
 class Normalize(nn.Module):

@@ -274,13 +274,17 @@ class ImageClassification(Objective[LabelledImage]):
 class ViTPretraining(System):
     """ViT with the classification loss."""
 
+    net: ViT
+    objective: ImageClassification
+
     def __init__(self, config: ViTConfig, settings: ViTSettings) -> None:
         super().__init__()
-        self.net: ViT = ViT(config)
+        self.net = ViT(config)  # pyright: ignore[reportIncompatibleVariableOverride]
         # Training crops keep the aspect ratio, so held-out pictures do too
         self.net.preprocessing = Preprocessing(image_size=config.image_size, image_mean=settings.image_mean, image_std=settings.image_std)
         self.normalize = Normalize(self.net.preprocessing)
-        self.objective = ImageClassification(self.net.preprocessing, config.num_labels, config.labels, settings.augmentation)
+        self.objective = ImageClassification(  # pyright: ignore[reportIncompatibleVariableOverride]
+            self.net.preprocessing, config.num_labels, config.labels, settings.augmentation)
         self.loss = settings.loss
         bias = settings.head_bias if settings.head_bias is not None else (-10.0 if settings.loss == "sigmoid" else 0.0)
         nn.init.constant_(self.net.classifier.bias, bias)
@@ -387,7 +391,7 @@ def timm_config(record: Mapping[str, Any], directory: Path) -> ViTConfig:
     if found is None:
         raise UserError(f"timm architecture {name!r} is not supported, expected vit_(tiny|small|base|large|huge)_patch(N)_(SIZE)")
     width, depth, heads = TIMM_VARIANTS[found[1]]
-    known = {"img_size": int(found[3]), "patch_size": int(found[2]), "embed_dim": width, "depth": depth, "num_heads": heads,
+    known: dict[str, Any] = {"img_size": int(found[3]), "patch_size": int(found[2]), "embed_dim": width, "depth": depth, "num_heads": heads,
              "mlp_ratio": 4.0, "qkv_bias": True, "global_pool": record.get("global_pool") or "token", "fc_norm": None,
              "num_classes": record.get("num_classes", 1000)}  # fmt: skip
     unknown = sorted(set(arguments) - set(known))
