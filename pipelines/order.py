@@ -27,7 +27,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.random.bit_generator import ISeedSequence
@@ -51,9 +51,13 @@ class _Key(ISeedSequence):
         return self._words
 
 
+def _philox(*key: str | int) -> np.random.Philox:
+    return np.random.Philox(cast("np.random.SeedSequence", _Key(*key)))  # numpy's stubs know no other ISeedSequence
+
+
 def random_bits(count: int, *key: str | int) -> np.ndarray:
     """`count` random uint64 [count], a pure function of the key."""
-    return np.random.Philox(_Key(*key)).random_raw(count)
+    return _philox(*key).random_raw(count)
 
 
 def permutation(count: int, *key: str | int) -> np.ndarray:
@@ -70,7 +74,7 @@ def generator(seed: int, epoch: int, sample_index: int, purpose: str) -> np.rand
         sample_index: the sample's number in its data set (`Sample.index`).
         purpose: keeps independent draws apart, such as ``"example"`` or ``"partner"``.
     """
-    return np.random.Generator(np.random.Philox(_Key("generator", seed, epoch, sample_index, purpose)))
+    return np.random.Generator(_philox("generator", seed, epoch, sample_index, purpose))
 
 
 @dataclass(frozen=True)
