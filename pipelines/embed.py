@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..shared.errors import BadSample, UserError
 from ..shared.sample import Sample
 from ..shared.tokenizer import Tokenizer
+from ..vision.transforms import Normalize
 
 
 @runtime_checkable
@@ -97,14 +98,15 @@ def embed_pictures(
     if not isinstance(model, _PictureFeatures):
         raise UserError(f"{type(model).__name__} has no picture vectors: load CLIP")
     device = next(model.parameters()).device
+    normalise = Normalize(model.preprocessing).to(device)
     training = model.training
     model.eval()
     parts: list[Tensor] = []
     try:
         for start in range(0, len(paths), batch_size):
             chosen = paths[start:start + batch_size]
-            pixels = torch.stack([model.preprocessing.pixels(_picture(p)) for p in chosen])
-            rows = model.get_image_features(pixels.to(device)).float()
+            pixels = torch.stack([model.preprocessing.pixels(_picture(p)) for p in chosen]).to(device)
+            rows = model.get_image_features(normalise(pixels)).float()
             parts.append((nn.functional.normalize(rows, dim=-1) if normalize else rows).cpu())
             advance(len(chosen))
     finally:

@@ -219,7 +219,7 @@ def _nothing(count: float) -> None: ...
 
 
 @overload
-def generate(
+def generate(  # pyright: ignore[reportOverlappingOverload]  (a str is a Sequence[str] too; the first match counts)
     model: nn.Module,
     prompts: str,
     *,

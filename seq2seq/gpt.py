@@ -192,7 +192,7 @@ class GPT2LMHeadModel(nn.Module):
         super().__init__()
         self.config = config
         self.trunk = GPT2Model(config)
-        self.head = LMHead(config.n_embd, config.vocab_size, weight=self.trunk.embed.word.weight)
+        self.head = LMHead(config.n_embd, config.vocab_size, weight=cast("nn.Parameter", self.trunk.embed.word.weight))
 
     def forward(
         self,
@@ -324,7 +324,7 @@ class GPT2System(System):
 
     def __init__(self, net: GPT2LMHeadModel, objective: Objective[CausalExample]) -> None:
         super().__init__()
-        self.net = net
+        self.net = net  # pyright: ignore[reportIncompatibleVariableOverride]
         self.objective = objective
 
     def forward(self, batch: CausalBatch, carry: Any = None) -> Step:

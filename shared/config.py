@@ -72,7 +72,8 @@ class Config:
             values["num_labels"] = len(named)
             if "labels" in names:
                 values["labels"] = tuple(named[i] for i in sorted(named))
-            extra.pop("id2label"), extra.pop("label2id", None)
+            for key in ("id2label", "label2id"):
+                extra.pop(key, None)
         config = build_settings(cls, values, what)
         object.__setattr__(config, "extra", extra)
         return config

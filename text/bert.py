@@ -93,7 +93,8 @@ def language_head(config: BertConfig, trunk: Encoder) -> LMHead:
     """The masked-language-model head: dense, activation, norm, then the word table and a bias."""
     transform = Transform(config.hidden_size, config.hidden_act, lambda: LayerNorm(config.hidden_size, eps=config.layer_norm_eps))
     normal_(transform, config.initializer_range)
-    return LMHead(config.hidden_size, config.vocab_size, transform=transform, weight=trunk.embed.word.weight, bias=True)
+    table = cast("nn.Parameter", trunk.embed.word.weight)
+    return LMHead(config.hidden_size, config.vocab_size, transform=transform, weight=table, bias=True)
 
 
 class BertForMaskedLM(nn.Module):
@@ -384,7 +385,7 @@ class BertSystem(System):
 
     def __init__(self, net: BertForPreTraining | BertForMaskedLM, objective: Objective[BertExample]) -> None:
         super().__init__()
-        self.net = net
+        self.net = net  # pyright: ignore[reportIncompatibleVariableOverride]
         self.objective = objective
 
     def forward(self, batch: BertBatch, carry: Any = None) -> Step:

@@ -60,6 +60,7 @@ def generate(
 
     prompts = _texts(inputs)
     loaded, vocabulary = _load(model, tokenizer, device)
+    assert vocabulary is not None
     console = Console(json=json)
     with console.progress("generating", len(prompts)) as bar:
         added = run(loaded, prompts, tokenizer=vocabulary, max_new_tokens=max_new_tokens, do_sample=do_sample, temperature=temperature,

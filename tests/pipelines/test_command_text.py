@@ -15,6 +15,7 @@ from polymodal.pipelines.embed import embed
 from polymodal.registry import family
 from polymodal.shared.settings import build_settings
 from polymodal.shared.tokenizer import Tokenizer
+from polymodal.vision.transforms import Normalize
 
 LINES = ["the cat sat", "a dog ran far away", "the end"]
 
@@ -126,7 +127,7 @@ def test_pictures_with_clip(tmp_path, capsys):
         picture.save(tmp_path / "pictures" / f"{i}.png")
     found = result(capsys, "embed", "--model", tmp_path / "clip", tmp_path / "pictures")
     with torch.no_grad():
-        expected = model.get_image_features(torch.stack([model.preprocessing.pixels(p) for p in pictures]))
+        expected = model.get_image_features(Normalize(model.preprocessing)(torch.stack([model.preprocessing.pixels(p) for p in pictures])))
     np.testing.assert_allclose([r["embedding"] for r in found["results"]], torch.nn.functional.normalize(expected, dim=-1), atol=1e-6)
     (tmp_path / "pictures" / "2.png").write_bytes(b"no picture")
     code, _, err = run(capsys, "embed", "--model", tmp_path / "clip", tmp_path / "pictures")

@@ -12,7 +12,8 @@ from polymodal.shared.sample import Sample
 from polymodal.shared.tokenizer import Tokenizer
 from polymodal.text.bert import IS_NEXT, IS_RANDOM, BertObjective, BertSettings, pairs, sentences
 
-WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu", "xi", "omicron", "pi", "rho", "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega"]
+WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu", "xi", "omicron", "pi",
+         "rho", "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega"]
 
 
 @pytest.fixture(scope="module")
