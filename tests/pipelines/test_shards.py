@@ -275,6 +275,14 @@ def test_shards_behind_http_are_fetched_whole_and_kept(server, folder, tmp_path)
     assert DataSet.open(server, cache=cache).read(3).text() == "text 3"  # from the cache
 
 
+def test_the_tokenizer_of_a_remote_data_set_is_fetched(server, folder, tmp_path):
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer" / "tokenizer.json").write_text("{}")
+    (folder / INDEX).write_text((folder / INDEX).read_text().replace('"schema": {}', '"schema": {"tokenizer": "x"}'))
+    place = DataSet.open(server, cache=tmp_path / "cache").tokenizer_dir
+    assert [p.name for p in place.iterdir()] == ["tokenizer.json"] and (place / "tokenizer.json").read_text() == "{}"
+
+
 def test_a_cut_download_is_an_error_and_is_not_kept(server, tmp_path, monkeypatch):
     monkeypatch.setattr(Quiet, "cut", "a.tar")
     cache = tmp_path / "cache"

@@ -1,3 +1,4 @@
+import pickle
 from dataclasses import dataclass, field
 
 import pytest
@@ -84,6 +85,26 @@ def test_one_epoch_is_every_sample_once(data):
 def test_the_order_does_not_depend_on_workers_or_on_where_it_starts(data, workers):
     expected = [make(data, micro=4)[i].sample_ids for i in range(6 * 3)]
     assert [b.sample_ids for b in take(make(data, micro=4).loader(2, workers=workers), 12)] == expected[6:]
+
+
+def test_a_stream_can_go_to_a_spawned_worker(data):
+    stream = make(data, micro=4)
+    expected = stream[5].sample_ids
+    assert pickle.loads(pickle.dumps(stream))[5].sample_ids == expected
+
+
+def test_a_damaged_sample_is_skipped_and_named(tmp_path):
+    data = texts(tmp_path, 30)
+    path = tmp_path / "data" / data.read(11).source
+    key = data.read(11).key
+    content = bytearray(path.read_bytes())
+    content[content.index(data.read(11).fields["txt"] + b"\0")] ^= 1
+    path.write_bytes(content)
+    batches = [make(data, batch=10, on_bad="skip")[u] for u in range(3)]
+    assert [b.key for batch in batches for b in batch.bad] == [key] and sum(b.samples for b in batches) == 29
+    assert "changed after indexing" in next(b for batch in batches for b in batch.bad).reason
+    with pytest.raises(UserError, match="changed after indexing"):
+        take(make(data, batch=10).loader(), 3)
 
 
 def test_starting_a_loader_leaves_the_random_state_alone(data):
