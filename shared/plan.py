@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple, ParamSpec, TypeVar, cast
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +23,12 @@ R = TypeVar("R")
 
 
 def _outside_graphs(function: Callable[P, R]) -> Callable[P, R]:
-    """Keep `function` out of compiled graphs: documents have new lengths in every batch, and each would compile anew."""
-    return cast(Callable[P, R], torch.compiler.disable(function))
+    """Keep `function` out of compiled graphs: documents have new lengths in every batch, and each would compile anew.
+
+    `torch.compiler.disable` would do, but it imports the compiler, which takes seconds, with this module; torch's own
+    variant imports it at the first call (as its optimizers do).
+    """
+    return torch._disable_dynamo(function)  # pyright: ignore[reportPrivateUsage]  # noqa: SLF001
 
 
 class Shape(NamedTuple):
