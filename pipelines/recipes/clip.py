@@ -26,6 +26,30 @@ def clip_tiny() -> Recipe:
     )
 
 
+def clip_tiny_locked() -> Recipe:
+    """A small ResNet learns to match a trained, locked text encoder: what `polymodal demo` trains.
+
+    Paper: Zhai et al. 2022, LiT: Zero-Shot Transfer with Locked-image text Tuning, with the towers' parts exchanged;
+    the contrastive loss of Radford et al. 2021. Name the text encoder with `--set model.text_tower=DIR`.
+    Target: none from the papers. On 1,506 OpenMoji pictures, 150 other concepts to name (chance 0.007): see docs/decisions.md.
+    Deviates: the text tower is locked, not the image tower; size, batch, learning rate.
+    Cost: about 90 s on 2 CPU cores.
+    Command: polymodal demo
+    """
+    return Recipe(
+        name="clip-tiny-locked", system="clip", size="tiny-resnet",
+        model={
+            "vision_config": {"image_size": 48},
+            "text_tower": None, "lock_text": True,
+        },
+        data=DataSettings(global_batch=256, window=2048, workers=1),
+        optim=OptimSettings(lr=3e-3, betas=(0.9, 0.98), weight_decay=0.1),
+        schedule=ScheduleSettings("cosine", warmup=20),
+        max_updates=300, log=LogSettings(every=10), evaluate=EvaluateSettings(every=100),
+        checkpoint=CheckpointSettings(every=100),
+    )
+
+
 def clip_small() -> Recipe:
     """CLIP with small towers on a few million pairs: one node.
 
@@ -64,4 +88,4 @@ def clip_base() -> Recipe:
     )
 
 
-RECIPES = (clip_tiny, clip_small, clip_base)
+RECIPES = (clip_tiny, clip_tiny_locked, clip_small, clip_base)
