@@ -86,7 +86,7 @@ def test_documents_do_not_leak_and_the_future_is_hidden(system):
 
 def test_it_learns_a_text_by_heart(tok):
     torch.manual_seed(0)
-    system = polymodal.system("gpt2", size="tiny", tokenizer=tok, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+    system = polymodal.system("gpt2", size="tiny", tokenizer=tok, n_embd=64, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
     batch = system.objective.collate([e for t in TEXTS[:2] for e in examples(system, txt=t.encode())])
     optimizer = torch.optim.Adam(system.parameters(), 3e-3)
     for _ in range(60):
