@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,28 +22,19 @@ _RUN_BYTES = 64 << 20
 _DRAWN = 4096
 
 
-@dataclass(frozen=True)
-class Run:
-    """The table of one sorted run: a row per record."""
+ROW = np.dtype([("number", "<u8"), ("size", "<u4"), ("identity", "<u8"), ("end", "<u8")])
+"""A row of a run's table: the record's place in the order of everything, its bytes in a tar (or tokens), the
+hash of its content, and where it ends in the run's data."""
 
-    numbers: np.ndarray
-    """uint64: the place of the record in the order of everything."""
-    sizes: np.ndarray
-    """uint32: bytes in a tar, or tokens."""
-    identities: np.ndarray
-    """uint64: hash of the content."""
-    ends: np.ndarray
-    """uint64: where the record ends in the run's data."""
 
-    @classmethod
-    def load(cls, stem: Path) -> Run:
-        """Read the table of a run."""
-        with np.load(stem.with_suffix(".npz"), allow_pickle=False) as arrays:
-            return cls(arrays["numbers"], arrays["sizes"], arrays["identities"], arrays["ends"])
+def table(folder: Path, run: str) -> np.ndarray:
+    """The table of a run, mapped: only the rows that are looked at are read."""
+    return np.load(folder / f"{run}.npy", mmap_mode="r", allow_pickle=False)
 
-    def held(self, below: int) -> np.ndarray:
-        """Which records are held out: those whose identity is below a threshold."""
-        return self.identities < np.uint64(below) if below < 2**64 else np.ones(len(self.identities), dtype=bool)
+
+def held_out(identities: np.ndarray, below: int) -> np.ndarray:
+    """Which records are held out: those whose identity is below a threshold."""
+    return identities < np.uint64(below)
 
 
 class Spool:
@@ -76,14 +66,16 @@ class Spool:
         if not self._rows:
             return
         self._rows.sort(key=lambda row: row[0])  # stable: equal numbers keep their order
-        stem = self._folder / f"{self._unit:06d}-{len(self.runs):04d}"
-        columns = [np.array([r[i] for r in self._rows], dtype=np.uint64) for i in range(3)]
-        with stem.with_suffix(".bin").open("wb") as file:
+        name = f"{self._unit:06d}-{len(self.runs):04d}"
+        rows = np.zeros(len(self._rows), dtype=ROW)
+        for i, column in enumerate(("number", "size", "identity")):
+            rows[column] = np.array([r[i] for r in self._rows], dtype=np.uint64)
+        rows["end"] = np.cumsum([len(r[3]) for r in self._rows])
+        with (self._folder / f"{name}.bin").open("wb") as file:
             file.writelines(r[3] for r in self._rows)
-        ends = np.cumsum([len(r[3]) for r in self._rows], dtype=np.uint64)
-        with stem.with_suffix(".npz").open("wb") as file:
-            np.savez(file, numbers=columns[0], sizes=columns[1].astype(np.uint32), identities=columns[2], ends=ends)
-        self.runs.append(stem.name)
+        with (self._folder / f"{name}.npy").open("wb") as file:
+            np.save(file, rows, allow_pickle=False)
+        self.runs.append(name)
         self._rows, self._bytes = [], 0
 
 
@@ -120,15 +112,16 @@ def gather(folder: Path, ranges: tuple[tuple[str, int, int], ...], held: bool, b
     numbers: list[np.ndarray] = []
     parts: list[memoryview] = []
     for name, first, last in ranges:
-        run = Run.load(folder / name)
-        edges = [0, *run.ends.tolist()][first : last + 1]
-        with (folder / name).with_suffix(".bin").open("rb") as file:
+        rows = table(folder, name)[max(first - 1, 0) : last]
+        edges = rows["end"].tolist() if first else [0, *rows["end"].tolist()]
+        rows = rows[1:] if first else rows
+        with (folder / f"{name}.bin").open("rb") as file:
             data = os.pread(file.fileno(), edges[-1] - edges[0], edges[0])
         assert len(data) == edges[-1] - edges[0], f"run {name} is cut"
-        rows = np.flatnonzero(run.held(below)[first:last] == held)
-        numbers.append(run.numbers[first:last][rows])
+        chosen = np.flatnonzero(held_out(rows["identity"], below) == held)
+        numbers.append(rows["number"][chosen])
         view = memoryview(data)
-        parts.extend(view[edges[r] - edges[0] : edges[r + 1] - edges[0]] for r in rows.tolist())
+        parts.extend(view[edges[r] - edges[0] : edges[r + 1] - edges[0]] for r in chosen.tolist())
     for i in np.argsort(np.concatenate(numbers), kind="stable").tolist():
         yield decode(parts[i])
 

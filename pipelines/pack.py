@@ -31,7 +31,7 @@ import numpy as np
 
 from ..shared.errors import BadSample, UserError
 from ._fit import fit
-from ._spool import Run, Spool, gather, save_json
+from ._spool import Spool, gather, held_out, save_json, table
 from .console import Bar, Console
 from .order import permutation
 from .shards import INDEX, TOKENIZER, Index, Shard, idx_name, scan, write_atomic
@@ -342,21 +342,22 @@ def _cut(runs: list[str], work: Path, options: Options, sides: list[Path], bad: 
     """Cut the order of everything into shards, for each side."""
     if not runs:
         raise UserError("nothing was packed: the sources hold no usable samples" + (f"; the first reason: {bad[0]}" if bad else ""))
-    tables = [Run.load(work / "units" / name) for name in runs]
-    below = _threshold(np.concatenate([t.identities for t in tables]), options.holdout)
+    tables = [table(work / "units", name) for name in runs]
+    identities = np.concatenate([t["identity"] for t in tables])
+    below = _threshold(identities, options.holdout)
     jobs: list[Job] = []
-    run_of = np.repeat(np.arange(len(runs), dtype=np.int32), [len(t.numbers) for t in tables])
-    row_of = np.concatenate([np.arange(len(t.numbers), dtype=np.int64) for t in tables])
-    sizes = np.concatenate([t.sizes for t in tables])
-    held_out = np.concatenate([t.held(below) for t in tables])
-    everything = np.argsort(np.concatenate([t.numbers for t in tables]), kind="stable")
+    run_of = np.repeat(np.arange(len(runs), dtype=np.int32), [len(t) for t in tables])
+    row_of = np.concatenate([np.arange(len(t), dtype=np.int64) for t in tables])
+    sizes = np.concatenate([t["size"] for t in tables])
+    is_held = held_out(identities, below)
+    everything = np.argsort(np.concatenate([t["number"] for t in tables]), kind="stable")
     limit = options.shard_bytes - 2 * 10240
     if options.block:
         row = 1536 + -(-options.block * (4 if options.wide else 2) // 512) * 512
         limit = max(options.block, int(0.97 * limit / row * options.block))
     limit = max(limit, 1)
     for held, side in enumerate(sides):
-        chosen = everything[held_out[everything] == bool(held)]
+        chosen = everything[is_held[everything] == bool(held)]
         if not len(chosen):
             raise UserError(f"no samples left for {str(side)!r}: {len(sizes)} samples, holdout {options.holdout:g}")
         ends = np.cumsum(sizes[chosen].astype(np.int64))
