@@ -119,6 +119,36 @@ def cases(draw: st.DrawFn) -> Case:
 @settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
 @given(cases(), st.sampled_from([torch.float64, torch.float32]), st.sampled_from([None, 1.0]))
 def test_every_plan_equals_the_definition(case: Case, dtype: torch.dtype, scale: float | None) -> None:
+    check(case, dtype, scale)
+
+
+def some(*shape: int, every: int = 40) -> Tensor:
+    """True at every 40th place."""
+    return torch.arange(int(np.prod(shape))).reshape(shape) % every == 3
+
+
+CORNERS: tuple[Case, ...] = (
+    # global tokens behind earlier keys, further apart than the chunks of a window
+    (Mask(window=(2, 3), global_tokens=some(2, 230), offset=80), 2, 2, 150, 230, True, 0),
+    (Mask(causal=True, window=(2, 0), global_tokens=some(2, 230), offset=80), 2, 2, 150, 230, False, 0),
+    # windows that hide something only because of the earlier keys
+    (Mask(causal=True, window=(20, 0), offset=10), 1, 1, 17, 27, False, 0),
+    (Mask(window=(20, 30), offset=10), 1, 1, 17, 27, True, 0),
+    # many chunks with documents and padding in them
+    (Mask(window=(5, 9), lengths=(60, 1, 99)), 1, 2, 160, 160, False, 0),
+    (Mask(window=(5, 9), keep=~some(2, 160)), 2, 2, 160, 160, True, 0),
+    # queries whose window holds no key
+    (Mask(window=(1, 1)), 2, 1, 100, 3, False, 0),
+)
+
+
+@pytest.mark.parametrize("case", CORNERS, ids=[str(n) for n in range(len(CORNERS))])
+def test_every_plan_equals_the_definition_in_the_corners(case: Case) -> None:
+    check(case, torch.float64, None)
+
+
+def check(case: Case, dtype: torch.dtype, scale: float | None) -> None:
+    """Compare the values and gradients of every plan that supports the mask with the definition."""
     mask, batch, heads, queries, keys, with_bias, seed = case
     rng = torch.Generator().manual_seed(seed + 1)
 
