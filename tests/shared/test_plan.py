@@ -129,8 +129,8 @@ def some(*shape: int, every: int = 40) -> Tensor:
 
 CORNERS: tuple[Case, ...] = (
     # global tokens behind earlier keys, further apart than the chunks of a window
-    (Mask(window=(2, 3), global_tokens=some(2, 230), offset=80), 2, 2, 150, 230, True, 0),
-    (Mask(causal=True, window=(2, 0), global_tokens=some(2, 230), offset=80), 2, 2, 150, 230, False, 0),
+    (Mask(window=(2, 3), global_tokens=some(2, 221), offset=71), 2, 2, 150, 221, True, 0),
+    (Mask(causal=True, window=(2, 0), global_tokens=some(2, 221), offset=71), 2, 2, 150, 221, False, 0),
     # windows that hide something only because of the earlier keys
     (Mask(causal=True, window=(20, 0), offset=10), 1, 1, 17, 27, False, 0),
     (Mask(window=(20, 30), offset=10), 1, 1, 17, 27, True, 0),
