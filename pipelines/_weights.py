@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import pickle
 import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError  # torch.load's way of refusing; nothing is ever unpickled
 from typing import Any
 
 import torch
@@ -66,7 +66,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
             raise UserError(f"{path} is damaged ({error}): copy it again") from None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise UserError(f"{path} is a pickle file that holds more than tensors or is damaged, and is not opened "
                         f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); expected safetensors: "
                         f"convert it with a program that you trust") from None

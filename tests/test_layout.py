@@ -18,7 +18,7 @@ ALLOWED = {
     "vision": {"shared", "vision"},
     "seq2seq": {"shared", "seq2seq"},
     "multimodal": {"shared", "text", "vision", "seq2seq", "multimodal"},
-    "pipelines": {*CODE, "registry"},
+    "pipelines": {*CODE, "registry", "__version__"},
 }
 FILES = sorted(p for folder in CODE for p in (ROOT / folder).rglob("*.py"))
 
@@ -78,7 +78,9 @@ def test_nothing_executes_data() -> None:
             if isinstance(node, ast.Import):
                 assert not {"pickle", "cloudpickle", "dill", "marshal", "shelve"} & {a.name for a in node.names}, path
             if isinstance(node, ast.ImportFrom):
-                assert node.module not in {"pickle", "cloudpickle", "dill", "marshal", "shelve"}, path
+                names = {a.name for a in node.names}
+                refusal = node.module == "pickle" and names == {"UnpicklingError"}
+                assert refusal or node.module not in {"pickle", "cloudpickle", "dill", "marshal", "shelve"}, path
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "load":
                 owner = node.func.value
                 if isinstance(owner, ast.Name) and owner.id == "torch":
