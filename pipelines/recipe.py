@@ -41,7 +41,7 @@ class DataSettings:
     """Processes of each rank that read and prepare batches; 0 does it in the training process."""
     prefetch: int = 2
     """Micro-batches that each worker prepares ahead."""
-    lanes: int = 64
+    lanes: int = 240
     """Lanes the data is dealt to; best a multiple of any rank count the run may ever have."""
     window: int = 4096
     """Samples of a lane that are shuffled together."""
