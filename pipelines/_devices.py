@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from datetime import timedelta
+from typing import Any, Literal
 
 import torch
 
@@ -46,7 +48,7 @@ def _best_accelerator() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def choose_precision(precision: Precision, accelerator: str) -> Precision:
+def choose_precision(precision: Precision, accelerator: str) -> Literal["32", "bf16-mixed", "bf16-true"]:
     """`auto` is bf16-mixed where the hardware multiplies bf16 fast, else 32 (emulated bf16 is hundreds of times slower)."""
     if precision != "auto":
         return precision
@@ -54,5 +56,10 @@ def choose_precision(precision: Precision, accelerator: str) -> Precision:
     if accelerator == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     elif accelerator == "cpu":
-        fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()  # noqa: SLF001 - there is no public name
+        fast = any(cpu_features().get(name) for name in ("amx_bf16", "avx512_bf16"))
     return "bf16-mixed" if fast else "32"
+
+
+def cpu_features() -> Mapping[str, Any]:
+    """What this processor can do, as torch sees it; nothing where this torch cannot tell."""
+    return getattr(torch.cpu, "get_capabilities", dict)()

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from types import ModuleType
 
 
 @contextmanager
-def _only_version(package: str) -> Iterator[None]:
+def _only_version(package: str) -> Generator[None]:
     if package in sys.modules:
         yield
         return

@@ -117,7 +117,7 @@ def _train(job: Job, stop: Stop) -> dict[str, Any]:
     accumulate, world = job.stream.layout.accumulate, fabric.world_size
     loader = job.stream.loader(job.update, workers=recipe.data.workers, prefetch=recipe.data.prefetch,
                                pin_memory=fabric.device.type == "cuda")
-    steps = fabric.setup_optimizers(optimizer)
+    steps = cast("Any", fabric.setup_optimizers(optimizer))
     logbook = runs.Logbook(job.run, recipe, job.update) if fabric.is_global_zero else None
     finite = _FiniteCheck()
     ending: Ending = "complete"
@@ -245,8 +245,8 @@ class _Loss(nn.Module):
 
     def forward(self, work: _Work) -> Tensor:
         """The micro-batch's share of the loss of the global batch."""
-        work.step = self.system(work.batch, work.carry)
-        parts = [term.total * (term.weight * work.scale[term.count]) for term in work.step.terms.values()]
+        work.step = step = cast("Step", self.system(work.batch, work.carry))
+        parts = [term.total * (term.weight * work.scale[term.count]) for term in step.terms.values()]
         return cast("Tensor", sum(parts))
 
 

@@ -187,7 +187,9 @@ def _without_aliases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     seen: set[tuple[int, ...]] = set()
     kept: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        place = (tensor.data_ptr(), tensor.storage_offset(), *tensor.shape, *tensor.stride()) if tensor.numel() else (id(tensor),)
+        # a DTensor has no memory of its own, its shard on this rank has
+        local: Tensor = cast("Any", tensor).to_local() if hasattr(tensor, "to_local") else tensor
+        place = (local.data_ptr(), *local.shape, *local.stride()) if local.numel() else (id(tensor),)
         if place not in seen:
             seen.add(place)
             kept[name] = tensor.detach()
@@ -347,8 +349,10 @@ def load_optimizer_state(path: Path, module: nn.Module, optimizer: Optimizer, sc
     for name, (shape, dtype) in stored(path).items():
         if name.startswith("optim/"):
             parameter = parameters.get(name.split("/")[1])
-            like_parameter = parameter is not None and parameter.shape == shape
-            tensors[name] = torch.zeros_like(parameter, dtype=dtype) if like_parameter else torch.zeros(shape, dtype=dtype)
+            if parameter is not None and parameter.shape == shape:
+                tensors[name] = torch.zeros_like(parameter, dtype=dtype)  # sharded where the parameter is
+            else:
+                tensors[name] = torch.zeros(shape, dtype=dtype)
     load(path, tensors, ignore=lambda name: not name.startswith("optim/"))
     per_place: dict[str, dict[str, Any]] = {}
     for name, value in [*tensors.items(), *scalars.items()]:

@@ -134,7 +134,7 @@ def _convert(value: Any, hint: Any, place: str) -> Any:
             return None
         raise _wrong(value, hint, place)
     if is_dataclass(hint):
-        if isinstance(value, hint):
+        if isinstance(value, cast("type[Any]", hint)):
             return value
         if not isinstance(value, Mapping):
             raise _wrong(value, hint, place)

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 import yaml
+from polymodal.pipelines import _devices
 from polymodal.pipelines._devices import choose_precision
 from polymodal.pipelines.recipe import Recipe, recipe, recipes, record
 from polymodal.registry import families
@@ -81,13 +84,11 @@ def test_unknown_names():
 
 
 def test_precision(monkeypatch):
-    import torch
-
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    assert choose_precision("auto", "cpu") == "32"
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-    assert choose_precision("auto", "cpu") == "bf16-mixed"
+    assert isinstance(_devices.cpu_features(), Mapping)
+    for features, chosen in (({}, "32"), ({"avx512_f": True}, "32"), ({"amx_bf16": True}, "bf16-mixed"),
+                             ({"avx512_bf16": True}, "bf16-mixed")):
+        monkeypatch.setattr(_devices, "cpu_features", lambda found=features: found)
+        assert choose_precision("auto", "cpu") == chosen
     assert choose_precision("auto", "mps") == "32"
     assert choose_precision("bf16-true", "cpu") == "bf16-true"
 

@@ -184,14 +184,16 @@ td.init_process_group("gloo", init_method="file://" + meet, rank=rank, world_siz
 mesh = init_device_mesh("cpu", (world,))
 full = torch.arange(15.0).view(5, 3)
 sharded = distribute_tensor(full if action == "save" else torch.zeros(5, 3), mesh, [Shard(0)])
+other = distribute_tensor(full + 1 if action == "save" else torch.zeros(5, 3), mesh, [Shard(0)])
 same = torch.full((4,), 7.0) if action == "save" else torch.zeros(4)
 if action == "save":
-    checkpoint.save(Path(out), 5, {"sharded": sharded, "same": same, f"mine/{rank}": torch.tensor([rank])}, {"world": world})
+    checkpoint.save(Path(out), 5, {"sharded": sharded, "other": other, "same": same, f"mine/{rank}": torch.tensor([rank])}, {"world": world})
 else:
     found = checkpoint.newest(Path(out))
     mine = torch.zeros(1, dtype=torch.int64)
-    checkpoint.load(found.path, {"sharded": sharded, "same": same}, ignore=lambda n: n.startswith("mine/"))
+    checkpoint.load(found.path, {"sharded": sharded, "other": other, "same": same}, ignore=lambda n: n.startswith("mine/"))
     assert torch.equal(sharded.full_tensor(), full), sharded
+    assert torch.equal(other.full_tensor(), full + 1), other
     assert torch.equal(same, torch.full((4,), 7.0))
 td.destroy_process_group()
 """
@@ -208,8 +210,8 @@ def test_sharded_by_two_ranks_read_by_one_and_three(tmp_path):
     assert _ranks(2, tmp_path, "save") == [0, 0]
     saved = checkpoint.newest(tmp_path / "ck")
     assert sorted(p.name for p in saved.path.glob("shard-*")) == [f"shard-0000{r}-model-00001-of-00001.safetensors" for r in (1, 2)]
-    tensors = {"sharded": torch.zeros(5, 3), "same": torch.zeros(4), "mine/0": torch.zeros(1, dtype=torch.int64),
-               "mine/1": torch.zeros(1, dtype=torch.int64)}
+    tensors = {"sharded": torch.zeros(5, 3), "other": torch.zeros(5, 3), "same": torch.zeros(4),
+               "mine/0": torch.zeros(1, dtype=torch.int64), "mine/1": torch.zeros(1, dtype=torch.int64)}
     checkpoint.load(saved.path, copy.copy(tensors))
     assert torch.equal(tensors["sharded"], torch.arange(15.0).view(5, 3))
     assert tensors["mine/1"].item() == 1
