@@ -34,6 +34,9 @@ lint: setup
 bench: setup ## measured beside the peers on this machine
 	$(RUN)/polymodal bench --json
 
+bench-gpu: setup ## on a CUDA machine, under 9 minutes: numerics of every attention backend, then speed beside the peers
+	$(RUN)/polymodal bench gpu --seconds 450 --json
+
 lock: ## resolve requirements.lock again
 	uv pip compile --universal --python-version 3.11 --generate-hashes --extra dev --quiet \
 	  --custom-compile-command "make lock" -o requirements.lock pyproject.toml

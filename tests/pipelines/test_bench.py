@@ -1,0 +1,175 @@
+"""Each benchmark runs at a tiny size and both of its sides compute the same thing. Nothing here asserts a time."""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from polymodal.pipelines import _bench_gpu, _bench_startup, _bench_systems, _bench_tokenize, _bench_train, bench
+from polymodal.pipelines._bench_report import table
+from polymodal.pipelines.bench import Agreement, Case, Contender, Options
+from polymodal.pipelines.console import Console
+from polymodal.shared.errors import UserError
+from polymodal.shared.mask import Mask
+from polymodal.shared.plan import Plan
+from torch.utils.flop_counter import FlopCounterMode
+
+RESULTS = Path(__file__).resolve().parents[2] / "benchmarks"
+TINY = Options(quick=True, repetitions=1)
+QUIET = Console(quiet=True)
+
+
+@pytest.mark.parametrize("name", ["train", "generate", "attention", "stream", "tokenize"])
+def test_benchmark_runs_and_sides_agree(name: str) -> None:
+    record = bench.run([name], TINY, QUIET)
+    assert [r.get("error") for r in record["results"]] == [None] * len(record["results"])
+    assert record["agreed"] and not record["left_out"]
+    for result in record["results"]:
+        assert result["agreement"]["difference"] <= result["agreement"]["tolerance"]
+        assert result["sides"][0]["name"] == "polymodal"
+        assert all(len(s["seconds"]) == 1 and s["min_s"] <= s["median_s"] <= s["max_s"] for s in result["sides"])
+    json.loads(json.dumps(record))
+    assert table(record).count("\n| ") == 1 + sum(len(r["sides"]) for r in record["results"])
+
+
+def test_gpu_suite_on_a_cpu() -> None:
+    """Every line of the GPU suite but compilation and the CUDA kernels themselves."""
+    record = bench.run(["gpu"], TINY, QUIET)
+    assert [r for r in record["results"] if "error" in r] == []
+    assert record["agreed"]
+    checked = [r["case"] for r in record["results"] if not r["sides"]]
+    assert {"numerics, Flex: prefix, float32", "numerics, Documents: causal documents, float32", "numerics, Local: window, float32",
+            "numerics, Blocks: block table, float32", "numerics, SDPA flash attention, causal, float32"} <= set(checked)
+
+
+def test_numerics_notice_a_wrong_backend() -> None:
+    class Careless(Plan):
+        @classmethod
+        def supports(cls, mask: Mask, shape: object, bias: object) -> bool:
+            return True
+
+        def __init__(self, mask: Mask, shape: object, bias: object) -> None: ...
+
+        def __call__(self, q, k, v, scale=None, dropout=0.0):
+            return torch.nn.functional.scaled_dot_product_attention(q, k, v)
+
+    problem = _bench_gpu.Problem(Mask(causal=True), 32)
+    assert not _bench_gpu.compare(partial(_bench_gpu.by_plan, Careless), problem).holds
+
+
+def test_commands_start() -> None:
+    first, second = (case for case, _ in zip(_bench_startup.cases(TINY), range(2)))
+    assert first.agree().holds and second.agree().holds
+    assert first.contenders[0].step(first.contenders[0].prepare()) == 0
+
+
+def test_a_command_that_fails_is_no_result() -> None:
+    with pytest.raises(UserError, match="exit code 3"):
+        _bench_startup.execute(("python", "-c", "raise SystemExit(3)"))
+
+
+# ------------------------------------------------------------------------------------------ the frame
+
+
+def test_sides_take_turns_and_every_second_round_runs_backwards() -> None:
+    log: list[str] = []
+    ticks = iter(range(100))
+    sides = [Contender(n, partial(str, n), log.append) for n in "ab"]
+    laps = bench.race(sides, 3, warmup=1, clock=lambda: float(next(ticks)))
+    assert log == ["a", "b", "a", "b", "b", "a", "a", "b"]
+    assert [lap.seconds for lap in laps] == [[1.0] * 3] * 2
+
+
+@pytest.mark.parametrize("difference", [0.2, math.nan])
+def test_what_disagrees_is_not_timed(difference: float, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(state: object) -> None:
+        raise AssertionError("timed although the sides disagree")
+
+    case = Case("c", "about", "tokens", 1, (Contender("a", int, fail),), lambda: Agreement("it", difference, 0.1))
+    record = bench.measure(case, TINY, {}, QUIET)
+    assert record["sides"] == [] and not record["agreement"]["holds"]
+    assert "nothing is timed" in capsys.readouterr().err
+
+
+def test_a_case_that_breaks_does_not_cost_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def explode() -> Agreement:
+        raise RuntimeError("kernel")
+
+    fine = Case("fine", "", "tokens", 1, (Contender("polymodal", int, float),), lambda: Agreement("it", 0, 0))
+    broken = Case("broken", "", "tokens", 1, fine.contenders, explode)
+    monkeypatch.setattr(_bench_train, "cases", lambda options: iter([broken, fine]))
+    record = bench.run(["train"], TINY, QUIET)
+    assert record["results"][0]["error"] == "RuntimeError: kernel" and record["results"][1]["sides"]
+    assert not record["agreed"]
+    monkeypatch.setattr(_bench_train, "cases", lambda options: iter([fine]))
+    assert bench.run(["train"], Options(quick=True, repetitions=1, seconds=0), QUIET)["left_out"] == ["fine"]
+
+
+def test_memory_is_that_of_the_steps() -> None:
+    """A step that copies 64 MiB adds 64 MiB, the original does not count."""
+    memory = bench.peak_memory(Contender("copy", partial(torch.ones, 16 << 20), torch.clone), steps=1)
+    assert 60 <= memory.step_mib <= 100
+    assert memory.before_mib >= 64
+
+
+def test_mistakes_are_told() -> None:
+    with pytest.raises(UserError, match="no benchmark 'trian'"):
+        bench.run(["trian"], TINY, QUIET)
+    with pytest.raises(UserError, match="no peer 'webdataset'.*transformers"):
+        bench.run(["generate"], Options(quick=True, against="webdataset"), QUIET)
+    with pytest.raises(UserError, match="no benchmark knows the peer 'nobody'"):
+        bench.run([], Options(quick=True, against="nobody"), QUIET)
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="no CUDA device"):
+            bench.run([], Options(device="cuda"), QUIET)
+
+
+# -------------------------------------------------------------------------------------------- the work
+
+
+@pytest.mark.parametrize("index", range(5))
+def test_useful_operations_are_those_that_torch_counts(index: int) -> None:
+    """Our own step does the useful work and little else: the formula is within 12 % of torch's count, from below."""
+    name, work = _bench_train.works(True)[index]
+    trainer = _bench_train.ours(work)
+    with FlopCounterMode(display=False) as counter:
+        trainer.loss().backward()
+    formula = _bench_systems.SUBJECTS[work.system].flops(work)
+    assert 0.88 <= formula / counter.get_total_flops() <= 1.02, name
+
+
+def test_padding_is_not_counted() -> None:
+    config = _bench_train.works(True)[3][1].config
+    flops = [_bench_systems.gpt2_flops(_bench_systems.Work("gpt2", config, lengths)) for lengths in ((16, 4), (16, 16))]
+    assert flops[0] < 0.7 * flops[1]
+
+
+def test_other_weights_are_noticed() -> None:
+    work = _bench_train.works(True)[0][1]
+    ours, theirs = _bench_train.ours(work), _bench_train.theirs(work)
+    with torch.no_grad():
+        next(theirs.module.parameters()).mul_(1.01)
+    losses = ours.loss().item(), theirs.loss().item()
+    assert losses[0] != pytest.approx(losses[1], rel=1e-6)
+
+
+def test_tokenizing_restores_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
+    with _bench_tokenize.one_thread():
+        pass
+    import os
+
+    assert os.environ["TOKENIZERS_PARALLELISM"] == "true"
+
+
+def test_published_tables_are_the_results_files() -> None:
+    """Every number in benchmarks/README.md comes from a results file beside it."""
+    page = (RESULTS / "README.md").read_text(encoding="utf-8")
+    files = sorted(RESULTS.glob("*.json"))
+    for file in files:
+        assert table(json.loads(file.read_text())) in page, f"{file.name}: its table is not in benchmarks/README.md"
+    assert page.count("| case |") == len(files)
