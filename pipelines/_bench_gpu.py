@@ -94,6 +94,7 @@ def results(attend: Attend, problem: Problem, *, backward: bool) -> list[Tensor]
 def compare(make: Callable[[Problem], Attend], problem: Problem, kernel: Callable[[], AbstractContextManager[Any]] = nullcontext, *,
             backward: bool = True) -> Agreement:
     """The largest difference from the definition, relative to the largest number of each result."""
+    torch.compiler.reset()  # or FlexAttention gives up compiling after a few masks
     full = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False  # the definition is exact fp32
     try:

@@ -135,15 +135,20 @@ def race(contenders: Sequence[Contender], repetitions: int, *, warmup: int = 1, 
             contender.step(state)
         if device == "cuda":
             lap.memory = watch_memory(partial(contender.step, state), device)
-    for round_number in range(repetitions):
-        order = range(len(contenders)) if round_number % 2 == 0 else reversed(range(len(contenders)))
-        for i in order:
-            gc.collect()
-            synchronize(device)
-            start = clock()
-            contenders[i].step(states[i])
-            synchronize(device)
-            laps[i].seconds.append(clock() - start)
+    gc.collect()
+    gc.freeze()  # what is there already need not be looked at again at each collection
+    try:
+        for round_number in range(repetitions):
+            order = range(len(contenders)) if round_number % 2 == 0 else reversed(range(len(contenders)))
+            for i in order:
+                gc.collect()
+                synchronize(device)
+                start = clock()
+                contenders[i].step(states[i])
+                synchronize(device)
+                laps[i].seconds.append(clock() - start)
+    finally:
+        gc.unfreeze()
     return laps
 
 
@@ -264,7 +269,8 @@ def run(names: Sequence[str], options: Options, console: Console) -> dict[str, A
             except Exception as error:  # one case that breaks must not cost the others' results
                 console.warn(f"{case.name}: {type(error).__name__}: {error}")
                 results.append({"benchmark": name, "case": case.name, "error": f"{type(error).__name__}: {error}"})
-            _tidy(options.device)
+            if case.contenders:
+                _tidy(options.device)
     if left_out:
         console.warn(f"no time was left for: {', '.join(left_out)}")
     machine["matmul_flops"] = {"before": before, "after": _rates(options, types)}
@@ -284,8 +290,8 @@ def _rates(options: Options, types: Sequence[torch.dtype]) -> dict[str, float]:
 
 def _tidy(device: str) -> None:
     """Free what a case held, before the next one."""
-    torch.compiler.reset()
     gc.collect()
+    torch.compiler.reset()
     if device == "cuda":
         torch.cuda.empty_cache()
 
