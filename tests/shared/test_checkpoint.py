@@ -187,7 +187,8 @@ sharded = distribute_tensor(full if action == "save" else torch.zeros(5, 3), mes
 other = distribute_tensor(full + 1 if action == "save" else torch.zeros(5, 3), mesh, [Shard(0)])
 same = torch.full((4,), 7.0) if action == "save" else torch.zeros(4)
 if action == "save":
-    checkpoint.save(Path(out), 5, {"sharded": sharded, "other": other, "same": same, f"mine/{rank}": torch.tensor([rank])}, {"world": world})
+    tensors = {"sharded": sharded, "other": other, "same": same, f"mine/{rank}": torch.tensor([rank])}
+    checkpoint.save(Path(out), 5, tensors, {"world": world})
 else:
     found = checkpoint.newest(Path(out))
     mine = torch.zeros(1, dtype=torch.int64)
