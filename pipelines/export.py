@@ -14,10 +14,11 @@ from .runs import open_run_or_checkpoint
 
 
 def export_system(system: System, out: Path, tokenizer: Tokenizer | None, format: str | None = None) -> None:
-    """Write the system's network and tokenizer to `out`, replacing an earlier export in one step."""
+    """Write the system's networks and tokenizer to `out`, replacing an earlier export in one step."""
     temporary = out.with_name(f".tmp-{out.name}-{uuid.uuid4().hex}")
     try:
-        save(system.net, temporary, tokenizer=tokenizer, format=format)
+        for place, net in system.exports().items():
+            save(net, temporary / place, tokenizer=tokenizer, format=format)
         if out.exists():
             old = out.with_name(f".tmp-old-{out.name}-{uuid.uuid4().hex}")
             out.rename(old)

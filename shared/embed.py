@@ -27,13 +27,14 @@ class TokenEmbedding(nn.Module):
 
     Args:
         vocab_size: V.
-        hidden_size: D.
+        hidden_size: D, the width of the tables.
         max_positions: rows of the learned position table; 0 for none.
         type_vocab_size: rows of the token type table; 0 for none.
         norm: makes the normalisation of the sum, such as `lambda: LayerNorm(D, eps=1e-12)`; None for none.
         dropout: probability after the normalisation.
         position_offset: the row of the first position (RoBERTa starts after its padding id).
         std: of the tables' normal initialisation.
+        output_size: D of the output where it is not that of the tables: a linear map follows (ELECTRA, ALBERT).
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class TokenEmbedding(nn.Module):
         dropout: float = 0.0,
         position_offset: int = 0,
         std: float = 0.02,
+        output_size: int | None = None,
     ) -> None:
         super().__init__()
         self.word = nn.Embedding(vocab_size, hidden_size)
@@ -54,10 +56,13 @@ class TokenEmbedding(nn.Module):
         self.token_type = nn.Embedding(type_vocab_size, hidden_size) if type_vocab_size else None
         self.norm = norm() if norm is not None else None
         self.dropout = nn.Dropout(dropout)
+        self.projection = None if output_size in (None, hidden_size) else nn.Linear(hidden_size, output_size)
         self.position_offset = position_offset
         for table in (self.word, self.position, self.token_type):
             if table is not None:
                 nn.init.normal_(table.weight, std=std)
+        if self.projection is not None:
+            normal_(self.projection, std)
 
     def forward(
         self, input_ids: Tensor, position_ids: Tensor | None = None, token_type_ids: Tensor | None = None, offset: int = 0
@@ -86,7 +91,8 @@ class TokenEmbedding(nn.Module):
             x = x + (self.token_type.weight[0] if token_type_ids is None else self.token_type(token_type_ids))
         if self.norm is not None:
             x = self.norm(x)
-        return self.dropout(x)
+        x = self.dropout(x)
+        return x if self.projection is None else self.projection(x)
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:

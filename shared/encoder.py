@@ -69,6 +69,11 @@ class EncoderConfig(Config):
             problems.append(f"hidden_act is {self.hidden_act!r}, expected one of {', '.join(ACTIVATIONS)}")
         raise_problems(problems, "model")
 
+    @property
+    def table_size(self) -> int:
+        """Width of the embedding tables; where a family has them narrower than D, a linear map follows them."""
+        return self.hidden_size
+
 
 @dataclass
 class EncoderOutput:
@@ -103,8 +108,10 @@ class Encoder(nn.Module):
         def norm() -> nn.Module:
             return LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-        self.embed = TokenEmbedding(config.vocab_size, config.hidden_size, max_positions=config.max_position_embeddings,
-                                    type_vocab_size=config.type_vocab_size, norm=norm, dropout=config.hidden_dropout_prob)
+        self.embed = TokenEmbedding(config.vocab_size, config.table_size, max_positions=config.max_position_embeddings,
+                                    type_vocab_size=config.type_vocab_size,
+                                    norm=lambda: LayerNorm(config.table_size, eps=config.layer_norm_eps),
+                                    dropout=config.hidden_dropout_prob, output_size=config.hidden_size)
         self.stack = Stack([
             Block(
                 Attention(config.hidden_size, config.num_attention_heads, dropout=config.attention_probs_dropout_prob),

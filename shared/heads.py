@@ -19,17 +19,18 @@ class Transform(nn.Module):
         hidden_size: D.
         activation: a name in `shared.block.ACTIVATIONS`.
         norm: makes the normalisation.
+        output_size: E, where the word table is narrower than D (ELECTRA, ALBERT); by default D.
     """
 
-    def __init__(self, hidden_size: int, activation: str, norm: Callable[[], nn.Module]) -> None:
+    def __init__(self, hidden_size: int, activation: str, norm: Callable[[], nn.Module], *, output_size: int | None = None) -> None:
         super().__init__()
-        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.dense = nn.Linear(hidden_size, output_size or hidden_size)
         self.activation = activation_called(activation)
         self.norm = norm()
         normal_(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map [..., D] to [..., D]."""
+        """Map [..., D] to [..., E]."""
         return self.norm(self.activation(self.dense(x)))
 
 

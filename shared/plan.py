@@ -22,7 +22,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _outside_graphs(function: Callable[P, R]) -> Callable[P, R]:
+def outside_graphs(function: Callable[P, R]) -> Callable[P, R]:
     """Keep `function` out of compiled graphs: documents have new lengths in every batch, and each would compile anew.
 
     `torch.compiler.disable` would do, but it imports the compiler, which takes seconds, with this module; torch's own
@@ -130,7 +130,7 @@ class Documents(Plan):
             inner = Mask(causal=mask.causal, window=mask.window, keep=keep)
             self.groups.append((numbers, make_plan(inner, len(numbers), length, length, shape.device, part)))
 
-    @_outside_graphs
+    @outside_graphs
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, dropout: float = 0.0) -> Tensor:
         """Attend; shapes as in `Plan`, with B = 1."""
         if self.varlen and dropout == 0.0 and q.dtype in (torch.float16, torch.bfloat16):
@@ -182,7 +182,7 @@ def make_plan(
     return _choose(mask, shape, bias)(mask, shape, bias)
 
 
-make_plan_for_documents = _outside_graphs(make_plan)
+make_plan_for_documents = outside_graphs(make_plan)
 
 
 def _choose(mask: Mask, shape: Shape, bias: Tensor | None) -> type[Plan]:

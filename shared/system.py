@@ -158,7 +158,7 @@ class System(nn.Module, ABC):
     splits the global batch by accumulation; the system keeps its memory down by itself."""
 
     net: nn.Module
-    """The network that is exported."""
+    """The network that pretraining is for: what `polymodal.load` gives of a run."""
     objective: Objective[Any]
 
     @abstractmethod
@@ -171,6 +171,10 @@ class System(nn.Module, ABC):
     def derive(self, means: Mapping[str, float]) -> dict[str, float]:
         """Numbers computed from the reduced means of terms and metrics, such as a perplexity."""
         return {}
+
+    def exports(self) -> Mapping[str, nn.Module]:
+        """The networks of an export by subdirectory; "" is the export itself. By default `net` alone."""
+        return {"": self.net}
 
     def preview(self, batch: Any, limit: int = 4) -> list[Preview]:
         """What the model makes of up to `limit` examples of a held-out batch (no gradient, eval mode)."""

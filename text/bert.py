@@ -21,7 +21,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import numpy as np
 import torch
@@ -91,10 +91,11 @@ class BertForPreTrainingOutput:
 
 def language_head(config: BertConfig, trunk: Encoder) -> LMHead:
     """The masked-language-model head: dense, activation, norm, then the word table and a bias."""
-    transform = Transform(config.hidden_size, config.hidden_act, lambda: LayerNorm(config.hidden_size, eps=config.layer_norm_eps))
+    width = config.table_size
+    transform = Transform(config.hidden_size, config.hidden_act, lambda: LayerNorm(width, eps=config.layer_norm_eps), output_size=width)
     normal_(transform, config.initializer_range)
     table = cast("nn.Parameter", trunk.embed.word.weight)
-    return LMHead(config.hidden_size, config.vocab_size, transform=transform, weight=table, bias=True)
+    return LMHead(width, config.vocab_size, transform=transform, weight=table, bias=True)
 
 
 class BertForMaskedLM(nn.Module):
@@ -154,11 +155,9 @@ class BertForPreTraining(nn.Module):
 
 
 @dataclass(frozen=True)
-class BertSettings:
-    """What of the objective can be set."""
+class MaskingSettings:
+    """What every masked-language objective lets one set."""
 
-    nsp: bool = True
-    """Whether sequences are pairs and the next-sentence head is trained."""
     mask_prob: float = 0.15
     """Fraction of a sequence that is predicted."""
     max_length: int | None = None
@@ -177,6 +176,14 @@ class BertSettings:
             raise UserError(f"max_length is {self.max_length}, expected at least 8 tokens")
         if self.max_predictions is not None and self.max_predictions < 1:
             raise UserError(f"max_predictions is {self.max_predictions}, expected at least 1 or null")
+
+
+@dataclass(frozen=True)
+class BertSettings(MaskingSettings):
+    """What of the objective can be set."""
+
+    nsp: bool = True
+    """Whether sequences are pairs and the next-sentence head is trained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,38 +274,25 @@ def pairs(
         chunk = []
 
 
-class BertObjective(Objective[BertExample]):
-    """Masked words, and with `nsp` whether the second segment follows the first."""
+ExampleT = TypeVar("ExampleT", bound=BertExample)
 
-    def __init__(self, tokenizer: Tokenizer, settings: BertSettings, max_length: int) -> None:
+
+class MaskingObjective(Objective[ExampleT]):
+    """What objectives over masked sequences share: documents as sentences, framing, masking, packing."""
+
+    replaced_by_mask: ClassVar[float] = 0.8
+    """Share of the drawn places that become [MASK]."""
+    replaced_at_random: ClassVar[float] = 0.1
+    """Share of the drawn places that become a random token; the rest stay."""
+
+    def __init__(self, tokenizer: Tokenizer, settings: MaskingSettings, max_length: int) -> None:
         """Make the data side for sequences of at most `max_length` tokens."""
         lacking = [name for name in ("cls", "sep", "mask") if getattr(tokenizer, f"{name}_id") is None]
         if lacking:
-            raise UserError(f"BERT needs the special tokens [CLS], [SEP] and [MASK]; this tokenizer has no {', '.join(lacking)} token")
+            raise UserError(f"masking needs the special tokens [CLS], [SEP] and [MASK]; this tokenizer has no {', '.join(lacking)} token")
         self.tokenizer = tokenizer
         self.settings = settings
         self.max_length = max_length
-        self.needs_partner = settings.nsp
-
-    def example(self, sample: Sample, rng: np.random.Generator) -> Iterator[BertExample]:
-        """Yield every sequence that a document, or a row of documents, gives."""
-        documents = self._documents(sample)
-        if not self.settings.nsp:
-            for document in documents:
-                yield from self._singles(np.concatenate(document), rng)
-            return
-        others = self._others(sample) or documents
-        for document in documents:
-            other = others[int(rng.integers(len(others)))]
-            for a, b, label in pairs(document, other, self.max_length - 3, self.settings.short_prob, rng):
-                yield self._corrupt(a, b, label, rng)
-
-    def _singles(self, ids: np.ndarray, rng: np.random.Generator) -> Iterator[BertExample]:
-        """Consecutive stretches of a document, without pairs."""
-        longest = self.max_length - 2
-        size = int(rng.integers(2, longest + 1)) if rng.random() < self.settings.short_prob else longest
-        for start in range(0, len(ids), size):
-            yield self._corrupt(ids[start:start + size], None, None, rng)
 
     def _documents(self, sample: Sample) -> list[list[np.ndarray]]:
         """The documents of a sample, each as the ids of its sentences."""
@@ -325,15 +319,6 @@ class BertObjective(Objective[BertExample]):
             raise BadSample(f"sample {sample.key!r} of {sample.source or 'the data set'}: the row holds special tokens only")
         return documents
 
-    def _others(self, sample: Sample) -> list[list[np.ndarray]]:
-        """The partner's documents; a partner that is missing or bad (it is counted when its own turn comes) gives none."""
-        if sample.partner is None:
-            return []
-        try:
-            return self._documents(sample.partner)
-        except BadSample:
-            return []
-
     def _corrupt(self, a: np.ndarray, b: np.ndarray | None, label: int | None, rng: np.random.Generator) -> BertExample:
         cls, sep = self.tokenizer.cls_id, self.tokenizer.sep_id
         ids = np.concatenate([[cls], a, [sep]] if b is None else [[cls], a, [sep], b, [sep]])
@@ -344,18 +329,18 @@ class BertObjective(Objective[BertExample]):
         mask_id = self.tokenizer.mask_id
         assert mask_id is not None
         noisy = mask_tokens(ids, maskable, rng, mask_id=mask_id, vocab_size=self.tokenizer.vocab_size,
-                            mask_prob=self.settings.mask_prob, max_predictions=self.settings.max_predictions)
+                            mask_prob=self.settings.mask_prob, max_predictions=self.settings.max_predictions,
+                            replaced_by_mask=self.replaced_by_mask, replaced_at_random=self.replaced_at_random)
         return BertExample(noisy.ids, types, noisy.positions, noisy.targets, label)
 
-    def collate(self, examples: list[BertExample]) -> BertBatch:
+    def collate(self, examples: list[ExampleT]) -> BertBatch:
         """Pack sequences side by side."""
         lengths = [len(e.input_ids) for e in examples]
         starts = np.cumsum([0, *lengths[:-1]])
         labels = [e.next_sentence for e in examples if e.next_sentence is not None]
         rows = np.concatenate([e.positions + s for e, s in zip(examples, starts)])
-        counts = {"masked": len(rows), "pairs": len(labels)} if self.settings.nsp else {"masked": len(rows)}
         return BertBatch(
-            counts=counts,
+            counts={"masked": len(rows), "pairs": len(labels)} if labels else {"masked": len(rows)},
             tokens=sum(lengths),
             input_ids=_row([e.input_ids for e in examples]),
             token_type_ids=_row([e.token_type_ids for e in examples]),
@@ -366,13 +351,51 @@ class BertObjective(Objective[BertExample]):
             next_sentence=torch.tensor(labels, dtype=torch.long),
         )
 
-    def describe(self, example: BertExample) -> Preview:
-        """The corrupted sequence, what must be predicted, and the pair's label."""
+    def describe(self, example: ExampleT) -> Preview:
+        """The corrupted sequence, what must be predicted, and the label of a pair."""
         rows = [("input", show_tokens(self.tokenizer, example.input_ids))]
         rows.append(("predict", ", ".join(f"{p}: {_token(self.tokenizer, t)}" for p, t in zip(example.positions, example.targets))))
         if example.next_sentence is not None:
             rows.append(("second segment", "random" if example.next_sentence == IS_RANDOM else "follows"))
         return Preview(tuple(rows))
+
+
+class BertObjective(MaskingObjective[BertExample]):
+    """Masked words, and with `nsp` whether the second segment follows the first."""
+
+    def __init__(self, tokenizer: Tokenizer, settings: BertSettings, max_length: int) -> None:
+        """Make the data side for sequences of at most `max_length` tokens."""
+        super().__init__(tokenizer, settings, max_length)
+        self.needs_partner = settings.nsp
+
+    def example(self, sample: Sample, rng: np.random.Generator) -> Iterator[BertExample]:
+        """Yield every sequence that a document, or a row of documents, gives."""
+        documents = self._documents(sample)
+        if not self.needs_partner:
+            for document in documents:
+                yield from self._singles(np.concatenate(document), rng)
+            return
+        others = self._others(sample) or documents
+        for document in documents:
+            other = others[int(rng.integers(len(others)))]
+            for a, b, label in pairs(document, other, self.max_length - 3, self.settings.short_prob, rng):
+                yield self._corrupt(a, b, label, rng)
+
+    def _singles(self, ids: np.ndarray, rng: np.random.Generator) -> Iterator[BertExample]:
+        """Consecutive stretches of a document, without pairs."""
+        longest = self.max_length - 2
+        size = int(rng.integers(2, longest + 1)) if rng.random() < self.settings.short_prob else longest
+        for start in range(0, len(ids), size):
+            yield self._corrupt(ids[start:start + size], None, None, rng)
+
+    def _others(self, sample: Sample) -> list[list[np.ndarray]]:
+        """The partner's documents; a partner that is missing or bad (it is counted when its own turn comes) gives none."""
+        if sample.partner is None:
+            return []
+        try:
+            return self._documents(sample.partner)
+        except BadSample:
+            return []
 
 
 # ------------------------------------------------------------------------------------------ the loss side
@@ -452,20 +475,31 @@ def show_tokens(tokenizer: Tokenizer, ids: np.ndarray) -> str:
 # --------------------------------------------------------------------------------------------- the entry
 
 
-def create(config: BertConfig, settings: Mapping[str, Any], context: Context) -> BertSystem:
-    """Build BERT with fresh weights and its objective."""
-    chosen = build_settings(BertSettings, settings, "bert objective")
-    length = chosen.max_length or config.max_position_embeddings
+def sequence_length(config: BertConfig, settings: MaskingSettings) -> int:
+    """The longest sequence, special tokens included."""
+    length = settings.max_length or config.max_position_embeddings
     if length > config.max_position_embeddings:
         raise UserError(f"objective.max_length is {length}, the model has {config.max_position_embeddings} positions: "
                         f"lower it or raise model.max_position_embeddings")
+    return length
+
+
+def fitting(tokenizer: Tokenizer, config: BertConfig) -> Tokenizer:
+    """The tokenizer, if the word table has a row for each of its entries."""
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(f"the tokenizer has {tokenizer.vocab_size} entries, model.vocab_size is {config.vocab_size}")
+    return tokenizer
+
+
+def create(config: BertConfig, settings: Mapping[str, Any], context: Context) -> BertSystem:
+    """Build BERT with fresh weights and its objective."""
+    chosen = build_settings(BertSettings, settings, "bert objective")
+    length = sequence_length(config, chosen)
     if chosen.nsp and config.type_vocab_size < 2:
         raise UserError("next sentence prediction needs two token types: set model.type_vocab_size to 2 or objective.nsp to false")
 
     def objective(tokenizer: Tokenizer) -> BertObjective:
-        if tokenizer.vocab_size > config.vocab_size:
-            raise UserError(f"the tokenizer has {tokenizer.vocab_size} entries, model.vocab_size is {config.vocab_size}")
-        return BertObjective(tokenizer, chosen, length)
+        return BertObjective(fitting(tokenizer, config), chosen, length)
 
     return BertSystem(BertForPreTraining(config) if chosen.nsp else BertForMaskedLM(config), context.objective("bert", objective))
 

@@ -1,0 +1,126 @@
+"""ELECTRA against transformers: the same numbers in both directions, padding included."""
+
+import json
+
+import polymodal
+import pytest
+import torch
+import transformers
+from polymodal.registry import family
+from polymodal.shared.convert import to_theirs
+from polymodal.text.electra import ElectraConfig, ElectraSettings, generator_config
+from safetensors.torch import load_file
+
+TINY = {"vocab_size": 99, "embedding_size": 12, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "intermediate_size": 48, "max_position_embeddings": 24, "num_labels": 3}
+OUTPUTS = {
+    "ElectraModel": ("last_hidden_state",),
+    "ElectraForPreTraining": ("logits",),
+    "ElectraForMaskedLM": ("logits",),
+    "ElectraForSequenceClassification": ("logits",),
+    "ElectraForTokenClassification": ("logits",),
+    "ElectraForQuestionAnswering": ("start_logits", "end_logits"),
+}
+
+
+def noise(model, seed=0):
+    """Every parameter random, so that a swapped, lost or untied tensor shows."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator) * 0.3 + (0.5 if p.dim() == 1 else 0.0))
+    return model.eval()
+
+
+def inputs():
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(0, 99, (4, 17), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[0, 9:] = 0
+    mask[2, 3:] = 0
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": (torch.arange(17) > 6).long().expand_as(ids)}
+
+
+def reference(architecture, directory, **overrides):
+    settings = {**TINY, **overrides} | ({"num_labels": 2} if architecture == "ElectraForQuestionAnswering" else {})
+    model = noise(getattr(transformers, architecture)(transformers.ElectraConfig(**settings)))
+    model.save_pretrained(directory)
+    return model
+
+
+def assert_equal(ours, theirs):
+    assert ours.shape == theirs.shape
+    assert float((ours - theirs).abs().max() / theirs.abs().max()) < 1e-5
+
+
+def assert_same_outputs(ours, theirs, architecture, arguments):
+    with torch.no_grad():
+        a, b = ours(**arguments, output_hidden_states=True), theirs(**arguments, output_hidden_states=True)
+    for name in OUTPUTS[architecture]:
+        assert_equal(getattr(a, name), getattr(b, name))
+    assert len(a.hidden_states) == len(b.hidden_states)
+    for x, y in zip(a.hidden_states, b.hidden_states):
+        assert_equal(x, y)
+
+
+@pytest.mark.parametrize("embedding_size", [12, 32])
+@pytest.mark.parametrize("architecture", OUTPUTS)
+def test_theirs_to_ours_and_back(architecture, embedding_size, tmp_path):
+    theirs = reference(architecture, tmp_path / "theirs", embedding_size=embedding_size)
+    ours = polymodal.load(tmp_path / "theirs")
+    assert ours.architecture == architecture and not ours.training
+    arguments = inputs()
+    assert_same_outputs(ours, theirs, architecture, arguments)
+    assert_same_outputs(ours, theirs, architecture, {"input_ids": arguments["input_ids"]})
+
+    noise(ours, seed=5)
+    polymodal.save(ours, tmp_path / "ours")
+    again, info = getattr(transformers, architecture).from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    assert_same_outputs(ours, again.eval(), architecture, arguments)
+    assert load_file(tmp_path / "ours" / "model.safetensors").keys() == load_file(tmp_path / "theirs" / "model.safetensors").keys()
+    mine, yours = (json.loads((tmp_path / d / "config.json").read_text()) for d in ("ours", "theirs"))
+    for record in (mine, yours):
+        record.pop("problem_type", None)
+    assert mine == yours
+
+
+@pytest.mark.parametrize("architecture", ["ElectraForPreTraining", "ElectraForMaskedLM", "ElectraForSequenceClassification"])
+def test_another_activation(architecture, tmp_path):
+    """It does not reach the generator's head nor the classifier's, which always have GELU there."""
+    theirs = reference(architecture, tmp_path, hidden_act="relu")
+    assert_same_outputs(polymodal.load(tmp_path), theirs, architecture, inputs())
+
+
+def test_packed_documents_give_the_numbers_of_single_ones(tmp_path):
+    reference("ElectraForPreTraining", tmp_path)
+    ours = polymodal.load(tmp_path)
+    documents = [torch.randint(0, 99, (n,), generator=torch.Generator().manual_seed(n)) for n in (5, 9, 2)]
+    with torch.no_grad():
+        positions = torch.cat([torch.arange(len(d)) for d in documents])[None]
+        packed = ours(torch.cat(documents)[None], position_ids=positions, lengths=(5, 9, 2)).logits[0]
+        single = torch.cat([ours(d[None]).logits[0] for d in documents])
+    assert_equal(packed, single)
+
+
+BASE = {"embedding_size": 768, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
+COUNTS = {"base discriminator": 109_483_009, "base generator": 33_740_602, "small discriminator": 13_549_057}
+
+
+@pytest.mark.parametrize(("what", "architecture"), [
+    ("base discriminator", "ElectraForPreTraining"), ("base generator", "ElectraForMaskedLM"),
+    ("small discriminator", "ElectraForPreTraining"), ("small classifier", "ElectraForSequenceClassification")])
+def test_real_sizes(what, architecture):
+    """Every key and shape of the published sizes, and their number of parameters."""
+    config = ElectraConfig(**(BASE if what.startswith("base") else {}))
+    if what.endswith("generator"):
+        config = generator_config(config, ElectraSettings(generator_hidden_size=1 / 3))
+        assert (config.hidden_size, config.num_attention_heads, config.intermediate_size, config.embedding_size) == (256, 4, 1024, 768)
+    net = next(n for n in family("electra").nets if n.architecture == architecture)
+    with torch.device("meta"):
+        ours = net.build(config)
+        theirs = getattr(transformers, architecture)(transformers.ElectraConfig(**config.to_dict()))
+    written = {k: v.shape for k, v in to_theirs(net.rules(config), ours.state_dict()).items()}
+    assert written == {k: v.shape for k, v in theirs.state_dict().items() if k != "generator_lm_head.weight"}
+    count = sum(p.numel() for p in ours.parameters())
+    assert count == sum(p.numel() for p in theirs.parameters()) == COUNTS.get(what, count)

@@ -1,0 +1,507 @@
+"""ELECTRA. Clark, Luong, Le and Manning, "ELECTRA: Pre-training Text Encoders as Discriminators Rather
+Than Generators", 2020. https://arxiv.org/abs/2003.10555
+
+A small generator fills masked words in; the discriminator tells for every token whether it is the original.
+
+Faithful: both networks and their outputs as in transformers' `Electra*` classes; segments, masking and losses
+by google-research/electra: 15% of a sequence are predicted, of these 85% become [MASK] and the rest stay; a
+sampled word that happens to be the original counts as original; one loss over the predicted tokens, the other
+over all tokens with weight 50; both networks share the word, position and type tables and their norm, not the
+projections behind them; no gradient passes through the samples.
+
+Deviations, each with its reason:
+* Places are drawn without replacement, the paper's "random set"; the reference draws with replacement, so that
+  some coincide (and then takes the mean of two samples' ids for an id).
+* The noise of the sampling follows the example, not the micro-batch: `draw` says how.
+* Sequences are packed side by side without padding; each sees only itself, so nothing changes but speed.
+* Each document starts a sequence of its own; the reference starts a file of its own for each writer.
+* Raw text is cut into sentences, and pre-tokenised rows into pieces, as BERT's file says.
+* GELU is the exact one, as in transformers; the reference computes its tanh form.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..shared.block import activation
+from ..shared.convert import Alias, Rename, Rule, Tied, affine, prefixed
+from ..shared.embed import normal_
+from ..shared.encoder import LEGACY, Encoder, EncoderConfig, encoder_rules
+from ..shared.errors import UserError, raise_problems
+from ..shared.loss import accuracy_sum, cross_entropy_sum
+from ..shared.plan import outside_graphs
+from ..shared.sample import Sample
+from ..shared.settings import build_settings
+from ..shared.system import Context, Family, Net, Objective, Preview, Step, System, Term
+from ..shared.tokenizer import Tokenizer
+from . import tasks
+from .bert import (
+    BertBatch,
+    BertConfig,
+    BertExample,
+    BertForMaskedLM,
+    MaskingObjective,
+    MaskingSettings,
+    Segments,
+    adapt,
+    fitting,
+    language_head,
+    sequence_length,
+    show_tokens,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ElectraConfig(BertConfig):
+    """transformers' `ElectraConfig`: the discriminator, or the generator as a network of its own."""
+
+    embedding_size: int = 128
+    """Width E of the embedding tables; a linear map to D follows where it differs."""
+    hidden_size: int = 256
+    """Width D."""
+    num_attention_heads: int = 4
+    """Attention heads; they divide `hidden_size`."""
+    intermediate_size: int = 1024
+    """Width of the feed-forward layer."""
+
+    IGNORED: ClassVar[frozenset[str]] = EncoderConfig.IGNORED | {
+        "summary_type", "summary_use_proj", "summary_activation", "summary_last_dropout"}
+
+    def __post_init__(self) -> None:
+        """Check what the fields must satisfy together."""
+        super().__post_init__()
+        raise_problems([] if self.embedding_size >= 1 else [f"embedding_size is {self.embedding_size}, expected at least 1"], "model")
+
+    @property
+    def table_size(self) -> int:
+        """Width E."""
+        return self.embedding_size
+
+
+SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {"embedding_size": 64, "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 512,
+             "max_position_embeddings": 128},
+    "small": {},
+    "base": {"embedding_size": 768, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
+    "large": {"embedding_size": 1024, "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
+}
+"""Of the discriminator; `small`, `base` and `large` are the paper's. The generator's follow by `ElectraSettings`."""
+
+
+# ---------------------------------------------------------------------------------------------- networks
+
+
+@dataclass
+class ElectraForPreTrainingOutput:
+    """Outputs of `ElectraForPreTraining`."""
+
+    logits: Tensor
+    """[B, S]; positive where a token is thought to be replaced."""
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+class DiscriminatorHead(nn.Module):
+    """A dense layer, the activation, and one number for each token. No norm between them."""
+
+    def __init__(self, config: ElectraConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation = activation(config.hidden_act)
+        self.out = nn.Linear(config.hidden_size, 1)
+        normal_(self, config.initializer_range)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [..., D] to [...]."""
+        return self.out(self.activation(self.dense(x))).squeeze(-1)
+
+
+class ElectraForPreTraining(nn.Module):
+    """The discriminator: trunk and head."""
+
+    def __init__(self, config: ElectraConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.trunk = Encoder(config, pooler=False)
+        self.head = DiscriminatorHead(config)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        *,
+        lengths: tuple[int, ...] | None = None,
+        output_hidden_states: bool = False,
+    ) -> ElectraForPreTrainingOutput:
+        """Map ids [B, S] to logits [B, S]; see `Encoder.forward` for the arguments."""
+        out = self.trunk(input_ids, attention_mask, token_type_ids, position_ids,
+                         lengths=lengths, output_hidden_states=output_hidden_states)
+        return ElectraForPreTrainingOutput(self.head(out.last_hidden_state), out.hidden_states)
+
+
+class ElectraForMaskedLM(BertForMaskedLM):
+    """The generator: BERT's network; its head maps to the width of the word table and always has the exact GELU."""
+
+    def __init__(self, config: ElectraConfig) -> None:
+        super().__init__(config)
+        if config.hidden_act != "gelu":
+            self.head = language_head(replace(config, hidden_act="gelu"), self.trunk)
+
+
+class ClassificationHead(nn.Module):
+    """Reads the first token [D]: a dense layer and GELU where BERT has its pooler, then the classes."""
+
+    def __init__(self, config: ElectraConfig) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation = activation("gelu")
+        self.out = nn.Linear(config.hidden_size, config.num_labels)
+        normal_(self, config.initializer_range)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, D] to [B, classes]."""
+        return self.out(self.dropout(self.activation(self.dense(self.dropout(x)))))
+
+
+class ElectraForSequenceClassification(nn.Module):
+    """A class for a text or a pair of texts."""
+
+    def __init__(self, config: ElectraConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.trunk = Encoder(config, pooler=False)
+        self.head = ClassificationHead(config)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        *,
+        output_hidden_states: bool = False,
+    ) -> tasks.ClassifierOutput:
+        """Map ids [B, S] to logits [B, classes]."""
+        out = self.trunk(input_ids, attention_mask, token_type_ids, position_ids, output_hidden_states=output_hidden_states)
+        return tasks.ClassifierOutput(self.head(out.last_hidden_state[:, 0]), out.hidden_states)
+
+
+# ------------------------------------------------------------------------------------------ the data side
+
+
+@dataclass(frozen=True)
+class ElectraSettings(MaskingSettings):
+    """What of the objective can be set; the generator's size has the names of the reference."""
+
+    short_prob: float = 0.05
+    """Probability that a sequence is cut to a shorter, random length."""
+    single_prob: float = 0.1
+    """Probability that a sequence is one segment; else the second half is another one, with its own token type."""
+    generator_hidden_size: float = 0.25
+    """The generator's width as a fraction of the discriminator's: 1/4 for the paper's small and large, 1/3 for base."""
+    generator_layers: float = 1.0
+    """The generator's blocks as a fraction of the discriminator's."""
+    temperature: float = 1.0
+    """The generator's logits are divided by it before sampling."""
+    generator_weight: float = 1.0
+    """Of the generator's loss."""
+    discriminator_weight: float = 50.0
+    """Of the discriminator's loss."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        super().__post_init__()
+        if not 0 <= self.single_prob <= 1:
+            raise UserError(f"single_prob is {self.single_prob}, expected a probability between 0 and 1")
+        for name in ("generator_hidden_size", "generator_layers", "temperature"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"{name} is {getattr(self, name)}, expected more than 0")
+        for name in ("generator_weight", "discriminator_weight"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} is {getattr(self, name)}, expected at least 0")
+
+
+@dataclass(frozen=True, slots=True)
+class ElectraExample(BertExample):
+    """One masked sequence."""
+
+    seed: int
+    """Of the noise with which the generator's words are sampled."""
+
+
+@dataclass(kw_only=True)
+class ElectraBatch(BertBatch):
+    """Packed sequences. T tokens, N sequences, M predictions."""
+
+    predictions: tuple[int, ...]
+    """N numbers of predictions, their sum M."""
+    seeds: tuple[int, ...]
+    """N seeds."""
+
+
+def segments(
+    document: Segments, max_length: int, short_prob: float, single_prob: float, rng: np.random.Generator
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Cut a document into neighbouring segments, as google-research/electra's `ExampleBuilder`.
+
+    Args:
+        document: the ids of each sentence.
+        max_length: tokens of a sequence with [CLS] and [SEP]s.
+        short_prob: probability of a shorter target.
+        single_prob: probability that everything goes to the first segment.
+        rng: the sample's generator.
+
+    Yields:
+        First segment, second segment (perhaps empty).
+    """
+
+    def target_length() -> int:
+        return int(rng.integers(5, max_length + 1)) if rng.random() < short_prob else max_length
+
+    target, chunk = target_length(), list[np.ndarray]()
+    for place, sentence in enumerate(document):
+        chunk.append(sentence)
+        if sum(map(len, chunk)) < target and place < len(document) - 1:
+            continue
+        wanted = math.inf if rng.random() < single_prob else (target - 3) // 2
+        first, second = list[np.ndarray](), list[np.ndarray]()
+        length = 0
+        for part in chunk:
+            fits = not first or length + len(part) < wanted
+            if fits or (not second and length < wanted and rng.random() < 0.5):
+                first.append(part)
+                length += len(part)
+            else:
+                second.append(part)
+        a = np.concatenate(first)[:max_length - 2]
+        yield a, np.concatenate([*second, a[:0]])[:max(0, max_length - len(a) - 3)]
+        target, chunk = target_length(), []
+
+
+class ElectraObjective(MaskingObjective[ElectraExample]):
+    """Masked sequences for the generator; what it makes of them, the system judges."""
+
+    replaced_by_mask = 0.85
+    replaced_at_random = 0.0
+
+    def __init__(self, tokenizer: Tokenizer, settings: ElectraSettings, max_length: int) -> None:
+        """Make the data side for sequences of at most `max_length` tokens."""
+        super().__init__(tokenizer, settings, max_length)
+        self.single_prob = settings.single_prob
+
+    def example(self, sample: Sample, rng: np.random.Generator) -> Iterator[ElectraExample]:
+        """Yield every sequence that a document, or a row of documents, gives."""
+        for document in self._documents(sample):
+            for a, b in segments(document, self.max_length, self.settings.short_prob, self.single_prob, rng):
+                masked = self._corrupt(a, b if len(b) else None, None, rng)
+                yield ElectraExample(masked.input_ids, masked.token_type_ids, masked.positions, masked.targets, None,
+                                     int(rng.integers(2**63)))
+
+    def collate(self, examples: list[ElectraExample]) -> ElectraBatch:
+        """Pack sequences side by side; the discriminator's denominator is every token."""
+        packed = super().collate(examples)
+        known: dict[str, Any] = {**vars(packed), "counts": {**packed.counts, "tokens": packed.tokens}}
+        return ElectraBatch(**known, predictions=tuple(len(e.targets) for e in examples), seeds=tuple(e.seed for e in examples))
+
+
+# ------------------------------------------------------------------------------------------ the loss side
+
+
+@outside_graphs  # other seeds in every batch
+@torch.no_grad()
+def draw(logits: Tensor, predictions: tuple[int, ...], seeds: tuple[int, ...], temperature: float = 1.0) -> Tensor:
+    """Draw an id for each row from softmax(logits / temperature): the largest logit under Gumbel noise. No gradient.
+
+    The noise of a sequence comes from its own seed, which the data side drew with the sample's key, so
+    neither the micro-batch nor the rank that a sequence falls into changes what is drawn.
+
+    Args:
+        logits: [M, V].
+        predictions: rows of each sequence, N numbers with sum M.
+        seeds: of each sequence, N.
+        temperature: above 1 the draws are more even.
+
+    Returns:
+        [M]
+    """
+    noise = torch.empty(logits.shape, device=logits.device)
+    source = torch.Generator(logits.device)
+    for part, seed in zip(noise.split(predictions), seeds):
+        part.exponential_(generator=source.manual_seed(seed))
+    # -log of an exponential variable is a Gumbel one; 0 may be drawn on a CPU, and stands for what is below 2^-24
+    return (logits / temperature - noise.clamp_(min=2**-25).log_()).argmax(-1)
+
+
+def ordered_pairs(scores: Tensor, positive: Tensor) -> tuple[Tensor, int]:
+    """How many (positive, negative) pairs of scores [T] are in the right order, ties half, and how many there are: AUC."""
+    high, low = scores[positive], scores[~positive].sort().values
+    below = torch.searchsorted(low, high) + torch.searchsorted(low, high, right=True)
+    return below.sum() / 2, len(high) * len(low)
+
+
+class ElectraSystem(System):
+    """ELECTRA's pretraining. `net` is the discriminator; the generator shares its embedding tables."""
+
+    net: ElectraForPreTraining
+
+    def __init__(
+        self, net: ElectraForPreTraining, generator: ElectraForMaskedLM, objective: Objective[ElectraExample], settings: ElectraSettings
+    ) -> None:
+        super().__init__()
+        self.net = net  # pyright: ignore[reportIncompatibleVariableOverride]
+        self.generator = generator
+        self.objective = objective
+        self.settings = settings
+        ours, shared = generator.trunk.embed, net.trunk.embed
+        ours.word, ours.position, ours.token_type, ours.norm = shared.word, shared.position, shared.token_type, shared.norm
+        generator.head.weight = cast("nn.Parameter", shared.word.weight)
+
+    def exports(self) -> Mapping[str, nn.Module]:
+        """The discriminator, and the generator below it."""
+        return {"": self.net, "generator": self.generator}
+
+    def fill(self, batch: ElectraBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Let the generator fill the masked places in.
+
+        Returns:
+            Its logits [M, V], the filled sequences [1, T], and whether a token is not the original [T].
+        """
+        out = self.generator.trunk(batch.input_ids, None, batch.token_type_ids, batch.position_ids, lengths=batch.lengths)
+        logits = self.generator.head(out.last_hidden_state[0, batch.target_rows])
+        drawn = draw(logits, batch.predictions, batch.seeds, self.settings.temperature)
+        ids = batch.input_ids.index_copy(1, batch.target_rows, drawn[None])
+        replaced = torch.zeros_like(ids[0], dtype=torch.bool).index_copy_(0, batch.target_rows, drawn != batch.targets)
+        return logits, ids, replaced
+
+    def forward(self, batch: ElectraBatch, carry: Any = None) -> Step:
+        """Both losses as sums: over the predicted tokens, and over all tokens."""
+        guesses, ids, replaced = self.fill(batch)
+        verdicts = self.net(ids, None, batch.token_type_ids, batch.position_ids, lengths=batch.lengths).logits[0].float()  # [T]
+        judged = F.binary_cross_entropy_with_logits(verdicts, replaced.float(), reduction="sum")
+        terms = {
+            "mlm": Term(cross_entropy_sum(guesses, batch.targets), "masked", self.settings.generator_weight),
+            "rtd": Term(judged, "tokens", self.settings.discriminator_weight),
+        }
+        accused = verdicts > 0
+        caught, total = (accused & replaced).sum(), replaced.sum()
+        metrics: dict[str, tuple[Tensor, Tensor | int]] = {
+            "generator_accuracy": (accuracy_sum(guesses, batch.targets), len(batch.targets)),
+            "replaced": (total, len(replaced)),
+            "rtd_accuracy": ((accused == replaced).sum(), len(replaced)),
+            "rtd_precision": (caught, accused.sum()),
+            "rtd_recall": (caught, total),
+        }
+        if not self.training:  # it waits for the device
+            metrics["rtd_auc"] = ordered_pairs(verdicts, replaced)
+        return Step(terms, metrics)
+
+    def derive(self, means: Mapping[str, float]) -> dict[str, float]:
+        """Perplexity of the generator, and the accuracy of calling every token original."""
+        derived = {"mlm_perplexity": math.exp(min(means["mlm"], 700.0))} if "mlm" in means else {}
+        return derived | ({"rtd_trivial_accuracy": 1 - means["replaced"]} if "replaced" in means else {})
+
+    @torch.no_grad()
+    def preview(self, batch: ElectraBatch, limit: int = 4) -> list[Preview]:
+        """Sequences with their masks, what the generator made of them, and which tokens the discriminator holds for replaced."""
+        tokenizer = cast("ElectraObjective", self.objective).tokenizer
+        _, filled, replaced = self.fill(batch)
+        verdicts = self.net(filled, None, batch.token_type_ids, batch.position_ids, lengths=batch.lengths).logits[0].float().sigmoid()
+        masked, ids = batch.input_ids[0].cpu().numpy(), filled[0].cpu().numpy()
+        truth = batch.input_ids[0].index_copy(0, batch.target_rows, batch.targets).cpu().numpy()
+        fake, chances = replaced.cpu().numpy(), verdicts.cpu().numpy()
+        previews: list[Preview] = []
+        start = 0
+        for length in batch.lengths[:limit]:
+            inside = range(start, start + length)
+            tokens = {i: show_tokens(tokenizer, ids[i:i + 1]) for i in inside}
+            accused = [f"{tokens[i]} {chances[i]:.2f} ({'replaced' if fake[i] else 'original'})" for i in inside if chances[i] > 0.5]
+            previews.append(Preview((
+                ("masked", show_tokens(tokenizer, masked[start:start + length])),
+                ("generator", " ".join(f"*{tokens[i]}* ({show_tokens(tokenizer, truth[i:i + 1])})" if fake[i] else tokens[i]
+                                       for i in inside)),
+                ("judged replaced (truth)", ", ".join(accused) or "none"),
+            )))
+            start += length
+        return previews
+
+
+# --------------------------------------------------------------------------------------------- the entry
+
+
+def generator_config(config: ElectraConfig, settings: ElectraSettings) -> ElectraConfig:
+    """The generator beside a discriminator: narrower, with heads of 64 and the same tables."""
+    width = max(1, round(config.hidden_size * settings.generator_hidden_size))
+    heads = max(1, width // 64)
+    if width % heads:
+        raise UserError(f"objective.generator_hidden_size {settings.generator_hidden_size} makes a generator of width {width}, which its "
+                        f"{heads} heads do not divide: choose a fraction of {config.hidden_size} that makes a multiple of {heads}")
+    return replace(config, hidden_size=width, num_hidden_layers=max(1, round(config.num_hidden_layers * settings.generator_layers)),
+                   num_attention_heads=heads, intermediate_size=4 * width)
+
+
+def create(config: ElectraConfig, settings: Mapping[str, Any], context: Context) -> ElectraSystem:
+    """Build ELECTRA with fresh weights and its objective."""
+    chosen = build_settings(ElectraSettings, settings, "electra objective")
+    length = sequence_length(config, chosen)
+    if config.type_vocab_size < 2:
+        raise UserError("ELECTRA's two segments need two token types: set model.type_vocab_size to 2")
+    objective = context.objective("electra", lambda tokenizer: ElectraObjective(fitting(tokenizer, config), chosen, length))
+    return ElectraSystem(ElectraForPreTraining(config), ElectraForMaskedLM(generator_config(config, chosen)), objective, chosen)
+
+
+def _trunk(config: ElectraConfig, theirs: str = "electra.", ours: str = "trunk.") -> tuple[Rule, ...]:
+    projection = affine("embeddings_project", "embed.projection") if config.embedding_size != config.hidden_size else ()
+    return (*prefixed((*encoder_rules(config, pooler=False), *projection), theirs, ours), *LEGACY)
+
+
+NETS = (
+    Net("ElectraForPreTraining", ElectraForPreTraining, lambda c: (
+        *_trunk(c),
+        *affine("discriminator_predictions.dense", "head.dense"),
+        *affine("discriminator_predictions.dense_prediction", "head.out"),
+    )),
+    Net("ElectraForMaskedLM", ElectraForMaskedLM, lambda c: (
+        *_trunk(c),
+        *affine("generator_predictions.dense", "head.transform.dense"),
+        *affine("generator_predictions.LayerNorm", "head.transform.norm"),
+        Rename("generator_lm_head.bias", "head.bias"),
+        Tied("head.weight", "trunk.embed.word.weight"),
+        Alias("generator_lm_head.weight", "electra.embeddings.word_embeddings.weight"),
+    )),
+    Net("ElectraModel", lambda c: Encoder(c, pooler=False), lambda c: _trunk(c, "", "")),
+    Net("ElectraForSequenceClassification", ElectraForSequenceClassification,
+        lambda c: (*_trunk(c), *affine("classifier.dense", "head.dense"), *affine("classifier.out_proj", "head.out"))),
+    Net("ElectraForTokenClassification", lambda c: tasks.TokenClassification(Encoder(c, pooler=False), c),
+        lambda c: (*_trunk(c), *affine("classifier", "classifier"))),
+    Net("ElectraForQuestionAnswering", lambda c: tasks.QuestionAnswering(Encoder(c, pooler=False), c),
+        lambda c: (*_trunk(c), *affine("qa_outputs", "classifier"))),
+)
+
+FAMILIES = (
+    Family(
+        name="electra",
+        title="ELECTRA",
+        paper="Clark, Luong, Le, Manning. ELECTRA: Pre-training Text Encoders as Discriminators Rather Than Generators",
+        year=2020,
+        url="https://arxiv.org/abs/2003.10555",
+        objective="replaced-token detection",
+        config=ElectraConfig,
+        sizes=SIZES,
+        create=create,
+        settings=ElectraSettings,
+        adapt=adapt,
+        nets=NETS,
+        model_type="electra",
+        reference="transformers.ElectraForPreTraining",
+    ),
+)
