@@ -10,6 +10,7 @@ import importlib
 import pkgutil
 import sys
 from collections.abc import Sequence
+from functools import cache
 
 import typer
 
@@ -24,6 +25,7 @@ app = typer.Typer(name="polymodal", no_args_is_help=True, add_completion=False, 
 def _root(debug: bool = typer.Option(False, "--debug", help="Show tracebacks.")) -> None: ...
 
 
+@cache
 def _register() -> None:
     """Let each module of `commands` add its own commands, in the order of its `ORDER`."""
     modules = [importlib.import_module(f"{commands.__name__}.{m.name}") for m in pkgutil.iter_modules(commands.__path__)]
@@ -31,15 +33,21 @@ def _register() -> None:
         module.register(app)
 
 
+def invoke(arguments: Sequence[str]) -> int:
+    """Run one command line in this process; errors are raised. Returns the exit code that the command asked for."""
+    _register()
+    result = app(list(arguments), prog_name="polymodal", standalone_mode=False)
+    return result if isinstance(result, int) else 0
+
+
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line and return its exit code."""
+    """Run one command line and return its exit code; errors are told in one line."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     # `--debug` may stand anywhere
     arguments = [*(["--debug"] if debug else []), *(a for a in arguments if a != "--debug")]
     try:
-        result = app(arguments, prog_name="polymodal", standalone_mode=False)
-        return result if isinstance(result, int) else 0
+        return invoke(arguments)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -72,7 +80,6 @@ def _explain(error: Exception) -> tuple[int, str]:
 
 def main() -> None:
     """The console script's entry point."""
-    _register()
     sys.exit(run())
 
 

@@ -6,7 +6,9 @@ zero-shot, kills a run with SIGKILL and resumes it, and writes one self-containe
 
 from __future__ import annotations
 
+import contextlib
 import importlib.resources
+import io
 import json
 import os
 import signal
@@ -22,6 +24,7 @@ import numpy as np
 
 from ..shared.errors import UserError
 from . import demo_data, runs
+from .cli import invoke
 from .console import Console
 
 HELD_OUT_CONCEPTS = 150
@@ -114,38 +117,50 @@ class Story:
         """Announce a step with the time since the start."""
         self.console.say(f"[{time.monotonic() - self.started:4.0f} s] {title}")
 
-    def command(self, *arguments: object, kill_at: tuple[Path, int] | None = None) -> dict[str, Any]:
-        """Run one `polymodal` command in a process of its own and return its JSON result.
+    def command(self, *arguments: object) -> dict[str, Any]:
+        """Run one `polymodal` command and return its JSON result.
 
-        With `kill_at` (run, update) the process gets SIGKILL once that update is logged, and the result
-        holds only the update it died after.
+        It runs in this process: the same code as on the command line, without importing torch a dozen times.
         """
+        words = self._announce(arguments)
+        output = io.StringIO()
+        lines = contextlib.nullcontext() if sys.stderr.isatty() else contextlib.redirect_stderr(io.StringIO())
+        try:
+            with contextlib.redirect_stdout(output), lines:
+                invoke([*words, "--json"])
+        except UserError as error:
+            raise UserError(f"the demo stopped at `{self.commands[-1]}`: {error}") from error
+        return json.loads(output.getvalue().strip().splitlines()[-1])
+
+    def command_killed(self, *arguments: object, run: Path, after: int) -> int:
+        """Start a `polymodal pretrain` command in a process of its own, and SIGKILL it.
+
+        Args:
+            arguments: of the command.
+            run: its run directory.
+            after: the update that must have been logged.
+
+        Returns:
+            The last logged update.
+        """
+        words = self._announce(arguments)
+        line = [sys.executable, "-m", "polymodal", *words]
+        process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        while process.poll() is None:
+            if _last_update(run) >= after:
+                os.kill(process.pid, signal.SIGKILL)
+                process.communicate()
+                return _last_update(run)
+            time.sleep(0.02)
+        _, errors = process.communicate()
+        last = (errors or "").strip().splitlines()[-1:] or [f"exit code {process.returncode}"]
+        raise UserError(f"the run that was meant to be killed ended by itself: {last[0].removeprefix('error: ')}")
+
+    def _announce(self, arguments: Sequence[object]) -> list[str]:
         words = [str(a) for a in arguments]
         self.commands.append(" ".join(["polymodal", *(f"'{w}'" if " " in w else w for w in words)]))
         self.console.say(f"         $ {self.commands[-1]}")
-        show = sys.stderr.isatty() and not self.console.quiet
-        process = subprocess.Popen([sys.executable, "-m", "polymodal", *words, "--json"], stdout=subprocess.PIPE,
-                                   stderr=None if show else subprocess.PIPE, text=True)  # fmt: skip
-        if kill_at is not None:
-            return {"killed_after": _kill(process, *kill_at)}
-        output, errors = process.communicate()
-        if process.returncode:
-            last = (errors or "").strip().splitlines()[-1:] or [f"exit code {process.returncode}"]
-            raise UserError(f"the demo stopped at `{self.commands[-1]}`: {last[0].removeprefix('error: ')}")
-        return json.loads(output.strip().splitlines()[-1])
-
-
-def _kill(process: subprocess.Popen[str], run: Path, update: int) -> int:
-    """Wait until `run` has logged `update`, then SIGKILL the process; returns the last logged update."""
-    while process.poll() is None:
-        if _last_update(run) >= update:
-            os.kill(process.pid, signal.SIGKILL)
-            process.communicate()
-            return _last_update(run)
-        time.sleep(0.05)
-    _, errors = process.communicate()
-    last = (errors or "").strip().splitlines()[-1:] or [""]
-    raise UserError(f"the run that the demo meant to kill ended by itself with exit code {process.returncode}: {last[0]}")
+        return words
 
 
 def _last_update(run: Path) -> int:
@@ -178,7 +193,7 @@ def classify_held_out(story: Story, concepts: Sequence[demo_data.Concept]) -> di
     labels.write_text("".join(f"{c.name}\n" for c in concepts), encoding="utf-8")
     result = story.command("classify", "--model", story.out / "runs/clip", "--labels", labels, "--template", "{}", "--top", 5,
                            story.out / "raw/pictures-held-out")  # fmt: skip
-    named = {Path(p["image"]).name: [label["label"] for label in p["top"]] for p in result["predictions"]}
+    named = {Path(p["image"]).name: [label["label"] for label in p["predictions"]] for p in result["results"]}
     guesses = {c.name: named[f"{c.path.stem}.png"] for c in concepts}
     alone = [c.name for c in concepts if c.stem not in story.trained_stems]
     return {
@@ -208,7 +223,7 @@ def train_and_kill(story: Story, updates: int) -> None:
     every = max(1, updates // 10)
     command = ("pretrain", "gpt2-tiny", "--data", out / "data/gpt2", "--eval-data", out / "data/gpt2-held-out", "--out", run.directory,
                "--max-updates", updates, "--set", f"checkpoint.every={every * 2}", "--set", f"log.every={max(1, every // 3)}")  # fmt: skip
-    killed = story.command(*command, kill_at=(run.directory, every * 5))["killed_after"]
+    killed = story.command_killed(*command, run=run.directory, after=every * 5)
     before = {row["update"]: row["loss"] for row in run.metrics("train")}
     story.console.say(f"         killed with SIGKILL after update {killed}")
     story.results["gpt2"] = story.command(*command)
