@@ -6,7 +6,7 @@ WORKERS ?= auto
 # One thread for each test process: the tests run side by side.
 TEST = OMP_NUM_THREADS=1 $(RUN)/pytest -n $(WORKERS)
 
-.PHONY: setup demo test slow lint format bench bench-gpu lock clean
+.PHONY: setup demo test slow lint format docs bench bench-gpu lock clean
 
 setup: $(VENV)/.done
 
@@ -30,6 +30,11 @@ slow: setup ## the deeper tests that .ci/run also runs
 lint: setup
 	$(RUN)/ruff check .
 	$(RUN)/pyright
+
+docs: setup ## write the pages that are read off the code, then build the site into site/, without a network
+	$(RUN)/python -m polymodal.pipelines._cards docs
+	$(RUN)/python examples/draw_masks.py docs
+	$(RUN)/mkdocs build --strict --quiet
 
 bench: setup ## measured beside the peers on this machine
 	$(RUN)/polymodal bench --json

@@ -1,0 +1,146 @@
+"""The cards of the systems: pages of the documentation that are read off the registry, the family files and the recipes.
+
+python -m polymodal.pipelines._cards DOCS     writes every page that is read off the code into the folder DOCS
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..registry import families, folder_of
+from ..shared.settings import build_settings
+from ..shared.system import Context, Family
+from ._reference import NOTE, commands_page, recipe_keys_page, settings_table, table
+from .recipe import recipes
+
+FOLDERS = {"text": "Text", "seq2seq": "Sequence to sequence", "vision": "Vision", "multimodal": "Vision and language"}
+
+
+def pages() -> dict[str, str]:
+    """Every page that is read off the code: path below docs/ -> Markdown."""
+    cards = {f"systems/{name}.md": card(entry) for name, entry in families().items()}
+    return {"systems/index.md": overview(), **cards, "commands.md": commands_page(), "recipe_keys.md": recipe_keys_page()}
+
+
+def overview() -> str:
+    """The page that lists the systems."""
+    lines = [NOTE.format(sources="the registry"), "# Systems\n\n",
+             "Each system is one file that follows its paper. `polymodal systems` prints this list; a card tells what is faithful, what "
+             "deviates and why, the sizes, the settings and the recipes.\n"]
+    for folder, title in FOLDERS.items():
+        found = [f for f in families().values() if folder_of(f) == folder]
+        if found:
+            rows = [(f"[{f.title}]({f.name}.md)", str(f.year), f.objective, f"`{_file(f)}`", f.reference) for f in found]
+            lines += [f"\n## {title}\n\n", table(("system", "year", "objective", "file", "compared with"), rows)]
+    return "".join(lines)
+
+
+def card(entry: Family) -> str:
+    """The page of one system."""
+    year = "" if entry.paper.endswith(str(entry.year)) else f", {entry.year}"
+    layouts = [*(["transformers"] if entry.model_type else []), *dict.fromkeys(y.name for n in entry.nets for y in n.layouts)]
+    facts = [
+        ("name", f"`{entry.name}`"), ("objective", entry.objective), ("file", f"`{_file(entry)}`"), ("compared with", entry.reference),
+        ("networks that load", ", ".join(f"`{n.architecture}`" for n in entry.nets)),
+        ("written in the layout of", ", ".join(layouts)),
+    ]  # fmt: skip
+    lines = [NOTE.format(sources=f"{_file(entry)} and pipelines/recipes/"), f"# {entry.title}\n\n",
+             f"{entry.paper}{year}. <{entry.url}>\n\n", table(("", ""), facts),
+             "\n## Faithful, and what deviates\n\n", faithful(entry), "\n## Sizes\n\n",
+             "Parameters of the network that is pretrained, with the vocabulary and the classes of the config's defaults; data brings its "
+             "own. Counted on torch's meta device.\n\n",
+             table(("size", "parameters", "what the size sets"),
+                   [(f"`{size}`", f"{parameters(entry, size):,}", _overrides(entry.sizes[size]) or "the config's defaults")
+                    for size in entry.sizes]),
+             "\n## Objective\n\n", "What a recipe can set under `objective`:\n\n", settings_table(entry.settings, "objective."),
+             "\n## Config\n\n", "What a recipe can set under `model`, with the reference library's names:\n\n",
+             settings_table(entry.config, "model."), "\n## Recipes\n", *_recipes(entry)]
+    return "".join(lines)
+
+
+def faithful(entry: Family) -> str:
+    """The part of the family file's docstring from "Faithful" on, as Markdown."""
+    text = inspect.getdoc(importlib.import_module(entry.create.__module__)) or ""
+    found = text.find("\nFaithful")
+    assert found >= 0, f"the docstring of {_file(entry)} does not say what is faithful"
+    lines: list[str] = []
+    for line in text[found + 1 :].splitlines():
+        if line.startswith("* ") and lines and lines[-1] and not lines[-1].startswith(("* ", "  ")):
+            lines.append("")  # Markdown's lists need an empty line before them
+        lines.append(line)
+    return "\n".join(lines).strip() + "\n"
+
+
+def parameters(entry: Family, size: str) -> int:
+    """The number of parameters of the network that a size pretrains; tied ones count once."""
+    with torch.device("meta"):
+        context = Context(net_only=True)
+        config = entry.adapt(build_settings(entry.config, entry.sizes[size], entry.name), context)
+        return sum(p.numel() for p in entry.create(config, {}, context).net.parameters())
+
+
+def _file(entry: Family) -> str:
+    return "/".join(entry.create.__module__.split(".")[1:]) + ".py"
+
+
+def _overrides(values: Mapping[str, Any]) -> str:
+    """What a size sets, a line for each part of the config."""
+    own = ", ".join(f"`{key}={_plain(value)}`" for key, value in values.items() if not isinstance(value, Mapping))
+    parts = [f"{key}: {_overrides(value)}" for key, value in values.items() if isinstance(value, Mapping)]
+    return "<br>".join([*([own] if own else []), *parts])
+
+
+def _plain(value: Any) -> str:
+    return str(list(value) if isinstance(value, tuple) else value).replace("None", "null")
+
+
+def _recipes(entry: Family) -> Iterator[str]:
+    for name, function in recipes().items():
+        if function().system != entry.name:
+            continue
+        head, *rest = _paragraphs(inspect.getdoc(function) or "")
+        yield f"\n### {name}\n\n{head}\n\n"
+        command = ""
+        for line in rest:
+            key, _, value = line.partition(": ")
+            if key == "Command":
+                command = value
+            else:
+                yield f"- **{key}:** {value}\n"
+        yield f"\n```sh\n{command}\n```\n"
+
+
+def _paragraphs(text: str) -> list[str]:
+    """The first line of a record, then one line for each `Key: value` entry."""
+    found: list[str] = []
+    for line in text.splitlines():
+        key = line.partition(":")[0]
+        if found and line.strip() and not (key.isalpha() and key[0].isupper() and line.startswith(f"{key}: ")):
+            found[-1] += f" {line.strip()}"
+        elif line.strip():
+            found.append(line.strip())
+    return found
+
+
+def write(docs: Path) -> list[Path]:
+    """Write the pages; returns those that changed."""
+    changed: list[Path] = []
+    for name, text in pages().items():
+        path = docs / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+            changed.append(path)
+    return changed
+
+
+if __name__ == "__main__":
+    for written in write(Path(sys.argv[1])):
+        print(f"wrote {written}")

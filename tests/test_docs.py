@@ -1,0 +1,345 @@
+"""The documentation says what is true: links, files, commands and generated pages, and the examples run."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+FOLDERS = "shared|pipelines|text|vision|seq2seq|multimodal|docs|tests|examples|benchmarks"
+ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+
+
+def example(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def blocks(page: Path, languages: str) -> list[str]:
+    return re.findall(rf"^```(?:{languages})\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.S | re.M)
+
+
+def command_lines(page: Path, languages: str = "sh|console") -> list[list[str]]:
+    lines = [line for block in blocks(page, languages) for line in block.splitlines()]
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+# --- links and files
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(DOCS)))
+def test_links_and_named_files_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!https?:)([^)#\s]+)", text):
+        assert (page.parent / target).is_file(), target
+    for target in re.findall(rf"`((?:{FOLDERS})/[\w/.]*)`", text):
+        assert (ROOT / target).exists(), target
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    listed = set(re.findall(r"[\w/]+\.md", (ROOT / "mkdocs.yml").read_text()))
+    assert {str(p.relative_to(DOCS)) for p in PAGES if p.parent == DOCS or p.name == "index.md"} == listed
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    named = {target for page in PAGES for target in re.findall(r"\bmake ([a-z-]+)`|^make ([a-z-]+)", page.read_text(), flags=re.M)}
+    assert {"demo", "test", "docs"} <= {a or b for a, b in named}
+    for target in {a or b for a, b in named}:
+        assert re.search(rf"^{target}:", makefile, flags=re.M), target
+
+
+# --- what is read off the code
+
+
+def test_the_written_pages_are_up_to_date() -> None:
+    from polymodal.pipelines._cards import pages
+
+    made = pages()
+    for name, text in made.items():
+        assert (DOCS / name).is_file() and (DOCS / name).read_text(encoding="utf-8") == text, f"run `make docs`: docs/{name} is old"
+    assert {p.name for p in (DOCS / "systems").iterdir()} == {Path(n).name for n in made if n.startswith("systems/")}
+
+
+def test_cards_tell_true_numbers() -> None:
+    """Against a count by hand of the published BERT base with both heads, and against a network that is really built."""
+    import polymodal
+    from polymodal.pipelines._cards import parameters
+    from polymodal.registry import family
+
+    d, v, s, layers, inner = 768, 30522, 512, 12, 3072
+    block = 4 * (d * d + d) + 2 * d * inner + inner + d + 4 * d
+    trunk = (v + s + 2) * d + 2 * d + layers * block + d * d + d
+    heads = d * d + d + 2 * d + v + 2 * d + 2
+    assert parameters(family("bert"), "base") == trunk + heads
+    assert parameters(family("gpt2"), "tiny") == sum(p.numel() for p in polymodal.system("gpt2", size="tiny").net.parameters())
+
+
+def test_mask_figures_are_up_to_date_and_show_what_their_code_says() -> None:
+    draw = example("draw_masks")
+    for name, text in draw.pages().items():
+        assert (DOCS / name).read_text(encoding="utf-8") == text, f"run `make docs`: docs/{name} is old"
+    assert {p.name for p in (DOCS / "masks").iterdir()} == {f"{f.name}.svg" for f in draw.FIGURES}
+    names = {"Mask": draw.Mask, "Layout": draw.Layout, "torch": torch, "attention_mask": ~draw.tokens(12, 13, 14, 15),
+             "marked": draw.tokens(0, 8), "table": draw.bigbird(), "allowed": draw.permuted()}
+    for figure in draw.FIGURES:
+        said = eval(figure.code, names).dense(1, figure.queries, draw.LENGTH, torch.device("cpu"))
+        drawn = re.findall(r'<rect x="(\d+)" y="(\d+)"', draw.svg(figure))
+        places = {((int(y) - draw.EDGE) // draw.CELL, (int(x) - draw.EDGE) // draw.CELL) for x, y in drawn}
+        assert places == {(q, k) for q, k in said[0, 0].nonzero().tolist()}, figure.name
+
+
+# --- commands
+
+
+@cache
+def known() -> Any:
+    from polymodal.pipelines._reference import commands
+
+    return commands()
+
+
+def parse(words: list[str]) -> None:
+    """Parse one command line with the program's own parser, without running it."""
+    name = next((n for n in (" ".join(words[:2]), words[0]) if n in known()), None)
+    assert name is not None, f"there is no command {words[0]!r}"
+    known()[name].make_context(name, words[len(name.split()):])
+
+
+def check_line(words: list[str]) -> None:
+    if words[0] == "torchrun":
+        assert words[words.index("-m") + 1] == "polymodal"
+        parse(words[words.index("-m") + 2 :])
+    elif words[0] == "polymodal":
+        parse(words[1:])
+    elif words[0] == "python":
+        assert (ROOT / words[1]).is_file(), words[1]
+    else:
+        assert words[0] in ("make", "sed"), words
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(DOCS)))
+def test_commands_and_options_exist(page: Path) -> None:
+    for words in command_lines(page):
+        try:
+            check_line(words)
+        except Exception as error:
+            message = getattr(error, "message", str(error))
+            raise AssertionError(f"{shlex.join(words)}: {message}") from None
+
+
+def test_the_check_of_commands_can_fail() -> None:
+    for line in ("polymodal pretrian gpt2-tiny", "polymodal pretrain gpt2-tiny --data D --out R --sed 1", "polymodal pretrain gpt2-tiny"):
+        with pytest.raises(Exception):  # noqa: B017  (the parser's own kinds)
+            check_line(shlex.split(line))
+
+
+def test_named_recipes_and_keys_exist() -> None:
+    from polymodal.pipelines.recipe import recipe, recipes
+
+    for page in PAGES:
+        for words in command_lines(page):
+            if "pretrain" in words:
+                named = words[words.index("pretrain") + 1]
+                if named in ("RUN/recipe.yaml", "examples/bag_tiny.yaml"):
+                    continue
+                assert named in recipes() or (ROOT / named).is_file(), named
+                recipe(str(ROOT / named) if named.endswith(".yaml") else named,
+                       [after for before, after in pairwise(words) if before == "--set"])
+    training = (DOCS / "training.md").read_text()
+    keys = (DOCS / "recipe_keys.md").read_text()
+    for key in re.findall(r"`((?:data|optim|schedule|log|evaluate|checkpoint)\.[a-z_]+)`", training + (DOCS / "data.md").read_text()):
+        assert f"`{key}`" in keys, key
+
+
+# --- examples
+
+
+def test_the_recipe_of_the_examples_builds_on_its_base() -> None:
+    from polymodal.pipelines.recipe import recipe
+
+    mine, base = recipe(ROOT / "examples/gpt2_narrow.yaml"), recipe("gpt2-tiny")
+    assert (mine.model["n_embd"], mine.data.global_batch, mine.optim.lr) == (64, 8, 0.003)
+    assert mine.optim.betas == base.optim.betas and mine.system == "gpt2"
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    words = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "the", "dog", "run", "to", "the", "red", "house"]
+    rng = np.random.default_rng(0)
+    (tmp_path / "texts.txt").write_text("\n\n".join(" ".join(rng.choice(words, 30)) for _ in range(24)))
+    return tmp_path / "texts.txt"
+
+
+def test_the_example_system_keeps_the_contract(texts: Path, tmp_path: Path) -> None:
+    """Two updates with the loop's own pieces: any layout gives the same gradient, and learning lowers the loss."""
+    from polymodal.pipelines.pack import pack
+    from polymodal.pipelines.shards import DataSet
+    from polymodal.pipelines.stream import Layout, Stream
+    from polymodal.pipelines.train import _counts, _Loss, _Work
+    from polymodal.shared.optim import OptimSettings, build_optimizer
+    from polymodal.shared.system import Context
+
+    bag = example("bag_of_characters").FAMILIES[0]
+    pack([texts], tmp_path / "data", workers=1)
+    results = []
+    for micro_batch in (None, 2):
+        torch.manual_seed(0)
+        system = bag.create(bag.config(), {"context": 4, "targets": 16}, Context())
+        layout = Layout(8, micro_batch)
+        stream = Stream(DataSet.open(tmp_path / "data"), system.objective, layout, seed=0, lanes=2, window=16)
+        optimizer = build_optimizer(system, OptimSettings(lr=0.05))
+        losses = []
+        for update in range(2):
+            batches = [stream[update * layout.accumulate + part] for part in range(layout.accumulate)]
+            scale = {name: 1 / total for name, total in _counts(batches).items() if total}
+            losses.append(0.0)
+            for batch in batches:
+                loss = _Loss(system)(_Work(batch, None, scale))
+                loss.backward()
+                losses[-1] += loss.item()
+            gradient = torch.cat([p.grad.flatten() for p in system.parameters()])
+            optimizer.step()
+            optimizer.zero_grad()
+            system.after_update(update)
+        results.append((losses, gradient))
+    (whole, one), (parts, other) = results
+    assert whole == pytest.approx(parts, rel=1e-5)
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
+    assert whole[0] == pytest.approx(np.log(256), rel=0.02), "an untrained model knows nothing"
+    assert whole[1] < whole[0] - 0.3
+
+
+def test_the_example_system_refuses_a_short_text(texts: Path) -> None:
+    from polymodal.shared.errors import BadSample
+    from polymodal.shared.sample import Sample
+
+    module = example("bag_of_characters")
+    objective = module.BagObjective(module.BagSettings(context=8))
+    with pytest.raises(BadSample, match="expected more than 8"):
+        list(objective.example(Sample("a", {"txt": b"12345678"}), np.random.default_rng(0)))
+    shown = objective.describe(next(objective.example(Sample("a", {"txt": b"123456789"}), np.random.default_rng(0))))
+    assert shown.rows[0] == ("predict", "b'12345678' -> '9'")
+
+
+def test_the_script_that_generates(texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import polymodal
+    from polymodal.shared.tokenizer import Tokenizer
+
+    tok = Tokenizer.train([texts.read_text()], "byte-bpe", 270)
+    net = polymodal.system("gpt2", size="tiny", tokenizer=tok, n_embd=16, n_layer=1, n_positions=64).net
+    polymodal.save(net, tmp_path / "model", tokenizer=tok)
+    example("generate_text").main(str(tmp_path / "model"), "the cat")
+    first = capsys.readouterr().out
+    assert first.count("the cat") >= 4
+    example("generate_text").main(str(tmp_path / "model"), "the cat")
+    assert capsys.readouterr().out == first, "the seeds make the draws"
+
+
+def test_the_script_that_classifies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import polymodal
+    from polymodal.shared.tokenizer import STYLES, Tokenizer
+
+    tok = Tokenizer.train(["a photo of a red thing. a drawing of a blue thing."] * 4, "byte-bpe", 530, style=STYLES["clip"])
+    net = polymodal.system("clip", size="tiny", tokenizer=tok).net
+    polymodal.save(net, tmp_path / "model", tokenizer=tok)
+    (tmp_path / "pictures").mkdir()
+    for name, colour in (("one.png", "red"), ("two.jpg", "blue")):
+        Image.new("RGB", (40, 30), colour).save(tmp_path / "pictures" / name)
+    (tmp_path / "pictures/readme.txt").write_text("no picture")
+    example("classify_folder").main(str(tmp_path / "model"), str(tmp_path / "pictures"), ["red", "blue"])
+    assert re.fullmatch(r"one\.png: (red|blue) \(0\.\d\d\)\ntwo\.jpg: (red|blue) \(0\.\d\d\)\n", capsys.readouterr().out)
+
+
+# --- the deeper ones
+
+
+def copy_texts(to: Path) -> None:
+    shutil.copytree(DOCS, to / "docs")
+    shutil.copytree(ROOT / "examples", to / "examples", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("README.md", "CONTRIBUTING.md"):
+        shutil.copy(ROOT / name, to / name)
+
+
+def run(words: list[str], folder: Path, environment: dict[str, str] = ENVIRONMENT) -> str:
+    done = subprocess.run(words, cwd=folder, env=environment, timeout=300, capture_output=True, text=True)
+    assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_getting_started_runs(tmp_path: Path) -> None:
+    copy_texts(tmp_path)
+    page = DOCS / "getting_started.md"
+    for language, text in re.findall(r"^```(sh|python)\n(.*?)^```", page.read_text(), flags=re.S | re.M):
+        if language == "python":
+            assert "A sample is" in run([sys.executable, "-c", text], tmp_path)
+            continue
+        for line in text.splitlines():
+            run(shlex.split(line), tmp_path)
+    assert (tmp_path / "work/gpt2/export/model.safetensors").is_file()
+    assert (tmp_path / "work/gpt2-export/config.json").is_file()
+    assert (tmp_path / "work/report.html").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_example_system_runs_once_it_lies_in_a_family_folder(tmp_path: Path) -> None:
+    """As `docs/writing_a_system.md` says, in a copy of the package; no other file changes."""
+    package = tmp_path / "lib" / "polymodal"
+    package.mkdir(parents=True)
+    for path in ROOT.iterdir():
+        if path.name in ("shared", "text", "vision", "seq2seq", "multimodal", "pipelines"):
+            shutil.copytree(path, package / path.name, ignore=shutil.ignore_patterns("__pycache__"))
+        elif path.suffix == ".py" or path.name == "py.typed":
+            shutil.copy(path, package / path.name)
+    copy_texts(package)
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(tmp_path / "lib")}
+    outputs = []
+    for block in blocks(DOCS / "writing_a_system.md", "console"):
+        for line in block.splitlines():
+            if line.startswith("sed "):
+                subprocess.run(line, shell=True, cwd=package, check=True)
+                continue
+            words = shlex.split(line)
+            assert words[0] == "polymodal"
+            outputs.append(run([sys.executable, "-m", *words], package, environment))
+    assert re.search(r"^bag +text", outputs[0], flags=re.M)
+    assert (package / "work/bag/export/model.safetensors").is_file()
+    assert "bits_per_byte" in (package / "work/bag/metrics.jsonl").read_text()
+    assert "->" in outputs[-1]
+    for block in blocks(DOCS / "writing_a_system.md", "python"):
+        assert float(run([sys.executable, "-c", block], package, environment).split("(")[-1].split(",")[0]) > 0
+
+
+@pytest.mark.slow
+def test_the_site_builds_strictly_and_names_no_other_host(tmp_path: Path) -> None:
+    run([sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")], ROOT)
+    pages = list((tmp_path / "site").rglob("*.html"))
+    assert len(pages) >= len(PAGES)
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        fetched = re.findall(r"<(?:script|img|link|iframe)\b[^>]*?(?:src|href)=\"(https?://[^\"]+)", text)
+        assert not fetched, f"{page.name} fetches {fetched}"
