@@ -6,7 +6,7 @@ WORKERS ?= auto
 # One thread for each test process: the tests run side by side.
 TEST = OMP_NUM_THREADS=1 $(RUN)/pytest -n $(WORKERS)
 
-.PHONY: setup demo test slow lint format docs bench bench-gpu lock clean
+.PHONY: setup demo test slow browser lint format docs bench bench-gpu lock clean
 
 setup: $(VENV)/.done
 
@@ -22,10 +22,13 @@ demo: setup ## pack, pretrain CLIP, GPT-2 and BERT, classify, kill and resume, r
 	$(RUN)/polymodal demo --out demo-out
 
 test: setup ## the fast tests
-	$(TEST) -m "not slow"
+	$(TEST) -m "not slow and not browser"
 
 slow: setup ## the deeper tests that .ci/run also runs
-	$(TEST) -m slow
+	$(TEST) -m "slow and not browser"
+
+browser: setup ## the demo's page in Chromium, which must be installed
+	$(TEST) -m browser
 
 lint: setup
 	$(RUN)/ruff check .

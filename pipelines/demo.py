@@ -236,13 +236,13 @@ def train_and_kill(story: Story, updates: int) -> None:
     }  # fmt: skip
 
 
-def unigram_loss(data: Path, held_out: Path) -> float:
+def unigram_loss(data: Path, held_out: Path, vocabulary: int = VOCABULARY) -> float:
     """Cross-entropy in nats of held-out tokens under the training data's token frequencies (add-one smoothed)."""
     from .shards import DataSet
 
     def counts(directory: Path) -> np.ndarray:
         rows = DataSet.open(directory)
-        return np.bincount(np.concatenate([rows.read(i).tokens()[0] for i in range(len(rows))]), minlength=VOCABULARY)
+        return np.bincount(np.concatenate([rows.read(i).tokens()[0] for i in range(len(rows))]), minlength=vocabulary)
 
     seen, new = counts(data), counts(held_out)
     log_p = np.log((seen + 1) / (seen + 1).sum())

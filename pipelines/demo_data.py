@@ -52,8 +52,8 @@ def python_documents() -> Iterator[str]:
 
 
 def _prose(text: str) -> str:
-    """`text` with reST's underlines and runs of spaces taken out: layout, not language."""
-    lines = (line for line in text.splitlines() if not re.fullmatch(r"\s*([=*~^\-\"+#.])\1{3,}\s*", line))
+    """`text` with reST's underlines, table rules and runs of spaces taken out: layout, not language."""
+    lines = (line for line in text.splitlines() if not re.fullmatch(r"[\s|+=*~^\"#.:-]{4,}", line) or not line.strip())
     return re.sub(r"[ \t]+", " ", re.sub(r"\n\s*\n+", "\n\n", "\n".join(line.rstrip() for line in lines))).strip()
 
 
