@@ -8,23 +8,26 @@ from ..recipe import CheckpointSettings, DataSettings, EvaluateSettings, LogSett
 
 
 def t5_tiny() -> Recipe:
-    """T5 with 2 + 2 blocks of width 128 on texts of 128 tokens: a laptop minute.
+    """T5 with 2 + 2 blocks of width 128 on texts of 128 tokens: a few laptop minutes.
 
     Paper: Raffel et al. 2020, Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer
     (architecture, span corruption, Adafactor with inverse square root).
-    Target: none from the paper; a tutorial and smoke test. Perplexity well below the unigram baseline.
+    Target: none from the paper; a tutorial and smoke test. Loss on held-out targets below the unigram baseline.
+    Measured: docstrings and documentation of Python's standard library (1.9 MB, 4096 pieces), held-out nats of a target
+    token: unigram 5.83, after 930 updates 4.72. A quarter of the targets are sentinels and ends, which are learnt first;
+    of the others, known to be others, the unigram gives 6.45 and the model 5.75. What stands in a span takes longer.
     Deviates: size, linear warmup, no dropout.
     Data: `pack --tokenize TOKENIZER --block 141` makes rows that fill the input exactly (the rest of a longer row
     makes one shorter text); the tokenizer is trained with `--kind unigram --style t5`.
-    Cost: not measured.
+    Cost: 87 samples/s on two CPU cores, so 3 minutes.
     Command: polymodal pretrain t5-tiny --data DATA --tokenizer TOKENIZER --out RUN
     """
     return Recipe(
         name="t5-tiny", system="t5", size="tiny", model={"dropout_rate": 0.0}, objective={"max_length": 128},
-        data=DataSettings(global_batch=32, window=1024),
+        data=DataSettings(global_batch=16, window=1024),
         optim=OptimSettings("adafactor", lr=2e-2, weight_decay=0.0, clip=None),
-        schedule=ScheduleSettings("inverse_sqrt", warmup=50),
-        max_updates=500, log=LogSettings(every=10), evaluate=EvaluateSettings(every=100, limit=256),
+        schedule=ScheduleSettings("inverse_sqrt", warmup=200),
+        max_updates=1000, log=LogSettings(every=10), evaluate=EvaluateSettings(every=100, limit=256),
         checkpoint=CheckpointSettings(every=100),
     )
 
