@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from polymodal.shared.config import Config
 from polymodal.shared.convert import Rename
-from polymodal.shared.errors import BadSample, UserError
+from polymodal.shared.errors import UserError
 from polymodal.shared.loss import accuracy_sum, cross_entropy_sum
 from polymodal.shared.sample import Sample
 from polymodal.shared.settings import build_settings
@@ -94,10 +94,9 @@ class BagObjective(Objective[np.ndarray]):
 
     def example(self, sample: Sample, rng: np.random.Generator) -> Iterator[np.ndarray]:
         """Draw places of the text. `rng` is keyed by (seed, epoch, sample), so a resumed run draws the same."""
-        data = np.frombuffer(sample.text().encode(), dtype=np.uint8).astype(np.int64)
-        windows = np.lib.stride_tricks.sliding_window_view(data, self.settings.context + 1) if len(data) > self.settings.context else []
-        if not len(windows):
-            raise BadSample(f"sample {sample.key!r}: {len(data)} bytes, expected more than {self.settings.context}")
+        text = np.frombuffer(sample.text().encode(), dtype=np.uint8).astype(np.int64)  # `text` raises BadSample where there is none
+        padded = np.concatenate([np.zeros(self.settings.context, dtype=np.int64), text])  # byte 0 stands before the beginning
+        windows = np.lib.stride_tricks.sliding_window_view(padded, self.settings.context + 1)
         yield windows[rng.integers(len(windows), size=self.settings.targets)]
 
     def collate(self, examples: list[np.ndarray]) -> BagBatch:

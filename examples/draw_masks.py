@@ -97,7 +97,7 @@ def svg(figure: Figure) -> str:
 def page() -> str:
     """The page with all figures."""
     parts = [
-        "<!-- Written by `make docs` from examples/draw_masks.py; change that. -->\n\n# Attention masks\n\n"
+        "# Attention masks\n\n"
         "A `Mask` (`shared/mask.py`) says which keys a query may see. Its fields compose: each narrows the view, except that `prefix` "
         "widens `causal`, and `global_tokens` widens `window` and `blocks`. It is structure, not a tensor: `Mask.plan` chooses once for "
         "each forward pass how attention is computed (dense, causal, by documents, in local blocks, by a block table, "
@@ -107,7 +107,7 @@ def page() -> str:
     ]
     parts += [f"\n## {f.title}\n\n{f.text}\n\n```python\n{f.code}\n```\n\n![{f.title}: queries by keys](masks/{f.name}.svg)\n"
               for f in FIGURES]
-    return "".join(parts)
+    return "".join([*parts, "\n<!-- Written by `make docs` from examples/draw_masks.py; change that. -->\n"])
 
 
 def pages() -> dict[str, str]:

@@ -31,7 +31,7 @@ def pages() -> dict[str, str]:
 
 def overview() -> str:
     """The page that lists the systems."""
-    lines = [NOTE.format(sources="the registry"), "# Systems\n\n",
+    lines = ["# Systems\n\n",
              "Each system is one file that follows its paper. `polymodal systems` prints this list; a card tells what is faithful, what "
              "deviates and why, the sizes, the settings and the recipes.\n"]
     for folder, title in FOLDERS.items():
@@ -39,7 +39,14 @@ def overview() -> str:
         if found:
             rows = [(f"[{f.title}]({f.name}.md)", str(f.year), f.objective, f"`{_file(f)}`", f.reference) for f in found]
             lines += [f"\n## {title}\n\n", table(("system", "year", "objective", "file", "compared with"), rows)]
-    return "".join(lines)
+    return "".join([*lines, NOTE.format(sources="the registry")])
+
+
+def readme_table() -> str:
+    """The README's table of the systems."""
+    rows = [(f"[{f.title}](docs/systems/{f.name}.md)", str(f.year), f.objective, f"`{_file(f)}`", ", ".join(f.sizes), f.reference)
+            for f in families().values()]  # fmt: skip
+    return table(("system", "year", "objective", "file", "sizes", "equal to, both ways"), rows)
 
 
 def card(entry: Family) -> str:
@@ -51,18 +58,16 @@ def card(entry: Family) -> str:
         ("networks that load", ", ".join(f"`{n.architecture}`" for n in entry.nets)),
         ("written in the layout of", ", ".join(layouts)),
     ]  # fmt: skip
-    lines = [NOTE.format(sources=f"{_file(entry)} and pipelines/recipes/"), f"# {entry.title}\n\n",
-             f"{entry.paper}{year}. <{entry.url}>\n\n", table(("", ""), facts),
+    lines = [f"# {entry.title}\n\n",
+             f"{entry.paper}{year}. <{entry.url}>\n\n", *(f"- **{name}:** {value}\n" for name, value in facts),
              "\n## Faithful, and what deviates\n\n", faithful(entry), "\n## Sizes\n\n",
-             "Parameters of the network that is pretrained, with the vocabulary and the classes of the config's defaults; data brings its "
-             "own. Counted on torch's meta device.\n\n",
-             table(("size", "parameters", "what the size sets"),
-                   [(f"`{size}`", f"{parameters(entry, size):,}", _overrides(entry.sizes[size]) or "the config's defaults")
-                    for size in entry.sizes]),
+             "Parameters of the network, with the vocabulary and the classes of the config's defaults; data brings its own. "
+             "Counted on torch's meta device.\n\n",
+             _sizes(entry),
              "\n## Objective\n\n", "What a recipe can set under `objective`:\n\n", settings_table(entry.settings, "objective."),
              "\n## Config\n\n", "What a recipe can set under `model`, with the reference library's names:\n\n",
              settings_table(entry.config, "model."), "\n## Recipes\n", *_recipes(entry)]
-    return "".join(lines)
+    return "".join([*lines, NOTE.format(sources=f"{_file(entry)} and pipelines/recipes/")])
 
 
 def faithful(entry: Family) -> str:
@@ -78,12 +83,22 @@ def faithful(entry: Family) -> str:
     return "\n".join(lines).strip() + "\n"
 
 
-def parameters(entry: Family, size: str) -> int:
-    """The number of parameters of the network that a size pretrains; tied ones count once."""
+def parameters(entry: Family, size: str) -> tuple[int, int]:
+    """The parameters of a size's network, and of the whole system that is trained; tied ones count once."""
     with torch.device("meta"):
         context = Context(net_only=True)
         config = entry.adapt(build_settings(entry.config, entry.sizes[size], entry.name), context)
-        return sum(p.numel() for p in entry.create(config, {}, context).net.parameters())
+        system = entry.create(config, {}, context)
+    return sum(p.numel() for p in system.net.parameters()), sum(p.numel() for p in system.parameters())
+
+
+def _sizes(entry: Family) -> str:
+    counts = {size: parameters(entry, size) for size in entry.sizes}
+    helped = any(net != whole for net, whole in counts.values())
+    heads = ("size", "parameters", *(["with what only training needs"] if helped else []), "what the size sets")
+    rows = [(f"`{size}`", f"{net:,}", *([f"{whole:,}"] if helped else []), _overrides(entry.sizes[size]) or "the config's defaults")
+            for size, (net, whole) in counts.items()]
+    return table(heads, rows)
 
 
 def _file(entry: Family) -> str:

@@ -21,7 +21,8 @@ import typer
 from . import commands as groups
 from .recipe import Recipe
 
-NOTE = "<!-- Written by `make docs` from {sources}; change those. -->\n\n"
+NOTE = "\n<!-- Written by `make docs` from {sources}; change those. -->\n"
+"""Stands at the end of a page: mkdocs takes the title from a heading at the beginning."""
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -102,7 +103,7 @@ def recipe_keys_page() -> str:
     parts = [f for f, hint, _ in described(Recipe) if is_dataclass(hint)]
     hints = typing.get_type_hints(Recipe)
     own = [row for row in described(Recipe) if not is_dataclass(row[1])]
-    lines = [NOTE.format(sources="pipelines/recipe.py, shared/optim.py and shared/schedule.py"), "# Recipe keys\n\n",
+    lines = ["# Recipe keys\n\n",
              "All keys of a recipe: in a YAML file as nested keys, on the command line as `--set KEY=VALUE`. Values are read as YAML. "
              "`model.*` are the fields of the system's config and `objective.*` those of its objective; the [cards](systems/index.md) "
              "list them. What a key is set to depends on the recipe: `polymodal pretrain RECIPE ... --dry-run --json` shows the "
@@ -113,7 +114,7 @@ def recipe_keys_page() -> str:
     for f in parts:
         cls = hints[f.name]
         lines += [f"\n## {f.name}\n\n", f"{inspect.getdoc(cls) or ''}\n\n", settings_table(cls, f"{f.name}.")]
-    return "".join(lines)
+    return "".join([*lines, NOTE.format(sources="pipelines/recipe.py, shared/optim.py and shared/schedule.py")])
 
 
 # ---- commands
@@ -141,7 +142,7 @@ def commands() -> Mapping[str, Any]:
 
 def commands_page() -> str:
     """The reference of the command line, from the commands themselves."""
-    lines = [NOTE.format(sources="pipelines/commands/"), "# Commands\n\n",
+    lines = ["# Commands\n\n",
              "`python -m polymodal` is the same as `polymodal`. Every command has `--help`, and `--json`, with which the last line on "
              "stdout is one JSON object and everything for people goes to stderr. `--debug` anywhere shows tracebacks.\n\n",
              "Exit code 0: done. 2: a mistake in the input, told in one line. 1: a defect of the library. 130: interrupted.\n"]
@@ -155,7 +156,7 @@ def commands_page() -> str:
         rows = [(f"`{_value(p, hints)}`", _help(p), "") for p in arguments]
         rows += [(_names(p, hints), _help(p), "required" if p.required else _shown(p)) for p in options]
         lines.append(table(("argument or option", "meaning", "default"), rows))
-    return "".join(lines)
+    return "".join([*lines, NOTE.format(sources="pipelines/commands/")])
 
 
 def _value(parameter: Any, hints: Mapping[str, Any]) -> str:
