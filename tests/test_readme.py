@@ -21,11 +21,11 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_table_of_systems_is_generated() -> None:
-    from polymodal.pipelines.frontdoor import systems_markdown
+    from polymodal.pipelines._cards import readme_table
 
     shown = re.search(r"<!-- systems:.*?-->\n(.*?)<!-- /systems -->", README, flags=re.S)
     assert shown is not None
-    assert shown[1].strip() == systems_markdown().strip(), "run `polymodal systems --markdown` and put the table into README.md"
+    assert shown[1].strip() == readme_table().strip(), "run `polymodal systems --markdown` and put the table into README.md"
 
 
 def test_links_and_named_files_exist() -> None:

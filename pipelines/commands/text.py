@@ -24,7 +24,10 @@ def register(app: typer.Typer) -> None:
     app.command("embed")(embed)
 
 
-def systems(json: Annotated[bool, typer.Option("--json", help="Last line on stdout is one JSON object.")] = False) -> None:
+def systems(
+    markdown: Annotated[bool, typer.Option("--markdown", help="As the table of the README.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Last line on stdout is one JSON object.")] = False,
+) -> None:
     """List every system that can be pretrained."""
     from ..console import Console
     from ..frontdoor import systems as known
@@ -34,6 +37,10 @@ def systems(json: Annotated[bool, typer.Option("--json", help="Last line on stdo
     table = [heads, *((r.name, r.folder, str(r.year), r.objective, " ".join(r.sizes), r.reference) for r in rows)]
     widths = [max(len(line[i]) for line in table) for i in range(len(heads))]
     text = "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths)).rstrip() for line in table)
+    if markdown:
+        from .._cards import readme_table
+
+        text = readme_table().rstrip()
     Console(json=json).finish({"systems": [r.to_dict() for r in rows]}, text)
 
 
