@@ -80,6 +80,12 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
+def cpu_time() -> float:
+    """Seconds of CPU time of this process's threads and of its children that have ended."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
 def use_threads(count: int) -> None:
     """Make a fresh process use as many threads as the one that started it."""
     torch.set_num_threads(count)

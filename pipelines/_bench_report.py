@@ -19,8 +19,8 @@ def table(record: Mapping[str, Any]) -> str:
         f"Measured matrix products, TFLOP/s: {rates}. "
         f"Load average {machine['load_average'][0]} before and {machine['load_average_after'][0]} after.",
         "",
-        "| case | side | median s (min - max) | per second | ours is faster by | share of matmul rate | step memory MiB |",
-        "|---|---|---|---|---|---|---|",
+        "| case | side | median s (min - max) | per second | ours is faster by | CPU s, ours less by | matmul rate | step MiB |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for result in record["results"]:
         lines += _rows(result)
@@ -37,18 +37,20 @@ def _rates(machine: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
 def _rows(result: Mapping[str, Any]) -> list[str]:
     name = f"{result['benchmark']}: {result['case']}"
     if "error" in result:
-        return [f"| {name} | | {result['error']} | | | | |"]
+        return [f"| {name} | | {result['error']} | | | | | |"]
     agreement = result["agreement"]
     found = f"differ by {agreement['difference']:.2g}, tolerance {agreement['tolerance']:g}"
     if not result["sides"]:
-        return [f"| {name} | | {'checked' if agreement['holds'] else 'WRONG'}: {found} | | | | |"]
+        return [f"| {name} | | {'checked' if agreement['holds'] else 'WRONG'}: {found} | | | | | |"]
     rows: list[str] = []
     for i, side in enumerate(result["sides"]):
         share, memory = side["share_of_matmul_rate"], side["memory"]
+        cpu = f"{side['cpu_median_s']:.3g}" + ("" if i == 0 else f", {side['ours_uses_less_cpu_by']:.2f}")
         rows.append("| " + " | ".join((
             name if i == 0 else "", side["name"] + ("" if side["same_work"] else " (other work)"),
             f"{side['median_s']:.4g} ({side['min_s']:.4g} - {side['max_s']:.4g})", f"{side['per_second']:,.4g} {result['unit']}",
-            "" if i == 0 else f"{side['ours_is_faster_by']:.2f}", "" if share is None else f"{share:.0%}",
+            "" if i == 0 else f"{side['ours_is_faster_by']:.2f}",
+            cpu, "" if share is None else f"{share:.0%}",
             "" if memory is None else f"{memory['step_mib']:.0f}",
         )) + " |")  # fmt: skip
     return rows

@@ -17,7 +17,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from ..shared.errors import UserError
-from ._bench_machine import Memory, describe, load_average, matmul_rate, synchronize, use_threads, watch_memory
+from ._bench_machine import Memory, cpu_time, describe, load_average, matmul_rate, synchronize, use_threads, watch_memory
 from .console import Console, finite
 
 BENCHMARKS = ("train", "generate", "attention", "stream", "tokenize", "startup")
@@ -46,6 +46,8 @@ class Options:
     repetitions: int = 5
     seconds: float | None = None
     """After so many seconds no further case is begun; what was left out is recorded."""
+    only: str = ""
+    """Run the cases whose name contains this."""
 
     def peer(self, benchmark: str, known: Sequence[str]) -> str:
         """The peer of a benchmark, by default the first it knows."""
@@ -116,7 +118,9 @@ Cases = Iterator[Case]
 class Laps:
     """What a race found out about one contender."""
 
-    seconds: list[float]
+    seconds: list[float] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)
+    """CPU time of all threads and of processes that ended: what other work on the machine disturbs least."""
     memory: Memory | None = None
     """On CUDA, the memory of one step after the warm-up."""
 
@@ -129,7 +133,7 @@ def race(contenders: Sequence[Contender], repetitions: int, *, warmup: int = 1, 
     the place in the round favours anyone.
     """
     states = [c.prepare() for c in contenders]
-    laps = [Laps([]) for _ in contenders]
+    laps = [Laps() for _ in contenders]
     for contender, state, lap in zip(contenders, states, laps, strict=True):
         for _ in range(warmup):
             contender.step(state)
@@ -143,10 +147,11 @@ def race(contenders: Sequence[Contender], repetitions: int, *, warmup: int = 1, 
             for i in order:
                 gc.collect()
                 synchronize(device)
-                start = clock()
+                used, start = cpu_time(), clock()
                 contenders[i].step(states[i])
                 synchronize(device)
                 laps[i].seconds.append(clock() - start)
+                laps[i].cpu_seconds.append(cpu_time() - used)
     finally:
         gc.unfreeze()
     return laps
@@ -189,20 +194,23 @@ def measure(case: Case, options: Options, rates: Mapping[str, float], console: C
     raced = race(case.contenders, options.repetitions, warmup=case.warmup, device=options.device)
     for contender, lap in zip(case.contenders, raced, strict=True):
         memory = peak_memory(contender) if case.weigh and options.device == "cpu" and not options.quick else lap.memory
-        record["sides"].append(_side(case, contender, lap.seconds, rates.get(case.precision), memory))
-    ours = record["sides"][0]["median_s"]
+        record["sides"].append(_side(case, contender, lap, rates.get(case.precision), memory))
+    ours = record["sides"][0]
     for side in record["sides"]:
-        side["ours_is_faster_by"] = side["median_s"] / ours
+        side["ours_is_faster_by"] = side["median_s"] / ours["median_s"]
+        side["ours_uses_less_cpu_by"] = side["cpu_median_s"] / max(ours["cpu_median_s"], 1e-9)
         console.say("  " + _line(case, side))
     return record
 
 
-def _side(case: Case, contender: Contender, seconds: list[float], rate: float | None, memory: Memory | None) -> dict[str, Any]:
+def _side(case: Case, contender: Contender, lap: Laps, rate: float | None, memory: Memory | None) -> dict[str, Any]:
+    seconds = lap.seconds
     median = statistics.median(seconds)
     flops = None if case.flops is None else case.flops / median
     return {
         "name": contender.name, "same_work": contender.same_work,
         "median_s": median, "min_s": min(seconds), "max_s": max(seconds), "seconds": seconds,
+        "cpu_median_s": statistics.median(lap.cpu_seconds),
         "per_second": case.amount / median,
         "flops_per_second": flops,
         "share_of_matmul_rate": None if flops is None or rate is None else flops / rate,
@@ -216,7 +224,7 @@ def _line(case: Case, side: dict[str, Any]) -> str:
     parts = [
         f"{side['name']:<28} {side['median_s']:9.4f} s ({side['min_s']:.4f} - {side['max_s']:.4f})",
         f"{side['per_second']:>12,.1f} {case.unit}/s",
-        f"ours x{side['ours_is_faster_by']:.2f}",
+        f"ours x{side['ours_is_faster_by']:.2f} (CPU x{side['ours_uses_less_cpu_by']:.2f})",
     ]
     if share is not None:
         parts.append(f"{share:.0%} of the matmul rate")
@@ -259,6 +267,8 @@ def run(names: Sequence[str], options: Options, console: Console) -> dict[str, A
     left_out: list[str] = []
     for name, module in modules.items():
         for case in module.cases(options):
+            if options.only not in case.name:
+                continue
             if options.seconds is not None and time.monotonic() - began > options.seconds:
                 left_out.append(case.name)
                 continue
@@ -315,4 +325,5 @@ def _flags(options: Options) -> list[str]:
     flags += ["--against", options.against] if options.against else []
     flags += ["--device", options.device] if options.device != "cpu" else []
     flags += ["--seconds", f"{options.seconds:g}"] if options.seconds is not None else []
+    flags += ["--only", repr(options.only)] if options.only else []
     return flags + (["--repetitions", str(options.repetitions)] if options.repetitions != Options.repetitions else [])

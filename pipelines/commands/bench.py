@@ -24,6 +24,7 @@ def register(app: typer.Typer) -> None:
         device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Where the models run.")] = "cpu",
         repetitions: Annotated[int, typer.Option(min=1, help="Timed repetitions of each side.")] = 5,
         seconds: Annotated[float | None, typer.Option(help="Begin no further case after so many seconds.")] = None,
+        only: Annotated[str, typer.Option(metavar="TEXT", help="Run the cases whose name contains this.")] = "",
         out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the results there as JSON.")] = None,
         json: Annotated[bool, typer.Option("--json", help="The last line on stdout is one JSON object.")] = False,
     ) -> int:
@@ -34,7 +35,7 @@ def register(app: typer.Typer) -> None:
         console = Console(json)
         if names and "gpu" in names:
             device = "cuda"
-        options = Options(device=device, quick=quick, against=against, repetitions=repetitions, seconds=seconds)
+        options = Options(device=device, quick=quick, against=against, repetitions=repetitions, seconds=seconds, only=only)
         record = run(names or [], options, console)
         if out is not None:
             save(record, out)
