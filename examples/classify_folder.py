@@ -1,4 +1,4 @@
-"""Sort the pictures of a folder by class names of your choice, with no training: zero-shot classification with CLIP.
+"""Name the pictures of a folder by classes of your choice, without training: zero-shot classification with CLIP.
 
     python examples/classify_folder.py MODEL FOLDER cat dog "fire engine"
 
@@ -11,21 +11,19 @@ import sys
 from pathlib import Path
 
 import polymodal
-from PIL import Image
-from polymodal.multimodal.zero_shot import ZeroShotClassifier, templates
-from polymodal.shared.sample import to_rgb
+from polymodal.pipelines.classify import classifier, classify, pictures
+from polymodal.pipelines.console import Console
+
+PROMPTS = ("a photo of a {}.", "a drawing of a {}.")
+"""The text features of the prompts are averaged; more of them help."""
 
 
 def main(source: str, folder: str, labels: list[str]) -> None:
-    """Print the best label of each picture."""
-    model = polymodal.load(source)
-    prompts = templates(["a photo of a {}.", "a drawing of a {}."])  # the text features of several prompts are averaged
-    classifier = ZeroShotClassifier(model, polymodal.tokenizer(source), labels, prompts)
-    paths = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
-    for path in paths:
-        with Image.open(path) as picture:
-            scores = classifier.probabilities([to_rgb(picture)])[0]
-        print(f"{path.name}: {labels[int(scores.argmax())]} ({float(scores.max()):.2f})")
+    """Print the best label of each picture; one that cannot be read gets a warning."""
+    names = classifier(polymodal.load(source), source, labels, PROMPTS)
+    for found in classify(names, pictures([folder]), top=1, batch_size=32, console=Console()).found:
+        label, score = found.predictions[0]
+        print(f"{Path(found.image).name}: {label} ({score:.2f})")
 
 
 if __name__ == "__main__":

@@ -269,8 +269,11 @@ def test_the_script_that_classifies(tmp_path: Path, capsys: pytest.CaptureFixtur
     for name, colour in (("one.png", "red"), ("two.jpg", "blue")):
         Image.new("RGB", (40, 30), colour).save(tmp_path / "pictures" / name)
     (tmp_path / "pictures/readme.txt").write_text("no picture")
+    (tmp_path / "pictures/broken.png").write_text("no picture")
     example("classify_folder").main(str(tmp_path / "model"), str(tmp_path / "pictures"), ["red", "blue"])
-    assert re.fullmatch(r"one\.png: (red|blue) \(0\.\d\d\)\ntwo\.jpg: (red|blue) \(0\.\d\d\)\n", capsys.readouterr().out)
+    said = capsys.readouterr()
+    assert re.fullmatch(r"one\.png: (red|blue) \(0\.\d\d\)\ntwo\.jpg: (red|blue) \(0\.\d\d\)\n", said.out)
+    assert "broken.png" in said.err
 
 
 # --- the deeper ones
