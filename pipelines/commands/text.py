@@ -62,6 +62,7 @@ def generate(
     json: Annotated[bool, typer.Option("--json", help="Last line on stdout is one JSON object.")] = False,
 ) -> None:
     """Continue texts with a language model."""
+    from ...seq2seq.generate import EncoderDecoder
     from ..console import Console
     from ..frontdoor import generate as run
 
@@ -73,8 +74,10 @@ def generate(
         added = run(loaded, prompts, tokenizer=vocabulary, max_new_tokens=max_new_tokens, do_sample=do_sample, temperature=temperature,
                     top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty, seed=seed, batch_size=batch_size,
                     return_full_text=False, advance=bar.advance)
-    results = [{"prompt": p, "continuation": a, "text": p + a} for p, a in zip(prompts, added)]
-    console.finish({"model": model, "results": results}, "\n\n".join(p + a for p, a in zip(prompts, added)))
+    # what an encoder-decoder writes stands alone; a decoder continues its prompt
+    texts = added if isinstance(loaded, EncoderDecoder) else [p + a for p, a in zip(prompts, added)]
+    results = [{"prompt": p, "continuation": a, "text": t} for p, a, t in zip(prompts, added, texts)]
+    console.finish({"model": model, "results": results}, "\n\n".join(texts))
 
 
 def embed(
