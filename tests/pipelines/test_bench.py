@@ -119,7 +119,7 @@ def test_memory_is_that_of_the_steps() -> None:
 def test_mistakes_are_told() -> None:
     with pytest.raises(UserError, match="no benchmark 'trian'"):
         bench.run(["trian"], TINY, QUIET)
-    with pytest.raises(UserError, match="no peer 'webdataset'.*transformers"):
+    with pytest.raises(UserError, match=r"no peer 'webdataset'.*transformers"):
         bench.run(["generate"], Options(quick=True, against="webdataset"), QUIET)
     with pytest.raises(UserError, match="no benchmark knows the peer 'nobody'"):
         bench.run([], Options(quick=True, against="nobody"), QUIET)
