@@ -44,7 +44,7 @@ class Length:
     bert: int
 
 
-FULL = Length(clip=300, gpt2=300, bert=400)
+FULL = Length(clip=360, gpt2=300, bert=300)
 QUICK = Length(clip=4, gpt2=20, bert=4)
 
 

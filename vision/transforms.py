@@ -10,23 +10,32 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional
 
 from ..shared.errors import UserError
 
-F: Any = functional  # it takes Pillow's pictures too, which its annotations leave out
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
 _RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, as preprocessor_config.json stores them
-_MODES = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
+_MODES = {"bilinear": int(Image.Resampling.BILINEAR), "bicubic": int(Image.Resampling.BICUBIC)}
+
+
+@cache
+def _torchvision() -> Any:
+    """The functions of torchvision, imported with the first picture: they bring torch's compiler, seconds that text need not wait.
+
+    Their annotations leave out Pillow's pictures, which they take too; hence `Any`.
+    """
+    from torchvision.transforms.v2 import functional
+
+    return functional
 
 
 @dataclass(frozen=True)
@@ -47,9 +56,9 @@ class Preprocessing:
         """The pixels of an RGB `picture` for evaluation: uint8 [3, image_size, image_size]."""
         mode = _MODES[self.interpolation]
         if self.resize == "squash":
-            return to_tensor(F.resize(picture, [self.image_size, self.image_size], interpolation=mode))
-        picture = F.resize(picture, [self.resize_size or self.image_size], interpolation=mode)
-        return to_tensor(F.center_crop(picture, [self.image_size, self.image_size]))
+            return to_tensor(_torchvision().resize(picture, [self.image_size, self.image_size], interpolation=mode))
+        picture = _torchvision().resize(picture, [self.resize_size or self.image_size], interpolation=mode)
+        return to_tensor(_torchvision().center_crop(picture, [self.image_size, self.image_size]))
 
     @classmethod
     def from_transformers(cls, record: Mapping[str, Any]) -> Self:
@@ -142,13 +151,13 @@ class Augmentation:
         """A random view of an RGB `picture`: uint8 [3, image_size, image_size]."""
         top, left, height, width = crop_box(picture.height, picture.width, self.crop_scale, self.crop_ratio, rng)
         size = [preprocessing.image_size, preprocessing.image_size]
-        picture = F.resized_crop(picture, top, left, height, width, size, interpolation=_MODES[preprocessing.interpolation])
+        picture = _torchvision().resized_crop(picture, top, left, height, width, size, interpolation=_MODES[preprocessing.interpolation])
         if rng.random() < self.flip:
-            picture = F.horizontal_flip(picture)
+            picture = _torchvision().horizontal_flip(picture)
         if any(self.jitter) and rng.random() < self.jitter_prob:
             picture = jitter_colours(picture, self.jitter, rng)
         if rng.random() < self.grayscale:
-            picture = F.rgb_to_grayscale(picture, num_output_channels=3)
+            picture = _torchvision().rgb_to_grayscale(picture, num_output_channels=3)
         return to_tensor(picture)
 
 
@@ -178,7 +187,8 @@ def crop_box(
 
 def jitter_colours(picture: Image.Image, jitter: tuple[float, float, float, float], rng: np.random.Generator) -> Image.Image:
     """Change brightness, contrast, saturation and hue by random factors, in random order, as torchvision's ColorJitter does."""
-    changes = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
+    tv = _torchvision()
+    changes = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue)
     centres = (1.0, 1.0, 1.0, 0.0)
     factors = [rng.uniform(max(0.0, c - j) if c else -j, c + j) for c, j in zip(centres, jitter, strict=True)]
     for i in rng.permutation(4):

@@ -33,19 +33,17 @@ def clip_tiny_locked() -> Recipe:
     the contrastive loss of Radford et al. 2021. Name the text encoder with `--set model.text_tower=DIR`.
     Target: none from the papers. On 1,506 OpenMoji pictures, 150 other concepts to name (chance 0.007): see docs/decisions.md.
     Deviates: the text tower is locked, not the image tower; size, batch, learning rate.
-    Cost: about 90 s on 2 CPU cores.
+    Cost: see docs/decisions.md.
     Command: polymodal demo
     """
     return Recipe(
         name="clip-tiny-locked", system="clip", size="tiny-resnet",
-        model={
-            "vision_config": {"image_size": 48},
-            "text_tower": None, "lock_text": True,
-        },
+        model={"vision_config": {"image_size": 48}, "text_tower": None, "lock_text": True},
+        objective={"augmentation": {"crop_scale": [0.5, 1.0], "flip": 0.5, "jitter": [0.2, 0.2, 0.2, 0.0]}},
         data=DataSettings(global_batch=256, window=2048, workers=1),
         optim=OptimSettings(lr=3e-3, betas=(0.9, 0.98), weight_decay=0.1),
         schedule=ScheduleSettings("cosine", warmup=20),
-        max_updates=300, log=LogSettings(every=10), evaluate=EvaluateSettings(every=100),
+        max_updates=360, log=LogSettings(every=10), evaluate=EvaluateSettings(every=120),
         checkpoint=CheckpointSettings(every=100),
     )
 
