@@ -32,7 +32,7 @@ browser: setup ## the demo's page in Chromium, which must be installed
 
 lint: setup
 	$(RUN)/ruff check .
-	$(RUN)/pyright
+	$(RUN)/pyright --pythonpath $(RUN)/python
 
 docs: setup ## write the pages that are read off the code, then build the site into site/, without a network
 	$(RUN)/python -m polymodal.pipelines._cards docs

@@ -89,7 +89,8 @@ class Http(Location):
         import fsspec
 
         # one plain GET from start to end; ranges are not needed for whole files
-        return fsspec.open(self.name(name), "rb", block_size=0).open()
+        file: Any = fsspec.open(self.name(name), "rb", block_size=0)
+        return file.open()
 
     def read(self, name: str, missing: str) -> bytes:
         """See `Location`."""
