@@ -71,7 +71,9 @@ class CLIPConfig(Config):
     text_pooling: Pooling = "mean"
     """How the states of such an encoder become one."""
     lock_text: bool = False
-    """Leave the text tower as it is (dropout off); its projection still learns."""
+    """Leave the text tower as it is (dropout off); its projection still learns, unless `lock_text_projection`."""
+    lock_text_projection: bool = False
+    """Make the text tower's own space the shared one: its projection is the identity and stays so. Needs `projection_dim` = its width."""
     lock_image: bool = False
     """Leave the image tower and its projection as they are (batch statistics included)."""
 
@@ -91,7 +93,7 @@ class CLIPConfig(Config):
     def to_dict(self) -> dict[str, Any]:
         """The keys of config.json; what only concerns training is left out."""
         record = super().to_dict()
-        for name in ("text_tower", "text_pooling", "lock_text", "lock_image"):
+        for name in ("text_tower", "text_pooling", "lock_text", "lock_text_projection", "lock_image"):
             record.pop(name)
         for name, kind in (("text_config", "clip_text_model"), ("vision_config", "clip_vision_model")):
             part = getattr(self, name)

@@ -216,6 +216,13 @@ class CLIPPretraining(System):
         self.chunk = settings.chunk
         self.memo = Memo(settings.memo) if config.lock_text else None
         self.locked: list[nn.Module] = [m for m, lock in ((self.net.text, config.lock_text), (self.net.vision, config.lock_image)) if lock]
+        if config.lock_text_projection:
+            width = config.text_config.hidden_size
+            if width != config.projection_dim:
+                raise UserError(f"model.lock_text_projection needs model.projection_dim {width}, the text tower's width; "
+                                f"it is {config.projection_dim}")  # fmt: skip
+            nn.init.eye_(self.net.text_projection.weight)
+            self.locked.append(self.net.text_projection)
         if config.lock_image and self.net.visual_projection is not None:
             self.locked.append(self.net.visual_projection)
         for tower in self.locked:

@@ -38,7 +38,10 @@ def clip_tiny_locked() -> Recipe:
     """
     return Recipe(
         name="clip-tiny-locked", system="clip", size="tiny-resnet",
-        model={"vision_config": {"image_size": 48}, "text_tower": None, "lock_text": True},
+        model={
+            "vision_config": {"image_size": 48}, "projection_dim": 384,
+            "text_tower": None, "lock_text": True, "lock_text_projection": True,
+        },
         objective={"augmentation": {"crop_scale": [0.5, 1.0], "flip": 0.5, "jitter": [0.2, 0.2, 0.2, 0.0]}},
         data=DataSettings(global_batch=256, window=2048, workers=1),
         optim=OptimSettings(lr=3e-3, betas=(0.9, 0.98), weight_decay=0.1),

@@ -164,3 +164,19 @@ def test_another_tokenizer_is_refused(directory, tmp_path):
     config = adapt(build_settings(CLIPConfig, {"text_tower": str(directory), "vision_config": RESNET}, "model"), Context())
     with pytest.raises(UserError, match="not the one of text_tower"):
         create(config, {}, Context(tokenizer=other))
+
+
+def test_a_locked_projection_keeps_the_encoders_own_space(directory):
+    sys = system(directory, lock_text=True, lock_text_projection=True, projection_dim=32)
+    batch = batch_of(sys, 6)
+    before = sys.net.text_projection.weight.clone()
+    assert torch.equal(before, torch.eye(32))
+    sys(batch).terms["contrastive"].total.backward()
+    assert sys.net.text_projection.weight.grad is None, "it is the identity and stays so"
+    assert all(p.grad is not None for p in sys.net.vision.parameters())
+    sys.eval()
+    with torch.no_grad():
+        states = sys.net.text(batch.input_ids, None, batch.position_ids, lengths=batch.lengths)[1]
+        assert torch.allclose(sys.text_embeds(batch), torch.nn.functional.normalize(states, dim=-1), atol=1e-6)
+    with pytest.raises(UserError, match="projection_dim 32"):
+        system(directory, lock_text=True, lock_text_projection=True, projection_dim=20)
