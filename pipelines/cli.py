@@ -16,7 +16,7 @@ import typer
 
 from . import commands
 
-app = typer.Typer(name="polymodal", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+app = typer.Typer(name="polymodal", no_args_is_help=True, rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False,
                   context_settings={"help_option_names": ["-h", "--help"]},
                   help="Pretrain, evaluate, convert and use every classic text, vision and vision-language system.")
 
