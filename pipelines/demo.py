@@ -32,7 +32,6 @@ PICTURE_SIZE = 64
 VOCABULARY = 4096
 BLOCK = 128
 PROMPTS = ("The function returns", "If the argument is", "Return a new", "This module")
-SHOWN = 48
 
 
 @dataclass(frozen=True)
