@@ -77,24 +77,6 @@ def clip_tokenizer(model: CLIP, source: str) -> Tokenizer:
         return Tokenizer.load("open_clip")
 
 
-def read_labels(text: str) -> list[str]:
-    """`cat,dog`, or the lines of a file of that name."""
-    path = Path(text)
-    if path.is_file():
-        try:
-            names = path.read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError:
-            raise UserError(f"--labels {text}: the file is not UTF-8 text; expected one class name a line") from None
-    elif path.suffix == ".txt" or "/" in text:
-        raise UserError(f"--labels {text}: there is no such file; expected a file with one name a line, or names such as cat,dog")
-    else:
-        names = text.split(",")
-    labels = [name.strip() for name in names if name.strip()]
-    if not labels:
-        raise UserError(f"--labels {text!r} names no class; expected cat,dog or a file with one name a line")
-    return labels
-
-
 def pictures(inputs: Sequence[str]) -> list[tuple[str, bytes | Path]]:
     """What to classify, by name: files, the pictures in folders (and below), or stdin for "-".
 

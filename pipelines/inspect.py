@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ..shared.errors import BadSample, UserError
-from ..shared.sample import IMAGE_FIELDS, TEXT_FIELDS, Sample
+from ..shared.sample import IMAGE_FIELDS, PAIR_FIELD, TARGET_FIELD, TEXT_FIELDS, Sample
 from .shards import DataSet
 
 if TYPE_CHECKING:
@@ -66,8 +66,8 @@ def _shown(sample: Sample, name: str, data: bytes, classes: Sequence[str], token
     if name in IMAGE_FIELDS:
         picture = alone.image()
         return f"picture {picture.width}x{picture.height}, {_bytes(len(data))}"
-    if name in TEXT_FIELDS:
-        return _short(alone.text())
+    if name in (*TEXT_FIELDS, PAIR_FIELD, TARGET_FIELD):
+        return _short(Sample(sample.key, {"txt": data}, sample.index, sample.source).text())
     if name == "cls":
         label = alone.label()
         return f"{label} ({classes[label]})" if 0 <= label < len(classes) else str(label)

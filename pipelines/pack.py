@@ -35,7 +35,7 @@ from ._spool import Spool, gather, held_out, save_json, table
 from .console import Bar, Console
 from .order import permutation
 from .shards import INDEX, TOKENIZER, Index, Shard, idx_name, scan, write_atomic
-from .sources import Plan, Reading, Record, Ref, Unit, plan, records
+from .sources import LABEL, Plan, Reading, Record, Ref, Unit, plan, records, sorted_classes
 
 if TYPE_CHECKING:
     from ..shared.tokenizer import Tokenizer
@@ -67,7 +67,8 @@ class Options:
 
 def pack(sources: Sequence[str | Path] | str | Path, out: str | Path, *, kind: str | None = None, shard_bytes: int = 256 << 20,
          tokenizer: Tokenizer | str | Path | None = None, block: int = 1024, split: str = "blank", text_field: str = "text",
-         image_field: str = "image", caption_field: str = "caption", shuffle: int | None = 0, holdout: float = 0.0,
+         image_field: str = "image", caption_field: str = "caption", label_field: str | None = None, pair_field: str | None = None,
+         target_field: str | None = None, classes: Sequence[str] | None = None, shuffle: int | None = 0, holdout: float = 0.0,
          holdout_out: str | Path | None = None, on_bad: str = "raise", workers: int | None = None, console: Console | None = None) -> Index:
     """Write WebDataset shards and their index from files of a common kind.
 
@@ -83,6 +84,11 @@ def pack(sources: Sequence[str | Path] | str | Path, out: str | Path, *, kind: s
         text_field: column with the text of a table.
         image_field: column with the path of a picture, relative to the table.
         caption_field: column with the caption.
+        label_field: column with a text's class, a name or a whole number; the sample's field `cls` is its number.
+        pair_field: column with the second text of a pair; the sample's field `pair.txt`.
+        target_field: column with the text to be written for a text; the sample's field `target.txt`.
+        classes: names of all classes in the order of their numbers; by default those that occur, sorted. Data sets that
+            are packed one by one need the same list.
         shuffle: seed of the order of the samples; None keeps the order of the input.
         holdout: samples held out for evaluation: a fraction below 1, or their number; drawn by hash of the content, so
             equal samples stay together.
@@ -104,7 +110,11 @@ def pack(sources: Sequence[str | Path] | str | Path, out: str | Path, *, kind: s
         raise UserError("--holdout (how much) and --holdout-out (where to) belong together: give both or neither")
     if holdout < 0 or (holdout > 1 and holdout != int(holdout)):
         raise UserError(f"holdout is {holdout}, expected a fraction between 0 and 1 or a whole number of samples")
-    reading = Reading(kind, split, text_field, image_field, caption_field)
+    reading = Reading(kind, split, text_field, image_field, caption_field, label_field, pair_field, target_field,
+                      None if classes is None else tuple(classes))
+    if tokenizer is not None and reading.columns:
+        raise UserError(f"--tokenize joins texts to rows of tokens, which have no {', '.join(reading.columns.values())}: fine-tuning "
+                        f"reads raw text, so leave --tokenize out, or {', '.join(reading.columns)}")
     found = plan(given, reading)
     tok = _load_tokenizer(tokenizer, found.kind, block) if tokenizer is not None else None
     options = Options(reading, shuffle, shard_bytes, block if tok else 0, tok.fingerprint if tok else "",
@@ -144,9 +154,12 @@ def _pack(sides: list[Path], found: Plan, options: Options, tok: Tokenizer | Non
     bad = [row for unit in units for row in unit["bad"]]
     for row in bad[:10]:
         console.warn(f"skipped: {row}")
+    names = [name for unit in units for name in unit["classes"]]
+    if names and not found.classes:
+        found = replace(found, classes=sorted_classes(names))
     jobs, below = _cut([run for unit in units for run in unit["runs"]], work, options, sides, bad)
     with console.progress("writing", sum(job.records for job in jobs)) as bar:
-        tasks = [(partial(_write, job, options, work, below), job.entry, job.records) for job in jobs]
+        tasks = [(partial(_write, job, options, work, below, found.classes), job.entry, job.records) for job in jobs]
         entries = _run(tasks, workers, bar)
     bad_count = sum(unit["bad_count"] for unit in units)
     return [_finish(side, held, found, options, [e for e, job in zip(entries, jobs, strict=True) if job.held == held], bad_count,
@@ -262,6 +275,7 @@ def _read(unit: Unit, number: int, options: Options, work: Path) -> None:
     spool = Spool(work / "units", number, options.seed)
     bad: list[str] = []
     count = 0
+    names: set[str] = set()
 
     def good() -> Iterator[Record]:
         nonlocal count
@@ -284,9 +298,13 @@ def _read(unit: Unit, number: int, options: Options, work: Path) -> None:
                     spool.add(Record("", {"tokens": data}, record.identity), len(ids))
     else:
         for record in good():
+            label = record.fields.get(LABEL)
+            if isinstance(label, bytes):
+                names.add(label.decode("utf-8"))
             spool.add(record, sum(512 + -(-(v.size if isinstance(v, Ref) else len(v)) // 512) * 512 for v in record.fields.values()))
     spool.flush()
-    save_json(work / "units" / f"{number:06d}.json", {"runs": spool.runs, "bad": bad, "bad_count": count})
+    save_json(work / "units" / f"{number:06d}.json", {"runs": spool.runs, "bad": bad, "bad_count": count,
+                                                       "classes": sorted(names)})
 
 
 @lru_cache(maxsize=1)
@@ -388,18 +406,22 @@ def _threshold(identities: np.ndarray, holdout: float) -> int:
     return int(different[count])
 
 
-def _write(job: Job, options: Options, work: Path, below: int) -> None:
+def _write(job: Job, options: Options, work: Path, below: int, classes: tuple[str, ...]) -> None:
     """Write one shard, its side file and its record."""
     from webdataset.writer import TarWriter
 
     path = job.folder / f"{job.number:06d}.tar"
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     stats = {"tokens": 0, "documents": 0, "cut": 0}
+    numbers = {name: i for i, name in enumerate(classes)}
     found = gather(work / "units", job.ranges, bool(job.held), below)
     try:
         with temporary.open("wb") as file:
             with TarWriter(file, encoder=False, mtime=0, compress=False) as writer:
                 for i, (name, fields) in enumerate(_token_rows(found, job, options, stats) if options.block else found):
+                    if (named := fields.pop(LABEL, None)) is not None:
+                        assert isinstance(named, bytes)
+                        fields["cls"] = str(numbers[named.decode("utf-8")]).encode()
                     label = re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:40]
                     key = f"{job.number:06d}-{i:06d}" + (f"-{label}" if label else "")
                     writer.write({"__key__": key, **{k: v.read() if isinstance(v, Ref) else v for k, v in fields.items()}})

@@ -10,6 +10,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,13 +20,15 @@ from typing import Any
 from PIL import Image
 
 from ..shared.errors import BadSample, UserError, raise_problems
-from ..shared.sample import MAX_PIXELS
+from ..shared.sample import MAX_PIXELS, PAIR_FIELD, TARGET_FIELD
 from .shards import INDEX, scan
 
 TEXTS = (".txt", ".md", ".text")
 TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _FIELD_OF_FORMAT = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
+LABEL = ":class"
+"""Where a record keeps the name of its class until it is written; no field of a tar is called so."""
 KINDS = ("text", "pairs", "images", "tar")
 _UNIT_BYTES = 32 << 20
 _UNIT_FILES = 2000
@@ -89,6 +92,10 @@ class Reading:
         text_field: the column or JSON field with the text.
         image_field: the column with the path of a picture, relative to the table.
         caption_field: the column with its caption.
+        label_field: the column of a text's class, a name or a whole number.
+        pair_field: the column with the second text of a pair.
+        target_field: the column with the text to be written for a text.
+        classes: the names of all classes in the order of their numbers; by default those that occur, sorted.
     """
 
     kind: str | None = None
@@ -96,6 +103,16 @@ class Reading:
     text_field: str = "text"
     image_field: str = "image"
     caption_field: str = "caption"
+    label_field: str | None = None
+    pair_field: str | None = None
+    target_field: str | None = None
+    classes: tuple[str, ...] | None = None
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The columns that are read beside the text, by option."""
+        given = {"--label-field": self.label_field, "--pair-field": self.pair_field, "--target-field": self.target_field}
+        return {option: name for option, name in given.items() if name is not None}
 
 
 @dataclass(frozen=True)
@@ -138,10 +155,11 @@ def plan(sources: Sequence[str | Path], reading: Reading) -> Plan:
             problems.append(f"{str(root)!r} has the wrong type for --kind {kind}, expected {' '.join(wanted)}")
     if not used and not problems:
         problems.append(f"no file of --kind {kind} in {', '.join(map(str, roots))}, expected {' '.join(wanted)}")
+    problems += _column_problems(kind, [p for p, _ in used], reading)
     raise_problems(problems, "nothing was packed")
-    classes: tuple[str, ...] = ()
+    classes = reading.classes or ()
     if kind == "images":
-        units, classes = _image_units(used)
+        units, classes = _image_units(used, classes)
     elif kind == "tar":
         units = [Unit("tar", str(p), 0, p.stat().st_size) for p, _ in used]
     else:
@@ -168,6 +186,20 @@ def _guess(files: list[Path], reading: Reading) -> str:
                     f"{' '.join((*TEXTS, *TABLES, *PICTURES[:4], '.tar'))}")
 
 
+def _column_problems(kind: str, used: list[Path], reading: Reading) -> Iterator[str]:
+    """What is wrong with the columns that were asked for beside the text."""
+    if reading.classes is not None and len(set(reading.classes)) < len(reading.classes):
+        yield "--classes names a class twice"
+    if reading.classes is not None and reading.label_field is None and kind != "images":
+        yield "--classes numbers the classes of pictures in folders, or of texts with --label-field: give that, or leave it out"
+    if reading.columns and kind != "text":
+        yield f"{', '.join(reading.columns)} name columns of tables with texts; these sources are packed as {kind}"
+    elif reading.columns:
+        bare = next((p for p in used if p.suffix.lower() not in TABLES), None)
+        if bare is not None:
+            yield f"{str(bare)!r} is no table, so it has no {', '.join(reading.columns.values())}: expected {' '.join(TABLES)}"
+
+
 def _columns(path: Path) -> set[str]:
     """The columns of a table, judged by its head."""
     suffix = path.suffix.lower()
@@ -188,14 +220,17 @@ def _delimiter(path: Path) -> str:
     return "\t" if path.suffix.lower() == ".tsv" else ","
 
 
-def _image_units(files: list[tuple[Path, Path]]) -> tuple[list[Unit], tuple[str, ...]]:
-    """Units of pictures; the first sub-folder is the class."""
+def _image_units(files: list[tuple[Path, Path]], given: tuple[str, ...]) -> tuple[list[Unit], tuple[str, ...]]:
+    """Units of pictures; the first sub-folder is the class, one of those `given` where they are."""
     parts = [(p, p.relative_to(root).parts) for p, root in files]
     labelled = [p for p, relative in parts if len(relative) > 1]
     if labelled and len(labelled) < len(parts):
         bare = next(p for p, relative in parts if len(relative) == 1)
         raise UserError(f"picture {str(bare)!r} lies beside the class folders: put it into one, or pack a folder without sub-folders")
     classes = tuple(sorted({relative[0] for _, relative in parts})) if labelled else ()
+    if given and (strange := sorted(set(classes) - set(given)) or ([] if labelled else ["none"])):
+        raise UserError(f"the folders' classes are {', '.join(strange[:8])}, which --classes does not name")
+    classes = given or classes
     number = {name: i for i, name in enumerate(classes)}
     rows = [(str(p), number.get(relative[0], -1)) for p, relative in parts]
     return [Unit("images", "", files=tuple(rows[i : i + _UNIT_FILES])) for i in range(0, len(rows), _UNIT_FILES)], classes
@@ -231,8 +266,7 @@ def records(unit: Unit, reading: Reading) -> Iterator[Record | BadSample]:
     if unit.kind == "pairs":
         return _pairs(unit, reading)
     if Path(unit.path).suffix.lower() in TABLES:
-        return (_text_record(row, unit.path) if isinstance(row, (str, bytes)) else row
-                for row in (_cell(r, reading.text_field, unit.path) for r in _rows(unit)))
+        return (_table_record(row, reading, unit.path) for row in _rows(unit))
     return (_text_record(text, unit.path) for text in _documents(unit, reading.split))
 
 
@@ -251,6 +285,48 @@ def _text_record(text: str | bytes, path: str) -> Record | BadSample:
     if not data:
         return BadSample(f"{path}: an empty text")
     return Record("", {"txt": data}, _identity(data))
+
+
+def _table_record(row: dict[str, Any] | BadSample, reading: Reading, path: str) -> Record | BadSample:
+    """A text with its class, its second text, its target. The class stays a name until all names are known (`LABEL`)."""
+    columns = ((reading.text_field, "txt"), (reading.pair_field, PAIR_FIELD), (reading.target_field, TARGET_FIELD))
+    fields: dict[str, bytes | Ref] = {}
+    for cell, key in [(_cell(row, name, path), key) for name, key in columns if name is not None] + (
+            [(_label(row, reading, path), LABEL)] if reading.label_field is not None else []):
+        part = cell if isinstance(cell, BadSample) else _text_record(cell, path)
+        if isinstance(part, BadSample):
+            return part
+        fields[key] = part.fields["txt"]
+    text = fields["txt"]
+    assert isinstance(text, bytes)
+    return Record("", fields, _identity(text))
+
+
+def _label(row: dict[str, Any] | BadSample, reading: Reading, path: str) -> str | BadSample:
+    """The name of a row's class: text, or a whole number as text."""
+    assert reading.label_field is not None
+    if isinstance(row, BadSample):
+        return row
+    value = row.get(reading.label_field)
+    if isinstance(value, bool):
+        name = str(value).lower()
+    elif isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
+        name = str(int(value))
+    else:
+        name = value.strip() if isinstance(value, str) else ""
+    if not name:
+        seen = ", ".join(str(k) for k in list(row)[:8])
+        return BadSample(f"{path}: a row has no class in {reading.label_field!r} (a name or a whole number), its columns are {seen}")
+    if reading.classes is not None and name not in reading.classes:
+        return BadSample(f"{path}: a row has the class {name!r}, which --classes does not name")
+    return name
+
+
+def sorted_classes(names: Iterable[str]) -> tuple[str, ...]:
+    """Class names in the order of their numbers: sorted, by value where all are whole numbers."""
+    found = sorted(set(names))
+    numbers = all(re.fullmatch(r"-?[0-9]+", name) for name in found)
+    return tuple(sorted(found, key=int) if numbers else found)
 
 
 def data_start(text: str | bytes) -> str:
@@ -323,7 +399,8 @@ def _cell(row: dict[str, Any] | BadSample, name: str, path: str) -> str | BadSam
     value = row.get(name)
     if not isinstance(value, str):
         seen = ", ".join(str(k) for k in list(row)[:8])
-        return BadSample(f"{path}: a row has no text in {name!r}, its columns are {seen} (--text-field, --image-field, --caption-field)")
+        return BadSample(f"{path}: a row has no text in {name!r}, its columns are {seen} "
+                         "(--text-field, --pair-field, --target-field, --image-field, --caption-field)")
     return value
 
 

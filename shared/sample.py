@@ -20,6 +20,7 @@ from .errors import BadSample
 
 IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp")
 TEXT_FIELDS = ("txt", "text", "caption")
+PAIR_FIELD, TARGET_FIELD = "pair.txt", "target.txt"
 MAX_PIXELS = 64 * 1024 * 1024  # a decoded RGB image of 192 MiB; anything larger is taken for an image bomb
 
 
@@ -51,20 +52,37 @@ class Sample:
 
     def text(self) -> str:
         """The text: field `txt` (or `text`, `caption`), else the `text` or `caption` string of `json`."""
-        found = self._first(TEXT_FIELDS)
-        if found is not None:
-            try:
-                text = found[1].decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise self._bad(f"field {found[0]!r} is not UTF-8 ({error.reason} at byte {error.start})") from None
-        else:
-            record = self.json() if "json" in self.fields else {}
-            text = next((record[k] for k in ("text", "caption") if isinstance(record.get(k), str)), None)
-            if text is None:
-                raise self._bad(f"no text: expected a field {TEXT_FIELDS} or json with 'text', got {sorted(self.fields)}")
+        text = self._string(TEXT_FIELDS, ("text", "caption"))
+        if text is None:
+            raise self._bad(f"no text: expected a field {TEXT_FIELDS} or json with 'text', got {sorted(self.fields)}")
         if not text.strip():
             raise self._bad("the text is empty")
         return text
+
+    def pair(self) -> str | None:
+        """The second text of a pair: field `pair.txt`, else `text_pair` of `json`; None where the sample is one text."""
+        return self._string((PAIR_FIELD,), ("text_pair",))
+
+    def target(self) -> str:
+        """The text to be written for this one: field `target.txt`, else `target` of `json`."""
+        text = self._string((TARGET_FIELD,), ("target",))
+        if text is None:
+            raise self._bad(f"no target text: expected a field {TARGET_FIELD!r} or json with 'target', got {sorted(self.fields)} "
+                            "(`polymodal pack --target-field COLUMN` writes it)")
+        if not text.strip():
+            raise self._bad("the target text is empty")
+        return text
+
+    def _string(self, names: tuple[str, ...], keys: tuple[str, ...]) -> str | None:
+        """The first of the text fields `names`, else of the strings in `json` under `keys`."""
+        found = self._first(names)
+        if found is None:
+            record = self.json() if "json" in self.fields else {}
+            return next((record[k] for k in keys if isinstance(record.get(k), str)), None)
+        try:
+            return found[1].decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise self._bad(f"field {found[0]!r} is not UTF-8 ({error.reason} at byte {error.start})") from None
 
     def json(self) -> dict[str, Any]:
         """The `json` field, which must hold an object."""

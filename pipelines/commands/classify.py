@@ -31,13 +31,14 @@ def classify(
     """Classify pictures: by any class names with a CLIP, by its own classes with a ViT."""
     import torch
 
-    from ..classify import classifier, pictures, read_labels
+    from ..classify import classifier, pictures
     from ..classify import classify as run
     from ..console import Console
     from ..frontdoor import load
+    from ..names import read_names
 
     console = Console(json=json)
-    names = None if labels is None else read_labels(labels)
+    names = None if labels is None else read_names(labels)
     found = pictures(inputs)
     loaded = load(model, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
     result = run(classifier(loaded, model, names, template or ()), found, top=top, batch_size=batch_size, console=console)

@@ -47,6 +47,11 @@ def pack(
     text_field: Annotated[str, typer.Option(help="Column or JSON field with the text.")] = "text",
     image_field: Annotated[str, typer.Option(help="Column with the path of a picture, relative to the table.")] = "image",
     caption_field: Annotated[str, typer.Option(help="Column with the caption.")] = "caption",
+    label_field: Annotated[str | None, typer.Option(help="Column with the class of a text: a name or a whole number.")] = None,
+    pair_field: Annotated[str | None, typer.Option(help="Column with the second text of a pair.")] = None,
+    target_field: Annotated[str | None, typer.Option(help="Column with the text to be written for a text.")] = None,
+    classes: Annotated[str | None, typer.Option(metavar="FILE|A,B,C", help="All classes in the order of their numbers, for data sets "
+                                                "packed one by one. Default: those that occur, sorted.")] = None,
     shuffle: Annotated[int, typer.Option(help="Seed of the order of the samples.")] = 0,
     keep_order: Annotated[bool, typer.Option("--keep-order", help="Keep the order of the input instead.")] = False,
     holdout: Annotated[float, typer.Option(help="Hold samples out: a fraction below 1, or their number.")] = 0.0,
@@ -59,12 +64,15 @@ def pack(
     import time
 
     from ..console import Console
+    from ..names import read_names
     from ..pack import pack as run
 
     console = Console(json=json)
     began = time.perf_counter()
     made = run(sources, out, kind=kind, shard_bytes=_size(shard_bytes), tokenizer=tokenize, block=block, split=split,
-               text_field=text_field, image_field=image_field, caption_field=caption_field, shuffle=None if keep_order else shuffle,
+               text_field=text_field, image_field=image_field, caption_field=caption_field, label_field=label_field,
+               pair_field=pair_field, target_field=target_field, classes=None if classes is None else read_names(classes, "--classes"),
+               shuffle=None if keep_order else shuffle,
                holdout=holdout, holdout_out=holdout_out, on_bad=on_bad, workers=workers, console=console)
     seconds = round(time.perf_counter() - began, 3)
     console.finish({"out": str(out), "kind": made.kind, "samples": made.samples, "shards": len(made.shards),

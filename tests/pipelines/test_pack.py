@@ -485,3 +485,90 @@ def test_leftovers_of_another_plan_are_not_used(tmp_path):
     (tmp_path / "out" / ".pack" / "plan.json").write_text(json.dumps({"options": "others"}))
     pack(tmp_path / "a.txt", tmp_path / "out")
     assert contents(tmp_path / "out") == contents(tmp_path / "expected")
+
+
+# ---- labelled texts, pairs, targets
+
+
+def rows_of(folder):
+    data = DataSet.open(folder)
+    return [data.read(i) for i in range(len(data))], data.index.schema.get("classes")
+
+
+def write_table(path, rows):
+    """The same rows as jsonl, csv, tsv or parquet."""
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    elif path.suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]), delimiter="\t" if path.suffix == ".tsv" else ",")
+            writer.writeheader()
+            writer.writerows(rows)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv", ".parquet"])
+def test_labels_pairs_and_targets_come_from_columns(tmp_path, suffix):
+    rows = [{"text": f"premise {i}", "second": f"hypothesis {i}", "out": f"answer {i}", "label": ("no", "maybe", "yes")[i % 3]}
+            for i in range(12)]
+    table = write_table(tmp_path / f"t{suffix}", rows)
+    pack(table, tmp_path / "data", label_field="label", pair_field="second", target_field="out", holdout=0.4, holdout_out=tmp_path / "held",
+         shuffle=1)
+    found = []
+    for side in ("data", "held"):
+        samples, classes = rows_of(tmp_path / side)
+        assert classes == ["maybe", "no", "yes"], "both sides share the list, whatever occurs in them"
+        found += [(s.text(), s.pair(), s.target(), classes[s.label()]) for s in samples]
+        assert all(set(s.fields) == {"txt", "pair.txt", "target.txt", "cls"} for s in samples)
+    assert sorted(found) == sorted((r["text"], r["second"], r["out"], r["label"]) for r in rows)
+
+
+def test_whole_numbers_keep_their_order_as_classes(tmp_path):
+    table = write_table(tmp_path / "t.jsonl", [{"text": f"text {i}", "label": i} for i in (10, 9, 1, 2)])
+    pack(table, tmp_path / "data", label_field="label", shuffle=None)
+    samples, classes = rows_of(tmp_path / "data")
+    assert classes == ["1", "2", "9", "10"]
+    assert [s.label() for s in samples] == [3, 2, 0, 1]
+
+
+def test_a_given_list_of_classes_numbers_them_and_refuses_others(tmp_path):
+    table = write_table(tmp_path / "t.csv", [{"text": "good film", "label": "pos"}])
+    assert cli.invoke(["pack", str(table), "--out", str(tmp_path / "data"), "--label-field", "label", "--classes", "pos,neg"]) == 0
+    samples, classes = rows_of(tmp_path / "data")
+    assert (samples[0].label(), classes) == (0, ["pos", "neg"])
+    refused(table, tmp_path / "b", "class 'pos', which --classes does not name", label_field="label", classes=["neg"])
+    refused(table, tmp_path / "b", "names a class twice", label_field="label", classes=["pos", "pos"])
+    refused(table, tmp_path / "b", "with --label-field: give that", classes=["pos"])
+
+
+def test_labelled_pictures_may_take_their_classes_from_a_list(tmp_path):
+    picture(tmp_path / "in" / "cat" / "1.png")
+    pack(tmp_path / "in", tmp_path / "data", classes=["dog", "cat"])
+    samples, classes = rows_of(tmp_path / "data")
+    assert (samples[0].label(), classes) == (1, ["dog", "cat"])
+    refused(tmp_path / "in", tmp_path / "b", "classes are cat, which --classes does not name", classes=["dog"])
+
+
+def test_columns_that_cannot_be_read_are_refused(tmp_path):
+    table = write_table(tmp_path / "t.jsonl", [{"text": "a", "label": 0.5}])
+    refused(table, tmp_path / "b", "no class in 'label' .a name or a whole number.", label_field="label")
+    refused(table, tmp_path / "b", "no text in 'second'", pair_field="second")
+    refused(table, tmp_path / "b", "leave --tokenize out, or --label-field", label_field="label",
+            tokenizer=Tokenizer.train(["a b c"], "byte-bpe", 257))
+    (tmp_path / "plain.txt").write_text("text")
+    refused(tmp_path / "plain.txt", tmp_path / "b", "is no table, so it has no label", label_field="label")
+    pictures = picture(tmp_path / "in" / "1.png").parent
+    refused(pictures, tmp_path / "b", "are packed as images", target_field="out")
+
+
+def test_a_killed_run_of_labelled_texts_gives_the_same_bytes_with_any_number_of_processes(tmp_path):
+    tables = [write_table(tmp_path / f"{n}.jsonl", [{"text": f"text {n} {i}", "label": f"class {(n * i) % 5}"} for i in range(40)])
+              for n in range(3)]
+    pack(tables, tmp_path / "one", label_field="label", shard_bytes=20_000, workers=1)
+    pack(tables, tmp_path / "two", label_field="label", shard_bytes=20_000, workers=2)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
