@@ -13,6 +13,10 @@ How position p finds its sample (one data set of N samples):
 3. In an epoch, the pieces of shards in a lane are permuted, the lane is cut into windows of W samples,
    and each window is permuted.
 
+A sequential order (`SourceOrder.sequential`) is the same with nothing permuted: the shards lie on the axis as they are, and a
+lane walks through its part of the text sample by sample. With as many lanes as samples in an update, row g of every update is
+the next sample of lane g, which is what a system with a memory needs (Transformer-XL).
+
 A mixture deals the rows of every lane to its data sets in cycles of 1000 rows with exact counts; the
 k-th row a data set gets in lane l is that data set's own position k * C + l, so each repeats with its own
 epochs.
@@ -87,6 +91,7 @@ class SourceOrder:
         name: tells the data sets of a mixture apart.
         lanes: C, interleaved pieces of the data set; any number, best a multiple of every rank count.
         window: W, samples of a lane that are shuffled together.
+        sequential: permute nothing: every lane reads consecutive samples, and begins anew with the next epoch.
     """
 
     shard_sizes: tuple[int, ...]
@@ -94,6 +99,7 @@ class SourceOrder:
     name: str
     lanes: int
     window: int
+    sequential: bool = False
     _axis: tuple[np.ndarray, np.ndarray] = field(init=False, repr=False, compare=False)
     _windows: OrderedDict[tuple[int, int, int], np.ndarray] = field(init=False, repr=False, compare=False, default_factory=OrderedDict)
     _pieces: OrderedDict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = field(init=False, repr=False, compare=False,
@@ -102,10 +108,14 @@ class SourceOrder:
     def __post_init__(self) -> None:
         assert sum(self.shard_sizes) > 0 and self.lanes > 0 and self.window > 0
         sizes = np.array(self.shard_sizes, dtype=np.int64)
-        run = permutation(len(sizes), "shards", self.seed, self.name)
+        run = self._permuted(len(sizes), "shards")
         starts = np.concatenate([[0], np.cumsum(sizes)])[:-1]  # first sample of each shard
         ends = np.cumsum(sizes[run])  # where the shard ends on the run's axis
         object.__setattr__(self, "_axis", (starts[run], ends))
+
+    def _permuted(self, count: int, purpose: str, *key: int) -> np.ndarray:
+        """The order in which `count` things are taken, int64 [count]."""
+        return np.arange(count) if self.sequential else permutation(count, purpose, self.seed, self.name, *key)
 
     @property
     def samples(self) -> int:
@@ -138,7 +148,7 @@ class SourceOrder:
             piece_begin = np.maximum(shard_begin, begin)
             sizes = np.minimum(ends[low:high], begin + length) - piece_begin
             samples = first_samples[low:high] + (piece_begin - shard_begin)
-            shuffled = permutation(len(sizes), "pieces", self.seed, self.name, epoch, lane)
+            shuffled = self._permuted(len(sizes), "pieces", epoch, lane)
             found = samples[shuffled], np.cumsum(sizes[shuffled])
             _remember(self._pieces, (epoch, lane), found)
         return found
@@ -152,7 +162,7 @@ class SourceOrder:
             places = np.arange(begin, min(begin + self.window, int(ends[-1])), dtype=np.int64)
             piece = np.searchsorted(ends, places, side="right")
             within = places - np.where(piece > 0, ends[piece - 1], 0)
-            found = (samples[piece] + within)[permutation(len(places), "window", self.seed, self.name, epoch, lane, number)]
+            found = (samples[piece] + within)[self._permuted(len(places), "window", epoch, lane, number)]
             _remember(self._windows, (epoch, lane, number), found)
         return found
 

@@ -4,6 +4,9 @@ Update u trains on the samples at positions [u * G, (u + 1) * G) of the order (`
 being the global batch. Rank r of R takes the positions p with p % R == r and cuts them into micro-batches,
 so batch number `update * accumulate + part` of a rank can be made from nothing but that number. The
 loop's update counter is the whole state of the data; how many workers prefetched what does not matter.
+
+An objective that is `sequential` gets G lanes of consecutive samples instead of a shuffle: sample i of every update continues sample
+i of the update before.
 """
 
 from __future__ import annotations
@@ -97,8 +100,9 @@ class Stream:
         objective: makes examples and batches.
         layout: the global batch and this rank's share of it.
         seed: of the order and of every draw that is made for a sample.
-        lanes: pieces of the data that are read side by side; best a multiple of every number of ranks.
-        window: samples of a lane that are shuffled together.
+        lanes: pieces of the data that are read side by side; best a multiple of every number of ranks. A sequential objective has
+            one for each sample of an update instead.
+        window: samples of a lane that are shuffled together (not for a sequential objective).
         on_bad: ``raise`` ends the run at the first bad sample, ``skip`` leaves it out and records it in `Batch.bad`.
         max_bad: share of bad samples at which a run ends even so.
     """
@@ -107,10 +111,14 @@ class Stream:
                  window: int = 4096, on_bad: str = "raise", max_bad: float = 0.01) -> None:
         parts: Mixture = [(data, 1.0)] if isinstance(data, DataSet) else list(data)
         raise_problems(_problems(parts, lanes, window, on_bad, max_bad), "the stream cannot be set up")
+        if objective.sequential and len(parts) > 1:
+            raise UserError(f"this objective reads one text from its beginning to its end and got a mixture of {len(parts)} data sets: "
+                            "pack the texts into one data set, or train on one of them")
         self.sets = tuple(d for d, _ in parts)
         self.objective, self.layout, self.on_bad, self.max_bad, self.seed = objective, layout, on_bad, max_bad, seed
-        self.order = Order(tuple(SourceOrder(d.shard_sizes, seed, f"{i}/{d.fingerprint}", lanes, window) for i, d in enumerate(self.sets)),
-                           tuple(float(w) for _, w in parts))
+        lanes = layout.global_batch if objective.sequential else lanes
+        self.order = Order(tuple(SourceOrder(d.shard_sizes, seed, f"{i}/{d.fingerprint}", lanes, window, objective.sequential)
+                                 for i, d in enumerate(self.sets)), tuple(float(w) for _, w in parts))
         self._first = tuple(itertools.accumulate((len(d) for d in self.sets), initial=0))
         if objective.needs_partner and any(len(d) < 2 for d in self.sets):
             raise UserError("this objective pairs each sample with another one: a data set of one sample is not enough")
@@ -216,7 +224,8 @@ class Stream:
     def order_state(self) -> dict[str, Any]:
         """Everything that determines the order, for the checkpoint."""
         first = self.order.sources[0]
-        return {"version": 1, "global_batch": self.layout.global_batch, "seed": self.seed, "lanes": first.lanes, "window": first.window,
+        how = {"sequential": True} if first.sequential else {"lanes": first.lanes, "window": first.window}
+        return {"version": 1, "global_batch": self.layout.global_batch, "seed": self.seed, **how,
                 "data": [{"fingerprint": d.fingerprint, "samples": len(d), "quota": q}
                          for d, q in zip(self.sets, quotas(self.order.weights), strict=True)]}
 
@@ -225,6 +234,10 @@ def check_order(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Refuse to resume in another order than a checkpoint's, naming what differs."""
     problems: list[str] = []
     fixes = {"seed": "seed", "lanes": "data.lanes", "window": "data.window", "global_batch": "data.global_batch"}
+    if saved.get("sequential", False) != now.get("sequential", False):
+        was, now_is = ("in sequence" if state.get("sequential") else "shuffled" for state in (saved, now))
+        problems.append(f"the samples were read {was} and now {now_is}: use the system that the run began with")
+        fixes = {}
     for name, key in fixes.items():
         if saved.get(name) != now.get(name):
             problems.append(f"{key} was {saved.get(name)} and is {now.get(name)}: set it back")
@@ -258,7 +271,13 @@ def plan(stream: Stream) -> list[str]:
     lines.append(f"epoch: {n} samples = {whole} updates{rest}")
     if g > n:
         lines.append(f"note: an update of {g} holds samples more than once, the data has {n}")
-    if layout.world > 1:
+    if order.sequential:
+        lines.append(f"reading: in sequence, nothing is shuffled: {g} lanes of {n // g}{f' or {n // g + 1}' if n % g else ''} consecutive "
+                     "samples, row i of an update is the next sample of lane i" +
+                     (f"; each rank keeps to {g // layout.world} lanes" if layout.world > 1 else ""))
+        lines += [f"note: the rows of {d.directory} may be in random order: `polymodal pack --in-order` keeps that of the text"
+                  for d in stream.sets if not d.index.schema.get("in_order")]
+    elif layout.world > 1:
         if order.lanes % layout.world == 0:
             lines.append(f"reading: {order.lanes} lanes, each rank keeps to {order.lanes // layout.world} of them "
                          f"(about 1/{layout.world} of the shards)")
@@ -300,6 +319,9 @@ def evaluation_batches(data: DataSet, objective: Objective[Any], *, batch: int, 
                        limit: int | None = None, coupled: bool = False, on_bad: str = "raise", workers: int = 0) -> Iterator[Batch]:
     """Batches of held-out data: every sample once over the ranks, the same draws at every evaluation.
 
+    A sequential objective gets lanes of consecutive samples, as many as the batches of all ranks have rows: batch t holds sample t of
+    every lane. Every lane begins without a memory, so fewer rows mean fewer such beginnings.
+
     Args:
         data: the held-out data set.
         objective: of the system; its `evaluation()` variant is used.
@@ -307,7 +329,7 @@ def evaluation_batches(data: DataSet, objective: Objective[Any], *, batch: int, 
         seed: of the draws and of the order.
         rank: number of this process.
         world: number of processes.
-        limit: evaluate this many samples (drawn by seed), or all.
+        limit: evaluate this many samples (drawn by seed; the first ones where the objective is sequential), or all.
         coupled: the loss compares the samples of a batch over all ranks: every rank gets the same number of batches of the
             same size, all nearly full, and fewer than `world` samples are left out.
         on_bad: as in `Stream`.
@@ -315,8 +337,12 @@ def evaluation_batches(data: DataSet, objective: Objective[Any], *, batch: int, 
     """
     if batch < 1:
         raise UserError(f"the evaluation batch is {batch}, expected a positive number")
-    chosen = permutation(len(data), "evaluation", seed)[: limit or len(data)].tolist()
     each = batch * world
+    if objective.sequential:
+        assert not coupled, "a loss that compares the samples of a batch has no lanes"
+        parts = _lanes(min(limit or len(data), len(data)), each, rank, world)
+        return _load(_Caught(_Evaluation(data, objective.evaluation(), parts, seed, on_bad)), range(len(parts)), workers, 2, False)
+    chosen = permutation(len(data), "evaluation", seed)[: limit or len(data)].tolist()
     if coupled and world > 1:
         if len(chosen) < world:
             raise UserError(f"{len(chosen)} samples cannot be evaluated on {world} ranks: evaluate on fewer ranks, or give more data")
@@ -328,6 +354,13 @@ def evaluation_batches(data: DataSet, objective: Objective[Any], *, batch: int, 
     parts = [chosen[a:b][rank::world] for a, b in itertools.pairwise(borders)]
     parts = [p for p in parts if p]
     return _load(_Caught(_Evaluation(data, objective.evaluation(), parts, seed, on_bad)), range(len(parts)), workers, 2, False)
+
+
+def _lanes(samples: int, lanes: int, rank: int, world: int) -> list[list[int]]:
+    """The first `samples` samples in lanes of consecutive ones, as even as can be: number t of each of this rank's lanes, for each t."""
+    borders = [samples * i // lanes for i in range(lanes + 1)]
+    mine = [range(a, b) for a, b in itertools.pairwise(borders)][rank::world]
+    return [[lane[t] for lane in mine if t < len(lane)] for t in range(max(map(len, mine)))]
 
 
 class _Evaluation:

@@ -324,11 +324,14 @@ def _evaluate(job: Job, logbook: runs.Logbook | None) -> None:
     each = job.stream.layout.size if settings.batch is None else -(-settings.batch // fabric.world_size)
     batches = evaluation_batches(job.held_out, system.objective, batch=each, seed=recipe.seed, rank=fabric.global_rank,
                                  world=fabric.world_size, limit=settings.limit, coupled=system.coupled, on_bad=recipe.data.on_bad)
+    carry: Any = None
     for number, batch in enumerate(batches):
         _seed(recipe.seed, number)
         batch = fabric.to_device(batch)
         with fabric.autocast():
-            meter.add(system(batch), batch.counts)
+            step = system(batch, carry)
+            carry = step.carry
+            meter.add(step, batch.counts)
             if number == 0 and fabric.is_global_zero:
                 previews = system.preview(batch, settings.previews) if settings.previews else []
     system.train()
@@ -410,14 +413,24 @@ class Job:
         self.update, self.tokens, self.bad = state["update"], state["tokens"], state["bad"]
         self.clock.elapsed = state["elapsed_s"]
         self.meter.restore(state["meter"])
-        if (state["world"], state["accumulate"]) == (self.fabric.world_size, self.stream.layout.accumulate):
-            carries, slots = checkpoint.unflatten(state["carries"][self.fabric.global_rank])
-            checkpoint.load(start.path, slots, ignore=lambda name: name not in slots)
-            self.carries = {int(part): _to(self.fabric.device, carry) for part, carry in carries.items()}
-        elif any(tree["dict"] for tree in state["carries"]):
-            self.console.say("the ranks or micro-batches changed: what the system carries from update to update starts anew")
+        self.carries = self._carried(start, state)
         last: list[dict[str, Any]] = dist.on_rank_0(lambda: [row for row in self.run.metrics("eval") if row["update"] <= self.update][-1:])
         self.evaluated = last[0] if last else {}
+
+    def _carried(self, start: checkpoint.Checkpoint, state: Mapping[str, Any]) -> dict[int, Any]:
+        """What a checkpoint's micro-batches carried; where they are other ones now, each gets the rows of all and finds its own."""
+        same = (state["world"], state["accumulate"]) == (self.fabric.world_size, self.stream.layout.accumulate)
+        trees = [state["carries"][self.fabric.global_rank]] if same else state["carries"]
+        found = [checkpoint.unflatten(tree) for tree in trees]
+        slots = {name: slot for _, tensors in found for name, slot in tensors.items()}
+        if slots:
+            checkpoint.load(start.path, slots, ignore=lambda name: name not in slots)
+        carried = [{int(part): carry for part, carry in carries.items()} for carries, _ in found]
+        if not same:
+            rows = checkpoint.join_rows([carries[part] for carries in carried for part in sorted(carries)])
+            rows = _to(self.fabric.device, rows)
+            return dict.fromkeys(range(self.stream.layout.accumulate), rows)
+        return {part: _to(self.fabric.device, carry) for part, carry in carried[0].items()}
 
 
 def _to(device: torch.device, value: Any) -> Any:
