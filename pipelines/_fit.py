@@ -1,4 +1,4 @@
-"""Best-fit packing of whole documents into rows of tokens."""
+"""Packing of documents into rows of tokens: whole ones by best fit, or all of them in order."""
 
 from __future__ import annotations
 
@@ -100,3 +100,24 @@ def _next_fit(pieces: list[Piece], block: int) -> list[list[Piece]]:
         rows[-1].append(piece)
         left -= piece.length
     return rows
+
+
+def in_sequence(lengths: np.ndarray, block: int) -> tuple[list[list[Piece]], int]:
+    """Lay documents end to end and cut every `block` tokens; only the last row may be shorter.
+
+    Args:
+        lengths: tokens of each document, each at least 1.
+        block: tokens of a full row.
+
+    Returns:
+        The rows, and how many documents were cut.
+    """
+    ends = np.cumsum(lengths.astype(np.int64)).tolist()
+    rows: list[list[Piece]] = [[] for _ in range(-(-ends[-1] // block))]
+    cut = 0
+    for document, (end, length) in enumerate(zip(ends, lengths.tolist(), strict=True)):
+        begin = end - length
+        cut += begin // block != (end - 1) // block
+        for row in range(begin // block, (end - 1) // block + 1):
+            rows[row].append(Piece(document, max(begin, row * block) - begin, min(end, (row + 1) * block) - begin))
+    return rows, cut

@@ -30,7 +30,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from ..shared.errors import BadSample, UserError
-from ._fit import fit
+from ._fit import fit, in_sequence
 from ._spool import Spool, gather, held_out, save_json, table
 from .console import Bar, Console
 from .order import permutation
@@ -61,6 +61,8 @@ class Options:
     """Fingerprint of the tokenizer, or empty."""
     wide: bool
     """Whether token ids need 32 bits."""
+    in_order: bool
+    """Whether rows of tokens go on from one another, as the text does."""
     holdout: float
     on_bad: str
 
@@ -68,8 +70,8 @@ class Options:
 def pack(sources: Sequence[str | Path] | str | Path, out: str | Path, *, kind: str | None = None, shard_bytes: int = 256 << 20,
          tokenizer: Tokenizer | str | Path | None = None, block: int = 1024, split: str = "blank", text_field: str = "text",
          image_field: str = "image", caption_field: str = "caption", label_field: str | None = None, pair_field: str | None = None,
-         target_field: str | None = None, classes: Sequence[str] | None = None, shuffle: int | None = 0, holdout: float = 0.0,
-         holdout_out: str | Path | None = None, on_bad: str = "raise", workers: int | None = None, console: Console | None = None) -> Index:
+         target_field: str | None = None, classes: Sequence[str] | None = None, in_order: bool = False,
+         shuffle: int | None = 0, holdout: float = 0.0, holdout_out: str | Path | None = None, on_bad: str = "raise", workers: int | None = None, console: Console | None = None) -> Index:
     """Write WebDataset shards and their index from files of a common kind.
 
     Args:
@@ -89,6 +91,8 @@ def pack(sources: Sequence[str | Path] | str | Path, out: str | Path, *, kind: s
         target_field: column with the text to be written for a text; the sample's field `target.txt`.
         classes: names of all classes in the order of their numbers; by default those that occur, sorted. Data sets that
             are packed one by one need the same list.
+        in_order: fill rows of tokens in the order of the input: documents are laid end to end and cut every `block` tokens,
+            and nothing is shuffled. For systems that read a text from row to row with a memory.
         shuffle: seed of the order of the samples; None keeps the order of the input.
         holdout: samples held out for evaluation: a fraction below 1, or their number; drawn by hash of the content, so
             equal samples stay together.
@@ -104,6 +108,12 @@ def pack(sources: Sequence[str | Path] | str | Path, out: str | Path, *, kind: s
     given = [sources] if isinstance(sources, (str, Path)) else list(sources)
     if on_bad not in ("raise", "skip"):
         raise UserError(f"on_bad is {on_bad!r}, expected raise or skip")
+    if in_order and tokenizer is None:
+        raise UserError("--in-order fills rows of tokens one after the other: give a tokenizer with --tokenize, or --keep-order to keep "
+                        "the order of texts")
+    if in_order and shuffle:
+        raise UserError(f"--in-order keeps the order of the input and --shuffle {shuffle} changes it: leave one of them out")
+    shuffle = None if in_order else shuffle
     if shard_bytes < 4096:
         raise UserError(f"shards of {shard_bytes} bytes are too small, expected at least 4096")
     if (holdout > 0) != (holdout_out is not None):
@@ -118,7 +128,7 @@ def pack(sources: Sequence[str | Path] | str | Path, out: str | Path, *, kind: s
     found = plan(given, reading)
     tok = _load_tokenizer(tokenizer, found.kind, block) if tokenizer is not None else None
     options = Options(reading, shuffle, shard_bytes, block if tok else 0, tok.fingerprint if tok else "",
-                      tok is not None and tok.vocab_size > 2**16, float(holdout), on_bad)
+                      tok is not None and tok.vocab_size > 2**16, in_order, float(holdout), on_bad)
     sides = [Path(out)] + ([Path(holdout_out)] if holdout_out is not None else [])
     done, _locks = _claim(sides, found, options)
     if done is not None:
@@ -292,7 +302,7 @@ def _read(unit: Unit, number: int, options: Options, work: Path) -> None:
     if options.block:
         tokenizer = _tokenizer(str(work / TOKENIZER))
         for chunk in _chunks(good(), 1000):
-            for record, pieces in zip(chunk, _tokenise(tokenizer, chunk, options.block), strict=True):
+            for record, pieces in zip(chunk, _tokenise(tokenizer, chunk, None if options.in_order else options.block), strict=True):
                 for ids in pieces:
                     data = ids.astype("<u4" if options.wide else "<u2").tobytes()
                     spool.add(Record("", {"tokens": data}, record.identity), len(ids))
@@ -325,15 +335,18 @@ def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield chunk
 
 
-def _tokenise(tokenizer: Tokenizer, chunk: list[Record], block: int) -> Iterator[list[np.ndarray]]:
-    """Each document's pieces: [CLS] piece [SEP] where the tokenizer has those, else the text and at its end [EOS]."""
+def _tokenise(tokenizer: Tokenizer, chunk: list[Record], block: int | None) -> Iterator[list[np.ndarray]]:
+    """Each document's pieces: [CLS] piece [SEP] where the tokenizer has those, else the text and at its end [EOS].
+
+    A piece has at most `block` tokens; without a block a document is one piece.
+    """
     texts = [r.fields["txt"].decode("utf-8") for r in chunk if isinstance(r.fields["txt"], bytes)]
     first = [tokenizer.cls_id] if tokenizer.cls_id is not None and tokenizer.sep_id is not None else []
     last = [tokenizer.sep_id] if first else []
     end = [] if first or tokenizer.eos_id is None else [tokenizer.eos_id]
-    room = block - len(first) - len(last)
     for ids in tokenizer.encode_batch(texts, add_special_tokens=False):
         whole = [*ids, *end] if ids else []
+        room = len(whole) or 1 if block is None else block - len(first) - len(last)
         yield [np.array([*first, *whole[i : i + room], *last], dtype=np.int64) for i in range(0, len(whole), room)]
 
 
@@ -439,12 +452,12 @@ def _write(job: Job, options: Options, work: Path, below: int, classes: tuple[st
 
 def _token_rows(found: Iterable[tuple[str, dict[str, bytes | Ref]]], job: Job, options: Options,
                 stats: dict[str, int]) -> Iterator[tuple[str, dict[str, bytes | Ref]]]:
-    """Rows of at most `block` tokens, in random order."""
+    """Rows of at most `block` tokens, in random order or in that of the text."""
     documents = [fields["tokens"] for _, fields in found]
     width = 4 if options.wide else 2
     name = "tokens.u32" if options.wide else "tokens.u16"
     lengths = np.array([len(d) // width for d in documents if isinstance(d, bytes)], dtype=np.int64)
-    rows, cut = fit(lengths, options.block)
+    rows, cut = (in_sequence if options.in_order else fit)(lengths, options.block)
     stats.update(tokens=int(lengths.sum()), documents=len(lengths), cut=cut)
     order = range(len(rows)) if options.seed is None else permutation(len(rows), "rows", options.seed, job.held, job.number).tolist()
     for r in order:
@@ -465,7 +478,7 @@ def _finish(side: Path, held: int, found: Plan, options: Options, entries: list[
         tokens, documents, cut = (sum(e["stats"][k] for e in entries) for k in ("tokens", "documents", "cut"))
         rows = sum(s.samples for s in shards)
         schema |= {"tokenizer": options.tokenizer, "block": options.block, "tokens": tokens, "documents": documents, "documents_cut": cut,
-                   "fill": tokens / (rows * options.block)}
+                   "fill": tokens / (rows * options.block), **({"in_order": True} if options.in_order else {})}
     names = [Path(f[0]).name for f in found.files]
     listing = "\n".join(f"{Path(path).name} {size}" for path, size, _ in found.files)
     source = (f"{len(names)} files: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}",

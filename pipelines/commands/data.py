@@ -42,6 +42,8 @@ def pack(
     shard_bytes: Annotated[str, typer.Option(help="Largest size of a shard.")] = "256M",
     tokenize: Annotated[str | None, typer.Option(metavar="TOKENIZER", help="Tokenise, and pack into rows of --block tokens.")] = None,
     block: Annotated[int, typer.Option(help="Tokens of a row.")] = 1024,
+    in_order: Annotated[bool, typer.Option("--in-order", help="Fill rows of tokens in the order of the text (for systems with a memory).")
+                        ] = False,
     split: Annotated[str, typer.Option(help="Where a plain text is cut into documents: blank (lines), line, file, or lines equal to this.")
                      ] = "blank",
     text_field: Annotated[str, typer.Option(help="Column or JSON field with the text.")] = "text",
@@ -72,7 +74,7 @@ def pack(
     made = run(sources, out, kind=kind, shard_bytes=_size(shard_bytes), tokenizer=tokenize, block=block, split=split,
                text_field=text_field, image_field=image_field, caption_field=caption_field, label_field=label_field,
                pair_field=pair_field, target_field=target_field, classes=None if classes is None else read_names(classes, "--classes"),
-               shuffle=None if keep_order else shuffle,
+               in_order=in_order, shuffle=None if keep_order else shuffle,
                holdout=holdout, holdout_out=holdout_out, on_bad=on_bad, workers=workers, console=console)
     seconds = round(time.perf_counter() - began, 3)
     console.finish({"out": str(out), "kind": made.kind, "samples": made.samples, "shards": len(made.shards),

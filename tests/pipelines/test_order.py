@@ -30,6 +30,25 @@ def test_random_access_equals_sequential_reading(shards, lanes, window, data):
         assert SourceOrder(shards, 3, "a", lanes, window).locate(position) == expected[position]
 
 
+@settings(max_examples=60, deadline=None)
+@given(shards=SHARDS, lanes=st.integers(1, 70), window=st.integers(1, 90), epoch=st.integers(0, 4))
+def test_a_sequential_order_reads_every_sample_once_and_each_lane_without_a_gap(shards, lanes, window, epoch):
+    order = SourceOrder(shards, 0, "a", lanes, window, sequential=True)
+    n = sum(shards)
+    positions = range(epoch * n, (epoch + 1) * n)
+    assert sorted(order.locate(p)[1] for p in positions) == list(range(n))
+    for lane in range(lanes):
+        read = [order.locate(p)[1] for p in positions if p % lanes == lane]
+        assert read == list(range(read[0], read[0] + len(read))) if read else n < lanes
+    begins = [order.locate(p)[1] for p in positions][: min(lanes, n)]
+    assert len(set(begins)) == len(begins)  # no two lanes read the same piece of text
+
+
+def test_a_sequential_order_depends_on_no_seed_and_no_window():
+    a, b = SourceOrder((7, 5, 9), 0, "a", 4, 3, True), SourceOrder((7, 5, 9), 1, "b", 4, 90, True)
+    assert [a.locate(p) for p in range(100)] == [b.locate(p) for p in range(100)]
+
+
 def test_lanes_keep_to_their_shards_over_epochs_so_ranks_do_too():
     shards, lanes = (100,) * 32, 8
     order = SourceOrder(shards, 0, "a", lanes, 50)

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from polymodal.pipelines import cli
 from polymodal.pipelines import pack as packing
-from polymodal.pipelines._fit import fit
+from polymodal.pipelines._fit import fit, in_sequence
 from polymodal.pipelines.pack import pack
 from polymodal.pipelines.shards import DataSet
 from polymodal.shared.errors import UserError
@@ -256,6 +256,46 @@ def test_tokenising_needs_text(tmp_path):
     refused(tmp_path / "in", tmp_path / "no", "rows of tokens from text", tokenizer=tok)
     (tmp_path / "a.txt").write_text("a b c")
     refused(tmp_path / "a.txt", tmp_path / "no", "too short", tokenizer=tok, block=4)
+
+
+@given(st.lists(st.integers(1, 200), min_size=1, max_size=60), st.integers(8, 80))
+def test_rows_in_sequence_are_the_text_cut_every_block(lengths, block):
+    rows, cut = in_sequence(np.array(lengths, dtype=np.int64), block)
+    tokens = [(d, t) for row in rows for p in row for d, t in ((p.document, t) for t in range(p.begin, p.end))]
+    assert tokens == [(d, t) for d, n in enumerate(lengths) for t in range(n)]
+    assert [sum(p.length for p in row) for row in rows[:-1]] == [block] * (len(rows) - 1) and all(p.length for row in rows for p in row)
+    assert cut == sum(sum(p.document == d for row in rows for p in row) > 1 for d in range(len(lengths)))
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "byte-bpe"])
+def test_rows_in_order_are_the_text(tmp_path, kind):
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(list("abcdefghij"), 5)) for _ in range(200)]
+    documents = [" ".join(rng.choice(words, int(n))) for n in rng.integers(1, 300, 90)]
+    tok = Tokenizer.train(documents, kind, 400)
+    (tmp_path / "a.txt").write_text("\n\n".join(documents))
+    tok.save(tmp_path / "tok")
+    done = polymodal("pack", tmp_path / "a.txt", "--out", tmp_path / "out", "--tokenize", tmp_path / "tok", "--block", 64, "--in-order",
+                     "--shard-bytes", "40000")
+    assert done.returncode == 0, done.stderr
+    data = DataSet.open(tmp_path / "out")
+    ids, lengths = (np.concatenate(parts) for parts in zip(*(data.read(i).tokens() for i in range(len(data))), strict=True))
+    ends = (tok.cls_id, tok.sep_id) if kind == "wordpiece" else (None, tok.eos_id)
+    wanted = [t for d in documents for t in (ends[0], *tok.encode(d, add_special_tokens=False), ends[1]) if t is not None]
+    assert ids.tolist() == wanted and data.index.schema["in_order"] is True
+    shards = data.shard_sizes
+    assert len(shards) > 2
+    full = np.array([len(data.read(i).tokens()[0]) for i in range(len(data))])
+    assert (full[np.setdiff1d(np.arange(len(data)), np.cumsum(shards) - 1)] == 64).all()
+    borders = np.cumsum([len(tok.encode(d, add_special_tokens=False)) + (2 if ends[0] is not None else 1) for d in documents])
+    assert np.cumsum(lengths).tolist() == sorted({*borders.tolist(), *np.cumsum(full).tolist()})
+
+
+def test_in_order_refuses_what_contradicts_it(tmp_path):
+    (tmp_path / "a.txt").write_text("a b c")
+    tok = Tokenizer.train(["a b c"], "byte-bpe", 257)
+    refused(tmp_path / "a.txt", tmp_path / "no", "give a tokenizer with --tokenize", in_order=True)
+    refused(tmp_path / "a.txt", tmp_path / "no", "--shuffle 3 changes it", in_order=True, tokenizer=tok, shuffle=3)
 
 
 # ---- bad input

@@ -1,3 +1,4 @@
+import itertools
 import pickle
 from dataclasses import dataclass, field
 
@@ -21,8 +22,9 @@ class Numbers(Batch):
 class Letters(Objective):
     """The number that a text holds, and a draw."""
 
-    def __init__(self, needs_partner=False, refuse=()):
+    def __init__(self, needs_partner=False, refuse=(), sequential=False):
         self.needs_partner = needs_partner
+        self.sequential = sequential
         self.refuse = refuse
 
     def example(self, sample, rng):
@@ -49,7 +51,7 @@ def data(tmp_path_factory):
 
 
 def make(data, batch=12, micro=None, rank=0, world=1, objective=None, **options):
-    return Stream(data, objective or Letters(), Layout(batch, micro, rank, world), lanes=8, window=16, **options)
+    return Stream(data, objective or Letters(), Layout(batch, micro, rank, world), **({"lanes": 8, "window": 16} | options))
 
 
 def take(iterator, count):
@@ -236,3 +238,67 @@ def test_evaluation_limit_partners_and_bad_samples(data):
         list(evaluation_batches(data, Letters(refuse=(7,)), batch=8, seed=0))
     skipped = list(evaluation_batches(data, Letters(refuse=(7,)), batch=8, seed=0, on_bad="skip"))
     assert sum(b.samples for b in skipped) == 210 and sum(len(b.bad) for b in skipped) == 1
+
+
+# ---- lanes of consecutive samples
+
+
+@pytest.mark.parametrize(("batch", "micro", "world"), [(12, 3, 2), (12, None, 1), (5, 1, 5), (7, None, 1), (211, None, 1)])
+def test_a_sequential_objective_gets_lanes_of_consecutive_samples(data, batch, micro, world):
+    streams = [make(data, batch, micro, rank, world, Letters(sequential=True)) for rank in range(world)]
+    seen, before = [], {}
+    updates = -(-2 * 211 // batch)
+    for update in range(updates):
+        for rank, stream in enumerate(streams):
+            for part in range(stream.layout.accumulate):
+                for row, sample in enumerate(stream[update * stream.layout.accumulate + part].sample_ids):
+                    place = (rank, part, row)
+                    position = update * batch + (part * stream.layout.size + row) * world + rank
+                    if place in before and position // 211 == (position - batch) // 211:  # within an epoch
+                        assert sample == before[place] + 1
+                    before[place] = sample
+                    seen.append((position, sample))
+    for epoch in range(2):
+        assert sorted(s for p, s in seen if p // 211 == epoch) == list(range(211))
+
+
+def test_a_sequential_stream_tells_what_it_does_and_cannot_be_continued_as_another(tmp_path, data):
+    stream = make(data, batch=10, objective=Letters(sequential=True), world=2)
+    lines = "\n".join(plan(stream))
+    assert "10 lanes of 21 or 22 consecutive samples" in lines and "each rank keeps to 5 lanes" in lines and "--in-order" in lines
+    assert "nothing is shuffled" not in "\n".join(plan(make(data)))
+    state = stream.order_state()
+    check_order(state, make(data, batch=10, objective=Letters(sequential=True), window=9, lanes=7).order_state())
+    with pytest.raises(UserError, match="were read in sequence and now shuffled"):
+        check_order(state, make(data, batch=10).order_state())
+    with pytest.raises(UserError, match="were read shuffled and now in sequence"):
+        check_order(make(data, batch=10).order_state(), state)
+    with pytest.raises(UserError, match="global_batch was 10 and is 5"):
+        check_order(state, make(data, batch=5, objective=Letters(sequential=True)).order_state())
+    with pytest.raises(UserError, match="got a mixture of 2 data sets"):
+        make([(data, 1), (texts(tmp_path, 30), 1)], objective=Letters(sequential=True))
+    reads = describe_update(stream, 3)
+    assert [r.sample_id for r in reads] == [first.sample_id + 3 for first in describe_update(stream, 0)]
+
+
+@pytest.mark.parametrize(("batch", "world", "limit"), [(4, 1, None), (4, 3, None), (1, 1, 50), (64, 2, 100), (300, 1, None), (16, 2, 9)])
+def test_sequential_evaluation_reads_every_sample_once_in_lanes(data, batch, world, limit):
+    seen = []
+    for rank in range(world):
+        found = [b.sample_ids for b in evaluation_batches(data, Letters(sequential=True), batch=batch, seed=0, rank=rank, world=world,
+                                                          limit=limit)]
+        seen += [i for ids in found for i in ids]
+        for before, after in itertools.pairwise(found):
+            assert len(before) <= batch and {i - 1 for i in after} <= set(before)  # every row goes on from one of the batch before
+    assert sorted(seen) == list(range(limit or 211))
+
+
+def test_a_bad_segment_leaves_a_gap_in_its_lane_only(data):
+    objective = Letters(refuse=(int(data.read(60).text().split()[1]),), sequential=True)
+    stream = make(data, batch=4, objective=objective, on_bad="skip")
+    row = next(i for i, r in enumerate(describe_update(stream, 0)) if r.sample_id <= 60 < r.sample_id + 52)
+    update = 60 - describe_update(stream, 0)[row].sample_id
+    assert len(stream[update].sample_ids) == 3 and [b.index for b in stream[update].bad] == [60]
+    assert len(stream[update + 1].sample_ids) == 4
+    alone = make(data, batch=4, micro=1, objective=objective, on_bad="skip")
+    assert len(alone[update * 4 + row].sample_ids) == 1  # a neighbour stands in where the whole micro-batch is bad
