@@ -71,7 +71,8 @@ def pack(sources: Sequence[str | Path] | str | Path, out: str | Path, *, kind: s
          tokenizer: Tokenizer | str | Path | None = None, block: int = 1024, split: str = "blank", text_field: str = "text",
          image_field: str = "image", caption_field: str = "caption", label_field: str | None = None, pair_field: str | None = None,
          target_field: str | None = None, classes: Sequence[str] | None = None, in_order: bool = False,
-         shuffle: int | None = 0, holdout: float = 0.0, holdout_out: str | Path | None = None, on_bad: str = "raise", workers: int | None = None, console: Console | None = None) -> Index:
+         shuffle: int | None = 0, holdout: float = 0.0, holdout_out: str | Path | None = None, on_bad: str = "raise",
+         workers: int | None = None, console: Console | None = None) -> Index:
     """Write WebDataset shards and their index from files of a common kind.
 
     Args:
