@@ -53,6 +53,7 @@ class SystemInfo:
     objective: str
     sizes: tuple[str, ...]
     reference: str
+    tasks: tuple[str, ...]
     architectures: tuple[str, ...]
     layouts: tuple[str, ...]
 
@@ -65,7 +66,7 @@ def systems() -> list[SystemInfo]:
     """Every system that can be pretrained: name, family, year, objective, sizes and reference library."""
     return [
         SystemInfo(f.name, f.title, folder_of(f), f.year, f.paper, f.url, f.objective, tuple(f.sizes), f.reference,
-                   tuple(n.architecture for n in f.nets),
+                   tuple(t.name for t in f.tasks), tuple(n.architecture for n in f.nets),
                    (("transformers",) if f.model_type else ()) + tuple(dict.fromkeys(y.name for n in f.nets for y in n.layouts)))
         for f in families().values()
     ]  # fmt: skip
@@ -75,16 +76,18 @@ def system(
     name: str,
     *,
     size: str | None = None,
+    task: str = "",
     tokenizer: Tokenizer | str | Path | None = None,
     classes: Sequence[str] | None = None,
     objective: Mapping[str, Any] | None = None,
     **config_overrides: Any,
 ) -> System:
-    """Build a pretraining system with fresh weights: `.net`, `.objective`, and `system(batch)` -> `Step`.
+    """Build a system with fresh weights: `.net`, `.objective`, and `system(batch)` -> `Step`.
 
     Args:
         name: one of `systems()`.
         size: a named size; by default the paper's base.
+        task: what it is fine-tuned for, such as "classify"; pretraining by default.
         tokenizer: the vocabulary, or where it lies; vocabulary size and special ids follow it. Without one, a system
             that reads text has its network but cannot read data.
         classes: class names of labelled data.
@@ -98,8 +101,8 @@ def system(
     vocabulary = Tokenizer.load(tokenizer) if isinstance(tokenizer, (str, Path)) else tokenizer
     context = Context(vocabulary, None if classes is None else tuple(classes), net_only=True)
     config = build_settings(entry.config, {**entry.sizes[size], **config_overrides}, f"{name} config")
-    adapted = entry.adapt(config, context)
-    built = entry.create(adapted, objective or {}, context)
+    chosen = entry.task(task)
+    built = chosen.create(chosen.adapt(entry.adapt(config, context), context), objective or {}, context)
     _remember(built.net, entry, net_of(built.net, entry), None)
     return built
 
@@ -133,8 +136,18 @@ def load(source: str | Path, *, device: str | torch.device = "cpu", dtype: str |
         UserError: nothing here can read the directory, or keys are missing or unexpected (they are listed).
     """
     target = _dtype(dtype)
-    model = _from_run(Path(source)) or _from_directory(_directory(source))
+    system = _from_run(Path(source))
+    model = system.net if system is not None else _from_directory(_directory(source))
     return model.eval().to(device=device, dtype=target)
+
+
+def parts(source: str | Path, place: str) -> nn.Module | None:
+    """The network at `place` of an export ("" is what `load` gives; ELECTRA has its generator beside it), where it is there."""
+    system = _from_run(Path(source))
+    if system is not None:
+        return system.exports().get(place)
+    directory = _directory(source) / place
+    return _from_directory(directory).eval() if (directory / CONFIG).is_file() else None
 
 
 def _from_directory(directory: Path) -> nn.Module:
@@ -152,8 +165,8 @@ def _from_directory(directory: Path) -> nn.Module:
     return model
 
 
-def _from_run(path: Path) -> nn.Module | None:
-    """The network of a checkpoint, or of a run that has not ended (then from its newest checkpoint that verifies)."""
+def _from_run(path: Path) -> System | None:
+    """The system of a checkpoint, or of a run that has not ended (then from its newest checkpoint that verifies)."""
     from ..shared.checkpoint import MANIFEST
     from . import runs
 
@@ -163,7 +176,7 @@ def _from_run(path: Path) -> nn.Module | None:
     system = run.system(at)
     entry = family(run.recipe().system)
     _remember(system.net, entry, net_of(system.net, entry), run.directory / "tokenizer")
-    return system.net
+    return system
 
 
 def _remember(model: nn.Module, entry: Family, net: Net | None, directory: Path | None) -> None:

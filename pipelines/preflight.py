@@ -16,11 +16,11 @@ from .shards import DataSet
 from .stream import Stream, plan
 
 
-def open_data(data: Sequence[DataSet], held_out: DataSet | None, tokenizer: str | Path | None) -> Context:
+def open_data(data: Sequence[DataSet], held_out: DataSet | None, tokenizer: str | Path | Tokenizer | None) -> Context:
     """What the data tells the system: its tokenizer and its classes, where every data set agrees on them."""
     everything = [*data, *([] if held_out is None else [held_out])]
     source = tokenizer or next((d.tokenizer_dir for d in everything if d.tokenizer_dir is not None), None)
-    found = None if source is None else Tokenizer.load(source)
+    found = Tokenizer.load(source) if isinstance(source, (str, Path)) else source
     problems: list[str] = []
     for d in everything:
         fingerprint = d.index.schema.get("tokenizer")
@@ -29,7 +29,8 @@ def open_data(data: Sequence[DataSet], held_out: DataSet | None, tokenizer: str 
         if found is None:
             problems.append(f"{d.directory} was packed with a tokenizer: pass it with --tokenizer")
         elif fingerprint != found.fingerprint:
-            problems.append(f"{d.directory} was packed with another tokenizer than {source}: pass that one, or pack the data again")
+            other = source if isinstance(source, (str, Path)) else "the model's"
+            problems.append(f"{d.directory} was packed with another tokenizer than {other}: pass that one, or pack the data again")
     lists = [tuple(d.index.schema["classes"]) for d in everything if d.index.schema.get("classes")]
     if len(set(lists)) > 1:
         problems.append(f"the data sets have different classes ({', '.join(str(len(c)) for c in lists)} of them): pack them with one list")
@@ -54,7 +55,7 @@ def preflight(recipe: Recipe, system: System, stream: Stream, held_out: DataSet 
     samples = recipe.max_updates * recipe.data.global_batch
     lines = [line for line in record(recipe.name).splitlines() if line]
     lines += [
-        f"system: {recipe.system} {recipe.size}: {total:,} parameters{frozen}",
+        f"system: {recipe.system} {recipe.task or recipe.size}: {total:,} parameters{frozen}",
         f"device: {fabric.world_size} x {fabric.device.type}, precision {precision}{', compiled' if recipe.compile else ''}",
         *plan(stream),
         f"run: {recipe.max_updates:,} updates = {samples:,} samples = {samples / stream.samples_per_epoch:.2f} epochs; "

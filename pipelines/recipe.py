@@ -110,7 +110,9 @@ class Recipe:
     system: str
     """The family, see `polymodal systems`."""
     size: str = "base"
-    """A named size of the family."""
+    """A named size of the family; a run that starts from a model takes its size from there."""
+    task: str = ""
+    """What the network is fine-tuned for (`polymodal systems` lists the tasks); empty: pretraining."""
     model: dict[str, Any] = field(default_factory=dict)
     """Overrides of the family's config, by the names of the reference library."""
     objective: dict[str, Any] = field(default_factory=dict)
@@ -157,13 +159,30 @@ class Recipe:
         """The recipe as a YAML file that `polymodal pretrain` accepts."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
 
-    def build(self, family: Family, context: Context) -> System:
-        """The system with fresh weights, drawn from `seed`."""
+    def build(self, family: Family, context: Context, config: Any = None) -> System:
+        """The system with fresh weights, drawn from `seed`.
+
+        Args:
+            family: the registry entry of `system`.
+            context: what the data tells.
+            config: of a network that is there already; by default `size` and `model` say it, and the vocabulary follows the tokenizer.
+        """
         import torch
 
         torch.manual_seed(self.seed)
-        config = family.adapt(family.config(**_config_values(self, family)), context)
-        return family.create(config, self.objective, context)
+        if config is None:
+            config = family.adapt(family.config(**_config_values(self, family)), context)
+        task = family.task(self.task)
+        return task.create(task.adapt(config, context), self.objective, context)
+
+    def configure(self, family: Family, config: Any) -> Any:
+        """`config` of a network that was loaded, with the overrides of `model`."""
+        if not self.model:
+            return config
+        values = {f.name: getattr(config, f.name) for f in fields(family.config) if f.init}
+        changed, problems = check_settings(family.config, {**values, **self.model}, "model.")
+        raise_problems(problems, f"recipe {self.name}")
+        return changed
 
 
 def recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -284,7 +303,12 @@ def _family_problems(mapping: Mapping[str, Any]) -> list[str]:
     size = mapping.get("size", "base")
     if size not in family.sizes:
         problems.append(f"size is {size!r}, {name} has {', '.join(family.sizes)}")
-    for part, cls in (("model", family.config), ("objective", family.settings)):
+    settings = family.settings
+    try:
+        settings = family.task(str(mapping.get("task", ""))).settings
+    except UserError as error:
+        problems.append(str(error))
+    for part, cls in (("model", family.config), ("objective", settings)):
         given = mapping.get(part) or {}
         if isinstance(given, Mapping):
             values = cast("Mapping[str, Any]", given)

@@ -1,7 +1,7 @@
 """A run's directory: what a training run writes, and how everything else reads it.
 
     RUN/recipe.yaml        the resolved recipe; can be passed to `polymodal pretrain` again
-    RUN/system.json        family, config and class names: what is needed to build the network
+    RUN/system.json        family, task, config and class names: what is needed to build the network; the model it began with
     RUN/environment.json   versions, hardware and command of every start
     RUN/metrics.jsonl      one JSON object a line: training ("split": "train") and evaluation ("split": "eval")
     RUN/samples.jsonl      what the model made of held-out examples at each evaluation; pictures in RUN/previews/
@@ -77,7 +77,7 @@ class Run:
 
     def context(self) -> Context:
         """What the data told the system."""
-        classes = self._described()["classes"]
+        classes = self.described()["classes"]
         return Context(self.tokenizer(), None if classes is None else tuple(classes))
 
     def system(self, at: Checkpoint | None = None) -> System:
@@ -85,13 +85,16 @@ class Run:
         at = at or checkpoint.newest(self.checkpoints)
         if at is None:
             raise UserError(f"{self.directory} holds no checkpoint that verifies: let the run reach its first one")
-        described = self._described()
+        described = self.described()
         entry = family(described["system"])
-        system = entry.create(entry.config.from_dict(described["config"]), described["objective"], self.context())
+        # no adapting: the config is that of the finished system
+        task = entry.task(described.get("task", ""))
+        system = task.create(entry.config.from_dict(described["config"]), described["objective"], self.context())
         checkpoint.load(at.path, model_tensors(system), ignore=lambda name: not name.startswith("model/"))
         return system.eval()
 
-    def _described(self) -> dict[str, Any]:
+    def described(self) -> dict[str, Any]:
+        """What system.json says: family, task, config, objective and classes, and the model that the run began with."""
         return json.loads((self.directory / SYSTEM).read_text(encoding="utf-8"))
 
 
@@ -149,10 +152,11 @@ def lock(directory: Path) -> IO[str]:
     return file
 
 
-def describe(directory: Path, resolved: Recipe, config: Any, context: Context) -> None:
-    """Write recipe.yaml, system.json, the tokenizer, and this start's environment."""
+def describe(directory: Path, resolved: Recipe, config: Any, context: Context, model: str = "") -> None:
+    """Write recipe.yaml, system.json, the tokenizer, and this start's environment; `model` is what the run began with."""
     checkpoint.write_durably(directory / RECIPE, resolved.to_yaml())
-    described = {"system": resolved.system, "config": config.to_dict(), "objective": resolved.objective, "classes": context.classes}
+    described = {"system": resolved.system, "task": resolved.task, "model": model, "config": config.to_dict(),
+                 "objective": resolved.objective, "classes": context.classes}
     checkpoint.write_durably(directory / SYSTEM, json.dumps(described, indent=1, ensure_ascii=False))
     if context.tokenizer is not None:
         context.tokenizer.save(directory / "tokenizer")

@@ -36,6 +36,7 @@ from ._meter import Clock, Meter
 from ._stop import Stop
 from .console import Bar, Console
 from .export import export_system
+from .finetune import find_start
 from .preflight import open_data, preflight
 from .recipe import Recipe
 from .shards import DataSet
@@ -47,18 +48,20 @@ Ending = Literal["complete", "out of time", "asked to stop"]
 
 
 def pretrain(
-    recipe: Recipe, data: Data, out: str | Path, *, eval_data: str | Path | None = None, tokenizer: str | Path | None = None,
+    recipe: Recipe, data: Data, out: str | Path, *, model: str | Path | None = None, eval_data: str | Path | None = None,
+    tokenizer: str | Path | None = None,
     max_updates: int | None = None, max_seconds: float | None = None, resume: str | Path = "auto", dry_run: bool = False,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Pretrain what the recipe says, from its first update or from the newest checkpoint in `out`.
+    """Pretrain or fine-tune what the recipe says, from its first update or from the newest checkpoint in `out`.
 
     Args:
         recipe: everything but the data, see `polymodal.pipelines.recipe.recipe`.
         data: a data set's directory or URL, or a mixture of (directory, weight).
         out: the run's directory: new, empty, or a run to be continued.
+        model: a network to start from: a model directory, run, checkpoint or hub id of the recipe's family.
         eval_data: held-out data.
-        tokenizer: a tokenizer's directory; by default the one that lies in the data set.
+        tokenizer: a tokenizer's directory; by default the model's, or the one that lies in the data set.
         max_updates: another length than the recipe's; the schedule follows.
         max_seconds: end early and cleanly after this time; the schedule does not follow.
         resume: `auto` continues from the newest checkpoint that verifies, `never` refuses a directory that holds
@@ -80,14 +83,17 @@ def pretrain(
     sources = [(data, 1.0)] if isinstance(data, (str, Path)) else list(data)
     mixture = [(DataSet.open(source), weight) for source, weight in sources]
     held_out = None if eval_data is None else DataSet.open(eval_data)
-    context = open_data([d for d, _ in mixture], held_out, tokenizer)
-    system = recipe.build(family(recipe.system), context)
+    entry = family(recipe.system)
+    start = find_start(recipe, entry, model, out, resume)
+    context = open_data([d for d, _ in mixture], held_out, tokenizer or start.tokenizer)
+    system = recipe.build(entry, context, start.config)
+    origin = start.fill(system, entry)
     # a system that starts from a trained tower brings that tower's tokenizer
     context = replace(context, tokenizer=context.tokenizer or getattr(system.objective, "tokenizer", None))
     layout = Layout(recipe.data.global_batch, recipe.data.micro_batch, fabric.global_rank, fabric.world_size)
     stream = Stream(mixture[0][0] if len(mixture) == 1 else mixture, system.objective, layout, seed=recipe.seed, lanes=recipe.data.lanes,
                     window=recipe.data.window, on_bad=recipe.data.on_bad, max_bad=recipe.data.max_bad)
-    lines = preflight(recipe, system, stream, held_out, fabric, out)
+    lines = [*preflight(recipe, system, stream, held_out, fabric, out), *origin]
     for line in lines:
         console.say(line)
     if dry_run:
@@ -95,7 +101,7 @@ def pretrain(
 
     # 2. The run's directory, and where to start
     run = runs.Run(out)
-    start, _lock = _begin(run, recipe, system, context, resume, stream.order_state(), console)
+    found, _lock = _begin(run, recipe, system, context, start.source, resume, stream.order_state(), console)
 
     # 3. Devices, optimizer, state
     module = fabric.setup_module(_Loss(system))
@@ -103,8 +109,8 @@ def pretrain(
     if recipe.compile:
         system.compile()
     job = Job(recipe, fabric, system, module, optimizer, stream, held_out, run, console)
-    if start is not None:
-        job.restore(start)
+    if found is not None:
+        job.restore(found)
     return _train(job, Stop(max_seconds))
 
 
@@ -316,7 +322,7 @@ def _evaluate(job: Job, logbook: runs.Logbook | None) -> None:
         return
     recipe, fabric, system = job.recipe, job.fabric, job.system
     settings = recipe.evaluate
-    meter = Meter(fabric.device)
+    meter = Meter(fabric.device, chance=True)
     previews: list[Preview] = []
     system.eval()
     began = time.perf_counter()
@@ -338,6 +344,7 @@ def _evaluate(job: Job, logbook: runs.Logbook | None) -> None:
     means = meter.means()
     if not means:
         raise UserError("the held-out data gave no batch: give more of it, or leave --eval-data out")
+    means |= meter.chances()
     row = {"split": "eval", **job.progress(), **means, **system.derive(means), "seconds": time.perf_counter() - began}
     job.evaluated = row
     if logbook is not None:
@@ -445,11 +452,11 @@ def _to(device: torch.device, value: Any) -> Any:
     return value
 
 
-_FIXED = ("system", "size", "model", "objective", "seed", "optim.name")
+_FIXED = ("system", "task", "size", "model", "objective", "seed", "optim.name")
 """What a run keeps for life; anything else may change when it is continued."""
 
 
-def _begin(run: runs.Run, recipe: Recipe, system: System, context: Context, resume: str | Path, order: Mapping[str, Any],
+def _begin(run: runs.Run, recipe: Recipe, system: System, context: Context, model: str, resume: str | Path, order: Mapping[str, Any],
            console: Console) -> tuple[checkpoint.Checkpoint | None, Any]:
     """Take the directory, find the checkpoint to start from, and write what describes the run."""
     held: list[Any] = []
@@ -463,7 +470,7 @@ def _begin(run: runs.Run, recipe: Recipe, system: System, context: Context, resu
             _check_same(runs.open_run(start.path.parent.parent), recipe, context, start)
             check_order(start.state()["order"], order)
             console.say(f"resuming after update {start.update} from {start.path}")
-        runs.describe(run.directory, recipe, cast("Any", system.net).config, context)
+        runs.describe(run.directory, recipe, cast("Any", system.net).config, context, model)
         return None if start is None else str(start.path)
 
     path = dist.on_rank_0(take)
@@ -497,7 +504,7 @@ def _check_same(before: runs.Run, recipe: Recipe, context: Context, start: check
 
     def value(mapping: Mapping[str, Any], key: str) -> Any:
         for part in key.split("."):
-            mapping = mapping[part]
+            mapping = mapping.get(part, "")  # a key that an older run does not have
         return mapping
 
     problems = [f"{key} was {value(saved, key)} and is {value(now, key)}" for key in _FIXED if value(saved, key) != value(now, key)]

@@ -86,19 +86,26 @@ def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
 
 @dataclass(slots=True)
 class Term:
-    """One term of a loss: a SUM over targets, the name of its denominator in `Batch.counts`, a weight."""
+    """One term of a loss: a SUM over targets, the name of its denominator in `Batch.counts`, a weight.
+
+    `labels` are the classes that were to be predicted, integers or bools of any shape (-100 counts for nothing), where the term is a
+    cross-entropy. Their entropy is what a predictor reaches that never looks at its input; evaluation reports it beside the term.
+    """
 
     total: Tensor
     count: str
     weight: float = 1.0
 
+    labels: Tensor | None = None
 
 @dataclass(slots=True)
 class Step:
     """What one forward pass returns.
 
     `metrics` maps a name to (sum, count), both added up over micro-batches and ranks before dividing.
-    `carry` is a detached state for the next micro-batch of the same lanes (Transformer-XL), else None.
+    `carry` is a detached state for the next micro-batch of the same lanes (Transformer-XL), else None: nested dicts, lists and tuples
+    of tensors with the batch's rows on dimension 0, lists with one number or text for each row, and values that all micro-batches
+    share. When a run goes on with other ranks or micro-batches, each gets the rows of all of them.
     """
 
     terms: dict[str, Term]
@@ -129,6 +136,10 @@ class Objective(ABC, Generic[ExampleT]):
     needs_partner: bool = False
     """Whether `Sample.partner` must be filled (a random other sample: next sentence, image-text matching)."""
 
+    sequential: bool = False
+    """Whether consecutive samples of the data set must follow each other in each row of the batch (segments of one long text, with
+    a memory). The stream then shuffles nothing: row g of every update is the next sample of lane g. Each sample makes one row, and
+    the system knows by `Batch.sample_ids` which row goes on from which (`Step.carry`): where the sample before was sample id - 1."""
     @abstractmethod
     def example(self, sample: Sample, rng: np.random.Generator) -> Iterable[ExampleT]:
         """Make the training examples of one sample (usually one; a long document gives several).
@@ -269,6 +280,30 @@ class Net:
 
 
 @dataclass(frozen=True)
+@dataclass(frozen=True)
+class Task:
+    """What a family's network is trained for: pretraining, or something that it is fine-tuned for.
+
+    Its system is one like any other, with an objective and a loss of its own: the same loop trains it.
+
+    Args:
+        name: what recipes and `--set task=` call it: "classify", "text2text"; pretraining has the empty name.
+        objective: in a few words.
+        settings: the frozen dataclass of the objective's settings.
+        create: (config, objective settings, context) -> a system with fresh weights.
+        adapt: fit the config of a network that was loaded to the data: the number and names of classes. The vocabulary
+            stays that of the network.
+        architecture: `Net.architecture` of the network that is trained; empty where the settings decide.
+    """
+
+    name: str
+    objective: str
+    settings: type
+    create: Callable[[Any, Mapping[str, Any], Context], System]
+    adapt: Callable[[Any, Context], Any] = lambda config, context: config
+    architecture: str = ""
+
+
 class Family:
     """The registry entry of one system: everything that `polymodal` needs to know about a family file.
 
@@ -302,3 +337,16 @@ class Family:
     """The library and class that parity is measured against."""
     default_size: str = "base"
     notes: Mapping[str, str] = field(default_factory=dict)
+    tasks: tuple[Task, ...] = ()
+    """What its networks are fine-tuned for."""
+    heads: tuple[str, ...] = ()
+    """Parts of its networks that get fresh weights where a run starts from a network without them, or with others.
+    All else must be there: a network that is the trunk alone, or has it as `trunk`, fits every other."""
+
+    def task(self, name: str) -> Task:
+        """The task called `name`; pretraining has the empty name."""
+        known = {"": Task("", self.objective, self.settings, self.create), **{t.name: t for t in self.tasks}}
+        if name not in known:
+            offered = f"its tasks are {', '.join(t.name for t in self.tasks)}" if self.tasks else "it has no tasks"
+            raise UserError(f"task is {name!r}; {self.name} is pretrained with an empty task, and {offered}")
+        return known[name]
