@@ -1,7 +1,11 @@
-"""A hook of mkdocs: puts every card of `docs/systems/` into the navigation, so that a new system changes no list."""
+"""Hooks of mkdocs: the cards of `docs/systems/` go into the navigation, and equations become MathML.
+
+A new system changes no list. Equations are fenced as `math`, which GitHub draws too; MathML needs no script and no network.
+"""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,3 +17,13 @@ def on_config(config: Any) -> Any:
         if "Systems" in entry:
             entry["Systems"] = ["systems/index.md", *(f"systems/{name}" for name in cards)]
     return config
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Turn fenced equations into MathML."""
+    from latex2mathml.converter import convert
+
+    def drawn(found: re.Match[str]) -> str:
+        return f'<div class="equation">{convert(" ".join(found[1].split()), display="block")}</div>'
+
+    return re.sub(r"^```math\n(.*?)^```$", drawn, markdown, flags=re.MULTILINE | re.DOTALL)

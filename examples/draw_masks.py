@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from polymodal.pipelines._mask_figure import LENGTH, draw
 from polymodal.shared.mask import Layout, Mask
 from torch import Tensor
-
-LENGTH, CELL, EDGE = 16, 11, 18
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,6 @@ class Figure:
     code: str
     mask: Mask
     text: str
-    queries: int = LENGTH
 
 
 def tokens(*places: int) -> Tensor:
@@ -63,7 +61,7 @@ FIGURES = (
     Figure("causal-documents", "Packed documents, causal", "Mask(causal=True, lengths=(5, 7, 4))", Mask(causal=True, lengths=(5, 7, 4)),
            "GPT-2's training batches."),
     Figure("offset", "After a cache", "Mask(causal=True, offset=10)", Mask(causal=True, offset=10),
-           "Six new tokens after ten that a cache (or a memory) holds: generation step by step.", 6),
+           "Six new tokens after ten that a cache (or a memory) holds: generation step by step."),
     Figure("prefix", "Prefix", "Mask(causal=True, prefix=torch.tensor([6]))", Mask(causal=True, prefix=torch.tensor([6])),
            "The first tokens are seen by all, what follows is causal: prefix language models."),
     Figure("window", "Window", "Mask(window=(3, 3))", Mask(window=(3, 3)),
@@ -77,21 +75,6 @@ FIGURES = (
     Figure("extra", "Anything else", "Mask(extra=allowed)", Mask(extra=permuted()),
            "A tensor that says it: here a random order in which each token sees those before it, XLNet's pattern."),
 )
-
-
-def svg(figure: Figure) -> str:
-    """The figure as SVG, in colours that read on white and on black."""
-    seen = figure.mask.dense(1, figure.queries, LENGTH, torch.device("cpu"))[0, 0]
-    width, height = EDGE + LENGTH * CELL + 1, EDGE + figure.queries * CELL + 1
-    grid = "".join(f'<path d="M{EDGE} {EDGE + q * CELL}H{width - 1}"/>' for q in range(figure.queries + 1))
-    grid += "".join(f'<path d="M{EDGE + k * CELL} {EDGE}V{height - 1}"/>' for k in range(LENGTH + 1))
-    cells = "".join(f'<rect x="{EDGE + k * CELL + 1}" y="{EDGE + q * CELL + 1}" width="{CELL - 1}" height="{CELL - 1}"/>'
-                    for q, k in seen.nonzero().tolist())
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" '
-            f'font-family="sans-serif" font-size="11" fill="#808080"><title>{figure.title}</title>'
-            f'<g stroke="#808080" stroke-opacity=".35">{grid}</g><g fill="#159a8c">{cells}</g>'
-            f'<text x="{EDGE}" y="12">keys</text><text transform="translate(12 {EDGE}) rotate(-90)" '
-            'text-anchor="end">queries</text></svg>\n')
 
 
 def page() -> str:
@@ -112,7 +95,7 @@ def page() -> str:
 
 def pages() -> dict[str, str]:
     """Every file that is drawn here: path below docs/ -> content."""
-    return {"masks.md": page(), **{f"masks/{f.name}.svg": svg(f) for f in FIGURES}}
+    return {"masks.md": page(), **{f"masks/{f.name}.svg": draw(f.title, f.mask) for f in FIGURES}}
 
 
 def main(docs: Path) -> None:

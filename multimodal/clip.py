@@ -30,7 +30,7 @@ from ..shared.block import Block, FeedForward
 from ..shared.dist import all_gather_with_grad, first_dims, rank
 from ..shared.embed import TokenEmbedding
 from ..shared.errors import UserError
-from ..shared.loss import accuracy_sum, contrastive_sum
+from ..shared.loss import accuracy_sum, at_least_fp32, contrastive_sum
 from ..shared.mask import Mask
 from ..shared.settings import build_settings
 from ..shared.stack import Stack
@@ -252,12 +252,12 @@ class CLIPPretraining(System):
                 "text_to_image": (accuracy_sum(text @ all_image.T, targets), pairs),
                 "logit_scale": (scale * pairs, pairs),
             }
-        return Step({"contrastive": Term(total, "pairs")}, metrics)
+        return Step({"contrastive": Term(total, "pairs", labels=targets)}, metrics)
 
     def image_embeds(self, images: Tensor) -> Tensor:
         """Unit vectors [B, projection_dim] of uint8 pictures."""
         features = self._in_chunks(len(images), lambda low, high: self.net.get_image_features(self.normalize(images[low:high])))
-        return F.normalize(features.float(), dim=-1)
+        return F.normalize(at_least_fp32(features), dim=-1)
 
     def text_embeds(self, batch: PairBatch) -> Tensor:
         """Unit vectors [B, projection_dim] of the packed captions."""
@@ -271,7 +271,7 @@ class CLIPPretraining(System):
                 states = self.memo(batch.keys, lambda rows: pooled(texts.select(rows)))
         else:
             states = self._in_chunks(len(batch.lengths), lambda low, high: pooled(texts.select(range(low, high))))
-        return F.normalize(self.net.text_projection(states).float(), dim=-1)
+        return F.normalize(at_least_fp32(self.net.text_projection(states)), dim=-1)
 
     def _in_chunks(self, count: int, tower: Callable[[int, int], Tensor]) -> Tensor:
         """Run a tower over rows [low, high) at a time; only its features are kept, the rest is computed again for the gradient."""
@@ -365,6 +365,11 @@ FAMILIES = (
         year=2021,
         url="https://arxiv.org/abs/2103.00020",
         objective="contrastive: match pictures and captions within the batch",
+        equation=r"\mathcal{L} = -\frac{1}{2N} \sum_{i=1}^{N} \left[ \log \frac{e^{\tau u_i \cdot v_i}}{\sum_{j} e^{\tau u_i \cdot v_j}} "
+                 r"+ \log \frac{e^{\tau u_i \cdot v_i}}{\sum_{j} e^{\tau u_j \cdot v_i}} \right]",
+        symbols="u and v are the unit vectors of picture and caption, N the pairs of the whole global batch, over all "
+                "ranks; the scale is learned, at most 100.",
+        masks={"Patches and class token": Mask(), "Caption": Mask(causal=True)},
         config=CLIPConfig,
         sizes={
             "tiny": {"projection_dim": 128, "vision_config": _vit(128, 2, 8, 64), "text_config": _text(128, 2)},

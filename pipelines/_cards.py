@@ -17,6 +17,7 @@ import torch
 from ..registry import families, folder_of
 from ..shared.settings import build_settings
 from ..shared.system import Context, Family
+from ._mask_figure import draw
 from ._reference import NOTE, commands_page, recipe_keys_page, settings_table, table
 from .recipe import recipes
 
@@ -26,7 +27,9 @@ FOLDERS = {"text": "Text", "seq2seq": "Sequence to sequence", "vision": "Vision"
 def pages() -> dict[str, str]:
     """Every page that is read off the code: path below docs/ -> Markdown."""
     cards = {f"systems/{name}.md": card(entry) for name, entry in families().items()}
-    return {"systems/index.md": overview(), **cards, "commands.md": commands_page(), "recipe_keys.md": recipe_keys_page()}
+    figures = {f"systems/{_figure(entry, title)}": draw(title, mask)
+               for entry in families().values() for title, mask in entry.masks.items()}
+    return {"systems/index.md": overview(), **cards, **figures, "commands.md": commands_page(), "recipe_keys.md": recipe_keys_page()}
 
 
 def overview() -> str:
@@ -60,6 +63,9 @@ def card(entry: Family) -> str:
     ]  # fmt: skip
     lines = [f"# {entry.title}\n\n",
              f"{entry.paper}{year}. <{entry.url}>\n\n", *(f"- **{name}:** {value}\n" for name, value in facts),
+             "\n## What is minimised\n\n", f"```math\n{entry.equation}\n```\n\n", f"{entry.symbols}\n",
+             "\n## Who sees whom\n\n", "Attention masks of training, drawn by the library: rows are queries, columns keys.\n",
+             *(f"\n{title}:\n\n![{title}: queries by keys]({_figure(entry, title)})\n" for title in entry.masks),
              "\n## Faithful, and what deviates\n\n", faithful(entry), "\n## Sizes\n\n",
              "Parameters of the network, with the vocabulary and the classes of the config's defaults; data brings its own. "
              "Counted on torch's meta device.\n\n",
@@ -103,6 +109,10 @@ def _sizes(entry: Family) -> str:
 
 def _file(entry: Family) -> str:
     return "/".join(entry.create.__module__.split(".")[1:]) + ".py"
+
+
+def _figure(entry: Family, title: str) -> str:
+    return f"{entry.name}-{'-'.join(title.lower().split())}.svg"
 
 
 def _overrides(values: Mapping[str, Any]) -> str:

@@ -331,9 +331,9 @@ class GPT2System(System):
         """Cross-entropy of the next token, summed."""
         hidden = self.net.trunk(batch.input_ids, None, batch.position_ids, lengths=batch.lengths).last_hidden_state[0]  # [T, D]
         if self.training:
-            return Step({"lm": Term(self.net.head.loss(hidden, batch.targets), "targets")})
+            return Step({"lm": Term(self.net.head.loss(hidden, batch.targets), "targets", labels=batch.targets)})
         logits = self.net.head(hidden)
-        step = Step({"lm": Term(cross_entropy_sum(logits, batch.targets), "targets")})
+        step = Step({"lm": Term(cross_entropy_sum(logits, batch.targets), "targets", labels=batch.targets)})
         step.metrics["accuracy"] = (accuracy_sum(logits, batch.targets), len(batch.targets))
         return step
 
@@ -430,6 +430,9 @@ FAMILIES = (
         year=2019,
         url="https://openai.com/index/better-language-models/",
         objective="next token",
+        equation=r"\mathcal{L} = -\frac{1}{T} \sum_{t=1}^{T} \log p_\theta(x_t \mid x_{<t})",
+        symbols="The tokens before t are those of the same document; T counts the targets of the whole global batch.",
+        masks={"Packed documents": Mask(causal=True, lengths=(5, 7, 4))},
         config=GPT2Config,
         sizes=SIZES,
         create=create,

@@ -445,9 +445,9 @@ class T5System(System):
         hidden = trunk.decode(batch.decoder_input_ids, memory, batch.attention_mask)
         rows = hidden.flatten(0, 1)[batch.target_rows]  # [M, D]
         if self.training:
-            return Step({"lm": Term(head.loss(rows, batch.targets), "targets")})
+            return Step({"lm": Term(head.loss(rows, batch.targets), "targets", labels=batch.targets)})
         logits = head(rows)
-        return Step({"lm": Term(cross_entropy_sum(logits, batch.targets), "targets")},
+        return Step({"lm": Term(cross_entropy_sum(logits, batch.targets), "targets", labels=batch.targets)},
                     {"accuracy": (accuracy_sum(logits, batch.targets), len(batch.targets))})
 
     def derive(self, means: Mapping[str, float]) -> dict[str, float]:
@@ -554,6 +554,9 @@ FAMILIES = (
         year=2020,
         url="https://arxiv.org/abs/1910.10683",
         objective="corrupted spans",
+        equation=r"\mathcal{L} = -\frac{1}{|y|} \sum_{t=1}^{|y|} \log p_\theta(y_t \mid y_{<t}, \tilde{x})",
+        symbols="The text x with a tilde has a sentinel for each corrupted span; y is each sentinel and what stood there.",
+        masks={"Encoder": Mask(keep=torch.arange(16)[None] < 13), "Decoder": Mask(causal=True)},
         config=T5Config,
         sizes=SIZES,
         create=create,

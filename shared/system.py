@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import UserError
+from .mask import Mask
 from .sample import Sample
 
 if TYPE_CHECKING:
@@ -95,8 +96,8 @@ class Term:
     total: Tensor
     count: str
     weight: float = 1.0
-
     labels: Tensor | None = None
+
 
 @dataclass(slots=True)
 class Step:
@@ -135,11 +136,11 @@ class Objective(ABC, Generic[ExampleT]):
 
     needs_partner: bool = False
     """Whether `Sample.partner` must be filled (a random other sample: next sentence, image-text matching)."""
-
     sequential: bool = False
     """Whether consecutive samples of the data set must follow each other in each row of the batch (segments of one long text, with
     a memory). The stream then shuffles nothing: row g of every update is the next sample of lane g. Each sample makes one row, and
     the system knows by `Batch.sample_ids` which row goes on from which (`Step.carry`): where the sample before was sample id - 1."""
+
     @abstractmethod
     def example(self, sample: Sample, rng: np.random.Generator) -> Iterable[ExampleT]:
         """Make the training examples of one sample (usually one; a long document gives several).
@@ -280,7 +281,6 @@ class Net:
 
 
 @dataclass(frozen=True)
-@dataclass(frozen=True)
 class Task:
     """What a family's network is trained for: pretraining, or something that it is fine-tuned for.
 
@@ -304,6 +304,7 @@ class Task:
     architecture: str = ""
 
 
+@dataclass(frozen=True)
 class Family:
     """The registry entry of one system: everything that `polymodal` needs to know about a family file.
 
@@ -320,6 +321,11 @@ class Family:
     url: str
     objective: str
     """The pretraining objective in a few words."""
+    equation: str
+    """What is minimised, in TeX, and in `symbols` what its letters mean."""
+    symbols: str
+    masks: Mapping[str, Mask]
+    """The attention masks of training, over 16 keys, by what they are for; drawn in the documentation."""
     config: type
     """The frozen dataclass with transformers' field names."""
     sizes: Mapping[str, Mapping[str, Any]]
@@ -331,17 +337,17 @@ class Family:
     adapt: Callable[[Any, Context], Any] = lambda config, context: config
     """Fit the config to the data: vocabulary size and special ids, number of labels."""
     nets: tuple[Net, ...] = ()
+    tasks: tuple[Task, ...] = ()
+    """What its networks are fine-tuned for."""
+    heads: tuple[str, ...] = ()
+    """Parts of its networks that get fresh weights where a run starts from a network without them, or with others.
+    All else must be there: a network that is the trunk alone, or has it as `trunk`, fits every other."""
     model_type: str = ""
     """config.json's `model_type` in the reference library's layout; empty where there is none."""
     reference: str = ""
     """The library and class that parity is measured against."""
     default_size: str = "base"
     notes: Mapping[str, str] = field(default_factory=dict)
-    tasks: tuple[Task, ...] = ()
-    """What its networks are fine-tuned for."""
-    heads: tuple[str, ...] = ()
-    """Parts of its networks that get fresh weights where a run starts from a network without them, or with others.
-    All else must be there: a network that is the trunk alone, or has it as `trunk`, fits every other."""
 
     def task(self, name: str) -> Task:
         """The task called `name`; pretraining has the empty name."""

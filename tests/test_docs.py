@@ -97,6 +97,8 @@ def test_cards_tell_true_numbers() -> None:
 
 
 def test_mask_figures_are_up_to_date_and_show_what_their_code_says() -> None:
+    from polymodal.pipelines._mask_figure import CELL, EDGE
+
     draw = example("draw_masks")
     for name, text in draw.pages().items():
         assert (DOCS / name).read_text(encoding="utf-8") == text, f"run `make docs`: docs/{name} is old"
@@ -104,9 +106,10 @@ def test_mask_figures_are_up_to_date_and_show_what_their_code_says() -> None:
     names = {"Mask": draw.Mask, "Layout": draw.Layout, "torch": torch, "attention_mask": ~draw.tokens(12, 13, 14, 15),
              "marked": draw.tokens(0, 8), "table": draw.bigbird(), "allowed": draw.permuted()}
     for figure in draw.FIGURES:
-        said = eval(figure.code, names).dense(1, figure.queries, draw.LENGTH, torch.device("cpu"))
-        drawn = re.findall(r'<rect x="(\d+)" y="(\d+)"', draw.svg(figure))
-        places = {((int(y) - draw.EDGE) // draw.CELL, (int(x) - draw.EDGE) // draw.CELL) for x, y in drawn}
+        mask = eval(figure.code, names)
+        said = mask.dense(1, draw.LENGTH - mask.offset, draw.LENGTH, torch.device("cpu"))
+        drawn = re.findall(r'<rect x="(\d+)" y="(\d+)"', draw.draw(figure.title, figure.mask))
+        places = {((int(y) - EDGE) // CELL, (int(x) - EDGE) // CELL) for x, y in drawn}
         assert places == {(q, k) for q, k in said[0, 0].nonzero().tolist()}, figure.name
 
 

@@ -35,6 +35,7 @@ from ..shared.encoder import LEGACY, Encoder, EncoderConfig, EncoderOutput, enco
 from ..shared.errors import BadSample, UserError
 from ..shared.heads import LMHead, Transform
 from ..shared.loss import accuracy_sum, cross_entropy_sum
+from ..shared.mask import Mask
 from ..shared.sample import Sample
 from ..shared.settings import build_settings
 from ..shared.system import Batch, Context, Family, Net, Objective, Preview, Step, System, Term
@@ -423,10 +424,10 @@ class BertSystem(System):
             logits = net.head(rows)
             total = cross_entropy_sum(logits, batch.targets)
             step.metrics["mlm_accuracy"] = (accuracy_sum(logits, batch.targets), len(batch.targets))
-        step.terms["mlm"] = Term(total, "masked")
+        step.terms["mlm"] = Term(total, "masked", labels=batch.targets)
         if isinstance(net, BertForPreTraining):
             logits = net.next_sentence(out.pooled)
-            step.terms["nsp"] = Term(cross_entropy_sum(logits, batch.next_sentence), "pairs")
+            step.terms["nsp"] = Term(cross_entropy_sum(logits, batch.next_sentence), "pairs", labels=batch.next_sentence)
             step.metrics["nsp_accuracy"] = (accuracy_sum(logits, batch.next_sentence), len(batch.next_sentence))
         return step
 
@@ -552,6 +553,11 @@ FAMILIES = (
         year=2018,
         url="https://arxiv.org/abs/1810.04805",
         objective="masked words and next sentence",
+        equation=r"\mathcal{L} = -\frac{1}{|M|} \sum_{i \in M} \log p_\theta(x_i \mid \tilde{x}) "
+                 r"- \frac{1}{B} \sum_{b=1}^{B} \log p_\theta(n_b \mid \tilde{x}_b)",
+        symbols="M are the 15 % of the tokens that are to be predicted; in the input x with a tilde, 80 % of them are masked, 10 % "
+                "replaced and 10 % kept. n says whether the second segment follows the first. Both means are over the whole global batch.",
+        masks={"Packed pairs": Mask(lengths=(5, 7, 4))},
         config=BertConfig,
         sizes=SIZES,
         create=create,

@@ -36,7 +36,8 @@ from ..shared.convert import Alias, Rename, Rule, Tied, affine, prefixed
 from ..shared.embed import normal_
 from ..shared.encoder import LEGACY, Encoder, EncoderConfig, encoder_rules
 from ..shared.errors import UserError, raise_problems
-from ..shared.loss import accuracy_sum, cross_entropy_sum
+from ..shared.loss import accuracy_sum, at_least_fp32, cross_entropy_sum
+from ..shared.mask import Mask
 from ..shared.plan import outside_graphs
 from ..shared.sample import Sample
 from ..shared.settings import build_settings
@@ -342,11 +343,24 @@ def draw(logits: Tensor, predictions: tuple[int, ...], seeds: tuple[int, ...], t
     return (logits / temperature - noise.clamp_(min=2**-25).log_()).argmax(-1)
 
 
-def ordered_pairs(scores: Tensor, positive: Tensor) -> tuple[Tensor, int]:
-    """How many (positive, negative) pairs of scores [T] are in the right order, ties half, and how many there are: AUC."""
-    high, low = scores[positive], scores[~positive].sort().values
-    below = torch.searchsorted(low, high) + torch.searchsorted(low, high, right=True)
-    return below.sum() / 2, len(high) * len(low)
+def ordered_pairs(scores: Tensor, positive: Tensor, lengths: tuple[int, ...]) -> tuple[Tensor, int]:
+    """The AUC within sequences as a sum and a count, which add up over batches and ranks exactly.
+
+    Args:
+        scores: [T].
+        positive: bool [T].
+        lengths: of the sequences, their sum T.
+
+    Returns:
+        How many pairs of a positive and a negative token of one sequence are in the right order, ties half, and how many pairs there are.
+    """
+    ordered, pairs = torch.zeros((), dtype=torch.float64 if scores.device.type != "mps" else torch.float32, device=scores.device), 0
+    for score, chosen in zip(scores.split(lengths), positive.split(lengths)):
+        high, low = score[chosen], score[~chosen].sort().values
+        below = torch.searchsorted(low, high) + torch.searchsorted(low, high, right=True)
+        ordered += below.sum() / 2
+        pairs += len(high) * len(low)
+    return ordered, pairs
 
 
 class ElectraSystem(System):
@@ -386,11 +400,11 @@ class ElectraSystem(System):
     def forward(self, batch: ElectraBatch, carry: Any = None) -> Step:
         """Both losses as sums: over the predicted tokens, and over all tokens."""
         guesses, ids, replaced = self.fill(batch)
-        verdicts = self.net(ids, None, batch.token_type_ids, batch.position_ids, lengths=batch.lengths).logits[0].float()  # [T]
-        judged = F.binary_cross_entropy_with_logits(verdicts, replaced.float(), reduction="sum")
+        verdicts = at_least_fp32(self.net(ids, None, batch.token_type_ids, batch.position_ids, lengths=batch.lengths).logits[0])  # [T]
+        judged = F.binary_cross_entropy_with_logits(verdicts, replaced.to(verdicts.dtype), reduction="sum")
         terms = {
-            "mlm": Term(cross_entropy_sum(guesses, batch.targets), "masked", self.settings.generator_weight),
-            "rtd": Term(judged, "tokens", self.settings.discriminator_weight),
+            "mlm": Term(cross_entropy_sum(guesses, batch.targets), "masked", self.settings.generator_weight, batch.targets),
+            "rtd": Term(judged, "tokens", self.settings.discriminator_weight, replaced),
         }
         accused = verdicts > 0
         caught, total = (accused & replaced).sum(), replaced.sum()
@@ -402,7 +416,7 @@ class ElectraSystem(System):
             "rtd_recall": (caught, total),
         }
         if not self.training:  # it waits for the device
-            metrics["rtd_auc"] = ordered_pairs(verdicts, replaced)
+            metrics["rtd_auc"] = ordered_pairs(verdicts, replaced, batch.lengths)
         return Step(terms, metrics)
 
     def derive(self, means: Mapping[str, float]) -> dict[str, float]:
@@ -495,6 +509,12 @@ FAMILIES = (
         year=2020,
         url="https://arxiv.org/abs/2003.10555",
         objective="replaced-token detection",
+        equation=r"\mathcal{L} = -\frac{1}{|M|} \sum_{i \in M} \log p_G(x_i \mid \tilde{x}) - \frac{\lambda}{n} \sum_{i=1}^{n} "
+                 r"\left[ \mathbb{1}(\hat{x}_i = x_i) \log D(\hat{x})_i + \mathbb{1}(\hat{x}_i \neq x_i) \log (1 - D(\hat{x})_i) \right]",
+        symbols="M are the masked tokens of the input x with a tilde; the generator G draws what stands there in x with a hat; the "
+                "discriminator D says of each of the n tokens whether it is the original. "
+                "No gradient passes through the draw. The weight is 50.",
+        masks={"Packed texts": Mask(lengths=(5, 7, 4))},
         config=ElectraConfig,
         sizes=SIZES,
         create=create,

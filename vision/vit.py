@@ -298,7 +298,8 @@ class ViTPretraining(System):
             targets = F.one_hot(batch.labels, logits.shape[-1]).to(logits.dtype)
             total = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
         right = accuracy_sum(logits, batch.labels)
-        return Step({"classification": Term(total, "images")}, {"accuracy": (right, len(batch.labels))})
+        labels = batch.labels if self.loss == "softmax" else None  # a sigmoid for each class has another baseline
+        return Step({"classification": Term(total, "images", labels=labels)}, {"accuracy": (right, len(batch.labels))})
 
     @torch.no_grad()
     def preview(self, batch: ImageBatch, limit: int = 4) -> list[Preview]:
@@ -468,6 +469,9 @@ FAMILIES = (
         year=2020,
         url="https://arxiv.org/abs/2010.11929",
         objective="image classification: softmax, or a sigmoid per class",
+        equation=r"\mathcal{L} = -\frac{1}{B} \sum_{b=1}^{B} \log p_\theta(y_b \mid x_b)",
+        symbols="x is a picture, y its class; with a sigmoid for each class the terms are binary cross-entropies over all classes.",
+        masks={"Patches and class token": Mask()},
         config=ViTConfig,
         sizes={
             "tiny": {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 512, "image_size": 32,

@@ -110,8 +110,9 @@ class CoupledToy(Toy):
     coupled = True
 
 
-TOY = Family(name="toy", title="Toy", paper="", year=2026, url="", objective="", config=ToyConfig, sizes={"tiny": {}, "base": {}},
-             create=lambda c, s, _: (CoupledToy if s.get("coupled") else Toy)(c, ToySettings(**s)), settings=ToySettings)
+TOY = Family(name="toy", title="Toy", paper="", year=2026, url="", objective="", equation="", symbols="", masks={}, config=ToyConfig,
+             sizes={"tiny": {}, "base": {}}, create=lambda c, s, _: (CoupledToy if s.get("coupled") else Toy)(c, ToySettings(**s)),
+             settings=ToySettings)
 
 
 @pytest.fixture(autouse=True)
