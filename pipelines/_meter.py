@@ -20,8 +20,10 @@ class Meter:
     Adding never waits for the device. The state is exact, so a resumed run logs what an uninterrupted one does.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, chance: bool = False) -> None:
+        """Measure on `device`; `chance`: also how often each label occurs (`Term.labels`)."""
         self.device = device
+        self._labels: dict[str, Tensor] | None = {} if chance else None
         self._type = torch.float32 if device.type == "mps" else torch.float64
         self._sums: dict[str, Tensor] = {}
         self._weights: dict[str, float] = {}
@@ -41,6 +43,10 @@ class Meter:
         for name, term in step.terms.items():
             self._weights[name] = term.weight
             self.put(name, term.total, counts[term.count])
+            if self._labels is not None and term.labels is not None:
+                found = torch.bincount(term.labels.detach().flatten()[term.labels.flatten() >= 0].long())
+                old = self._labels.get(name)
+                self._labels[name] = found if old is None else _add(old, found)
         for name, (total, count) in step.metrics.items():
             self.put(name, total, count)
 
@@ -54,6 +60,16 @@ class Meter:
         if not self._weights:
             return means
         return {"loss": sum(weight * means[name] for name, weight in self._weights.items())} | means
+
+    def chances(self) -> dict[str, float]:
+        """For each term with labels, `{term}_chance`: their entropy in nats over all ranks. Every rank must call it."""
+        found: dict[str, float] = {}
+        for name in sorted(self._labels or {}):
+            mine = (self._labels or {})[name]
+            counts = dist.all_reduce_sum(_add(mine, mine.new_zeros(max(dist.first_dims(mine)))))
+            share = counts[counts > 0].double().cpu() / float(counts.sum())
+            found[f"{name}_chance"] = float(-(share * share.log()).sum())
+        return found
 
     def reset(self) -> None:
         """Start again from nothing."""
@@ -70,6 +86,12 @@ class Meter:
         share = 1.0 if dist.rank() == 0 else 0.0
         self._sums = {n: torch.tensor(v, device=self.device, dtype=self._type) * share for n, v in state["sums"].items()}
         self._weights = dict(state["weights"])
+
+
+def _add(a: Tensor, b: Tensor) -> Tensor:
+    """The sum of two counts of different lengths."""
+    size = max(len(a), len(b))
+    return torch.nn.functional.pad(a, (0, size - len(a))) + torch.nn.functional.pad(b, (0, size - len(b)))
 
 
 class Clock:

@@ -15,10 +15,14 @@ CHUNK_LOGITS = 1 << 24
 """Logits that `linear_cross_entropy_sum` holds at a time by default (64 MiB in fp32)."""
 
 
+def at_least_fp32(x: Tensor) -> Tensor:
+    """Half-precision numbers as fp32, others as they are: losses are never summed in half precision."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 def cross_entropy_sum(logits: Tensor, targets: Tensor) -> Tensor:
     """The summed cross-entropy of logits [N, V] against targets [N]; label -100 is ignored. In fp32 at least."""
-    wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-    return F.cross_entropy(wide, targets, ignore_index=IGNORE, reduction="sum")
+    return F.cross_entropy(at_least_fp32(logits), targets, ignore_index=IGNORE, reduction="sum")
 
 
 def accuracy_sum(logits: Tensor, targets: Tensor) -> Tensor:

@@ -217,10 +217,32 @@ def test_the_tables_are_shared_and_nothing_flows_through_the_samples(tok):
 
 def test_pairs_in_order():
     scores, positive = torch.tensor([3.0, 1.0, 2.0, 2.0, 0.0]), torch.tensor([True, False, True, False, False])
-    ordered, pairs = ordered_pairs(scores, positive)
+    ordered, pairs = ordered_pairs(scores, positive, (5,))
     assert (float(ordered), pairs) == (5.5, 6)  # 3 beats all three; 2 beats two, one of them half
-    ordered, pairs = ordered_pairs(scores, torch.zeros(5, dtype=torch.bool))
+    ordered, pairs = ordered_pairs(scores, positive, (2, 3))
+    assert (float(ordered), pairs) == (2.5, 3)  # 3 beats 1; 2 beats 0 and ties with 2
+    ordered, pairs = ordered_pairs(scores, torch.zeros(5, dtype=torch.bool), (2, 3))
     assert (float(ordered), pairs) == (0.0, 0)
+
+
+def test_the_auc_is_the_share_of_pairs_of_a_sequence_in_the_right_order(tok):
+    """Against counting every pair, and the same whatever the batches."""
+    s = system(tok).eval()
+    made = examples(s.objective, range(12))
+    whole = s.objective.collate(made)
+    with torch.no_grad():
+        step = s(whole)
+        parts = [s(s.objective.collate(part)).metrics["rtd_auc"] for part in (made[:1], made[1:7], made[7:])]
+        _, ids, replaced = s.fill(whole)
+        scores = s.net(ids, None, whole.token_type_ids, whole.position_ids, lengths=whole.lengths).logits[0]
+    ordered = pairs = 0
+    for score, fake in zip(scores.split(whole.lengths), replaced.split(whole.lengths)):
+        for a in score[fake].tolist():
+            for b in score[~fake].tolist():
+                ordered += 1.0 if a > b else 0.5 if a == b else 0.0
+                pairs += 1
+    assert pairs > 1000 and [float(step.metrics["rtd_auc"][0]), step.metrics["rtd_auc"][1]] == [ordered, pairs]
+    assert [sum(float(o) for o, _ in parts), sum(n for _, n in parts)] == [pytest.approx(ordered, abs=3), pairs]
 
 
 # ----------------------------------------------------------------------------------------- what it learns
@@ -249,7 +271,7 @@ def test_overfitted_it_beats_chance_and_the_unigram(tok):
         _, ids, replaced = s.fill(fresh)
     ordered, pairs = step.metrics["rtd_auc"]
     share = torch.bincount(fresh.targets, minlength=100) / len(fresh.targets)
-    rare, _ = ordered_pairs(-share[ids[0]], replaced)
+    rare, _ = ordered_pairs(-share[ids[0]], replaced, fresh.lengths)
     assert ordered / pairs > 0.75 and ordered / pairs > rare / pairs + 0.1
     right, tokens = step.metrics["rtd_accuracy"]
     assert right / tokens > 1 - replaced.float().mean()
