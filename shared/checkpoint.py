@@ -26,15 +26,17 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from . import dist
 from .errors import UserError
+
+if TYPE_CHECKING:
+    import torch.distributed.checkpoint as dcp  # takes seconds to import: the functions that need it do so
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -99,6 +101,7 @@ def _start(directory: Path, update: int) -> str:
 
 
 def _write_shard(temporary: Path, tensors: Mapping[str, Tensor]) -> None:
+    import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.api import CheckpointException
 
     state = {name: tensor if tensor.is_contiguous() else tensor.contiguous() for name, tensor in _without_aliases(tensors).items()}
@@ -277,6 +280,8 @@ def prune(directory: Path, keep_last: int, keep_every: int = 0) -> None:
 
 def stored(path: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
     """Shape and type of every tensor in a checkpoint."""
+    import torch.distributed.checkpoint as dcp
+
     metadata = dcp.HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
     entries = cast("Mapping[str, dcp.TensorStorageMetadata]", metadata)
     return {name: (entry.size, entry.properties.dtype) for name, entry in entries.items()}
@@ -293,6 +298,8 @@ def load(path: Path, tensors: Mapping[str, Tensor], ignore: Callable[[str], bool
     Raises:
         UserError: where names or shapes do not agree; it lists them.
     """
+    import torch.distributed.checkpoint as dcp
+
     wanted = _without_aliases(tensors)
     there = {name: entry for name, entry in stored(path).items() if not ignore(name)}
     problems = [f"missing {name}" for name in wanted if name not in there]
