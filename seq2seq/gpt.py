@@ -439,6 +439,7 @@ FAMILIES = (
         settings=CausalSettings,
         adapt=adapt,
         nets=NETS,
+        heads=("head",),
         model_type="gpt2",
         reference="transformers.GPT2LMHeadModel",
     ),

@@ -72,11 +72,7 @@ class SpanObjective(Objective[Seq2SeqExample]):
 
     def __init__(self, tokenizer: Tokenizer, settings: SpanSettings, start_id: int) -> None:
         """Make the data side; `start_id` is what the decoder starts from."""
-        lacking = [role for role in ("pad", "eos") if getattr(tokenizer, f"{role}_id") is None]
-        if lacking:
-            raise UserError(f"T5 needs tokens for padding and for the end of a text; this tokenizer has no token in the role "
-                            f"{' and '.join(lacking)}: train one with --style t5")
-        self.tokenizer = tokenizer
+        self.tokenizer = with_ends(tokenizer)
         self.settings = settings
         self.start_id = start_id
         self.text_length, self.target_length = span_lengths(settings.max_length, settings.noise_density, settings.mean_noise_span_length)
@@ -118,6 +114,22 @@ class SpanObjective(Objective[Seq2SeqExample]):
     def describe(self, example: Seq2SeqExample) -> Preview:
         """The corrupted text and its target."""
         return Preview((("input", show_tokens(self.tokenizer, example.input_ids)), ("target", show_tokens(self.tokenizer, example.labels))))
+
+
+def with_ends(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer, if it has tokens for padding and for the end of a text."""
+    lacking = [role for role in ("pad", "eos") if getattr(tokenizer, f"{role}_id") is None]
+    if lacking:
+        raise UserError(f"T5 needs tokens for padding and for the end of a text; this tokenizer has no token in the role "
+                        f"{' and '.join(lacking)}: train one with --style t5")
+    return tokenizer
+
+
+def fitting(tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
+    """The tokenizer, if the word table has a row for each of its entries."""
+    if tokenizer.vocab_size > vocab_size:
+        raise UserError(f"the tokenizer has {tokenizer.vocab_size} entries, model.vocab_size is {vocab_size}")
+    return tokenizer
 
 
 def pad_pairs(examples: list[Seq2SeqExample], pad_id: int, start_id: int) -> Seq2SeqBatch:

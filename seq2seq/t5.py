@@ -19,7 +19,6 @@ Deviations, each with its reason:
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -37,15 +36,16 @@ from ..shared.convert import Alias, Fuse, Ignore, Rename, Rule, Tied, Untied, la
 from ..shared.embed import TokenEmbedding
 from ..shared.errors import UserError, raise_problems
 from ..shared.heads import LMHead
-from ..shared.loss import accuracy_sum, cross_entropy_sum
 from ..shared.mask import Mask
 from ..shared.position import BucketBias
 from ..shared.settings import build_settings
 from ..shared.stack import Stack
-from ..shared.system import Context, Family, Net, Objective, Preview, Step, System, Term
+from ..shared.system import Context, Family, Net
 from ..shared.tokenizer import Tokenizer
-from .generate import Decoding, Reading, generate_ids
-from .spans import Seq2SeqBatch, Seq2SeqExample, SpanObjective, SpanSettings, show_tokens
+from . import text2text
+from .generate import Decoding, Reading
+from .spans import SpanObjective, SpanSettings, fitting
+from .text2text import Text2TextSystem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -429,46 +429,10 @@ class Reader(Reading):
 # ------------------------------------------------------------------------------------------ the loss side
 
 
-class T5System(System):
-    """T5's pretraining: corrupted spans."""
+class T5System(Text2TextSystem):
+    """T5's pretraining: corrupted spans, written like any other target."""
 
-    def __init__(self, net: T5ForConditionalGeneration, objective: Objective[Seq2SeqExample]) -> None:
-        super().__init__()
-        self.net = net
-        self.objective = objective
-
-    def forward(self, batch: Seq2SeqBatch, carry: Any = None) -> Step:
-        """Cross-entropy of the targets, summed; the vocabulary is scored only where there is a target."""
-        net = cast("T5ForConditionalGeneration", self.net)
-        trunk, head = net.trunk, net.head
-        memory = trunk.encode(batch.input_ids, batch.attention_mask)
-        hidden = trunk.decode(batch.decoder_input_ids, memory, batch.attention_mask)
-        rows = hidden.flatten(0, 1)[batch.target_rows]  # [M, D]
-        if self.training:
-            return Step({"lm": Term(head.loss(rows, batch.targets), "targets", labels=batch.targets)})
-        logits = head(rows)
-        return Step({"lm": Term(cross_entropy_sum(logits, batch.targets), "targets", labels=batch.targets)},
-                    {"accuracy": (accuracy_sum(logits, batch.targets), len(batch.targets))})
-
-    def derive(self, means: Mapping[str, float]) -> dict[str, float]:
-        """Perplexity of the target tokens."""
-        return {"perplexity": math.exp(min(means["lm"], 700.0))} if "lm" in means else {}
-
-    @torch.no_grad()
-    def preview(self, batch: Seq2SeqBatch, limit: int = 4) -> list[Preview]:
-        """Corrupted texts, what was cut out, and what the model puts there."""
-        tokenizer = cast("SpanObjective", self.objective).tokenizer
-        ids, mask = batch.input_ids[:limit], batch.attention_mask[:limit]
-        guesses = generate_ids(self.net, ids, mask, max_new_tokens=max(batch.lengths[:limit]))[:, 1:].cpu().numpy()
-        targets = [t.cpu().numpy() for t in batch.targets.split(list(batch.lengths))[:limit]]
-        return [
-            Preview((
-                ("text", show_tokens(tokenizer, row[keep].cpu().numpy())),
-                ("cut out", show_tokens(tokenizer, target)),
-                ("guess", show_tokens(tokenizer, guess)),
-            ))
-            for row, keep, target, guess in zip(ids, mask, targets, guesses)
-        ]
+    rows = ("text", "cut out", "guess")
 
 
 # --------------------------------------------------------------------------------------------- the entry
@@ -479,9 +443,7 @@ def create(config: T5Config, settings: Mapping[str, Any], context: Context) -> T
     chosen = build_settings(SpanSettings, settings, "t5 objective")
 
     def objective(tokenizer: Tokenizer) -> SpanObjective:
-        if tokenizer.vocab_size > config.vocab_size:
-            raise UserError(f"the tokenizer has {tokenizer.vocab_size} entries, model.vocab_size is {config.vocab_size}")
-        return SpanObjective(tokenizer, chosen, config.start_id)
+        return SpanObjective(fitting(tokenizer, config.vocab_size), chosen, config.start_id)
 
     return T5System(T5ForConditionalGeneration(config), context.objective("t5", objective))
 
@@ -563,6 +525,8 @@ FAMILIES = (
         settings=SpanSettings,
         adapt=adapt,
         nets=NETS,
+        tasks=(text2text.task("T5ForConditionalGeneration", T5ForConditionalGeneration),),
+        heads=("head",),
         model_type="t5",
         reference="transformers.T5ForConditionalGeneration",
     ),

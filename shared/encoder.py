@@ -148,12 +148,12 @@ class Encoder(nn.Module):
         mask = Mask(keep=None if attention_mask is None else attention_mask.bool(), lengths=lengths)
         kept: list[Tensor] | None = [] if output_hidden_states else None
         x = self.stack(self.embed(input_ids, position_ids, token_type_ids), mask, hidden_states=kept)
-        pooled = None if self.pooler is None else self.pooler(_first_tokens(x, lengths))
+        pooled = None if self.pooler is None else self.pooler(first_tokens(x, lengths))
         return EncoderOutput(x, pooled, None if kept is None else tuple(kept))
 
 
-def _first_tokens(x: Tensor, lengths: tuple[int, ...] | None) -> Tensor:
-    """[B, D], or of packed documents [N, D]."""
+def first_tokens(x: Tensor, lengths: tuple[int, ...] | None) -> Tensor:
+    """The first token of each sequence of x [B, S, D]: [B, D], or of packed documents [N, D]."""
     if lengths is None:
         return x[:, 0]
     starts = torch.tensor([0, *lengths[:-1]]).cumsum(0)

@@ -40,7 +40,7 @@ from ..shared.sample import Sample
 from ..shared.settings import build_settings
 from ..shared.system import Batch, Context, Family, Net, Objective, Preview, Step, System, Term
 from ..shared.tokenizer import Tokenizer
-from . import tasks
+from . import classify, tasks
 
 IS_NEXT, IS_RANDOM = 0, 1
 
@@ -564,6 +564,8 @@ FAMILIES = (
         settings=BertSettings,
         adapt=adapt,
         nets=NETS,
+        tasks=(classify.task("BertForSequenceClassification", lambda c: tasks.SequenceClassification(Encoder(c), c)),),
+        heads=("head", "next_sentence", "classifier", "trunk.pooler"),
         model_type="bert",
         reference="transformers.BertForPreTraining",
     ),

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from ..shared.block import activation
 from ..shared.convert import Alias, Rename, Rule, Tied, affine, prefixed
 from ..shared.embed import normal_
-from ..shared.encoder import LEGACY, Encoder, EncoderConfig, encoder_rules
+from ..shared.encoder import LEGACY, Encoder, EncoderConfig, encoder_rules, first_tokens
 from ..shared.errors import UserError, raise_problems
 from ..shared.loss import accuracy_sum, at_least_fp32, cross_entropy_sum
 from ..shared.mask import Mask
@@ -43,7 +43,7 @@ from ..shared.sample import Sample
 from ..shared.settings import build_settings
 from ..shared.system import Context, Family, Net, Objective, Preview, Step, System, Term
 from ..shared.tokenizer import Tokenizer
-from . import tasks
+from . import classify, tasks
 from .bert import (
     BertBatch,
     BertConfig,
@@ -174,7 +174,7 @@ class ClassificationHead(nn.Module):
         return self.out(self.dropout(self.activation(self.dense(self.dropout(x)))))
 
 
-class ElectraForSequenceClassification(nn.Module):
+class ElectraForSequenceClassification(tasks.SequenceClassifier):
     """A class for a text or a pair of texts."""
 
     def __init__(self, config: ElectraConfig) -> None:
@@ -190,11 +190,13 @@ class ElectraForSequenceClassification(nn.Module):
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
         *,
+        lengths: tuple[int, ...] | None = None,
         output_hidden_states: bool = False,
     ) -> tasks.ClassifierOutput:
-        """Map ids [B, S] to logits [B, classes]."""
-        out = self.trunk(input_ids, attention_mask, token_type_ids, position_ids, output_hidden_states=output_hidden_states)
-        return tasks.ClassifierOutput(self.head(out.last_hidden_state[:, 0]), out.hidden_states)
+        """Map ids [B, S] to logits [B, classes], or N texts packed in one row to [N, classes]; see `Encoder.forward`."""
+        out = self.trunk(input_ids, attention_mask, token_type_ids, position_ids,
+                         lengths=lengths, output_hidden_states=output_hidden_states)
+        return tasks.ClassifierOutput(self.head(first_tokens(out.last_hidden_state, lengths)), out.hidden_states)
 
 
 # ------------------------------------------------------------------------------------------ the data side
@@ -521,6 +523,8 @@ FAMILIES = (
         settings=ElectraSettings,
         adapt=adapt,
         nets=NETS,
+        tasks=(classify.task("ElectraForSequenceClassification", ElectraForSequenceClassification),),
+        heads=("head", "classifier"),
         model_type="electra",
         reference="transformers.ElectraForPreTraining",
     ),

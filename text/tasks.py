@@ -7,7 +7,7 @@ its own. Each network takes what its trunk takes and returns logits; losses belo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -85,7 +85,13 @@ def _dropout(config: TaskConfig) -> float:
     return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
 
 
-class SequenceClassification(_Task):
+class SequenceClassifier(nn.Module):
+    """A network whose forward maps texts to logits [B, classes]; `config` names the classes."""
+
+    config: Any
+
+
+class SequenceClassification(_Task, SequenceClassifier):
     """A class for a text or a pair of texts, from the pooled first token."""
 
     def __init__(self, trunk: Encoder, config: TaskConfig) -> None:
@@ -98,10 +104,12 @@ class SequenceClassification(_Task):
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
         *,
+        lengths: tuple[int, ...] | None = None,
         output_hidden_states: bool = False,
     ) -> ClassifierOutput:
-        """Map ids [B, S] to logits [B, classes]."""
-        out: EncoderOutput = self.trunk(input_ids, attention_mask, token_type_ids, position_ids, output_hidden_states=output_hidden_states)
+        """Map ids [B, S] to logits [B, classes], or N texts packed in one row to [N, classes]; see `Encoder.forward`."""
+        out: EncoderOutput = self.trunk(input_ids, attention_mask, token_type_ids, position_ids,
+                                        lengths=lengths, output_hidden_states=output_hidden_states)
         return ClassifierOutput(self.classifier(self.dropout(out.pooled)), out.hidden_states)
 
 
