@@ -91,10 +91,14 @@ class ZeroShotClassifier:
         self.normalize = Normalize(model.preprocessing).to(model.logit_scale.device)
         self.weights = class_weights(model, tokenizer, labels, templates(()) if prompts is None else prompts)
 
-    @torch.no_grad()
     def probabilities(self, pictures: Sequence[Image.Image]) -> Tensor:
         """The softmax of the scaled cosines with each class: [B, C], on the CPU."""
-        pixels = torch.stack([self.model.preprocessing.pixels(p) for p in pictures]).to(self.weights.device)
+        return self.of_pixels(torch.stack([self.model.preprocessing.pixels(p) for p in pictures]))
+
+    @torch.no_grad()
+    def of_pixels(self, pixels: Tensor) -> Tensor:
+        """The same of pictures that are resized and cropped already: uint8 [B, 3, H, W]."""
+        pixels = pixels.to(self.weights.device)
         features = self.model.get_image_features(self.normalize(pixels).to(self.model.logit_scale.dtype))
         logits = self.model.logit_scale.float().exp() * F.normalize(features.float(), dim=-1) @ self.weights.T
         return logits.softmax(-1).cpu()

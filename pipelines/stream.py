@@ -316,7 +316,8 @@ def describe_update(stream: Stream, update: int) -> list[Read]:
 
 
 def evaluation_batches(data: DataSet, objective: Objective[Any], *, batch: int, seed: int, rank: int = 0, world: int = 1,
-                       limit: int | None = None, coupled: bool = False, on_bad: str = "raise", workers: int = 0) -> Iterator[Batch]:
+                       limit: int | None = None, coupled: bool = False, on_bad: str = "raise", workers: int = 0,
+                       whole: bool = False) -> Iterator[Batch]:
     """Batches of held-out data: every sample once over the ranks, the same draws at every evaluation.
 
     A sequential objective gets lanes of consecutive samples, as many as the batches of all ranks have rows: batch t holds sample t of
@@ -334,10 +335,13 @@ def evaluation_batches(data: DataSet, objective: Objective[Any], *, batch: int, 
             same size, all nearly full, and fewer than `world` samples are left out.
         on_bad: as in `Stream`.
         workers: processes that read and prepare; 0 for none.
+        whole: deal whole batches to the ranks, so that what shares a batch does not depend on how many ranks there are (of a
+            sequential objective: `batch` lanes over all ranks).
     """
     if batch < 1:
         raise UserError(f"the evaluation batch is {batch}, expected a positive number")
-    each = batch * world
+    each = batch if whole else batch * world
+    assert not (whole and coupled), "a loss that compares the samples of a batch needs every rank at each of them"
     if objective.sequential:
         assert not coupled, "a loss that compares the samples of a batch has no lanes"
         parts = _lanes(min(limit or len(data), len(data)), each, rank, world)
@@ -351,8 +355,8 @@ def evaluation_batches(data: DataSet, objective: Objective[Any], *, batch: int, 
     rows = len(chosen) // world if coupled else len(chosen)  # dealt as evenly as can be, in units of `world` where coupled
     unit = world if coupled else 1
     borders = [rows * i // count * unit for i in range(count + 1)]
-    parts = [chosen[a:b][rank::world] for a, b in itertools.pairwise(borders)]
-    parts = [p for p in parts if p]
+    dealt = [chosen[a:b] for a, b in itertools.pairwise(borders)]
+    parts = dealt[rank::world] if whole else [p for b in dealt if (p := b[rank::world])]
     return _load(_Caught(_Evaluation(data, objective.evaluation(), parts, seed, on_bad)), range(len(parts)), workers, 2, False)
 
 

@@ -24,8 +24,12 @@ class TrainedClassifier:
         self.labels = model.config.labels or tuple(f"LABEL_{i}" for i in range(model.config.num_labels))
         self.normalize = Normalize(model.preprocessing).to(model.classifier.weight.device)
 
-    @torch.no_grad()
     def probabilities(self, pictures: Sequence[Image.Image]) -> Tensor:
         """The softmax over the classes: [B, C], on the CPU."""
-        pixels = torch.stack([self.model.preprocessing.pixels(p) for p in pictures]).to(self.normalize.scale.device)
+        return self.of_pixels(torch.stack([self.model.preprocessing.pixels(p) for p in pictures]))
+
+    @torch.no_grad()
+    def of_pixels(self, pixels: Tensor) -> Tensor:
+        """The same of pictures that are resized and cropped already: uint8 [B, 3, H, W]."""
+        pixels = pixels.to(self.normalize.scale.device)
         return self.model(self.normalize(pixels).to(self.model.classifier.weight.dtype)).logits.float().softmax(-1).cpu()
