@@ -79,6 +79,9 @@ def _problems(recipe: Recipe, system: System, stream: Stream, held_out: DataSet 
                f"(got {recipe.data.micro_batch}, a rank's share is {recipe.data.global_batch // layout.world})")
     if system.coupled and recipe.data.global_batch < 2:
         yield f"{recipe.system} compares the samples of a batch: data.global_batch must be at least 2"
+    watched = recipe.evaluate.patience or recipe.checkpoint.keep_best
+    if watched and (held_out is None or not recipe.evaluate.every):
+        yield "evaluate.patience and checkpoint.keep_best go by evaluations: give --eval-data and set evaluate.every"
     if held_out is not None and {d.fingerprint for d in stream.sets} & {held_out.fingerprint}:
         yield f"the held-out data {held_out.directory} is the training data: hold some back"
     # weights and the optimizer's two moments, in the precision they are kept in

@@ -88,6 +88,14 @@ class EvaluateSettings:
     """At most so many samples; null: all."""
     previews: int = 4
     """Examples of what the model does, written to samples.jsonl at every evaluation."""
+    monitor: str = "loss"
+    """The number of an evaluation that `patience` and `checkpoint.keep_best` go by, such as `loss` or `accuracy`."""
+    mode: Literal["auto", "min", "max"] = "auto"
+    """Whether a lower or a higher number is better; auto: higher for accuracy, F1, AUC, recall, ROUGE ..., else lower."""
+    patience: int = 0
+    """The run ends after so many evaluations without a better one; 0: never."""
+    min_delta: float = 0.0
+    """By how much an evaluation must be better to count."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +108,8 @@ class CheckpointSettings:
     """How many of the newest are kept."""
     keep_every: int = 0
     """Checkpoints of updates divisible by this are never removed; 0: none."""
+    keep_best: bool = False
+    """Save at every evaluation that is better than all before, keep that checkpoint, and export it at the end."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +154,8 @@ class Recipe:
             ("max_updates", self.max_updates, 1), ("num_nodes", self.num_nodes, 1), ("log.every", self.log.every, 1),
             ("seed", self.seed, 0), ("evaluate.every", self.evaluate.every, 0), ("evaluate.batch", self.evaluate.batch or 1, 1),
             ("evaluate.limit", 1 if self.evaluate.limit is None else self.evaluate.limit, 1),
-            ("evaluate.previews", self.evaluate.previews, 0), ("checkpoint.every", self.checkpoint.every, 0),
+            ("evaluate.previews", self.evaluate.previews, 0), ("evaluate.patience", self.evaluate.patience, 0),
+            ("evaluate.min_delta", self.evaluate.min_delta, 0), ("checkpoint.every", self.checkpoint.every, 0),
             ("checkpoint.keep_last", self.checkpoint.keep_last, 1), ("checkpoint.keep_every", self.checkpoint.keep_every, 0),
             ("devices", 1 if self.devices == "auto" else self.devices, 1),
         ) if value < least]

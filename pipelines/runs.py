@@ -81,8 +81,8 @@ class Run:
         return Context(self.tokenizer(), None if classes is None else tuple(classes))
 
     def system(self, at: Checkpoint | None = None) -> System:
-        """The system with the weights of a checkpoint, by default of the newest one that verifies; in eval mode."""
-        at = at or checkpoint.newest(self.checkpoints)
+        """The system with the weights of a checkpoint, by default of the `chosen` one; in eval mode."""
+        at = at or self.chosen()
         if at is None:
             raise UserError(f"{self.directory} holds no checkpoint that verifies: let the run reach its first one")
         described = self.described()
@@ -92,6 +92,15 @@ class Run:
         system = task.create(entry.config.from_dict(described["config"]), described["objective"], self.context())
         checkpoint.load(at.path, model_tensors(system), ignore=lambda name: not name.startswith("model/"))
         return system.eval()
+
+    def chosen(self) -> Checkpoint | None:
+        """The newest checkpoint that verifies, or with `checkpoint.keep_best` the best one that it knows of."""
+        newest = checkpoint.newest(self.checkpoints)
+        if newest is None or not self.recipe().checkpoint.keep_best:
+            return newest
+        best = newest.state().get("best", {}).get("update")
+        kept = [c for c in checkpoint.all_checkpoints(self.checkpoints) if c.update == best and checkpoint.damage(c.path) is None]
+        return kept[0] if kept else newest
 
     def described(self) -> dict[str, Any]:
         """What system.json says: family, task, config, objective and classes, and the model that the run began with."""

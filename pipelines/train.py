@@ -25,11 +25,12 @@ from torch.optim import Optimizer
 from ..registry import family
 from ..shared import checkpoint, dist
 from ..shared.errors import UserError
-from ..shared.optim import build_optimizer, set_learning_rate
+from ..shared.optim import build_optimizer, freeze, set_learning_rate
 from ..shared.schedule import factor
 from ..shared.system import Batch, Context, Preview, Step, System
 from ..shared.tokenizer import Tokenizer
 from . import runs
+from ._best import Best
 from ._devices import build_fabric
 from ._fabric import Fabric
 from ._meter import Clock, Meter
@@ -44,7 +45,7 @@ from .stream import Layout, Stream, check_order, evaluation_batches
 
 Data = str | Path | Sequence[tuple[str | Path, float]]
 Resume = Literal["auto", "never"] | Path
-Ending = Literal["complete", "out of time", "asked to stop"]
+Ending = Literal["complete", "no progress", "out of time", "asked to stop"]
 
 
 def pretrain(
@@ -88,12 +89,15 @@ def pretrain(
     context = open_data([d for d, _ in mixture], held_out, tokenizer or start.tokenizer)
     system = recipe.build(entry, context, start.config)
     origin = start.fill(system, entry)
+    frozen = freeze(system, recipe.optim.freeze)
     # a system that starts from a trained tower brings that tower's tokenizer
     context = replace(context, tokenizer=context.tokenizer or getattr(system.objective, "tokenizer", None))
     layout = Layout(recipe.data.global_batch, recipe.data.micro_batch, fabric.global_rank, fabric.world_size)
     stream = Stream(mixture[0][0] if len(mixture) == 1 else mixture, system.objective, layout, seed=recipe.seed, lanes=recipe.data.lanes,
                     window=recipe.data.window, on_bad=recipe.data.on_bad, max_bad=recipe.data.max_bad)
     lines = [*preflight(recipe, system, stream, held_out, fabric, out), *origin]
+    if frozen:
+        lines.append(f"frozen ({', '.join(recipe.optim.freeze)}): {len(frozen)} tensors")
     for line in lines:
         console.say(line)
     if dry_run:
@@ -132,7 +136,7 @@ def _train(job: Job, stop: Stop) -> dict[str, Any]:
     with stop, job.console.progress(f"pretrain {recipe.name}", total=recipe.max_updates) as bar:
         bar.advance(job.update)
         job.clock.start()
-        while job.update < recipe.max_updates:
+        while job.update < recipe.max_updates and not job.best.over:
             # 1. Fetch the update's micro-batches.
             with job.clock.waiting():
                 batches = [next(loader) for _ in range(accumulate)]
@@ -184,12 +188,16 @@ def _train(job: Job, stop: Stop) -> dict[str, Any]:
             if recipe.evaluate.every and job.update % recipe.evaluate.every == 0 and not last:
                 with job.clock.paused():
                     _evaluate(job, logbook)
-            if recipe.checkpoint.every and job.update % recipe.checkpoint.every == 0 and not last:
+            better = recipe.checkpoint.keep_best and job.best.update == job.update
+            due = recipe.checkpoint.every and job.update % recipe.checkpoint.every == 0
+            if (due or better) and not (last or job.best.over):
                 with job.clock.paused():
                     finite.check(wait=True)
                     _save(job, logbook)
         finite.check(wait=True)
-        if ending == "out of time" and job.meter:
+        if ending == "complete" and job.update < recipe.max_updates:
+            ending = "no progress"
+        if ending in ("out of time", "no progress") and job.meter:
             _log(job, lr, logbook, bar)
         if ending != "asked to stop":
             _evaluate(job, logbook)
@@ -199,6 +207,9 @@ def _train(job: Job, stop: Stop) -> dict[str, Any]:
     if ending == "asked to stop":
         job.console.say(f"stopped after update {job.update} as asked; the same command continues from there")
     else:
+        if (best := job.best_checkpoint()) is not None:
+            checkpoint.load(best.path, runs.model_tensors(system), ignore=lambda name: not name.startswith("model/"))
+            job.console.say(f"the best {recipe.evaluate.monitor} was {job.best.value:.4f}, after update {best.update}: that is exported")
         dist.on_rank_0(lambda: export_system(system, job.run.export, job.run.tokenizer()))
         job.console.say(f"{ending} after update {job.update}; the network is in {job.run.export}")
     return {"out": str(job.run.directory), "updates": job.update, "ending": ending, "train": job.trained, "eval": job.evaluated,
@@ -347,6 +358,7 @@ def _evaluate(job: Job, logbook: runs.Logbook | None) -> None:
     means |= meter.chances()
     row = {"split": "eval", **job.progress(), **means, **system.derive(means), "seconds": time.perf_counter() - began}
     job.evaluated = row
+    job.best.see(row)
     if logbook is not None:
         logbook.row(row)
         logbook.previews(job.update, previews)
@@ -361,7 +373,8 @@ def _save(job: Job, logbook: runs.Logbook | None) -> None:
     tensors, state = job.state()
     checkpoint.save(job.run.checkpoints, job.update, tensors, state)
     settings = job.recipe.checkpoint
-    dist.on_rank_0(lambda: checkpoint.prune(job.run.checkpoints, settings.keep_last, settings.keep_every))
+    dist.on_rank_0(lambda: checkpoint.prune(job.run.checkpoints, settings.keep_last, settings.keep_every,
+                                             job.best.update if settings.keep_best else None))
 
 
 # --- the state -------------------------------------------------------------------------------------------------------
@@ -394,6 +407,13 @@ class Job:
     def __post_init__(self) -> None:
         """Start measuring."""
         self.meter = Meter(self.fabric.device)
+        self.best = Best(self.recipe.evaluate)
+
+    def best_checkpoint(self) -> checkpoint.Checkpoint | None:
+        """The checkpoint to export instead of the newest state, where the recipe asks for it and it is another one."""
+        if not self.recipe.checkpoint.keep_best or self.best.update in (None, self.update):
+            return None
+        return next((c for c in checkpoint.all_checkpoints(self.run.checkpoints) if c.update == self.best.update), None)
 
     def progress(self) -> dict[str, Any]:
         """How far the run is."""
@@ -408,7 +428,7 @@ class Job:
             "update": self.update, "tokens": self.tokens, "bad": self.bad, "elapsed_s": self.clock.elapsed,
             "order": self.stream.order_state(), "world": self.fabric.world_size, "accumulate": self.stream.layout.accumulate,
             "meter": self.meter.state(), "optim": scalars, "carries": dist.gather_json(skeleton),
-            "recipe": self.recipe.to_dict(),
+            "recipe": self.recipe.to_dict(), "best": self.best.state(),
         }
         return {**runs.model_tensors(self.system), **tensors, **carried}, state
 
@@ -419,6 +439,8 @@ class Job:
         checkpoint.load_optimizer_state(start.path, self.system, self.optimizer, state["optim"])
         self.update, self.tokens, self.bad = state["update"], state["tokens"], state["bad"]
         self.clock.elapsed = state["elapsed_s"]
+        if "best" in state:
+            self.best.restore(state["best"])
         self.meter.restore(state["meter"])
         self.carries = self._carried(start, state)
         last: list[dict[str, Any]] = dist.on_rank_0(lambda: [row for row in self.run.metrics("eval") if row["update"] <= self.update][-1:])

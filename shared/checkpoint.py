@@ -264,11 +264,11 @@ def clean(directory: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def prune(directory: Path, keep_last: int, keep_every: int = 0) -> None:
-    """Remove old checkpoints: all but the newest `keep_last` and every update divisible by `keep_every`."""
+def prune(directory: Path, keep_last: int, keep_every: int = 0, keep: int | None = None) -> None:
+    """Remove old checkpoints: all but the newest `keep_last`, every update divisible by `keep_every`, and update `keep`."""
     assert keep_last >= 1
     for checkpoint in all_checkpoints(directory)[:-keep_last]:
-        if keep_every == 0 or checkpoint.update % keep_every:
+        if (keep_every == 0 or checkpoint.update % keep_every) and checkpoint.update != keep:
             # out of sight first: a removal that is interrupted must not look like a checkpoint
             hidden = checkpoint.path.with_name(f".tmp-old-{checkpoint.path.name}-{uuid.uuid4().hex}")
             checkpoint.path.rename(hidden)
@@ -345,7 +345,7 @@ def optimizer_state(module: nn.Module, optimizer: Optimizer) -> tuple[dict[str, 
 
 def _running_keys(optimizer: Optimizer, group: Mapping[str, Any]) -> list[str]:
     """What the optimizer itself keeps in a group (timm's LAMB counts its steps there)."""
-    given = {"params", "use_fallback", *optimizer.defaults}
+    given = {"params", "use_fallback", "lr_scale", *optimizer.defaults}
     return [key for key in group if key not in given]
 
 

@@ -3,12 +3,15 @@
 Weight decay is for matrices. Biases, gains and other vectors are left alone, as in every paper that this
 library follows, and so is what a system names in its attribute `no_decay` (patterns over parameter names,
 such as ``("net.position",)``: CLIP's logit scale, a class token, position tables).
+
+For fine-tuning, parts may be frozen (`freeze`), and lower layers may learn more slowly (`layer_decay`). Layers are those of
+the `Stack`s in a system, whatever its family: embeddings lie below the first block, everything else above the last.
 """
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .embed import PatchEmbedding, TokenEmbedding
 from .errors import UserError
+from .position import BucketBias
+from .stack import Stack
 
 Name = Literal["adamw", "adafactor", "lamb", "muon", "sgd", "adagrad"]
 
@@ -39,6 +45,10 @@ class OptimSettings:
     """SGD only."""
     clip: float | None = 1.0
     """The largest gradient norm; null turns clipping off (the norm is measured all the same)."""
+    layer_decay: float = 1.0
+    """Each layer's learning rate as a factor of that of the layer above it; heads have the full rate, embeddings the least."""
+    freeze: tuple[str, ...] = ()
+    """What keeps its weights: `embed` (embeddings), `layers:N` (the lowest N blocks), patterns of names such as `net.trunk.*`."""
 
     def __post_init__(self) -> None:
         """Refuse numbers that no optimizer can use."""
@@ -49,6 +59,7 @@ class OptimSettings:
             ("momentum", self.momentum, "0 <= momentum < 1", 0 <= self.momentum < 1),
             ("betas", self.betas, "two numbers from 0 up to 1", all(0 <= b < 1 for b in self.betas)),
             ("clip", self.clip, "a positive number or null", self.clip is None or self.clip > 0),
+            ("layer_decay", self.layer_decay, "a factor above 0, at most 1", 0 < self.layer_decay <= 1),
         ) if not fine]
         if self.nesterov and (self.name != "sgd" or self.momentum == 0):
             wrong.append("nesterov needs name: sgd and momentum above 0")
@@ -60,26 +71,87 @@ def parameter_groups(module: nn.Module, settings: OptimSettings) -> list[dict[st
     """Group the trainable parameters of `module` by what the optimizer does to them.
 
     Returns:
-        Dicts with `params` and `weight_decay` (and `use_fallback` for Muon), in the order of the module;
-        a tied parameter is listed once, a frozen one not at all.
+        Dicts with `params` and `weight_decay` (and `use_fallback` for Muon, `lr_scale` where that is not 1), in the order
+        of the module; a tied parameter is listed once, a frozen one not at all.
     """
     patterns: tuple[str, ...] = tuple(getattr(module, "no_decay", ()))
     names = [name for name, _ in module.named_parameters(remove_duplicate=False)]
     for pattern in patterns:
         assert any(_matches(name, pattern) for name in names), f"no_decay names {pattern!r}, which is no parameter"
     matrices = {id(p) for p in _hidden_matrices(module)}
-    groups: dict[tuple[bool, bool], list[Tensor]] = {}
+    places = layer_places(module) if settings.layer_decay != 1 else {}
+    groups: dict[tuple[bool, bool, float], list[Tensor]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             decayed = parameter.ndim >= 2 and not any(_matches(name, pattern) for pattern in patterns)
             fallback = settings.name == "muon" and id(parameter) not in matrices
-            groups.setdefault((decayed, fallback), []).append(parameter)
+            scale = settings.layer_decay ** places[name].above if name in places else 1.0
+            groups.setdefault((decayed, fallback, scale), []).append(parameter)
     if not groups:
         raise UserError("nothing to train: every parameter is frozen; unlock a part of the model")
     return [
         {"params": parameters, "weight_decay": settings.weight_decay if decayed else 0.0} | ({"use_fallback": True} if fallback else {})
-        for (decayed, fallback), parameters in groups.items()
+        | ({"lr_scale": scale} if scale != 1 else {})
+        for (decayed, fallback, scale), parameters in groups.items()
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a parameter lies in a stack."""
+
+    layer: int
+    """0 for the embeddings, 1 for the lowest block."""
+    above: int
+    """Layers between it and the heads, itself counted: 1 for the highest block."""
+
+
+def layer_places(module: nn.Module) -> dict[str, Place]:
+    """Where the embeddings and the blocks of every `Stack` in `module` lie, by parameter name; what is missing lies above them.
+
+    As in timm and BEiT (https://arxiv.org/abs/2106.08254): with N blocks, block i (from 0) has N - i layers above and
+    including it, the embeddings N + 1. Every stack counts for itself; embeddings that feed two (T5) lie below the deeper one.
+    """
+    stacks = {name: len(m.blocks) for name, m in module.named_modules() if isinstance(m, Stack)}
+    inputs = [name for name, m in module.named_modules() if isinstance(m, (TokenEmbedding, PatchEmbedding, BucketBias))]
+    places: dict[str, Place] = {}
+    for name, _ in module.named_parameters():
+        parents = [name[:i] for i, c in enumerate(name) if c == "."]
+        stack = next((p for p in parents if p in stacks), None)
+        if any(p in inputs for p in parents) or (stack is None and any(s.rpartition(".")[0] == parents[-1] for s in stacks if parents)):
+            # tables, and what a network that holds a stack has of its own beside it: a class token, positions
+            near = next((d for p in reversed(parents) if (d := [n for s, n in stacks.items() if s.startswith(f"{p}.") or s == p])), None)
+            if near is not None:
+                places[name] = Place(0, max(near) + 1)
+        elif stack is not None and name.startswith(f"{stack}.blocks."):
+            number = int(name.removeprefix(f"{stack}.blocks.").partition(".")[0])
+            places[name] = Place(number + 1, stacks[stack] - number)
+    return places
+
+
+def freeze(module: nn.Module, parts: Sequence[str]) -> list[str]:
+    """Keep the weights of `parts` as they are: `embed`, `layers:N`, or patterns of parameter names; returns the names."""
+    names, places = [name for name, _ in module.named_parameters()], layer_places(module)
+    frozen: list[str] = []
+    for part in parts:
+        kind, colon, number = part.partition(":")
+        if part == "embed":
+            found = [n for n in names if n in places and places[n].layer == 0]
+        elif kind == "layers" and colon:
+            highest = max((p.layer for p in places.values()), default=0)
+            if not number.isdigit() or not 1 <= int(number) <= highest:
+                raise UserError(f"optim.freeze: {part!r} is no number of layers, expected layers:1 to layers:{highest}")
+            found = [n for n in names if n in places and 1 <= places[n].layer <= int(number)]
+        else:
+            found = [n for n in names if _matches(n, part)]
+        if not found:
+            raise UserError(f"optim.freeze: {part!r} names no parameter; expected embed, layers:N, or a pattern of names such as "
+                            f"{names[0].rpartition('.')[0]}.*")
+        frozen += found
+    parameters = dict(module.named_parameters())
+    for name in frozen:
+        parameters[name].requires_grad_(False)
+    return list(dict.fromkeys(frozen))
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -101,9 +173,9 @@ def build_optimizer(module: nn.Module, settings: OptimSettings) -> Optimizer:
 
 
 def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
-    """Use `lr` for the next step."""
+    """Use `lr` for the next step; lower layers use their share of it."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
 def _adamw(groups: list[dict[str, Any]], s: OptimSettings) -> Optimizer:

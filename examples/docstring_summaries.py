@@ -1,0 +1,92 @@
+"""Real texts that are always at hand: the docstrings of installed packages, as lines of JSON.
+
+    python examples/docstring_summaries.py numpy scipy > pairs.jsonl            # body -> first sentence
+    python examples/docstring_summaries.py --texts numpy scipy > texts.jsonl    # whole docstrings, for pretraining
+
+A pair is {"text": BODY, "summary": FIRST SENTENCE, "package": NAME}: the first sentence of a docstring sums it up, by
+convention (PEP 257), and is taken out of the body. `stdlib` stands for Python's own library. Sources are parsed, never
+imported; tests and vendored copies are left out, and so is a pair whose body or summary was printed already.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib.util
+import json
+import re
+import sys
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+STDLIB = "stdlib"
+LEFT_OUT = {"test", "tests", "testing", "idlelib", "lib2to3", "site-packages", "dist-packages", "_vendor", "vendored", "externals", "pydoc_data"}
+FIRST = re.compile(r"(?s)^(.*?[.!?])(?:\s|$)")
+WORDS, BODY_WORDS = (4, 40), 20
+"""A summary has so many words, from ... to; a body has at least so many."""
+
+
+def folder(package: str) -> Path:
+    """Where the sources of a package are, found without importing it."""
+    if package == STDLIB:
+        return Path(sysconfig.get_path("stdlib"))
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise SystemExit(f"there is no installed package called {package!r}")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def docstrings(root: Path) -> Iterator[str]:
+    """The docstrings of all modules, classes and functions below a folder."""
+    for path in sorted(root.rglob("*.py")):
+        if LEFT_OUT & set(path.relative_to(root).parts):
+            continue
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # other people's escapes
+                tree = ast.parse(path.read_text(encoding="utf-8"))
+        except (SyntaxError, UnicodeDecodeError, ValueError):
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+                text = ast.get_docstring(node)
+                if text and text.strip():
+                    yield text.strip()
+
+
+def pair(text: str) -> tuple[str, str] | None:
+    """(body, first sentence) of a docstring, or None where it has no sentence or too little else."""
+    head, _, rest = text.partition("\n\n")
+    found = FIRST.match(head)
+    if found is None:
+        return None
+    summary, body = " ".join(found[1].split()), f"{head[found.end():].strip()}\n\n{rest.strip()}".strip()
+    return (body, summary) if WORDS[0] <= len(summary.split()) <= WORDS[1] and len(body.split()) >= BODY_WORDS else None
+
+
+def rows(packages: list[str], texts: bool) -> Iterator[dict[str, str]]:
+    """The lines, each text once."""
+    seen: set[str] = set()
+    for package in packages:
+        for text in docstrings(folder(package)):
+            found = (text, "") if texts else pair(text)
+            if found is None or len(text.split()) < WORDS[0] or seen & {found[0], found[1] or found[0]}:
+                continue
+            seen |= {found[0], found[1] or found[0]}
+            yield {"text": found[0], **({} if texts else {"summary": found[1]}), "package": package}
+
+
+def main() -> None:
+    """Print the lines."""
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("packages", nargs="+", help=f"installed packages, or {STDLIB}")
+    arguments.add_argument("--texts", action="store_true", help="whole docstrings instead of pairs")
+    given = arguments.parse_args()
+    for row in rows(given.packages, given.texts):
+        sys.stdout.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()
