@@ -58,7 +58,8 @@ class Attention(nn.Module):
         Args:
             x: [B, S, D].
             plan: made by `Mask.plan`.
-            memory: [B, Lk, D], what a cross-attention reads. Not needed once a cache has seen it.
+            memory: [B, Lk, D], what a cross-attention reads. Not needed once a cache has seen it. It may have B / n rows:
+                then n rows of `x`, one behind the other, share each (beams), and `plan` is for B / n rows of n * S queries.
             cache: earlier keys and values of this layer.
 
         Returns:
@@ -67,6 +68,11 @@ class Attention(nn.Module):
         if self.cross:
             (q,) = self.split(self.q(x), 1)
             k, v = self.memory_keys(memory, cache)
+            if k.shape[0] != q.shape[0]:  # each memory is read once for all of its rows
+                n = q.shape[0] // k.shape[0]
+                together = q.unflatten(0, (-1, n)).transpose(1, 2).flatten(2, 3)  # [B / n, H, n * S, d]
+                out = plan(together, k, v, self.scale, self.dropout if self.training else 0.0)
+                return self.merge(out.unflatten(2, (n, -1)).transpose(1, 2).flatten(0, 1))
         else:
             q, k, v = self.split(self.qkv(x), 3)
             if cache is not None:

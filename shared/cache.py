@@ -49,17 +49,18 @@ class KVCache:
         """Count `count` new positions as complete; `Stack.forward` calls it after the last layer."""
         self.length += count
 
-    def reorder(self, rows: Tensor, *, cross: bool = False) -> None:
+    def reorder(self, rows: Tensor, *, start: int = 0, cross: bool = False) -> None:
         """Make row i a copy of the former row `rows[i]` (beams); `rows` may be shorter or longer than B.
 
         Args:
             rows: int64 [new B].
+            start: positions before it stay as they are: beams of one prompt share the prompt's.
             cross: reorder the encoder's keys too. Beams of one source share them, so a search that only
                 permutes beams within their source leaves them alone.
         """
         if self.buffer is not None:
             if rows.shape[0] == self.buffer.shape[1]:  # in place, and only what is filled
-                filled = self.buffer[:, :, :, : self.length]
+                filled = self.buffer[:, :, :, start : self.length]
                 filled.copy_(filled.index_select(1, rows))
             else:
                 self.buffer = self.buffer.index_select(1, rows)

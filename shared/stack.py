@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .block import Block
 from .cache import KVCache
+from .errors import UserError
 from .mask import Mask
 from .plan import Plan
 from .position import BucketBias
@@ -64,7 +65,8 @@ class Stack(nn.Module):
             x: [B, S, D].
             mask: for self-attention. Several masks take turns over the layers (GPT-3's banded layers).
                 With a cache, the positions it holds come on top of `offset`, and `keep` covers them.
-            memory: [B, Lk, D], an encoder's output, for blocks with cross-attention.
+            memory: [B, Lk, D], an encoder's output, for blocks with cross-attention; or [B / n, Lk, D], where
+                n rows of `x`, one behind the other, share each.
             memory_mask: for cross-attention, usually `Mask(keep=...)`; by default everything is seen.
             cache: earlier positions; the new ones are added to it.
             hidden_states: a list that receives the input and every layer's output (the last one after
@@ -102,11 +104,13 @@ class Stack(nn.Module):
         self, memory: Tensor | None, mask: Mask | None, batch: int, length: int, cache: KVCache | None, x: Tensor
     ) -> Plan | None:
         if memory is not None:
-            keys = memory.shape[1]
+            rows, keys = memory.shape[:2]
         elif cache is not None and cache.layer(0).cross is not None:
             kept = cache.layer(0).cross
             assert kept is not None
-            keys = kept[0].shape[2]
+            rows, keys = kept[0].shape[0], kept[0].shape[2]
         else:
             return None
-        return (mask or FULL).plan(batch, length, keys, x.device)
+        if batch % rows:
+            raise UserError(f"{batch} rows cannot share {rows} memories evenly")
+        return (mask or FULL).plan(rows, length * (batch // rows), keys, x.device)

@@ -249,6 +249,34 @@ def test_the_cache_reorders_its_rows() -> None:
         torch.testing.assert_close(got, net(x[fewer], mask, memory=memory[fewer])[:, 5:], atol=1e-5, rtol=1e-4)
 
 
+def test_rows_that_share_a_memory_read_it_once() -> None:
+    net, x, memory = stack(cross=True), numbers(6, 5, D), numbers(2, 4, D, seed=5)
+    keep = torch.tensor([[True] * 4, [True, True, False, False]])
+    every = memory.repeat_interleave(3, 0)
+    with torch.no_grad():
+        want = net(x, Mask(causal=True), memory=every, memory_mask=Mask(keep=keep.repeat_interleave(3, 0)))
+        got = net(x, Mask(causal=True), memory=memory, memory_mask=Mask(keep=keep))
+        torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
+        cache = KVCache(2, 5)
+        first = net(x[:, :3], Mask(causal=True), memory=memory, memory_mask=Mask(keep=keep), cache=cache)
+        rest = [net(x[:, i:i + 1], Mask(causal=True), memory_mask=Mask(keep=keep), cache=cache) for i in (3, 4)]
+        torch.testing.assert_close(torch.cat([first, *rest], 1), want, atol=1e-5, rtol=1e-4)
+        assert cache.layers[0].cross is not None and cache.layers[0].cross[0].shape[0] == 2
+    with pytest.raises(UserError, match="cannot share"):
+        net(x[:5], Mask(causal=True), memory=memory)
+
+
+def test_the_cache_reorders_what_comes_behind_a_shared_prompt() -> None:
+    net, x, cache = stack(), numbers(2, 5, D), KVCache(2, 6)
+    with torch.no_grad():
+        net(x, Mask(causal=True), cache=cache)
+    assert cache.buffer is not None
+    before = cache.buffer.clone()
+    cache.reorder(torch.tensor([1, 1]), start=3)
+    assert torch.equal(cache.buffer[:, :, :, :3], before[:, :, :, :3])
+    assert torch.equal(cache.buffer[:, 0, :, 3:], before[:, 1, :, 3:]) and torch.equal(cache.buffer[:, 1], before[:, 1])
+
+
 def test_a_cache_is_static_bounded_and_keeps_no_gradient() -> None:
     net, x = stack(), numbers(1, 4, D)
     cache = KVCache(2, 4)
