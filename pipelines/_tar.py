@@ -53,13 +53,18 @@ def members(data: memoryview, where: str) -> Iterator[Member]:
             kind = "is not a tar archive" if offset == 0 else "is damaged"
             raise UserError(f"{where} {kind}: no valid header at byte {offset} ({error}); write or copy it again") from None
         begin, size = offset + BLOCK, info.size
+        if size < 0:  # headers can say so, and the next one would be this one again
+            raise UserError(f"{where} is damaged: the member at byte {offset} has the size {size}; write or copy it again")
         if info.type in _LONG:
             if begin + size > len(data):
                 raise UserError(f"{where} is truncated in an extended header at byte {begin}; write or copy it again")
             override |= _extended(info.type, bytes(data[begin : begin + size]), where)
         else:
             name = override.get("path", info.name)
-            size = int(override.get("size", size))
+            stated = override.get("size", str(size))
+            if not (stated.isascii() and stated.isdigit() and len(stated) < 20):
+                raise UserError(f"{where}: an extended header says the size {stated[:40]!r}; write the shard again")
+            size = int(stated)
             override = {}
             if begin + size > len(data):
                 raise UserError(f"{where} is truncated: member {name!r} ends at byte {begin + size}, the file at {len(data)}; "

@@ -155,7 +155,13 @@ def _from_directory(directory: Path) -> nn.Module:
     what = str(directory / (layout.config_file if layout else CONFIG))
     config = entry.config.from_dict(record, what) if layout is None else layout.read(record, directory)
     theirs, path = read_weights(directory, layout.weights_file if layout else WEIGHTS)
-    model = net.build(config)
+    try:
+        model = net.build(config)
+    except UserError:
+        raise
+    except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:  # a number that no layer takes
+        reason = str(error).partition("\n")[0] or repr(error)
+        raise UserError(f"{what} describes a network that cannot be built: {reason}") from error
     _fill(model, to_ours((layout or net).rules(config), theirs, str(path)), str(path))
     if layout is None:
         net.finish(model, directory)

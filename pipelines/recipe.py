@@ -255,8 +255,12 @@ def _read(source: str, seen: tuple[str, ...]) -> dict[str, Any]:
         raise UserError(f"recipe file {source} does not exist; give a YAML file or one of: {', '.join(recipes())}")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"recipe {source} is not YAML: {' '.join(str(error).split())}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:  # ValueError: a date that is none
+        raise UserError(f"recipe {source} is not YAML: {' '.join(str(error).split())[:1000]}") from None
+    except RecursionError:
+        raise UserError(f"recipe {source} nests its values too deeply: write it flat") from None
+    if _parts(content, _MAX_PARTS) > _MAX_PARTS:
+        raise UserError(f"recipe {source} has more than {_MAX_PARTS} parts once its aliases are filled in: write it without them")
     if not isinstance(content, dict):
         raise UserError(f"recipe {source} holds {type(content).__name__}, expected a mapping such as `base: gpt2-tiny`")
     mapping = cast("dict[str, Any]", content)
@@ -270,6 +274,20 @@ def _read(source: str, seen: tuple[str, ...]) -> dict[str, Any]:
     if target in seen:
         raise UserError(f"recipe {source}: base leads back to {target}")
     return _merge({**_read(target if base.endswith((".yaml", ".yml")) else base, (*seen, target)), "name": path.stem}, mapping)
+
+
+_MAX_PARTS = 10_000
+
+
+def _parts(value: Any, most: int) -> int:
+    """Values in a nested value, aliases counted each time they stand there; the count ends a little above `most`."""
+    count = 1
+    for inner in (cast("dict[str, Any]", value).values() if isinstance(value, dict) else cast("list[Any]", value)
+                  if isinstance(value, (list, set, tuple)) else ()):
+        if count > most:
+            break
+        count += _parts(inner, most - count)
+    return count
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -312,7 +330,7 @@ def _family_problems(mapping: Mapping[str, Any]) -> list[str]:
     family = known[name]
     problems: list[str] = []
     size = mapping.get("size", "base")
-    if size not in family.sizes:
+    if not isinstance(size, str) or size not in family.sizes:
         problems.append(f"size is {size!r}, {name} has {', '.join(family.sizes)}")
     settings = family.settings
     try:

@@ -23,7 +23,8 @@ import re
 import shutil
 import uuid
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -54,7 +55,14 @@ class Checkpoint:
 
     def state(self) -> dict[str, Any]:
         """Everything in it that is no tensor."""
-        return json.loads((self.path / STATE).read_text(encoding="utf-8"))
+        try:
+            state = json.loads((self.path / STATE).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"checkpoint {self.path}: {STATE} cannot be read ({type(error).__name__}: {error}); "
+                            "use an earlier one") from None
+        if not isinstance(state, dict):
+            raise UserError(f"checkpoint {self.path}: {STATE} holds no JSON object; use an earlier one")
+        return cast("dict[str, Any]", state)
 
 
 def name_of(update: int) -> str:
@@ -211,6 +219,8 @@ def damage(path: Path) -> str | None:
         files: dict[str, Any] = manifest["files"]
         for name, entry in files.items():
             file = path / name
+            if file.parent != path:
+                return f"{MANIFEST} names {name!r}, which is outside"
             if not file.is_file():
                 return f"{name} is missing"
             if file.stat().st_size != entry["bytes"]:
@@ -218,7 +228,7 @@ def damage(path: Path) -> str | None:
         for name, entry in files.items():
             if _entry(path / name)["sha256"] != entry["sha256"]:
                 return f"{name} does not have the sha256 it was written with"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{MANIFEST} cannot be read ({type(error).__name__}: {error})"
     return None
 
@@ -278,13 +288,27 @@ def prune(directory: Path, keep_last: int, keep_every: int = 0, keep: int | None
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def _reading(path: Path) -> Generator[None]:
+    """Turn what the readers of torch and safetensors raise on damaged files, which is nearly anything, into a clear error."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines()
+        raise UserError(f"checkpoint {path} cannot be read ({type(error).__name__}{f': {reason[-1][:300]}' if reason else ''}): "
+                        "use an earlier one") from error
+
+
 def stored(path: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
     """Shape and type of every tensor in a checkpoint."""
     import torch.distributed.checkpoint as dcp
 
-    metadata = dcp.HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
-    entries = cast("Mapping[str, dcp.TensorStorageMetadata]", metadata)
-    return {name: (entry.size, entry.properties.dtype) for name, entry in entries.items()}
+    with _reading(path):
+        metadata = dcp.HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
+        entries = cast("Mapping[str, dcp.TensorStorageMetadata]", metadata)
+        return {name: (entry.size, entry.properties.dtype) for name, entry in entries.items()}
 
 
 def load(path: Path, tensors: Mapping[str, Tensor], ignore: Callable[[str], bool] = lambda _: False) -> None:
@@ -311,7 +335,7 @@ def load(path: Path, tensors: Mapping[str, Tensor], ignore: Callable[[str], bool
     if problems:
         more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise UserError(f"checkpoint {path} does not fit the model: {'; '.join(problems[:8])}{more}; use the recipe it was made with")
-    with warnings.catch_warnings():
+    with _reading(path), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         dcp.load(dict(wanted), storage_reader=dcp.HuggingFaceStorageReader(str(path)), no_dist=not dist.active())
 

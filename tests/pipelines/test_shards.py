@@ -89,8 +89,8 @@ def test_at_most_a_few_dozen_shards_are_open(tmp_path, monkeypatch):
 
 
 def test_the_side_file_round_trips(folder):
-    _, where = scan(folder / "a.tar")
-    again = Where.from_bytes(where.to_bytes())
+    shard, where = scan(folder / "a.tar")
+    again = Where.from_bytes(where.to_bytes(), shard, "a.idx")
     assert again.fields == where.fields and again.keys == where.keys
     for name in ("offsets", "sizes", "crc32", "key_ends"):
         assert np.array_equal(getattr(again, name), getattr(where, name))
