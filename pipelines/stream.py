@@ -12,9 +12,10 @@ i of the update before.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ..shared.errors import BadSample, UserError, raise_problems
 from ..shared.sample import Sample
 from ..shared.system import BadRecord, Batch, Objective
+from ._ahead import ReadAhead
 from .order import CYCLE, Order, Place, SourceOrder, generator, permutation, quotas
 from .shards import DataSet
 
@@ -212,7 +214,12 @@ class Stream:
             pin_memory: put batches into pinned memory, for copies to a GPU that overlap with work.
         """
         seen = bad = 0
-        for batch in _load(_Caught(self), _From(start_update * self.layout.accumulate), workers, prefetch, pin_memory):
+        first = start_update * self.layout.accumulate
+        ahead = self._read_ahead(start_update * self.layout.global_batch)
+        for number, batch in enumerate(_load(_Caught(self), _From(first), workers, prefetch, pin_memory, ahead), first):
+            if ahead is not None:
+                ahead.reached((number + 1) // self.layout.accumulate * self.layout.global_batch)
+                batch.reads = _added([batch.reads, self.reads()])  # what this process fetched ahead
             seen += self.layout.size
             bad += len(batch.bad)
             if bad > self.max_bad * max(seen, _GRACE):
@@ -220,6 +227,20 @@ class Stream:
                 raise UserError(f"{bad} of {seen} samples are bad, more than data.max_bad {self.max_bad:g} allows"
                                 + (f"; the last: {last.reason}" if last else ""))
             yield batch
+
+    def reads(self) -> dict[str, float]:
+        """What reading cost in this process since the last call (`Batch.reads`)."""
+        return _added([d.reads() for d in self.sets])
+
+    def _read_ahead(self, position: int) -> ReadAhead | None:
+        """What fetches the shards of this rank's lanes before they are read, where a data set is remote."""
+        if not any(d.remote for d in self.sets):
+            return None
+        lanes = self.order.sources[0].lanes
+        step = math.gcd(lanes, self.layout.world)
+        mine = range(self.layout.rank % step, lanes, step)
+        coming = ((at, source, self.sets[source].place(sample)[0]) for at, source, sample in self.order.coming(position, mine))
+        return ReadAhead(self.sets, coming, position, len(mine))
 
     def order_state(self) -> dict[str, Any]:
         """Everything that determines the order, for the checkpoint."""
@@ -316,12 +337,12 @@ def describe_update(stream: Stream, update: int) -> list[Read]:
 
 
 def evaluation_batches(data: DataSet, objective: Objective[Any], *, batch: int, seed: int, rank: int = 0, world: int = 1,
-                       limit: int | None = None, coupled: bool = False, on_bad: str = "raise", workers: int = 0,
+                       limit: int | None = None, lanes: int | None = None, coupled: bool = False, on_bad: str = "raise", workers: int = 0,
                        whole: bool = False) -> Iterator[Batch]:
     """Batches of held-out data: every sample once over the ranks, the same draws at every evaluation.
 
-    A sequential objective gets lanes of consecutive samples, as many as the batches of all ranks have rows: batch t holds sample t of
-    every lane. Every lane begins without a memory, so fewer rows mean fewer such beginnings.
+    A sequential objective gets lanes of consecutive samples: batch t holds sample t of every lane; where there are more lanes than
+    rows, one group of lanes after the other. Every lane begins without a memory, so the result depends on their number alone.
 
     Args:
         data: the held-out data set.
@@ -331,6 +352,7 @@ def evaluation_batches(data: DataSet, objective: Objective[Any], *, batch: int, 
         rank: number of this process.
         world: number of processes.
         limit: evaluate this many samples (drawn by seed; the first ones where the objective is sequential), or all.
+        lanes: of a sequential objective, over all ranks; by default as many as the batches of all ranks have rows.
         coupled: the loss compares the samples of a batch over all ranks: every rank gets the same number of batches of the
             same size, all nearly full, and fewer than `world` samples are left out.
         on_bad: as in `Stream`.
@@ -344,7 +366,10 @@ def evaluation_batches(data: DataSet, objective: Objective[Any], *, batch: int, 
     assert not (whole and coupled), "a loss that compares the samples of a batch needs every rank at each of them"
     if objective.sequential:
         assert not coupled, "a loss that compares the samples of a batch has no lanes"
-        parts = _lanes(min(limit or len(data), len(data)), each, rank, world)
+        mine = _lanes(min(limit or len(data), len(data)), lanes or each)[rank::world]
+        # the last group first: else a lane would go on from the lane before it, where that has just ended
+        groups = [mine[i : i + batch] for i in range(0, len(mine), batch)][::-1]
+        parts = [[lane[t] for lane in group if t < len(lane)] for group in groups for t in range(max(map(len, group)))]
         return _load(_Caught(_Evaluation(data, objective.evaluation(), parts, seed, on_bad)), range(len(parts)), workers, 2, False)
     chosen = permutation(len(data), "evaluation", seed)[: limit or len(data)].tolist()
     if coupled and world > 1:
@@ -360,11 +385,9 @@ def evaluation_batches(data: DataSet, objective: Objective[Any], *, batch: int, 
     return _load(_Caught(_Evaluation(data, objective.evaluation(), parts, seed, on_bad)), range(len(parts)), workers, 2, False)
 
 
-def _lanes(samples: int, lanes: int, rank: int, world: int) -> list[list[int]]:
-    """The first `samples` samples in lanes of consecutive ones, as even as can be: number t of each of this rank's lanes, for each t."""
-    borders = [samples * i // lanes for i in range(lanes + 1)]
-    mine = [range(a, b) for a, b in itertools.pairwise(borders)][rank::world]
-    return [[lane[t] for lane in mine if t < len(lane)] for t in range(max(map(len, mine)))]
+def _lanes(samples: int, lanes: int) -> list[range]:
+    """The first `samples` samples in lanes of consecutive ones, as even as can be."""
+    return [range(a, b) for a, b in itertools.pairwise(samples * i // lanes for i in range(lanes + 1))]
 
 
 class _Evaluation:
@@ -374,6 +397,10 @@ class _Evaluation:
         self.data, self.objective, self.parts, self.seed, self.on_bad = data, objective, parts, seed, on_bad
         if objective.needs_partner and len(data) < 2:
             raise UserError("this objective pairs each sample with another one: a data set of one sample is not enough")
+
+    def reads(self) -> dict[str, float]:
+        """See `Stream`."""
+        return self.data.reads()
 
     def __getitem__(self, number: int) -> Batch | None:
         maker = _Maker(self.objective, self.on_bad)
@@ -446,21 +473,41 @@ class _Caught(Dataset[Any]):
 
     def __getitem__(self, number: int) -> Any:
         try:
-            return self.batches[number]
+            batch = self.batches[number]
+            if batch is not None:
+                batch.reads = self.batches.reads()
+            return batch
         except UserError as error:
             return _Failure(str(error))
 
 
-def _load(batches: _Caught, numbers: Sampler[int] | range, workers: int, prefetch: int, pin_memory: bool) -> Iterator[Batch]:
+def _added(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Sums by name."""
+    sums: dict[str, float] = {}
+    for part in parts:
+        for name, value in part.items():
+            sums[name] = sums.get(name, 0) + value
+    return sums
+
+
+def _load(batches: _Caught, numbers: Sampler[int] | range, workers: int, prefetch: int, pin_memory: bool,
+          ahead: ReadAhead | None = None) -> Iterator[Batch]:
     loader: DataLoader[Any] = DataLoader(
         batches, batch_size=None, sampler=numbers, num_workers=workers, prefetch_factor=prefetch if workers else None, collate_fn=_same,
         worker_init_fn=_prepare_worker, pin_memory=pin_memory,
         generator=torch.Generator())  # its own generator: starting a loader must not move the run's random state
-    for found in loader:
-        if isinstance(found, _Failure):
-            raise UserError(found.message)
-        if found is not None:
-            yield found
+    made = iter(loader)  # this forks the workers; threads begin after that
+    try:
+        if ahead is not None:
+            ahead.start()
+        for found in made:
+            if isinstance(found, _Failure):
+                raise UserError(found.message)
+            if found is not None:
+                yield found
+    finally:
+        if ahead is not None:
+            ahead.close()
 
 
 def _same(value: Any) -> Any:

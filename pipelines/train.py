@@ -175,6 +175,8 @@ def _train(job: Job, stop: Stop) -> dict[str, Any]:
             job.update += 1
             job.tokens += totals[_TOKENS]
             job.bad += totals[_BAD]
+            for name, value in (item for batch in batches for item in batch.reads.items()):
+                job.reads[name] = job.reads.get(name, 0) + value
             job.bad_records += [{"update": job.update, **asdict(record)} for batch in batches for record in batch.bad]
             job.meter.put("grad_norm", norm, 1)
             job.clock.update(recipe.data.global_batch, totals[_TOKENS])
@@ -314,14 +316,15 @@ def _log(job: Job, lr: float, logbook: runs.Logbook | None, bar: Bar) -> None:
     """Write the means since the last line."""
     means = job.meter.means()
     job.meter.reset()
-    row = {"split": "train", **job.progress(), **means, **job.system.derive(means), "lr": lr, **job.clock.rates()}
+    parts = dist.gather_json({"bad": job.bad_records, "reads": job.reads})
+    reads = {name: sum(part["reads"].get(name, 0) for part in parts) for name in sorted({n for part in parts for n in part["reads"]})}
+    job.bad_records, job.reads = [], {}
+    row = {"split": "train", **job.progress(), **means, **job.system.derive(means), "lr": lr, **job.clock.rates(), **reads}
     job.trained = row
-    bad = dist.gather_json(job.bad_records)
-    job.bad_records = []
     bar.advance(0, note=f"loss {row['loss']:.4f}")
     if logbook is not None:
         logbook.row(row)
-        logbook.bad(record for part in bad for record in part)
+        logbook.bad(record for part in parts for record in part["bad"])
         job.console.say(f"update {job.update}/{job.recipe.max_updates}  loss {row['loss']:.4f}  lr {lr:.2e}  norm {row['grad_norm']:.3f}  "
                         f"{row['samples_per_s']:.1f} samples/s")
 
@@ -340,7 +343,8 @@ def _evaluate(job: Job, logbook: runs.Logbook | None) -> None:
     # at most a training micro-batch at a time, so that what trains can be evaluated
     each = job.stream.layout.size if settings.batch is None else -(-settings.batch // fabric.world_size)
     batches = evaluation_batches(job.held_out, system.objective, batch=each, seed=recipe.seed, rank=fabric.global_rank,
-                                 world=fabric.world_size, limit=settings.limit, coupled=system.coupled, on_bad=recipe.data.on_bad)
+                                 world=fabric.world_size, limit=settings.limit, lanes=settings.batch or recipe.data.global_batch,
+                                 coupled=system.coupled, on_bad=recipe.data.on_bad)
     carry: Any = None
     for number, batch in enumerate(batches):
         _seed(recipe.seed, number)
@@ -398,6 +402,8 @@ class Job:
     tokens: int = 0
     bad: int = 0
     bad_records: list[dict[str, Any]] = field(default_factory=list)
+    reads: dict[str, float] = field(default_factory=dict)
+    """What reading cost since the last line of the log (`Batch.reads`)."""
     carries: dict[int, Any] = field(default_factory=dict)
     """What the system handed from an update's micro-batch to the same micro-batch of the next update."""
     trained: dict[str, Any] = field(default_factory=dict)

@@ -293,6 +293,22 @@ def test_sequential_evaluation_reads_every_sample_once_in_lanes(data, batch, wor
     assert sorted(seen) == list(range(limit or 211))
 
 
+def test_the_lanes_of_an_evaluation_need_not_depend_on_its_batches(data):
+    """Which samples follow each other is the same for any rows and ranks, so a memory begins at the same places."""
+    def continued(batch, world):
+        pairs = set()
+        for rank in range(world):
+            found = [b.sample_ids for b in evaluation_batches(data, Letters(sequential=True), batch=batch, seed=0, rank=rank, world=world,
+                                                              lanes=12)]
+            assert max(map(len, found)) <= batch
+            pairs |= {(i - 1, i) for before, after in itertools.pairwise(found) for i in after if i - 1 in before}
+        return pairs
+
+    wanted = continued(12, 1)
+    assert len(wanted) == 211 - 12
+    assert all(continued(batch, world) == wanted for batch, world in ((5, 1), (1, 1), (3, 2), (2, 3), (4, 20)))
+
+
 def test_a_bad_segment_leaves_a_gap_in_its_lane_only(data):
     objective = Letters(refuse=(int(data.read(60).text().split()[1]),), sequential=True)
     stream = make(data, batch=4, objective=objective, on_bad="skip")
