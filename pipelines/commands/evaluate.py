@@ -1,0 +1,199 @@
+"""`polymodal evaluate perplexity | zero-shot | retrieval | classify | generate | compare`: measure a model on held-out data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ..evaluate import Task
+
+ORDER = 45
+
+Model = Annotated[str, typer.Option(help="Model directory, run, checkpoint, or hub id.")]
+Data = Annotated[str, typer.Option(help="Held-out data set (directory or URL).")]
+TokenizerAt = Annotated[str | None, typer.Option(help="Where the tokenizer is. Default: with the model.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Measure so many samples, drawn by the seed.")]
+OnBad = Annotated[str, typer.Option(metavar="raise|skip", help="A bad sample ends the evaluation, or is left out and counted.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Of every draw. Default: the run's, else 0.")]
+Out = Annotated[Path | None, typer.Option(metavar="FILE.json", help="Write numbers, settings, data, model and hashes.")]
+Predictions = Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="Write what was predicted for each sample.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite these files.")]
+Json = Annotated[bool, typer.Option("--json", help="Last line on stdout is one JSON object.")]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Samples that run together. Default: by task.")]
+Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="What to run on; auto takes a GPU where there is one.")]
+Devices = Annotated[int | None, typer.Option(min=1, help="Processes on this machine. Default: one for each GPU, or one.")]
+Precision = Annotated[str, typer.Option(metavar="32|bf16-mixed|auto", help="Number format.")]
+Workers = Annotated[int, typer.Option(min=0, help="Processes of each rank that read and decode.")]
+Labels = Annotated[str | None, typer.Option(metavar="cat,dog|FILE", help="Names in place of the data's, in the order of their numbers.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command group `evaluate`."""
+    group = typer.Typer(no_args_is_help=True, help="Measure a model on held-out data: every sample once, on any number of ranks.")
+    group.command("perplexity")(perplexity)
+    group.command("zero-shot")(zero_shot)
+    group.command("retrieval")(retrieval)
+    group.command("classify")(classify)
+    group.command("generate")(generate)
+    group.command("compare")(compare)
+    app.add_typer(group, name="evaluate")
+
+
+def perplexity(
+    model: Model, data: Data,
+    window: Annotated[int | None, typer.Option(min=2, help="Slide a window of so many tokens over each text.")] = None,
+    stride: Annotated[int | None, typer.Option(min=1, help="Tokens by which it moves on. Default: half a window.")] = None,
+    pseudo: Annotated[bool, typer.Option("--pseudo", help="Mask each token alone (a masked language model; slow).")] = False,
+    memory: Annotated[list[int] | None, typer.Option(min=0, help="Length of the memory, of a system that has one; repeatable.")] = None,
+    eos: Annotated[bool, typer.Option("--eos/--no-eos", help="With a window: whether the end of each text is predicted.")] = True,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE",
+                                                   help="A setting of the objective, where the model is no run; repeatable.")] = None,
+    tokenizer: TokenizerAt = None, limit: Limit = None, on_bad: OnBad = "raise", seed: Seed = None, out: Out = None, force: Force = False,
+    batch_size: BatchSize = None, device: Device = "auto", devices: Devices = None, precision: Precision = "32", workers: Workers = 0,
+    json: Json = False,
+) -> None:
+    r"""How well texts are predicted: by the system's own objective, by a sliding window, or masking each word alone.
+
+    \b
+    polymodal evaluate perplexity --model RUN --data held-out
+    polymodal evaluate perplexity --model gpt2 --data held-out --window 1024 --stride 512 --out gpt2.json
+    polymodal evaluate perplexity --model RUN --data held-out --memory 0 --memory 128
+    """
+    from .._evaluate_perplexity import Perplexity
+
+    task = Perplexity(window, stride, pseudo, tuple(memory or ()), eos, _settings(set_ or []))
+    _run(task, model, data, tokenizer=tokenizer, limit=limit, on_bad=on_bad, seed=seed, out=out, force=force, batch_size=batch_size,
+         device=device, devices=devices, precision=precision, workers=workers, json=json)
+
+
+def zero_shot(
+    model: Model, data: Data,
+    template: Annotated[list[str] | None, typer.Option(
+        help='Prompt with {} for the class name; repeatable. Default: "a photo of a {}."')] = None,
+    templates: Annotated[str | None, typer.Option(metavar="openai|simple", help="A set of prompts: OpenAI's 80, or the 7 best.")] = None,
+    labels: Labels = None,
+    tokenizer: TokenizerAt = None, limit: Limit = None, on_bad: OnBad = "raise", seed: Seed = None, out: Out = None,
+    predictions: Predictions = None, force: Force = False, batch_size: BatchSize = None, device: Device = "auto", devices: Devices = None,
+    precision: Precision = "32", workers: Workers = 0, json: Json = False,
+) -> None:
+    r"""Classify labelled pictures by the names of their classes, with a CLIP: top-1, top-5, each class.
+
+    \b
+    polymodal evaluate zero-shot --model RUN --data flowers --template "a photo of a {}, a flower."
+    polymodal evaluate zero-shot --model laion/CLIP-ViT-B-32-laion2B-s34B-b79K --data flowers --templates openai --out clip.json
+    """
+    from .._evaluate_classes import ZeroShot
+    from ..names import read_names
+
+    task = ZeroShot((*(template or ()), *([templates] if templates else ())), () if labels is None else tuple(read_names(labels)))
+    _run(task, model, data, tokenizer=tokenizer, limit=limit, on_bad=on_bad, seed=seed, out=out, predictions=predictions, force=force,
+         batch_size=batch_size, device=device, devices=devices, precision=precision, workers=workers, json=json)
+
+
+def retrieval(
+    model: Model, data: Data,
+    max_captions: Annotated[int | None, typer.Option(min=1, help="Captions of each picture, the first ones. Default: all.")] = None,
+    tokenizer: TokenizerAt = None, limit: Limit = None, on_bad: OnBad = "raise", seed: Seed = None, out: Out = None, force: Force = False,
+    batch_size: BatchSize = None, device: Device = "auto", devices: Devices = None, precision: Precision = "32", workers: Workers = 0,
+    json: Json = False,
+) -> None:
+    r"""Find captions by pictures and pictures by captions, with a CLIP: recall at 1, 5, 10, median rank.
+
+    \b
+    polymodal evaluate retrieval --model RUN --data pairs --out retrieval.json
+    """
+    from .._evaluate_retrieval import Retrieval
+
+    _run(Retrieval(max_captions), model, data, tokenizer=tokenizer, limit=limit, on_bad=on_bad, seed=seed, out=out, force=force,
+         batch_size=batch_size, device=device, devices=devices, precision=precision, workers=workers, json=json)
+
+
+def classify(
+    model: Model, data: Data,
+    tokenizer: TokenizerAt = None, limit: Limit = None, on_bad: OnBad = "raise", seed: Seed = None, out: Out = None,
+    predictions: Predictions = None, force: Force = False, batch_size: BatchSize = None, device: Device = "auto", devices: Devices = None,
+    precision: Precision = "32", workers: Workers = 0, json: Json = False,
+) -> None:
+    r"""Classify labelled pictures or texts by a trained head: accuracy, F1, precision, recall, confusion.
+
+    \b
+    polymodal evaluate classify --model RUN --data held-out --predictions guesses.jsonl
+    """
+    from .._evaluate_classes import classify as task_of
+    from ..shards import DataSet
+
+    _run(task_of(DataSet.open(data)), model, data, tokenizer=tokenizer, limit=limit, on_bad=on_bad, seed=seed, out=out,
+         predictions=predictions, force=force, batch_size=batch_size, device=device, devices=devices, precision=precision, workers=workers,
+         json=json)
+
+
+def generate(
+    model: Model, data: Data,
+    prefix: Annotated[str, typer.Option(help='Stands before every text, such as "summarize: ".')] = "",
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Default: 50.")] = None,
+    num_beams: Annotated[int, typer.Option(min=1, help="Beams of the search; 1 is greedy.")] = 1,
+    length_penalty: Annotated[float, typer.Option(help="Above 0 favours longer texts among the beams.")] = 1.0,
+    no_repeat_ngram_size: Annotated[int, typer.Option(min=0, help="No sequence of so many tokens twice; 0: no limit.")] = 0,
+    max_source_tokens: Annotated[int | None, typer.Option(min=1, help="Cut longer texts to so many tokens.")] = None,
+    tokenizer: TokenizerAt = None, limit: Limit = None, on_bad: OnBad = "raise", seed: Seed = None, out: Out = None,
+    predictions: Predictions = None, force: Force = False, batch_size: BatchSize = None, device: Device = "auto", devices: Devices = None,
+    precision: Precision = "32", workers: Workers = 0, json: Json = False,
+) -> None:
+    r"""Let a model write a text for each sample and compare it with the target: ROUGE, BLEU.
+
+    \b
+    polymodal evaluate generate --model RUN --data held-out --prefix "summarize: " --num-beams 4 --predictions texts.jsonl
+    """
+    from .._evaluate_generate import Generation
+
+    task = Generation(prefix, max_new_tokens, num_beams, length_penalty, no_repeat_ngram_size, max_source_tokens)
+    _run(task, model, data, tokenizer=tokenizer, limit=limit, on_bad=on_bad, seed=seed, out=out, predictions=predictions, force=force,
+         batch_size=batch_size, device=device, devices=devices, precision=precision, workers=workers, json=json)
+
+
+def compare(
+    results: Annotated[list[Path], typer.Argument(metavar="FILE.json...", help="What `evaluate ... --out` wrote, of one task.")],
+    json: Json = False,
+) -> None:
+    """Show results side by side, with what differs in their data and settings."""
+    from ..console import Console
+    from ..evaluate import compare as run
+
+    records, text = run(results)
+    Console(json=json).finish({"results": records}, text)
+
+
+def _run(task: Task, model: str, data: str, *, json: bool, on_bad: str, device: str, precision: str, **options: Any) -> None:
+    """Check the words, evaluate, print."""
+    from ...shared.errors import UserError
+    from ..console import Console
+    from ..evaluate import evaluate, table
+
+    for name, value, known in (("--on-bad", on_bad, ("raise", "skip")), ("--device", device, ("auto", "cpu", "cuda", "mps")),
+                               ("--precision", precision, ("32", "bf16-mixed", "bf16-true", "auto"))):
+        if value not in known:
+            raise UserError(f"{name} is {value!r}, expected {', '.join(known)}")
+    console = Console(json=json)
+    on: Any = {"on_bad": on_bad, "device": device, "precision": precision}
+    record = evaluate(task, model, data, console=console, **on, **options)
+    if record["rank"] == 0:
+        out = options.get("out")
+        console.finish(record, table(record) + (f"\nwrote {out}" if out is not None else ""))
+
+
+def _settings(texts: list[str]) -> dict[str, Any]:
+    """NAME=VALUE each, values read as YAML."""
+    import yaml
+
+    from ...shared.errors import UserError
+
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise UserError(f"--set {text}: expected NAME=VALUE")
+        found[name] = yaml.safe_load(value)
+    return found
