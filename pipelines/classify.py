@@ -1,4 +1,4 @@
-"""`polymodal classify`: what is in these pictures, by a CLIP-like model and class names, or by a trained head."""
+"""`polymodal classify` of pictures: what is in them, by a CLIP-like model and class names, or by a trained head."""
 
 from __future__ import annotations
 
@@ -64,7 +64,8 @@ def classifier(model: nn.Module, source: str, labels: Sequence[str] | None, chos
         if labels or chosen:
             raise UserError("this model has classes of its own: leave --labels and --template out")
         return TrainedClassifier(model)
-    raise UserError(f"{source} holds a {type(model).__name__}, which does not classify pictures; expected a CLIP or a ViT")
+    raise UserError(f"{source} holds a {type(model).__name__}, which classifies neither pictures nor texts; expected a CLIP, a ViT, "
+                    "or a network that was fine-tuned to classify texts")
 
 
 def clip_tokenizer(model: CLIP, source: str) -> Tokenizer:

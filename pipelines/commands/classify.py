@@ -1,4 +1,4 @@
-"""`polymodal classify`: which class is in a picture."""
+"""`polymodal classify`: which class a picture or a text is of."""
 
 from __future__ import annotations
 
@@ -16,37 +16,57 @@ def register(app: typer.Typer) -> None:
 
 def classify(
     inputs: Annotated[list[str], typer.Argument(
-        metavar="IMAGE|FOLDER|-...", show_default=False,
-        help="Pictures (JPEG, PNG, WebP), folders of them, or - for stdin: one picture, or paths, one a line.")],
-    model: Annotated[str, typer.Option(help="Model directory, run, checkpoint, or hub id: a CLIP or a ViT.")],
+        metavar="IMAGE|FOLDER|TEXT|FILE|-...", show_default=False,
+        help="Pictures (JPEG, PNG, WebP), folders of them, or - for stdin: one picture, or paths, one a line. For a model of texts: "
+             "texts, files with one a line (txt, or jsonl with text and text_pair), or - for stdin.")],
+    model: Annotated[str, typer.Option(help="Model directory, run, checkpoint, or hub id: a CLIP, a ViT, a fine-tuned BERT ...")],
     labels: Annotated[str | None, typer.Option(metavar="cat,dog|FILE", help="Class names, for CLIP; a file has one a line.")] = None,
     template: Annotated[list[str] | None, typer.Option(
         help='Prompt with {} for the class name, or openai (80 prompts), or simple (7); may be repeated. '
              'Default: "a photo of a {}."')] = None,
-    top: Annotated[int, typer.Option(min=1, help="Classes to show for each picture.")] = 5,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures that run together.")] = 32,
+    top: Annotated[int, typer.Option(min=1, help="Classes to show for each picture or text.")] = 5,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures or texts that run together.")] = 32,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ... Default: a GPU if there is one.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Last line on stdout is one JSON object.")] = False,
 ) -> None:  # fmt: skip
-    """Classify pictures: by any class names with a CLIP, by its own classes with a ViT."""
+    """Classify pictures by any class names (CLIP) or texts and pictures by the classes of a model that was trained for them."""
     import torch
 
-    from ..classify import classifier, pictures
-    from ..classify import classify as run
+    from ..classify_text import classify_texts, text_classifier, texts
     from ..console import Console
     from ..frontdoor import load
     from ..names import read_names
 
     console = Console(json=json)
     names = None if labels is None else read_names(labels)
-    found = pictures(inputs)
     loaded = load(model, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    by_text = text_classifier(loaded, model, names, template or ())
+    if by_text is not None:
+        given = texts(inputs)
+        guesses = classify_texts(by_text, given, top=top, batch_size=batch_size, console=console)
+        results = [{"text": text, **({} if pair is None else {"text_pair": pair}), "predictions": _named(row)}
+                   for (text, pair), row in zip(given, guesses, strict=True)]
+        lines = [f"{' '.join(text.split())[:60]}: {_shown(row)}" for (text, _), row in zip(given, guesses, strict=True)]
+        console.finish({"model": model, "texts": len(given), "results": results}, "\n".join(lines))
+        return
+
+    from ..classify import classifier, pictures
+    from ..classify import classify as run
+
+    found = pictures(inputs)
     result = run(classifier(loaded, model, names, template or ()), found, top=top, batch_size=batch_size, console=console)
     if result.bad:
         console.warn(f"{len(result.bad)} of {len(found)} pictures could not be read")
-    lines = [f"{f.image}: {', '.join(f'{label} {score:.3f}' for label, score in f.predictions)}" for f in result.found]
     console.finish({
         "model": model, "pictures": len(found),
-        "results": [{"image": f.image, "predictions": [{"label": n, "score": s} for n, s in f.predictions]} for f in result.found],
+        "results": [{"image": f.image, "predictions": _named(f.predictions)} for f in result.found],
         "bad": [{"image": name, "reason": reason} for name, reason in result.bad],
-    }, "\n".join(lines))  # fmt: skip
+    }, "\n".join(f"{f.image}: {_shown(f.predictions)}" for f in result.found))  # fmt: skip
+
+
+def _named(predictions: list[tuple[str, float]]) -> list[dict[str, str | float]]:
+    return [{"label": name, "score": score} for name, score in predictions]
+
+
+def _shown(predictions: list[tuple[str, float]]) -> str:
+    return ", ".join(f"{name} {score:.3f}" for name, score in predictions)
