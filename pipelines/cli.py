@@ -15,6 +15,7 @@ from functools import cache
 import typer
 
 from . import commands
+from ._redact import redact
 
 app = typer.Typer(name="polymodal", no_args_is_help=True, rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False,
                   context_settings={"help_option_names": ["-h", "--help"]},
@@ -57,7 +58,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if debug:
             raise
         code, line = _explain(error)
-        print(line, file=sys.stderr)
+        print(redact(line), file=sys.stderr)
         return code
 
 

@@ -28,8 +28,10 @@ what `Generator.permutation` makes of them.
 from __future__ import annotations
 
 import hashlib
+import heapq
+import itertools
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -166,6 +168,20 @@ class SourceOrder:
             _remember(self._windows, (epoch, lane, number), found)
         return found
 
+    def coming(self, row: int, lane: int) -> Iterator[tuple[int, int]]:
+        """(row, a sample of the shard) for each piece of a shard that a lane reads from `row` on, without end.
+
+        Samples of the piece are read from that row on, or some rows later: the first of the shuffle window that it reaches into.
+        """
+        for epoch in itertools.count((row * self.lanes + lane) // self.samples):
+            first, _, length = self._lane(epoch, lane)
+            samples, ends = self._lane_pieces(epoch, lane) if length else (np.zeros(0, np.int64), np.zeros(0, np.int64))
+            begin = 0
+            for sample, end in zip(samples.tolist(), ends.tolist()):
+                if first + min(-(-end // self.window) * self.window, length) > row:
+                    yield max(row, first + begin // self.window * self.window), sample
+                begin = end
+
     def window_of(self, position: int) -> tuple[int, np.ndarray, int]:
         """(epoch, the samples of the shuffle window that holds `position`, its place in that window)."""
         epoch, lane = position // self.samples, position % self.lanes
@@ -236,6 +252,22 @@ class Order:
         own = (cycle * quotas(self.weights)[source] + int(ranks[place])) * lanes + lane
         epoch, sample = self.sources[source].locate(own)
         return Place(source, own, epoch, sample)
+
+    def coming(self, position: int, lanes: Iterable[int]) -> Iterator[tuple[int, int, int]]:
+        """(position, source, a sample of the shard): what some lanes read from `position` on, in the order of need, without end.
+
+        Samples of the shard are read from about that position on; for a mixture it is that of the cycle that they may stand in.
+        """
+        count = self.sources[0].lanes
+
+        def one(source: int, lane: int) -> Iterator[tuple[int, int, int]]:
+            order, quota = self.sources[source], quotas(self.weights)[source]
+            mixed = len(self.sources) > 1
+            row = position // count
+            for own, sample in order.coming(row // CYCLE * quota if mixed else row, lane):
+                yield max(position, (own // quota * CYCLE if mixed else own) * count), source, sample
+
+        return heapq.merge(*(one(source, lane) for source in range(len(self.sources)) for lane in lanes))
 
     def _cycle(self, lane: int, cycle: int) -> tuple[np.ndarray, np.ndarray]:
         """For each row of a cycle: its source, and how many rows of the cycle that source had before."""

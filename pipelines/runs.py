@@ -35,6 +35,7 @@ from ..shared.checkpoint import Checkpoint
 from ..shared.errors import UserError
 from ..shared.system import Context, Preview, System
 from ..shared.tokenizer import Tokenizer
+from ._redact import redact
 from .console import finite
 from .recipe import Recipe, recipe
 
@@ -182,7 +183,7 @@ def environment() -> dict[str, Any]:
         "polymodal": __version__, "python": platform.python_version(), "torch": torch.__version__, "platform": platform.platform(),
         "processor": _processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpus": gpus,
         "world_size": torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1,
-        "command": sys.argv, "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": [redact(argument) for argument in sys.argv], "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 
 

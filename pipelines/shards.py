@@ -18,6 +18,7 @@ import itertools
 import json
 import mmap
 import os
+import threading
 import zlib
 from bisect import bisect_right
 from collections import OrderedDict
@@ -216,14 +217,15 @@ def write_atomic(path: Path, data: bytes) -> None:
 class _Open:
     """An open shard."""
 
-    file: int
+    file: int | None
+    """None: a remote shard that is not here yet."""
     where: Where
     spans: np.ndarray
     """int64 [samples, 2]: first and last byte of each sample."""
 
 
 class DataSet:
-    """An indexed data set on disk or behind http(s): `len(data)` samples, any of them by number.
+    """An indexed data set on disk or behind http(s), s3 or gs: `len(data)` samples, any of them by number.
 
     Picklable; files are opened when they are needed and at most a few dozen at a time.
     """
@@ -240,8 +242,8 @@ class DataSet:
         """Open a data set by its folder or URL.
 
         Args:
-            source: folder with `index.json`, or its http(s) address.
-            cache: where shards of a remote data set are kept; by default the user's cache folder.
+            source: folder with `index.json`, or its address (http, https, s3, gs).
+            cache: where shards of a remote data set are kept; by default POLYMODAL_CACHE, or the user's cache folder.
         """
         where = location(source, cache)
         data = cls(where, Index.from_json(where.read(INDEX, _MISSING_INDEX), where.name(INDEX)))
@@ -260,7 +262,7 @@ class DataSet:
 
     @property
     def directory(self) -> str:
-        """The folder or address it was opened by."""
+        """The folder or address it was opened by; without secrets, so not for opening it again."""
         return self._location.root
 
     @property
@@ -289,12 +291,9 @@ class DataSet:
     def read(self, i: int) -> Sample:
         """Sample i, its bytes checked; raises `BadSample` where they are damaged."""
         number, row = self.place(i)
-        shard, opened = self.index.shards[number], self._shard(number)
-        where = opened.where
-        begin, end = int(opened.spans[row, 0]), int(opened.spans[row, 1])
-        data = _pread(opened.file, end - begin, begin)
-        if len(data) != end - begin:
-            raise self._changed(shard, "it became shorter")
+        shard, where = self.index.shards[number], self._shard(number).where
+        begin, end = (int(n) for n in self._shard(number).spans[row])
+        data = self._bytes(number, begin, end)
         found: dict[str, bytes] = {}
         crc = 0
         for name, offset, size in zip(where.fields, where.offsets[row].tolist(), where.sizes[row].tolist(), strict=True):
@@ -303,9 +302,25 @@ class DataSet:
                 crc = zlib.crc32(found[name], crc)
         sample = Sample(where.key(row), found, i, shard.name)
         if crc != int(where.crc32[row]):
+            if self._location.renew(shard.sha256):
+                self._forget(number)
+                return self.read(i)
             raise BadSample(f"sample {sample.key!r} of {shard.name}: its bytes changed after indexing (crc32 {crc:08x}, the index says "
                             f"{int(where.crc32[row]):08x})")
         return sample
+
+    def _bytes(self, number: int, begin: int, end: int) -> bytes:
+        """The bytes [begin, end) of a shard; of a remote one that is not here, they may come alone."""
+        shard, opened = self.index.shards[number], self._shard(number)
+        if opened.file is None:
+            data = self._location.span(shard.name, shard.size, shard.sha256, begin, end - begin)
+            if data is not None:
+                return data
+            opened.file = self._file(shard)
+        data = _pread(opened.file, end - begin, begin)
+        if len(data) != end - begin:
+            raise self._changed(shard, "it became shorter")
+        return data
 
     def read_many(self, indexes: Sequence[int]) -> list[Sample | BadSample]:
         """The samples in the order asked for, read in the order they lie in the shards."""
@@ -326,22 +341,55 @@ class DataSet:
         opened = self._open.get(number)
         if opened is None:
             shard = self.index.shards[number]
-            side = self._location.read(idx_name(shard.name), "the side file of the shard is missing; make it again with `polymodal index`")
+            side = self._location.side(idx_name(shard.name), shard.idx_sha256,
+                                       "the side file of the shard is missing; make it again with `polymodal index`")
             if hashlib.sha256(side).hexdigest() != shard.idx_sha256:
                 raise self._changed(shard, f"{idx_name(shard.name)} does not fit {INDEX}")
             where = Where.from_bytes(side)
-            path = self._location.file(shard.name, shard.size, shard.sha256)
-            opened = _Open(os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0)), where, _spans(where))
-            size = os.fstat(opened.file).st_size
-            if size != shard.size:
-                os.close(opened.file)
-                raise self._changed(shard, f"it has {size} bytes, the index says {shard.size}")
+            opened = _Open(None if self.remote else self._file(shard), where, _spans(where))
             self._open[number] = opened
             if len(self._open) > _OPEN_SHARDS:
-                os.close(self._open.popitem(last=False)[1].file)
+                self._forget(next(iter(self._open)))
         else:
             self._open.move_to_end(number)
         return opened
+
+    def _file(self, shard: Shard) -> int:
+        """A shard, open for reading."""
+        opened = self._location.open(shard.name, shard.size, shard.sha256)
+        size = os.fstat(opened).st_size
+        if size == shard.size:
+            return opened
+        os.close(opened)
+        if self._location.renew(shard.sha256):
+            return self._file(shard)
+        raise self._changed(shard, f"it has {size} bytes, the index says {shard.size}")
+
+    @property
+    def remote(self) -> bool:
+        """Whether the shards lie behind a network."""
+        return self._location.remote
+
+    @property
+    def room(self) -> float:
+        """Bytes that the shards of a remote data set may take here."""
+        return self._location.room
+
+    def fetch(self, number: int, stop: threading.Event) -> None:
+        """Have a remote shard here before it is read; until `stop` is set, and without errors."""
+        shard = self.index.shards[number]
+        self._location.ahead(shard.name, shard.size, shard.sha256, stop)
+
+    def reads(self) -> dict[str, float]:
+        """What reading cost in this process since the last call: sums for `Batch.reads`."""
+        return self._location.reads()
+
+    def hash(self, number: int) -> str:
+        """The sha256 of a shard as it is now."""
+        shard = self.index.shards[number]
+        with os.fdopen(self._location.open(shard.name, shard.size, shard.sha256), "rb") as file:
+            file.seek(0)
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     def _changed(self, shard: Shard, how: str) -> UserError:
         return UserError(f"shard {self._location.name(shard.name)} changed after it was indexed: {how}; restore it, or run "
@@ -350,11 +398,16 @@ class DataSet:
     def close(self) -> None:
         """Close the open shards (they open again when needed)."""
         while self._open:
-            os.close(self._open.popitem()[1].file)
+            self._forget(next(iter(self._open)))
+
+    def _forget(self, number: int) -> None:
+        opened = self._open.pop(number)
+        if opened.file is not None:
+            os.close(opened.file)
 
     def __del__(self) -> None:
-        for opened in getattr(self, "_open", {}).values():
-            os.close(opened.file)
+        if hasattr(self, "_open"):
+            self.close()
 
 
 _MISSING_INDEX = ("no index: for tars run `polymodal index DIR`, for other data `polymodal pack` (an interrupted pack is finished by "
@@ -413,12 +466,10 @@ def build_index(directory: str | Path, *, force: bool = False, kind: str = "tar"
 
 
 def verify(data: DataSet) -> list[str]:
-    """Read every shard of a local data set again; one sentence for each that differs from the index."""
+    """Read every shard again; one sentence for each that differs from the index."""
     problems: list[str] = []
-    for shard in data.index.shards:
-        path = Path(data.directory) / shard.name
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    for number, shard in enumerate(data.index.shards):
+        digest = data.hash(number)
         if digest != shard.sha256:
             problems.append(f"{shard.name}: sha256 {digest[:12]}..., the index says {shard.sha256[:12]}...")
     return problems

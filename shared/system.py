@@ -59,6 +59,8 @@ class Batch:
     """`Sample.index` of each sample (set by the stream); identity for logs and feature memoisation."""
     bad: list[BadRecord] = field(default_factory=list)
     """Samples that were skipped while this batch was made (set by the stream)."""
+    reads: dict[str, float] = field(default_factory=dict)
+    """What reading it cost, where the data is remote: sums by name, added up for the log (set by the stream)."""
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """This batch with every tensor field on `device`."""

@@ -1,10 +1,7 @@
 import io
 import pickle
 import tarfile
-import threading
 import zlib
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -234,61 +231,3 @@ def test_paths_that_are_no_data_set(tmp_path, folder):
 def test_an_index_without_samples_is_refused():
     with pytest.raises(UserError, match="no samples"):
         Index.from_json(Index(()).to_json(), "index.json")
-
-
-class Quiet(SimpleHTTPRequestHandler):
-    cut = ""
-
-    def log_message(self, *_):
-        pass
-
-    def do_GET(self):
-        if self.cut and self.path.endswith(self.cut):
-            body = (self.directory + self.path, "rb")
-            with open(*body) as file:
-                data = file.read()[:1000]
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(data)
-        else:
-            super().do_GET()
-
-
-@pytest.fixture
-def server(folder):
-    build_index(folder)
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
-    thread = threading.Thread(target=httpd.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{httpd.server_address[1]}"
-    httpd.shutdown()
-    httpd.server_close()
-
-
-def test_shards_behind_http_are_fetched_whole_and_kept(server, folder, tmp_path):
-    cache = tmp_path / "cache"
-    data = DataSet.open(server, cache=cache)
-    assert [data.read(i).text() for i in (0, 11)] == ["text 0", "text 11"]
-    assert len(list(cache.glob("*.tar"))) == 2 and not list(cache.glob(".*"))
-    assert data.fingerprint == DataSet.open(folder).fingerprint
-    (folder / "a.tar").unlink()
-    assert DataSet.open(server, cache=cache).read(3).text() == "text 3"  # from the cache
-
-
-def test_the_tokenizer_of_a_remote_data_set_is_fetched(server, folder, tmp_path):
-    (folder / "tokenizer").mkdir()
-    (folder / "tokenizer" / "tokenizer.json").write_text("{}")
-    (folder / INDEX).write_text((folder / INDEX).read_text().replace('"schema": {}', '"schema": {"tokenizer": "x"}'))
-    place = DataSet.open(server, cache=tmp_path / "cache").tokenizer_dir
-    assert [p.name for p in place.iterdir()] == ["tokenizer.json"] and (place / "tokenizer.json").read_text() == "{}"
-
-
-def test_a_cut_download_is_an_error_and_is_not_kept(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(Quiet, "cut", "a.tar")
-    cache = tmp_path / "cache"
-    data = DataSet.open(server, cache=cache)
-    with pytest.raises(UserError, match="not what its index says"):
-        data.read(0)
-    assert not list(cache.iterdir()) and data.read(11).text() == "text 11"
-    with pytest.raises(UserError, match="does not exist"):
-        DataSet.open(server + "/none", cache=cache)
