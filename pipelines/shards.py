@@ -56,9 +56,14 @@ class Shard:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Shard:
-        """Read what `dataclasses.asdict` wrote to JSON."""
-        values = dict(record)
-        return cls(fields=tuple(values.pop("fields")), **values)
+        """Read what `dataclasses.asdict` wrote to JSON; `TypeError` or `KeyError` where something else stands there."""
+        fields = tuple(record["fields"])
+        shard = cls(record["name"], record["size"], record["sha256"], record["samples"], fields, record["idx_sha256"])
+        texts = (shard.name, shard.sha256, shard.idx_sha256, *fields)
+        numbers = (shard.size, shard.samples)
+        if not all(isinstance(t, str) for t in texts) or not all(type(n) is int and 0 < n < 2**62 for n in numbers) or not fields:
+            raise TypeError(f"the shard {str(record)[:200]} is not described as it should be")
+        return shard
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,12 @@ class Index:
                 raise UserError(f"{where} has format {record['format']!r} version {record['version']}, expected 'polymodal index' 1")
             shards = tuple(Shard.from_dict(s) for s in record["shards"])
             index = cls(shards, record["kind"], record["schema"], tuple(record["source"]))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if not isinstance(index.kind, str) or not isinstance(index.schema, dict) or not all(isinstance(s, str) for s in index.source):
+                raise TypeError("kind, schema or source are of the wrong type")
+            classes = index.schema.get("classes", [])
+            if not isinstance(classes, list) or not all(isinstance(c, str) for c in classes):
+                raise TypeError("classes are no list of names")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"{where} is not a polymodal index ({type(error).__name__}: {error}); make it again with "
@@ -127,7 +137,7 @@ class Where:
 
     def key(self, i: int) -> str:
         """The key of sample i of the shard."""
-        return self.keys[int(self.key_ends[i - 1]) if i else 0 : int(self.key_ends[i])].decode("utf-8")
+        return self.keys[int(self.key_ends[i - 1]) if i else 0 : int(self.key_ends[i])].decode("utf-8", "replace")
 
     def to_bytes(self) -> bytes:
         """The side file."""
@@ -136,19 +146,30 @@ class Where:
         return b"".join([_MAGIC, len(header).to_bytes(4, "little"), header, *(a.tobytes() for a in arrays), self.keys])
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Self:
-        """Read a side file (whose hash was checked)."""
-        assert data[: len(_MAGIC)] == _MAGIC
+    def from_bytes(cls, data: bytes, shard: Shard, name: str) -> Self:
+        """Read the side file `name` of a shard. Its hash was checked, but who made the hash may have made the file."""
         start = len(_MAGIC) + 4
         begin = start + int.from_bytes(data[len(_MAGIC) : start], "little")
-        header = json.loads(data[start:begin])
-        n, f = header["samples"], len(header["fields"])
-        parts = []
-        for kind, count in (("<u8", n * f), ("<u4", n * f), ("<u4", n), ("<u8", n)):
+        try:
+            header = json.loads(data[start:begin]) if data[: len(_MAGIC)] == _MAGIC else {}
+        except (ValueError, RecursionError):
+            header = {}
+        n, fields = shard.samples, shard.fields
+        kinds = (("<u8", n * len(fields)), ("<u4", n * len(fields)), ("<u4", n), ("<u8", n))
+        keys = begin + sum(count * int(kind[-1]) for kind, count in kinds)
+        expected = {"samples": n, "fields": list(fields), "keys": len(data) - keys}
+        if header != expected:
+            raise UserError(f"{name} is not the side file of {shard.name} with its {n} samples; make it again with `polymodal index`")
+        parts: list[np.ndarray] = []
+        for kind, count in kinds:
             parts.append(np.frombuffer(data, kind, count, begin))
             begin += parts[-1].nbytes
-        assert len(data) == begin + header["keys"]
-        return cls(tuple(header["fields"]), parts[0].reshape(n, f), parts[1].reshape(n, f), parts[2], parts[3], data[begin:])
+        where = cls(fields, parts[0].reshape(n, -1), parts[1].reshape(n, -1), parts[2], parts[3], data[begin:])
+        ends = where.key_ends
+        if (where.offsets > shard.size).any() or (where.offsets + where.sizes > shard.size).any() or not where.offsets.any(axis=1).all() \
+                or (np.diff(ends.astype(np.int64)) < 0).any() or int(ends[-1]) != len(where.keys):
+            raise UserError(f"{name} points outside {shard.name}; make it again with `polymodal index`")
+        return where
 
 
 def scan(path: Path) -> tuple[Shard, Where]:
@@ -345,7 +366,7 @@ class DataSet:
                                        "the side file of the shard is missing; make it again with `polymodal index`")
             if hashlib.sha256(side).hexdigest() != shard.idx_sha256:
                 raise self._changed(shard, f"{idx_name(shard.name)} does not fit {INDEX}")
-            where = Where.from_bytes(side)
+            where = Where.from_bytes(side, shard, self._location.name(idx_name(shard.name)))
             opened = _Open(None if self.remote else self._file(shard), where, _spans(where))
             self._open[number] = opened
             if len(self._open) > _OPEN_SHARDS:
