@@ -217,3 +217,25 @@ def test_sharded_by_two_ranks_read_by_one_and_three(tmp_path):
     assert torch.equal(tensors["sharded"], torch.arange(15.0).view(5, 3))
     assert tensors["mine/1"].item() == 1
     assert _ranks(3, tmp_path, "load") == [0, 0, 0]
+
+
+def test_rows_of_several_trees_are_joined():
+    def tree(first, count):
+        rows = torch.arange(first, first + count)
+        return {"ids": list(range(first, first + count)), "layers": (rows[:, None] * 10, [rows * 100]), "width": 3, "none": None, "no": []}
+
+    joined = checkpoint.join_rows([tree(0, 2), None, tree(2, 3)])
+    assert joined["ids"] == [0, 1, 2, 3, 4] and joined["width"] == 3 and joined["none"] is None and joined["no"] == []
+    assert joined["layers"][0].tolist() == [[0], [10], [20], [30], [40]] and joined["layers"][1][0].tolist() == [0, 100, 200, 300, 400]
+    assert isinstance(joined["layers"], tuple) and isinstance(joined["layers"][1], list)
+    assert checkpoint.join_rows([]) is None and checkpoint.join_rows([None, None]) is None
+    with pytest.raises(AssertionError, match="differ"):
+        checkpoint.join_rows([{"width": 3}, {"width": 4}])
+
+
+def test_a_tensor_in_several_places_is_stored_once():
+    shared = torch.arange(3)
+    skeleton, tensors = checkpoint.flatten({"0": {"x": shared}, "1": {"x": shared}}, "carry/0")
+    assert list(tensors) == ["carry/0/0/x"]
+    again, slots = checkpoint.unflatten(json.loads(json.dumps(skeleton)))
+    assert list(slots) == ["carry/0/0/x"] and again["0"]["x"] is again["1"]["x"] is slots["carry/0/0/x"]
