@@ -141,7 +141,8 @@ def test_what_it_says_and_what_it_refuses(data, tmp_path):
     plan = "\n".join(go(data, tmp_path / "dry", dry_run=True)["plan"])
     assert "in sequence, nothing is shuffled: 4 lanes" in plan and "may be in random order" not in plan
     assert "may be in random order" in "\n".join(go(data, tmp_path / "dry", dry_run=True, source=str(data.root / "shuffled"))["plan"])
-    for source, message in ((data.raw, "is raw text: use `polymodal pack --tokenize"), ([(data.train, 1), (data.held, 1)], "got a mixture")):
+    mixture = [(data.train, 1), (data.held, 1)]
+    for source, message in ((data.raw, "is raw text: use `polymodal pack --tokenize"), (mixture, "got a mixture")):
         with pytest.raises(UserError, match=message):
             go(data, tmp_path / "run", source=source, eval_data=None, tokenizer=str(data.root / "train" / "tokenizer"))
     with pytest.raises(UserError, match=r"objective\.max_length is 8: pack with --block 8"):
