@@ -422,7 +422,8 @@ class TransformerXLSystem(System):
         first, mems = self._continued(batch, carry)
         out = self.net.trunk(self._inputs(batch, first), mems, None if batch.full else batch.keep)
         targets = batch.ids.masked_fill(~batch.keep, IGNORE)
-        step = Step({"lm": Term(self.net.head.loss(out.last_hidden_state.flatten(0, 1), targets.flatten()), "targets")})
+        total = self.net.head.loss(out.last_hidden_state.flatten(0, 1), targets.flatten())
+        step = Step({"lm": Term(total, "targets", labels=targets)})
         if len(batch.sample_ids) == len(batch.ids):  # a batch that knows its place in the text
             last = batch.ids.gather(1, batch.keep.sum(1, keepdim=True) - 1)[:, 0]
             memory = out.mems or Memory((), batch.keep[:, :0])
