@@ -1,0 +1,260 @@
+"""What the contract is tested on: every registered system in its tiny sizes and tasks, and one data set for all of them.
+
+No family is named here. A family that is registered and has a tiny recipe is tested; what does not apply to it, its classes
+say themselves (`System.coupled`, `Objective.needs_partner`, `Objective.sequential`, the decoders' protocols).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from polymodal.pipelines.pack import pack
+from polymodal.pipelines.recipe import Recipe, recipes
+from polymodal.pipelines.shards import build_index
+from polymodal.registry import families
+from polymodal.shared.errors import UserError
+from polymodal.shared.sample import Sample
+from polymodal.shared.system import Batch, Context, Family, Objective, System
+from polymodal.shared.tokenizer import STYLES, Tokenizer
+
+# ------------------------------------------------------------------------------------------ the data set
+
+TOPICS = ("river", "kitchen", "music", "garden")
+COLOURS = ((230, 40, 40), (40, 200, 60), (60, 80, 240), (240, 220, 50))
+PLACES = ("left", "right", "top", "bottom")
+WORDS = (
+    ("water", "flows", "past", "stone", "bridge", "boats"), ("salt", "boils", "with", "onion", "pepper", "rice"),
+    ("violin", "plays", "slow", "notes", "choir", "sings"), ("rose", "grows", "near", "apple", "hedge", "birds"),
+)
+COMMON = ("and", "then", "the", "old", "new", "again")
+
+
+def document(rng: np.random.Generator, topic: int, sentences: int) -> str:
+    """Sentences in which mostly each word tells the next one, of words that tell the topic."""
+    made: list[str] = []
+    for _ in range(sentences):
+        at, words = int(rng.integers(6)), list[str]()
+        for _ in range(int(rng.integers(4, 9))):
+            words.append(WORDS[topic][at])
+            if rng.random() < 0.15:
+                words.append(COMMON[int(rng.integers(6))])
+            at = (at + 1) % 6
+        made.append(" ".join(words) + ".")
+    return " ".join(made)
+
+
+def fields_of(number: int) -> dict[str, bytes]:
+    """One sample with everything that any objective reads."""
+    rng = np.random.default_rng(number)
+    topic, place = number % 4, number // 4 % 4
+    about = f"{TOPICS[topic]} {PLACES[place]}."
+    # very different lengths: some fit many times into a model, some not at all
+    text = f"{about} {document(rng, topic, (1, 2, 3, 6, 20)[number % 5])}"
+    pixels = np.zeros((32, 32, 3)) + np.array(COLOURS[topic]) * 0.3
+    half = (np.s_[:, :16], np.s_[:, 16:], np.s_[:16], np.s_[16:])[place]
+    pixels[half] = COLOURS[topic]
+    picture = io.BytesIO()
+    Image.fromarray(np.clip(pixels + rng.normal(0, 6, pixels.shape), 0, 255).astype(np.uint8)).save(picture, "PNG")
+    return {
+        "txt": text.encode(), "json": json.dumps({"caption": about, "number": number}).encode(), "png": picture.getvalue(),
+        "cls": str(topic).encode(), "pair.txt": document(rng, topic, 2).encode(), "target.txt": f"{TOPICS[topic]} {PLACES[place]}".encode(),
+    }
+
+
+def write_shards(out: Path, numbers: range) -> Path:
+    """A WebDataset of the samples with these numbers."""
+    out.mkdir(parents=True)
+    for shard, part in enumerate(np.array_split(np.array(numbers), 2)):
+        with tarfile.open(out / f"{shard:06d}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+            for number in part.tolist():
+                for name, data in fields_of(number).items():
+                    entry = tarfile.TarInfo(f"{number:06d}.{name}")
+                    entry.size = len(data)
+                    tar.addfile(entry, io.BytesIO(data))
+    build_index(out, schema={"classes": list(TOPICS)})
+    return out
+
+
+TRAIN, HELD = range(96), range(96, 128)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where the data of a case lies."""
+
+    train: Path
+    held: Path
+    tokenizer: Path | None
+
+
+# ------------------------------------------------------------------------------------------ the tokenizers
+
+KINDS = {"bert": "wordpiece", "gpt2": "byte-bpe", "clip": "byte-bpe", "t5": "unigram", "albert": "unigram", "xlnet": "unigram",
+         "roberta": "byte-bpe", "plain": "word"}
+
+
+@cache
+def tokenizer(style: str) -> Tokenizer:
+    """A small vocabulary of the data set in a style."""
+    texts = [fields_of(n)[name].decode() for n in range(40) for name in ("txt", "target.txt")]
+    kind = KINDS.get(style, "word")
+    size = {"unigram": 60 + STYLES[style].sentinels, "byte-bpe": 320}.get(kind, 120)
+    return Tokenizer.train(texts, kind, size, style=STYLES[style])
+
+
+# ------------------------------------------------------------------------------------------------- cases
+
+
+@dataclass(frozen=True)
+class Case:
+    """One system: a family in a tiny size, for pretraining or a task."""
+
+    recipe: Recipe
+    family: Family
+
+    @property
+    def name(self) -> str:
+        """For test reports."""
+        default = "default" if self.recipe.name.endswith("-default") else ""
+        return "-".join(filter(None, (self.family.name, self.recipe.size, self.recipe.task, default)))
+
+    @property
+    def context(self) -> Context:
+        """Classes, and a tokenizer of the first style that the system accepts; none where it reads no text."""
+        return Context(tokenizer(style_of(self)) if style_of(self) else None, TOPICS)
+
+    @property
+    def sequential(self) -> bool:
+        """Whether the objective reads the text in sequence."""
+        return self.build().objective.sequential
+
+    def build(self) -> System:
+        """The system with fresh weights, as the recipe has it."""
+        return self.recipe.build(self.family, self.context)
+
+    def still(self) -> Case:
+        """The same without dropout, which draws anew in every forward pass."""
+        return replace(self, recipe=replace(self.recipe, model=_merge(self.recipe.model, _without_dropout(config_of(self.build())))))
+
+
+def config_of(system: System) -> Any:
+    """The config of the system's network."""
+    return system.net.config
+
+
+def _without_dropout(config: Any) -> dict[str, Any]:
+    """Overrides that set every rate of dropout to 0."""
+    off: dict[str, Any] = {}
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if is_dataclass(value) and (inner := _without_dropout(value)):
+            off[f.name] = inner
+        elif isinstance(value, float) and value and ("drop" in f.name):
+            off[f.name] = 0.0
+    return off
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    return {**base, **{k: _merge(base.get(k) or {}, v) if isinstance(v, Mapping) else v for k, v in over.items()}}
+
+
+_STYLES: dict[str, str] = {}
+
+
+def style_of(case: Case) -> str:
+    """The first style of tokenizers with which the system can be built and read a text; empty where it needs none."""
+    if case.name not in _STYLES:
+        refusals: list[str] = []
+        for style in ("", *STYLES):
+            try:
+                system = case.recipe.build(case.family, Context(tokenizer(style) if style else None, TOPICS))
+                examples_of(system.objective, samples_of(system.objective, tokenizer(style) if style else None, range(2)))
+            except UserError as error:
+                refusals.append(f"{style or 'none'}: {error}")
+                continue
+            _STYLES[case.name] = style
+            break
+        else:
+            raise AssertionError(f"{case.name} takes no tokenizer: {refusals}")
+    return _STYLES[case.name]
+
+
+def cases() -> list[Case]:
+    """Every family in its tiny sizes, and with each of its tasks."""
+    found: list[Case] = []
+    known = {name: make() for name, make in recipes().items()}
+    for family in families().values():
+        mine = [r for r in known.values() if r.system == family.name and r.size == "tiny"]
+        base = next((r for r in mine if not r.task), None)
+        assert base is not None, f"{family.name} has no recipe of size tiny"
+        found += [Case(replace(base, size=size), family) for size in family.sizes if size.split("-")[0] == "tiny"]
+        # the settings' defaults, where they make another kind of objective than the recipe, not only other numbers
+        if any(isinstance(value, (bool, str)) for value in base.objective.values()):
+            found.append(Case(replace(base, objective={}, name=f"{base.name}-default"), family))
+        for task in family.tasks:
+            own = next((r for r in mine if r.task == task.name), replace(base, task=task.name, objective={}))
+            found.append(Case(own, family))
+    return found
+
+
+# ------------------------------------------------------------------------------------- samples to batches
+
+BLOCK = 33
+
+
+def samples_of(objective: Objective[Any], tok: Tokenizer | None, numbers: Sequence[int]) -> list[Sample]:
+    """Samples for an objective, each with a partner; rows of tokens where it reads the text in sequence."""
+    made: list[Sample] = []
+    for n in numbers:
+        content = fields_of(n)
+        if objective.sequential:
+            assert tok is not None
+            ids = [i for k in range(8) for i in tok.encode(fields_of(n + 131 * k)["txt"].decode())][:BLOCK]
+            content = {"tokens.u16": np.array(ids, dtype="<u2").tobytes()}
+        # rows of tokens go on from one another by their numbers: these do not
+        made.append(Sample(f"{n:06d}", content, 10 * n, "contract"))
+    for sample, other in zip(made, [*made[1:], *made[:1]]):
+        sample.partner = other
+    return made
+
+
+def examples_of(objective: Objective[Any], samples: Sequence[Sample]) -> list[list[Any]]:
+    """The examples of each sample, drawn with a generator of its own, as the stream has it."""
+    return [list(objective.example(s, np.random.default_rng((7, s.index)))) for s in samples]
+
+
+def batch_of(objective: Objective[Any], samples: Sequence[Sample]) -> Batch:
+    """A micro-batch of samples, as the stream makes it."""
+    batch = objective.collate([e for part in examples_of(objective, samples) for e in part])
+    batch.samples, batch.sample_ids = len(samples), [s.index for s in samples]
+    return batch
+
+
+def prepare(root: Path, case: Case) -> Data:
+    """The data of a case on disk, made at the first call."""
+    if not (root / "train").exists():
+        write_shards(root / "train", TRAIN)
+        write_shards(root / "held", HELD)
+    style = style_of(case)
+    if not style:
+        return Data(root / "train", root / "held", None)
+    words = root / f"tokenizer-{style}"
+    if not words.exists():
+        tokenizer(style).save(words)
+    if not case.sequential:
+        return Data(root / "train", root / "held", words)
+    for name, numbers in (("rows", TRAIN), ("rows-held", HELD)):
+        if not (root / f"{name}-{style}").exists():
+            table = root / f"{name}.jsonl"
+            table.write_text("\n".join(json.dumps({"text": fields_of(n)["txt"].decode()}) for n in numbers))
+            pack([table], root / f"{name}-{style}", tokenizer=words, block=BLOCK, in_order=True, shuffle=None, workers=1)
+    return Data(root / f"rows-{style}", root / f"rows-held-{style}", words)

@@ -1,0 +1,91 @@
+"""Short runs of a case through THE loop, with what it measured; also as one of two ranks (`python -m contract.runs`, under torchrun)."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from contract.cases import Case, cases, prepare
+from polymodal.pipelines import train
+from polymodal.pipelines.console import Console
+from polymodal.pipelines.recipe import CheckpointSettings, DataSettings, EvaluateSettings, LogSettings, Recipe
+from polymodal.shared.optim import OptimSettings
+from polymodal.shared.schedule import ScheduleSettings
+from torch import Tensor, nn
+
+TIMES = ("samples_per_s", "tokens_per_s", "step_s", "data_wait_s", "elapsed_s", "seconds")
+
+
+@dataclass
+class Made:
+    """What a run computed."""
+
+    gradients: list[dict[str, Tensor]] = field(default_factory=list)
+    """Of each update, before clipping."""
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    """Its metrics without times."""
+
+
+def short(recipe: Recipe, *, micro: int | None = None, updates: int = 2, **more: Any) -> Recipe:
+    """Some updates of 8 samples with plain gradient descent: what follows depends on the gradient alone."""
+    return replace(recipe, **({
+        "data": DataSettings(global_batch=8, micro_batch=micro, lanes=4, window=16), "optim": OptimSettings("sgd", lr=0.05, momentum=0.0),
+        "schedule": ScheduleSettings("constant"), "max_updates": updates, "precision": "32", "accelerator": "cpu",
+        "log": LogSettings(every=1, tensorboard=False), "evaluate": EvaluateSettings(batch=8), "checkpoint": CheckpointSettings(every=0),
+    } | more))
+
+
+def run(case: Case, recipe: Recipe, root: Path, out: Path, *, double: bool = False, held: bool = False, **more: Any) -> Made:
+    """Train, and keep the gradients."""
+    made = Made()
+    data = prepare(root, case)
+    with _recorded(made, double):
+        train.pretrain(recipe, data.train, out, eval_data=data.held if held else None, tokenizer=data.tokenizer,
+                       console=Console(quiet=True), **more)
+    made.rows = [{k: v for k, v in row.items() if k not in TIMES} for row in train.runs.Run(out).metrics()]
+    return made
+
+
+@contextlib.contextmanager
+def _recorded(made: Made, double: bool) -> Iterator[None]:
+    clip, build = train._clip, Recipe.build
+
+    def keep(fabric: Any, module: nn.Module, optimizer: Any, limit: float | None) -> Tensor:
+        made.gradients.append({n.split("system.", 1)[1]: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None})
+        return clip(fabric, module, optimizer, limit)
+
+    def exact(self: Recipe, *arguments: Any) -> nn.Module:
+        return build(self, *arguments).double() if double else build(self, *arguments)
+
+    with patch.object(train, "_clip", keep), patch.object(Recipe, "build", exact), patch.object(train, "export_system", lambda *_: None):
+        yield
+
+
+def batch_statistics(case: Case) -> bool:
+    """Whether the network has norms over the batch, which on several ranks are those of each rank."""
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in case.build().modules())
+
+
+def divided() -> list[Case]:
+    """The cases whose loss is the same on any number of ranks."""
+    return [c for c in cases() if not batch_statistics(c)]
+
+
+def main(root: Path, out: Path) -> None:
+    """As one rank of two: train every case, and write what it computed."""
+    torch.set_num_threads(1)
+    for case in divided():
+        recipe = short(case.still().recipe, micro=None if case.build().coupled else 2, devices=2)
+        made = run(case, recipe, root, out / case.name, held=True)
+        if train.dist.rank() == 0:
+            torch.save((made.gradients, made.rows), out / f"{case.name}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,154 @@
+"""The contract between systems and the loop, for every registered system: a new file is tested by being registered.
+
+What each property means stands in `checks.py`, that each can fail in `test_checks.py`; whole runs are in `test_runs.py`.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+import polymodal
+import pytest
+import torch
+from contract import checks
+from contract.cases import Case, batch_of, cases, config_of, samples_of, style_of, tokenizer
+from polymodal.pipelines.frontdoor import net_of, save
+from polymodal.pipelines.recipe import recipes
+from polymodal.registry import families
+from polymodal.shared.errors import UserError
+from polymodal.shared.system import Family, Layout, Net, System
+from torch import nn
+
+FEW = range(5)
+"""Samples of 1, 2, 3, 6 and 20 sentences."""
+each_system = pytest.mark.parametrize("case", cases(), ids=lambda c: c.name)
+each_family = pytest.mark.parametrize("family", families().values(), ids=lambda f: f.name)
+each_net = pytest.mark.parametrize(("case", "net"), [
+    pytest.param(c, n, id=f"{c.name}-{n.architecture}")
+    for c in cases() if not c.recipe.task and "default" not in c.name for n in c.family.nets])
+
+
+def samples(case: Case, system: System, numbers=FEW):
+    return samples_of(system.objective, tokenizer(style_of(case)) if style_of(case) else None, numbers)
+
+
+def exact(case: Case) -> System:
+    """In fp64 and without dropout."""
+    return case.still().build().double().train()
+
+
+@each_system
+def test_the_objective_draws_from_its_generator_alone(case):
+    system = case.build()
+    checks.check_objective(system.objective, samples(case, system))
+
+
+@each_system
+def test_every_parameter_gets_a_finite_gradient(case):
+    system = case.build().train()
+    checks.check_gradients(system, [batch_of(system.objective, samples(case, system, range(n, n + 4))) for n in (0, 4)])
+
+
+@each_system
+def test_a_batch_is_its_samples_side_by_side(case):
+    """Loss, gradient and metrics are sums, and no sample touches another; or the system says that it couples them, and does."""
+    system = exact(case)
+    made = samples(case, system)
+    whole, alone = batch_of(system.objective, made), [batch_of(system.objective, [s]) for s in made]
+    if system.coupled:
+        with pytest.raises(AssertionError, match="not the sum"):
+            checks.check_sums(system, whole, alone)
+    else:
+        checks.check_sums(system, whole, alone)
+        checks.check_documents(system, made, samples(case, system, (31, 47, 33)))
+
+
+def test_no_decoder_sees_the_future():
+    found = [case for case in cases() if checks.decoders(case.build().net)]
+    assert found
+    for case in found:
+        net = exact(case).net
+        checks.check_future(net, net.config.vocab_size)
+
+
+@each_system
+def test_one_batch_is_learnt(case):
+    system = case.still().build()
+    checks.check_overfits(system, batch_of(system.objective, samples(case, system, (0, 5, 10, 15))))
+
+
+@each_system
+def test_what_the_model_makes_of_held_out_data_can_be_shown(case):
+    system = case.build()
+    checks.check_preview(system, batch_of(system.objective.evaluation(), samples(case, system)))
+
+
+# ------------------------------------------------------------------------------------------- weights on disk
+
+
+@each_net
+def test_rules_cover_every_key_both_ways(case, net: Net):
+    model = shaken(net.build(config_of(case.build())))
+    ours = model.state_dict()
+    for where in layouts(net, model).values():
+        checks.check_rules(where.rules(model.config), ours, net.architecture)
+
+
+@each_net
+def test_what_is_saved_is_loaded_again(case, net: Net, tmp_path):
+    model = shaken(net.build(config_of(case.build())))
+    for name in layouts(net, model):
+        save(model, tmp_path / name, format=name)
+        loaded = polymodal.load(tmp_path / name)
+        assert type(loaded) is type(model)
+        assert loaded.config == model.config or name != "transformers"  # other libraries do not say everything
+        found, expected = loaded.state_dict(), model.state_dict()
+        assert found.keys() == expected.keys() and all(torch.equal(found[k], v) for k, v in expected.items())
+
+
+def shaken(model: nn.Module) -> nn.Module:
+    """Every parameter and statistic at a value of its own, tied ones at a common one."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for tensor in {t.data_ptr(): t for t in model.state_dict().values() if t.is_floating_point()}.values():
+            tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.1)
+    return model
+
+
+def layouts(net: Net, model: nn.Module) -> dict[str, Net | Layout]:
+    """The layouts in which this network can be written, by name: its own, and the other libraries' that have it."""
+    found: dict[str, Net | Layout] = {"transformers": net}
+    for layout in net.layouts:
+        try:
+            layout.write(model)
+        except UserError:
+            continue
+        found[layout.name] = layout
+    default = net.default_layout(model.config)
+    return {default: found[default], **{k: v for k, v in found.items() if v is not net or default == k}}
+
+
+# ------------------------------------------------------------------------------------------------ the card
+
+
+@each_family
+def test_a_family_says_what_it_is(family: Family):
+    module = importlib.import_module(family.create.__module__)
+    documented = module.__doc__ or ""
+    assert any(line.startswith("Faithful") for line in documented.splitlines()), "its docstring says what is faithful and what deviates"
+    assert family.url in documented and str(family.year) in documented
+    assert family.title and family.paper and family.url.startswith("https://") and 1950 < family.year < 2100 and family.objective
+    assert "tiny" in family.sizes and family.default_size in family.sizes
+    assert family.nets and family.reference
+    mine = [r for r in (make() for make in recipes().values()) if r.system == family.name]
+    assert {(r.size, r.task) for r in mine} >= {("tiny", ""), *(("tiny", t.name) for t in family.tasks)}
+    for r in mine:
+        assert r.size in family.sizes and family.task(r.task)
+
+
+@each_system
+def test_the_network_of_a_system_is_one_that_can_be_loaded(case):
+    system = case.build()
+    for net in system.exports().values():
+        assert net_of(net, case.family) is not None
+    assert "" in system.exports() and system.exports()[""] is system.net

@@ -1,0 +1,105 @@
+"""The contract in whole runs through the loop: layout, ranks, resuming and learning, for every registered system."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from contract import checks, runs
+from contract.cases import cases, prepare
+from polymodal.pipelines import runs as directories
+from polymodal.pipelines.recipe import CheckpointSettings, DataSettings, EvaluateSettings
+from polymodal.shared import checkpoint
+from polymodal.shared.errors import UserError
+from polymodal.shared.schedule import ScheduleSettings
+
+each_system = pytest.mark.parametrize("case", cases(), ids=lambda c: c.name)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("contract")
+
+
+def same_rows(found, expected, rel):
+    assert len(found) == len(expected)
+    for a, b in zip(found, expected):
+        assert a.keys() == b.keys() and a["split"] == b["split"]
+        for name in a.keys() - {"split"}:
+            assert a[name] == pytest.approx(b[name], rel=rel, abs=rel * 1e-3), name
+
+
+@each_system
+def test_micro_batches_do_not_change_the_update(case, root, tmp_path):
+    """In fp64: gradients of two updates, and every number that is logged."""
+    recipe = case.still().recipe
+    whole = runs.run(case, runs.short(recipe), root, tmp_path / "8", double=True)
+    assert len(whole.gradients) == 2 and all(g.dtype == torch.float64 for g in whole.gradients[0].values())
+    if case.build().coupled:
+        with pytest.raises(UserError, match="its batch cannot be split"):
+            runs.run(case, runs.short(recipe, micro=4), root, tmp_path / "4")
+        return
+    for micro in (4, 1):
+        parts = runs.run(case, runs.short(recipe, micro=micro), root, tmp_path / str(micro), double=True)
+        for found, expected in zip(parts.gradients, whole.gradients, strict=True):
+            checks.assert_same_gradients(found, expected, 1e-9)
+        same_rows(parts.rows, whole.rows, 1e-9)
+
+
+@each_system
+def test_a_run_continues_from_a_checkpoint_bit_for_bit(case, root, tmp_path):
+    """With the recipe's own optimizer, and dropout: losses, and all that the last checkpoint holds."""
+    recipe = runs.short(case.recipe, updates=4, optim=case.recipe.optim, checkpoint=CheckpointSettings(every=2, keep_last=9))
+    if not case.build().coupled:
+        recipe = replace(recipe, data=replace(recipe.data, micro_batch=4))
+    whole = runs.run(case, recipe, root, tmp_path / "whole")
+    start = tmp_path / "whole" / "checkpoints" / checkpoint.name_of(2)
+    again = runs.run(case, recipe, root, tmp_path / "again", resume=str(start))
+    assert [r["update"] for r in again.rows] == [3, 4] and again.rows == whole.rows[2:]
+    systems = [directories.Run(tmp_path / name).system().state_dict() for name in ("whole", "again")]
+    assert systems[0].keys() == systems[1].keys()
+    assert all(torch.equal(systems[0][name], systems[1][name]) for name in systems[0])
+    first = checkpoint.open_checkpoint(start)
+    assert any(not torch.equal(t, systems[0][n]) for n, t in directories.Run(tmp_path / "whole").system(first).state_dict().items())
+
+
+@pytest.mark.slow
+def test_two_ranks_make_the_update_of_one(root, tmp_path):
+    """In fp32, with accumulation where it is allowed: gradients of two updates, and the numbers of training and evaluation."""
+    chosen = runs.divided()
+    for case in chosen:  # the ranks must not write them both
+        prepare(root, case)
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "contract.runs",
+               str(root), str(tmp_path)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(chosen) > 5
+    for case in chosen:
+        gradients, rows = torch.load(tmp_path / f"{case.name}.pt", weights_only=True)
+        recipe = runs.short(case.still().recipe)
+        one = runs.run(case, recipe, root, tmp_path / f"one-{case.name}", held=True)
+        for found, expected in zip(gradients, one.gradients, strict=True):
+            checks.assert_same_gradients(found, expected, 1e-5)
+        same_rows(rows, one.rows, 1e-5)
+
+
+@pytest.mark.slow
+@each_system
+def test_a_tiny_run_beats_chance(case, root, tmp_path):
+    """On held-out data every term falls below what a predictor reaches that knows only how often each label occurs."""
+    recipe = runs.short(
+        case.recipe, updates=150, optim=case.recipe.optim, data=DataSettings(global_batch=16, lanes=4, window=64),
+        schedule=ScheduleSettings("linear", warmup=15), evaluate=EvaluateSettings(batch=16))
+    row = runs.run(case, recipe, root, tmp_path / "run", held=True).rows[-1]
+    assert row["split"] == "eval"
+    terms = {name.removesuffix("_chance"): value for name, value in row.items() if name.endswith("_chance")}
+    assert terms, f"no term has labels: {row}"
+    shares = {name: row[name] / chance for name, chance in terms.items()}
+    print(case.name, shares)
+    assert max(shares.values()) < 1.0 and min(shares.values()) < 0.8, shares
