@@ -222,7 +222,7 @@ class GPT2LMHeadModel(nn.Module):
         return Decoding(max_positions=c.n_positions, num_layers=c.n_layer, bos_token_id=c.bos_token_id, eos_token_id=c.eos_token_id,
                         pad_token_id=c.eos_token_id if c.pad_token_id is None else c.pad_token_id)
 
-    def next_logits(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: KVCache) -> Tensor:
+    def next_logits(self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor, cache: KVCache) -> Tensor:
         """Read new ids [B, S] after what the cache holds; logits [B, V] of the id that follows."""
         return self(input_ids, attention_mask, position_ids, cache=cache, last_only=True).logits[:, -1]
 

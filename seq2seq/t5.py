@@ -420,7 +420,7 @@ class Reader(Reading):
         return Decoding(max_positions=sys.maxsize, num_layers=c.decoder_layers, bos_token_id=c.start_id, eos_token_id=c.eos_token_id,
                         pad_token_id=c.pad_token_id)
 
-    def next_logits(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: KVCache) -> Tensor:
+    def next_logits(self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor, cache: KVCache) -> Tensor:
         """Read new ids [B, T] after what the cache holds; logits [B, V] of the id that follows."""
         x = self.net.trunk.decode(input_ids, self.memory, self.mask, attention_mask, cache=cache)
         return self.net.head(x[:, -1])

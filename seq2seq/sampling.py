@@ -1,0 +1,89 @@
+"""From the scores of the next token to a token: what is forbidden or made less probable, which tokens stay, and the draw.
+
+Everything comes in the order of transformers' `generate`: repetition penalty, repeated n-grams, smallest length; then,
+for draws alone, temperature, top-k, top-p, min-p.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .options import Generation
+
+NEVER = float("-inf")
+
+
+class Rules:
+    """What changes the scores of the next tokens, whether they are drawn, taken or searched.
+
+    Args:
+        settings: the penalties.
+        prompt_length: tokens that were given.
+        keep: bool [R, S + N], False at padding, which counts as no token; None where there is none.
+        end: the id that ends a text; None for none.
+    """
+
+    def __init__(self, settings: Generation, prompt_length: int, keep: Tensor | None, end: int | None) -> None:
+        self.settings = settings
+        self.prompt_length = prompt_length
+        self.keep = keep
+        self.end = end
+
+    def __call__(self, scores: Tensor, ids: Tensor) -> Tensor:
+        """The scores [R, V] (logits or log-probabilities) of what follows `ids` [R, L], after all rules."""
+        s = self.settings
+        if s.repetition_penalty != 1.0:
+            # padding is replaced by the newest token, which occurred
+            seen = ids if self.keep is None else torch.where(self.keep[:, :ids.shape[1]], ids, ids[:, -1:])
+            old = scores.gather(1, seen)
+            scores = scores.scatter(1, seen, torch.where(old < 0, old * s.repetition_penalty, old / s.repetition_penalty))
+        if 0 < s.no_repeat_ngram_size <= ids.shape[1]:
+            scores = scores.masked_fill(self._repeated(ids, scores.shape[1]), NEVER)
+        if self.end is not None and ids.shape[1] - self.prompt_length < s.min_new_tokens:
+            scores = scores.index_fill(1, torch.tensor([self.end], device=scores.device), NEVER)
+        return scores
+
+    def _repeated(self, ids: Tensor, size: int) -> Tensor:
+        """The tokens that would complete an n-gram a second time, as bool [R, V]."""
+        n = self.settings.no_repeat_ngram_size
+        windows = ids.unfold(1, n, 1)  # [R, L - n + 1, n]
+        start = ids.shape[1] + 1 - n
+        same = (windows[..., :-1] == ids[:, None, start:]).all(-1)
+        if self.keep is not None:  # an n-gram that reaches into the padding is none
+            same &= self.keep[:, :start] & self.keep[:, start:start + 1]
+        # those that differ forbid an extra token behind the vocabulary
+        forbidden = torch.zeros(len(ids), size + 1, dtype=torch.bool, device=ids.device)
+        return forbidden.scatter_(1, torch.where(same, windows[..., -1], size), value=True)[:, :size]
+
+
+def warp(logits: Tensor, settings: Generation) -> Tensor:
+    """The logits [R, V] to draw from: divided by the temperature, and -inf for tokens that are never drawn."""
+    s = settings
+    logits = logits / s.temperature
+    if 0 < s.top_k < logits.shape[-1]:
+        logits = logits.masked_fill(logits < logits.topk(s.top_k, dim=-1).values[:, -1:], NEVER)
+    if s.top_p < 1.0:
+        ordered, places = logits.sort(dim=-1)
+        tail = ordered.softmax(-1).cumsum(-1) <= 1.0 - s.top_p
+        tail[:, -1] = False  # at least one token stays
+        logits = logits.masked_fill(torch.zeros_like(tail).scatter(-1, places, tail), NEVER)
+    if s.min_p > 0.0:
+        probabilities = logits.softmax(-1)
+        logits = logits.masked_fill(probabilities < s.min_p * probabilities.amax(-1, keepdim=True), NEVER)
+    return logits
+
+
+def draw(logits: Tensor, uniform: Tensor) -> Tensor:
+    """One id for each row of logits [R, V], by the uniform numbers fp64 [R] in [0, 1)."""
+    reached = logits.softmax(-1).double().cumsum(-1)
+    return torch.searchsorted(reached, uniform[:, None] * reached[:, -1:], right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+
+
+def uniform_draws(streams: Iterable[int], steps: int, seed: int | None) -> Tensor:
+    """Uniform numbers fp64 [R, N]: every row has its own numbered stream of the seed."""
+    entropy = int(np.random.SeedSequence().generate_state(1, np.uint64)[0]) if seed is None else seed % 2**63
+    return torch.from_numpy(np.stack([np.random.Generator(np.random.Philox(key=[entropy, row])).random(steps) for row in streams]))
