@@ -5,12 +5,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
+
+import torch
 
 from ..shared.errors import raise_problems
 from ..shared.system import Context, System
 from ..shared.tokenizer import Tokenizer
 from ._devices import choose_precision
-from ._fabric import Fabric
 from .recipe import Recipe, record
 from .shards import DataSet
 from .stream import Stream, plan
@@ -38,7 +40,17 @@ def open_data(data: Sequence[DataSet], held_out: DataSet | None, tokenizer: str 
     return Context(found, lists[0] if lists else None)
 
 
-def preflight(recipe: Recipe, system: System, stream: Stream, held_out: DataSet | None, fabric: Fabric, out: Path) -> list[str]:
+class Machine(Protocol):
+    """What the run's ranks are: Fabric, or a cluster that is only planned for."""
+
+    @property
+    def world_size(self) -> int: ...  # noqa: D102
+
+    @property
+    def device(self) -> torch.device: ...  # noqa: D102
+
+
+def preflight(recipe: Recipe, system: System, stream: Stream, held_out: DataSet | None, fabric: Machine, out: Path) -> list[str]:
     """Check what can be known before the first update, and say what will happen.
 
     Returns:
