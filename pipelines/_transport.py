@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import functools
 import http.client
+import importlib
 import os
 import ssl
 import urllib.error
@@ -209,7 +210,7 @@ def _refusal(status: int, reason: str, wait: str = "") -> Exception:
 
 
 _EXTRAS = {"s3": ("s3fs", "s3", "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or ~/.aws"),
-           "gs": ("gcsfs", "gcs", "GOOGLE_APPLICATION_CREDENTIALS, or `gcloud auth application-default login`")}
+           "gs": ("gcsfs.core", "gcs", "GOOGLE_APPLICATION_CREDENTIALS, or `gcloud auth application-default login`")}
 
 
 class ObjectStore(Transport):
@@ -270,17 +271,17 @@ class ObjectStore(Transport):
     def _filesystem(self) -> Any:
         """The store's client, one for each process: it lives in threads, which a fork leaves behind."""
         if self._made is None or self._made[0] != os.getpid():
-            import fsspec
-
             module, extra, _ = _EXTRAS[self._scheme]
             options: dict[str, Any] = {"skip_instance_cache": True}
             if self._scheme == "s3":  # trying again is for `_fetch.py`, which counts it
                 options["config_kwargs"] = {"connect_timeout": self._timeout, "read_timeout": self._timeout,
                                             "retries": {"total_max_attempts": 1}}
-            try:
-                files: Any = fsspec.filesystem(self._scheme, **options)
+            try:  # not by fsspec's registry: its class for gs asks for the kind of each bucket by gRPC, which no fork survives
+                make: Any = getattr(importlib.import_module(module), "S3FileSystem" if self._scheme == "s3" else "GCSFileSystem")
             except ImportError:
-                raise UserError(f"{self._scheme}:// needs {module}, which is not installed: pip install 'polymodal[{extra}]'") from None
+                name = module.partition(".")[0]
+                raise UserError(f"{self._scheme}:// needs {name}, which is not installed: pip install 'polymodal[{extra}]'") from None
+            files: Any = make(**options)
             files.retries = 1
             self._made = os.getpid(), files
         return self._made[1]
@@ -300,12 +301,13 @@ class ObjectStore(Transport):
 
 
 def _status(error: BaseException | None) -> int | None:
-    """The HTTP status behind a client's error, where there is one."""
+    """The HTTP status behind a client's error, where there is one: of botocore, aiohttp or gcsfs."""
     while error is not None:
         response = getattr(error, "response", None)
-        found = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else None
-        for value in (found, getattr(error, "code", None), getattr(error, "status", None)):
-            if isinstance(value, int) and 400 <= value < 600:
-                return value
+        found = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else getattr(error, "status", None)
+        if found is None and type(error).__name__ == "HttpError":
+            found = getattr(error, "code", None)
+        if isinstance(found, int) and 400 <= found < 600:
+            return found
         error = error.__cause__
     return None

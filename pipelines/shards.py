@@ -312,9 +312,10 @@ class DataSet:
     def read(self, i: int) -> Sample:
         """Sample i, its bytes checked; raises `BadSample` where they are damaged."""
         number, row = self.place(i)
-        shard, where = self.index.shards[number], self._shard(number).where
-        begin, end = (int(n) for n in self._shard(number).spans[row])
-        data = self._bytes(number, begin, end)
+        shard, opened = self.index.shards[number], self._shard(number)
+        where = opened.where
+        begin, end = int(opened.spans[row, 0]), int(opened.spans[row, 1])
+        data = self._bytes(shard, opened, begin, end)
         found: dict[str, bytes] = {}
         crc = 0
         for name, offset, size in zip(where.fields, where.offsets[row].tolist(), where.sizes[row].tolist(), strict=True):
@@ -330,9 +331,8 @@ class DataSet:
                             f"{int(where.crc32[row]):08x})")
         return sample
 
-    def _bytes(self, number: int, begin: int, end: int) -> bytes:
+    def _bytes(self, shard: Shard, opened: _Open, begin: int, end: int) -> bytes:
         """The bytes [begin, end) of a shard; of a remote one that is not here, they may come alone."""
-        shard, opened = self.index.shards[number], self._shard(number)
         if opened.file is None:
             data = self._location.span(shard.name, shard.size, shard.sha256, begin, end - begin)
             if data is not None:
