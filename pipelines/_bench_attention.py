@@ -20,6 +20,7 @@ from ..shared.block import LayerNorm, Residual
 from ..shared.convert import Rule, affine, fused, to_theirs
 from ..shared.embed import normal_
 from ..shared.mask import Mask
+from . import _bench_relative
 from ._bench_machine import need
 from .bench import Agreement, Case, Cases, Contender, Options
 
@@ -129,7 +130,7 @@ def agree(work: Work) -> Agreement:
 
 
 def cases(options: Options) -> Cases:
-    """Growing lengths at one window."""
+    """Growing lengths at one window; attention by distance over a memory."""
     options.peer("attention", PEERS)
     small: dict[str, Any] = {"hidden": 32, "heads": 2} if options.quick else {}
     for length in (64, 128) if options.quick else (1024, 2048, 4096, 8192):
@@ -141,3 +142,4 @@ def cases(options: Options) -> Cases:
         )
         about = f"one layer, {length} tokens, {work.reach} seen to each side, float32, forward and backward"
         yield Case(f"window attention, {length} tokens", about, "tokens", length, sides, partial(agree, work))
+    yield from _bench_relative.cases(options)
