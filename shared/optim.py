@@ -19,9 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .embed import PatchEmbedding, TokenEmbedding
 from .errors import UserError
-from .position import BucketBias
 from .stack import Stack
 
 Name = Literal["adamw", "adafactor", "lamb", "muon", "sgd", "adagrad"]
@@ -111,22 +109,34 @@ def layer_places(module: nn.Module) -> dict[str, Place]:
 
     As in timm and BEiT (https://arxiv.org/abs/2106.08254): with N blocks, block i (from 0) has N - i layers above and
     including it, the embeddings N + 1. Every stack counts for itself; embeddings that feed two (T5) lie below the deeper one.
+    Embeddings are the module `embed` beside a stack, what the stack's layers share (position biases), and tensors that
+    lie beside it on their own.
     """
     stacks = {name: len(m.blocks) for name, m in module.named_modules() if isinstance(m, Stack)}
-    inputs = [name for name, m in module.named_modules() if isinstance(m, (TokenEmbedding, PatchEmbedding, BucketBias))]
+    below: dict[str, int] = {}
+    for name, count in stacks.items():
+        holder = name.rpartition(".")[0]
+        below[holder] = max(below.get(holder, 0), count + 1)
     places: dict[str, Place] = {}
     for name, _ in module.named_parameters():
         parents = [name[:i] for i, c in enumerate(name) if c == "."]
         stack = next((p for p in parents if p in stacks), None)
-        if any(p in inputs for p in parents) or (stack is None and any(s.rpartition(".")[0] == parents[-1] for s in stacks if parents)):
-            # tables, and what a network that holds a stack has of its own beside it: a class token, positions
-            near = next((d for p in reversed(parents) if (d := [n for s, n in stacks.items() if s.startswith(f"{p}.") or s == p])), None)
-            if near is not None:
-                places[name] = Place(0, max(near) + 1)
-        elif stack is not None and name.startswith(f"{stack}.blocks."):
-            number = int(name.removeprefix(f"{stack}.blocks.").partition(".")[0])
+        part, _, rest = name.removeprefix(f"{stack}.").partition(".") if stack is not None else ("", "", "")
+        holder = next((p for p in reversed(["", *parents]) if p in below), None)
+        if stack is not None and part == "blocks":
+            number = int(rest.partition(".")[0])
             places[name] = Place(number + 1, stacks[stack] - number)
+        elif stack is not None and part == "position_bias":
+            places[name] = Place(0, stacks[stack] + 1)
+        elif stack is None and holder is not None and _beside(name, holder):
+            places[name] = Place(0, below[holder])
     return places
+
+
+def _beside(name: str, holder: str) -> bool:
+    """Whether a parameter of a module that holds a stack is one of its embeddings."""
+    part, dot, _ = name.removeprefix(f"{holder}." if holder else "").partition(".")
+    return part == "embed" or not dot
 
 
 def freeze(module: nn.Module, parts: Sequence[str]) -> list[str]:

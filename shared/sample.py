@@ -120,12 +120,12 @@ class Sample:
         try:
             if "cls" in self.fields:
                 return int(self.fields["cls"].decode("ascii").strip())
-            record = self.json()
+            record = self.json() if "json" in self.fields else {}
             return int(record["label"] if "label" in record else record["cls"])
         except (ValueError, KeyError, TypeError) as error:
             if isinstance(error, BadSample):
                 raise
-            raise self._bad(f"no integer class in field 'cls' or json 'label' ({error})") from None
+            raise self._bad(f"no whole number as class in field 'cls' or json 'label' ({error})") from None
 
     def tokens(self) -> tuple[np.ndarray, np.ndarray]:
         """A pre-tokenised row: ids int64 [T] and document lengths int64 [documents], their sum T.

@@ -84,7 +84,7 @@ def t5_text2text() -> Recipe:
     Paper: Raffel et al. 2020, section 3.1.2: 2^18 updates of 128 texts of 512 tokens at a constant rate of 0.001, Adafactor,
     dropout 0.1, a checkpoint every 5000 updates, the best of them is taken.
     Target: for the 220M baseline, CNN/Daily Mail ROUGE-2 19.24 (table 1), from the published weights.
-    Data: `pack --target-field COLUMN`; the prefix that names the task (`objective.prefix="summarize: "`) may also stand in
+    Data: `pack --target-field COLUMN`; the prefix that names the task (`--set 'objective.prefix="summarize: "'`) may also stand in
     the texts, so that a mixture of data sets trains many tasks.
     Unverified: the published weights could not be fetched where this was written.
     Cost: not measured.

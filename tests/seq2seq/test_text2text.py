@@ -1,0 +1,105 @@
+"""Fine-tuning T5 from text to text: examples, losses, and a run that learns two tasks by their prefixes."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import polymodal
+import pytest
+import torch
+import transformers
+from polymodal.pipelines.export import export_system
+from polymodal.pipelines.pack import pack
+from polymodal.pipelines.recipe import recipe
+from polymodal.pipelines.train import pretrain
+from polymodal.seq2seq.text2text import Text2TextObjective, Text2TextSettings, smoothed_sum
+from polymodal.shared.errors import BadSample, UserError
+from polymodal.shared.sample import Sample
+from polymodal.shared.tokenizer import STYLES, Tokenizer
+
+COUNT = [f"word{i}" for i in range(12)]
+SMALL = {"d_model": 32, "d_kv": 16, "d_ff": 48, "num_layers": 1, "num_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.train(["next: previous: " + " ".join(COUNT)] * 9, "word", 127, style=STYLES["t5"])
+
+
+def sample(text, target, **json_fields):
+    fields = {"txt": text.encode(), "target.txt": target.encode()}
+    return Sample("k", fields | ({"json": json.dumps(json_fields).encode()} if json_fields else {}))
+
+
+def made(objective, *samples):
+    return [e for s in samples for e in objective.example(s, np.random.default_rng(0))]
+
+
+def test_prefix_text_and_target_end_with_the_end_token(tokenizer):
+    objective = Text2TextObjective(tokenizer, Text2TextSettings(prefix="next: ", max_length=6, max_target_length=3), 0)
+    own, shared = made(objective, sample("word1 word2", "word3", prefix="previous: "), sample("word1 " * 9, "word3 " * 9))
+
+    def tokens(ids):
+        return [tokenizer.id_to_token(int(i)) for i in ids]
+
+    assert tokens(own.input_ids) == tokens([*tokenizer.encode("previous: word1 word2", add_special_tokens=False), tokenizer.eos_id])
+    assert tokens(own.labels) == tokens([*tokenizer.encode("word3", add_special_tokens=False), tokenizer.eos_id])
+    assert (len(shared.input_ids), len(shared.labels)) == (6, 3)
+    assert shared.input_ids[-1] == shared.labels[-1] == tokenizer.eos_id
+    assert tokens(shared.input_ids)[:1] == tokens(tokenizer.encode("next: ", add_special_tokens=False))[:1]
+    with pytest.raises(BadSample, match="no target text"):
+        made(objective, Sample("k", {"txt": b"word1"}))
+    with pytest.raises(BadSample, match="prefix is 3"):
+        made(objective, sample("word1", "word2", prefix=3))
+    with pytest.raises(UserError, match="max_target_length is 1, expected at least 2"):
+        Text2TextSettings(max_target_length=1)
+
+
+def test_smoothing_is_torchs_and_evaluation_has_none():
+    torch.manual_seed(0)
+    logits, targets = torch.randn(7, 11, dtype=torch.float64), torch.randint(11, (7,))
+    expected = torch.nn.functional.cross_entropy(logits, targets, label_smoothing=0.1, reduction="sum")
+    torch.testing.assert_close(smoothed_sum(logits, targets, 0.1), expected)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_is_that_of_transformers(tokenizer, tmp_path, smoothing):
+    torch.manual_seed(0)
+    system = polymodal.system("t5", size="tiny", task="text2text", tokenizer=tokenizer, objective={"label_smoothing": smoothing},
+                              dropout_rate=0.0, **SMALL)
+    batch = system.objective.collate(made(system.objective, sample("word1 word2", "word3"), sample("word4", "word5 word6 word7")))
+    export_system(system, tmp_path / "out", tokenizer)
+    theirs = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "out").eval()
+    labels = torch.nn.utils.rnn.pad_sequence(batch.targets.split(batch.lengths), batch_first=True, padding_value=-100)
+    logits = theirs(input_ids=batch.input_ids, attention_mask=batch.attention_mask.long(), labels=labels).logits
+    for training in (True, False):
+        step = system.train(training)(batch)
+        expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum",
+                                                     label_smoothing=smoothing if training else 0.0)
+        torch.testing.assert_close(step.terms["lm"].total, expected, rtol=1e-5, atol=1e-5)
+    assert batch.counts == {"targets": 6}
+
+
+def test_a_mixture_of_two_tasks_is_told_apart_by_its_prefixes(tokenizer, tmp_path):
+    """The same texts with two prefixes: the word that follows, and the one before."""
+    rows = {name: [{"text": f"{name}: {word}", "out": COUNT[(i + step) % 12]} for i, word in enumerate(COUNT)]
+            for name, step in (("next", 1), ("previous", -1))}
+    tokenizer.save(tmp_path / "tok")
+    for name, lines in rows.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        pack(tmp_path / f"{name}.jsonl", tmp_path / name, target_field="out", workers=1)
+    (tmp_path / "both.jsonl").write_text("".join(json.dumps(line) + "\n" for lines in rows.values() for line in lines[::-1]))
+    pack(tmp_path / "both.jsonl", tmp_path / "both", target_field="out", workers=1)
+    chosen = recipe("t5-text2text-tiny", [
+        *(f"model.{k}={v}" for k, v in SMALL.items()), "objective.max_length=12", "objective.max_target_length=6", "data.global_batch=24",
+        "optim.name=adamw", "optim.lr=0.01", "max_updates=120", "evaluate.every=60", "evaluate.previews=2", "checkpoint.every=0",
+        "log.every=60", "log.tensorboard=false",
+    ])
+    result = pretrain(chosen, [(tmp_path / "next", 1.0), (tmp_path / "previous", 1.0)], tmp_path / "run", eval_data=tmp_path / "both",
+                      tokenizer=tmp_path / "tok")
+    assert result["eval"]["accuracy"] > 0.95, result["eval"]
+    model, tok = polymodal.load(tmp_path / "run"), polymodal.tokenizer(tmp_path / "run")
+    assert polymodal.generate(model, ["next: word3", "previous: word3"], tokenizer=tok, max_new_tokens=4) == ["word4", "word2"]
+    previews = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    assert {caption for p in previews for caption, _ in p["rows"]} == {"text", "target", "written"}
