@@ -10,6 +10,7 @@ import typer
 if TYPE_CHECKING:
     from torch import nn
 
+    from ...seq2seq.generate import Generation
     from ...shared.tokenizer import Tokenizer
 
 ORDER = 50
@@ -47,37 +48,109 @@ def systems(
 def generate(
     inputs: Annotated[list[str] | None, typer.Argument(
         metavar="[FILE|FOLDER|TEXT|-]...", show_default=False,
-        help="Prompts: files with one a line (txt, or jsonl with a field text), folders of them, texts, or - for stdin.")] = None,
+        help="Prompts: files with one a line (txt, or jsonl with a field text), folders of them, texts, or - for stdin. "
+             "None on a terminal: asks for prompts until Ctrl-D.")] = None,
     model: Annotated[str, typer.Option(help="Model directory, run, checkpoint, or hub id.")] = ...,  # type: ignore[assignment]
     tokenizer: Annotated[str | None, typer.Option(help="Where the tokenizer is. Default: with the model.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Default: 50, or what the model's positions leave.")] = None,
+    min_new_tokens: Annotated[int, typer.Option(min=0, help="No end before so many tokens.")] = 0,
     do_sample: Annotated[bool, typer.Option("--do-sample", help="Draw tokens; else the most probable one each time.")] = False,
     temperature: Annotated[float, typer.Option(help="Divides the logits before drawing.")] = 1.0,
     top_k: Annotated[int, typer.Option(help="Draw among the k most probable tokens; 0 for all.")] = 50,
     top_p: Annotated[float, typer.Option(help="Draw among the most probable tokens that reach p.")] = 1.0,
+    min_p: Annotated[float, typer.Option(help="Draw among tokens with this fraction of the best one's probability.")] = 0.0,
     repetition_penalty: Annotated[float, typer.Option(help="Above 1: tokens that occurred become less probable.")] = 1.0,
+    no_repeat_ngram_size: Annotated[int, typer.Option(min=0, help="So many tokens in a row never occur twice; 0 for no limit.")] = 0,
+    num_beams: Annotated[int, typer.Option(min=1, help="Search with so many beams.")] = 1,
+    num_return_sequences: Annotated[int, typer.Option(min=1, help="So many draws, or best beams, of each prompt.")] = 1,
+    length_penalty: Annotated[float, typer.Option(help="Of beams: above 0 favours long texts.")] = 1.0,
+    early_stopping: Annotated[str, typer.Option(
+        metavar="true|false|never", help="Of beams: end with enough texts, when a better one is unlikely, or impossible.")] = "false",
+    stop: Annotated[list[str] | None, typer.Option(help="A text ends before this (\\n for a new line); may be repeated.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the draws.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts that run together.")] = 16,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ... Default: a GPU if there is one.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Last line on stdout is one JSON object.")] = False,
 ) -> None:
     """Continue texts with a language model."""
-    from ...seq2seq.generate import EncoderDecoder
-    from ..console import Console
-    from ..frontdoor import generate as run
+    import sys
 
-    prompts = _texts(inputs)
+    from ...seq2seq.generate import EncoderDecoder, Generation, write
+    from ...shared.errors import UserError
+    from ..console import Console
+
+    choices: dict[str, Any] = {"true": True, "false": False, "never": "never"}
+    if early_stopping not in choices:
+        raise UserError(f"--early-stopping is {early_stopping!r}, expected true, false or never")
+    settings = Generation(
+        max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, do_sample=do_sample, temperature=temperature, top_k=top_k,
+        top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, no_repeat_ngram_size=no_repeat_ngram_size, num_beams=num_beams,
+        num_return_sequences=num_return_sequences, length_penalty=length_penalty, early_stopping=choices[early_stopping], seed=seed,
+        stop_strings=tuple(s.replace("\\n", "\n").replace("\\t", "\t") for s in stop or ()))
+    screen = not json and sys.stdout.isatty()
+    interactive = not inputs and screen and sys.stdin.isatty()
+    prompts = [] if interactive else _texts(inputs)
     loaded, vocabulary = _load(model, tokenizer, device)
     assert vocabulary is not None
+    if interactive:
+        _converse(loaded, vocabulary, settings)
+        return
+    answers = isinstance(loaded, EncoderDecoder)  # what an encoder-decoder writes stands alone; a decoder continues its prompt
+    if screen and len(prompts) == 1 and settings.copies == 1:
+        _stream(loaded, vocabulary, prompts[0], settings, "" if answers else prompts[0])
+        return
     console = Console(json=json)
     with console.progress("generating", len(prompts)) as bar:
-        added = run(loaded, prompts, tokenizer=vocabulary, max_new_tokens=max_new_tokens, do_sample=do_sample, temperature=temperature,
-                    top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty, seed=seed, batch_size=batch_size,
-                    return_full_text=False, advance=bar.advance)
-    # what an encoder-decoder writes stands alone; a decoder continues its prompt
-    texts = added if isinstance(loaded, EncoderDecoder) else [p + a for p, a in zip(prompts, added)]
-    results = [{"prompt": p, "continuation": a, "text": t} for p, a, t in zip(prompts, added, texts)]
-    console.finish({"model": model, "results": results}, "\n\n".join(texts))
+        found = write(loaded, prompts, vocabulary, settings, batch_size=batch_size, advance=bar.advance)
+    results: list[dict[str, Any]] = [
+        {"prompt": p, "continuation": w.text, "text": w.text if answers else p + w.text} | ({} if w.score is None else {"score": w.score})
+        for p, several in zip(prompts, found) for w in several]
+    console.finish({"model": model, "results": results}, "\n\n".join(r["text"] for r in results))
+
+
+def _stream(model: nn.Module, tokenizer: Tokenizer, prompt: str, settings: Generation, before: str = "") -> None:
+    """Print a continuation as it is written, behind `before`; nothing, where the prompt cannot be continued."""
+    from ...seq2seq.generate import write
+
+    opening = [before]
+
+    def show(piece: str) -> None:
+        print(*opening, piece, sep="", end="", flush=True)
+        opening.clear()
+
+    write(model, [prompt], tokenizer, settings, stream=show)
+    show("\n")
+
+
+def _converse(model: nn.Module, tokenizer: Tokenizer, settings: Generation) -> None:
+    """Ask for prompts and write their continuations, until Ctrl-D; Ctrl-C ends one continuation."""
+    import sys
+    from contextlib import suppress
+
+    from ...seq2seq.generate import write
+    from ...shared.errors import UserError
+
+    with suppress(ImportError):  # line editing and history
+        import readline  # noqa: F401  # pyright: ignore[reportUnusedImport]
+
+    print("A prompt a line; Ctrl-C ends a text, Ctrl-D ends all.", file=sys.stderr)
+    while True:
+        try:
+            prompt = input("> ")
+        except EOFError:
+            print()
+            return
+        if not prompt.strip():
+            continue
+        try:
+            if settings.copies == 1:
+                _stream(model, tokenizer, prompt, settings)
+            else:
+                print("\n\n".join(w.text for w in write(model, [prompt], tokenizer, settings)[0]))
+        except KeyboardInterrupt:
+            print()
+        except UserError as error:
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
 
 
 def embed(

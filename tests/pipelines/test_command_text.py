@@ -3,6 +3,10 @@
 import importlib.resources
 import io
 import json
+import os
+import pty
+import select
+import subprocess
 import sys
 
 import numpy as np
@@ -76,6 +80,74 @@ def test_generate_from_texts_files_folders_and_stdin(models, tmp_path, capsys, m
     assert sampled[0] == sampled[1]
 
 
+def test_generate_with_beams_tells_scores(models, capsys):
+    model = models / "gpt2"
+    arguments = ("generate", "--model", model, "--max-new-tokens", 5, "--num-beams", 3, "--num-return-sequences", 2)
+    more = ("--length-penalty", 0.6, "--early-stopping", "never", "--no-repeat-ngram-size", 2, "--min-new-tokens", 3)
+    found = result(capsys, *arguments, *more, *LINES)["results"]
+    expected = polymodal.generate(polymodal.load(model), LINES, tokenizer=polymodal.tokenizer(model), max_new_tokens=5, num_beams=3,
+                                  num_return_sequences=2, length_penalty=0.6, early_stopping="never", no_repeat_ngram_size=2,
+                                  min_new_tokens=3)
+    assert [r["text"] for r in found] == expected
+    assert all(a["prompt"] == b["prompt"] and 0 > a["score"] >= b["score"] for a, b in zip(found[::2], found[1::2]))
+    assert "score" not in result(capsys, "generate", "--model", model, "--max-new-tokens", 5, LINES[0])["results"][0]
+
+
+def test_stop_strings_of_the_command(models, capsys):
+    arguments = ("generate", "--model", models / "gpt2", "--max-new-tokens", 20, LINES[0])
+    whole = result(capsys, *arguments)["results"][0]["continuation"]
+    mark = whole[4:6]
+    found = result(capsys, *arguments, "--stop", mark, "--stop", "\\n")["results"][0]["continuation"]
+    assert found == whole[:min(at for at in (whole.find(mark), whole.find("\n")) if at >= 0)]
+
+
+def test_one_prompt_streams_to_a_terminal(models, capsys, monkeypatch):
+    arguments = ("generate", "--model", models / "gpt2", "--max-new-tokens", 6)
+    plain = run(capsys, *arguments, LINES[0])[1]
+    heard = []
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    write = sys.stdout.write
+    monkeypatch.setattr(sys.stdout, "write", lambda text: (heard.append(text), write(text))[1])
+    code, out, _ = run(capsys, *arguments, LINES[0])
+    assert code == 0 and out == plain and len([h for h in heard if h]) > 3
+    code, out, err = run(capsys, *arguments, "the cat " * 300)
+    assert code == 2 and not out and "positions" in err
+
+
+def test_a_terminal_without_prompts_converses(models):
+    """Two prompts, an empty line and one that is too long, then Ctrl-D, through a terminal of the system."""
+    main, other = pty.openpty()
+    words = [sys.executable, "-m", "polymodal", "generate", "--model", str(models / "gpt2"), "--max-new-tokens", "5"]
+    process = subprocess.Popen(words, stdin=other, stdout=other, stderr=subprocess.PIPE, close_fds=True)
+    os.close(other)
+    shown = b""
+
+    def until_asked(times):
+        nonlocal shown
+        while shown.count(b"> ") < times:
+            ready, _, _ = select.select([main], [], [], 100)
+            assert ready, shown
+            shown += os.read(main, 4096)
+
+    try:
+        for number, line in enumerate([LINES[0], "", "the cat " * 150, LINES[1]], 1):
+            until_asked(number)
+            os.write(main, line.encode() + b"\n")
+        until_asked(5)
+        os.write(main, b"\x04")
+        errors = process.communicate(timeout=100)[1].decode()
+    finally:
+        process.kill()
+        os.close(main)
+    assert process.returncode == 0, errors
+    assert errors.count("error:") == 1 and "positions" in errors and "Ctrl-D" in errors
+    text = shown.decode(errors="replace").replace("\r\n", "\n")
+    model, tok = polymodal.load(models / "gpt2"), polymodal.tokenizer(models / "gpt2")
+    for line in LINES[:2]:
+        continuation = polymodal.generate(model, line, tokenizer=tok, max_new_tokens=5, return_full_text=False)
+        assert line + "\n" + continuation.replace("\r\n", "\n") in text
+
+
 def test_embed_is_the_normalised_mean_over_the_tokens(models, capsys):
     model, tok = polymodal.load(models / "bert"), polymodal.tokenizer(models / "bert")
     found = result(capsys, "embed", "--model", models / "bert", *LINES)
@@ -136,7 +208,9 @@ def test_pictures_with_clip(tmp_path, capsys):
 
 @pytest.mark.parametrize(("command", "model", "inputs", "message"), [
     ("generate", "gpt2", ["missing.txt"], "no file 'missing.txt'"), ("generate", "bert", ["text"], "does not generate"),
-    ("generate", "gpt2", ["the cat " * 200], "positions"), ("generate", "nowhere", ["text"], "no model directory"),
+    ("generate", "gpt2", ["the cat " * 200], "positions"), ("generate", "gpt2", ["a", "--num-beams", "2", "--do-sample"], "exclude"),
+    ("generate", "gpt2", ["a", "--early-stopping", "soon"], "early-stopping"), ("generate", "gpt2", ["a", "--min-p", "2"], "min_p"),
+    ("generate", "gpt2", ["a", "--stop", ""], "stop string"), ("generate", "nowhere", ["text"], "no model directory"),
     ("embed", "bert", ["empty.txt"], "holds no text"), ("embed", "bert", ["latin.txt"], "not UTF-8"),
     ("embed", "bert", ["bad.jsonl"], "line 2"), ("embed", "bert", ["folder"], "holds no .txt"),
     ("embed", "bert", ["one.png", "a text"], "pictures and texts"), ("embed", "bert", ["one.png"], "no picture vectors"),
