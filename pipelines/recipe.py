@@ -42,7 +42,8 @@ class DataSettings:
     prefetch: int = 2
     """Micro-batches that each worker prepares ahead."""
     lanes: int = 240
-    """Lanes the data is dealt to; best a multiple of any rank count the run may ever have."""
+    """Lanes the data is dealt to; best a multiple of any rank count the run may ever have. A system that reads in sequence has one for
+    each sample of an update instead, and no window."""
     window: int = 4096
     """Samples of a lane that are shuffled together."""
     on_bad: Literal["raise", "skip"] = "raise"
@@ -83,7 +84,8 @@ class EvaluateSettings:
     every: int = 0
     """Updates between two evaluations; 0: only at the end."""
     batch: int | None = None
-    """Samples of one evaluation batch over all ranks; null: as in training."""
+    """Samples of one evaluation batch over all ranks; null: as in training. A system that reads in sequence has so many lanes (null: one
+    for each sample of an update): each begins without a memory, so fewer lanes suit a small data set."""
     limit: int | None = None
     """At most so many samples; null: all."""
     previews: int = 4

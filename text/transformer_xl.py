@@ -9,6 +9,7 @@ distances (sines first, then cosines), word vectors times sqrt(D), post-norm blo
 words, distances and output, adaptive input and softmax with tied tables and projections (section 4.1), the initialisation; a
 memory that holds the last `mem_len` states of every layer's input (section 3.2) and starts empty; parameters and their names as in
 transformers' `TransfoXLLMHeadModel`, which left the library after version 4.35: no current release loads an export, this one does.
+Compared once with the classes of that version themselves, in nine configurations (docs/decisions.md).
 
 Deviations, each with its reason:
 * The first token of a segment is a target, too: the last token of the segment before is read again in front of it, the end-of-text
