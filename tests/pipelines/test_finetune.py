@@ -30,12 +30,12 @@ TIMES = ("samples_per_s", "tokens_per_s", "step_s", "data_wait_s", "elapsed_s", 
 def sentences(count, seed):
     rng = np.random.default_rng(seed)
     verbs = rng.choice(VERBS, size=count, p=(0.2, 0.6, 0.2))
-    return [(f"the {rng.choice(COLOURS)} {rng.choice(ANIMALS)} {verb} and {rng.choice(VERBS)}", verb) for verb in verbs]
+    return [(f"the {rng.choice(COLOURS)} {rng.choice(ANIMALS)} {verb} and the {rng.choice(ANIMALS)}", verb) for verb in verbs]
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Labelled texts (the first verb tells the class, six in ten are of one), raw text, a tokenizer."""
+    """Labelled texts (the verb tells the class, six in ten are of one), raw text, a tokenizer."""
     root = tmp_path_factory.mktemp("labelled")
     tokenizer = Tokenizer.train([" ".join((*COLOURS, *ANIMALS, *VERBS, "the and"))] * 9, "word", 17, style=STYLES["bert"])
     tokenizer.save(root / "tok")
@@ -169,8 +169,8 @@ def test_accuracy_rises_above_the_majority_class(data, tmp_path):
                          "optim.layer_decay=1.0", "data.global_batch=32", "max_updates=90", "evaluate.every=45")
     truth = [json.loads(line)["label"] for line in (data.held.parent / "held.jsonl").read_text().splitlines()]
     majority = max(truth.count(verb) for verb in VERBS) / len(truth)
-    assert result["eval"]["accuracy"] > 0.8 > majority + 0.15, (result["eval"], majority)
-    assert result["eval"]["macro_f1"] > 0.75
+    assert result["eval"]["accuracy"] > 0.9 > majority + 0.2, (result["eval"], majority)
+    assert result["eval"]["macro_f1"] > 0.85
 
 
 def test_frozen_parts_keep_their_weights_and_the_rest_moves(data, pretrained, tmp_path):
