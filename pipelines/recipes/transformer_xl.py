@@ -32,8 +32,8 @@ def transformer_xl_base() -> Recipe:
 
     Paper: Dai et al. 2019, Transformer-XL, section 4.1, and the published script: 60 segments of 150 tokens, memory 150, Adam
     2.5e-4 to zero by a cosine without warmup, clip 0.25, dropout 0.1, cutoffs 20k, 40k and 200k.
-    Target: WikiText-103 test perplexity 24.0 (table 1), evaluated with segments of 64, a memory of 640, distances clamped at 400 and
-    equal lengths: `net.memory_length = 640`, `model.clamp_len=400 model.same_length=true`.
+    Target: WikiText-103 test perplexity 24.0 (table 1), evaluated on segments of 64 with a memory of 640 (`evaluate perplexity --memory
+    640`), distances clamped at 400 and the same length (`clamp_len`, `same_length` in the export's config.json).
     Deviates: the cutoffs hold for a vocabulary of words sorted by frequency; those beyond the tokenizer's vocabulary are left out.
     Data: `tokenizer train --kind word --size 267735`, then `pack --tokenize TOKENIZER --block 150 --in-order`.
     Unverified: it has not been run to its end.

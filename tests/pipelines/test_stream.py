@@ -4,6 +4,9 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from polymodal.pipelines.order import SourceOrder
 from polymodal.pipelines.pack import pack
 from polymodal.pipelines.shards import DataSet
 from polymodal.pipelines.stream import Layout, Stream, check_order, describe_update, evaluation_batches, plan
@@ -241,6 +244,29 @@ def test_evaluation_limit_partners_and_bad_samples(data):
 
 
 # ---- lanes of consecutive samples
+
+
+@settings(max_examples=80, deadline=None)
+@given(shards=st.lists(st.integers(1, 30), min_size=1, max_size=6), micro=st.integers(1, 5), accumulate=st.integers(1, 4),
+       world=st.integers(1, 4))
+def test_any_layout_reads_lanes_exactly_once(shards, micro, accumulate, world):
+    """For any N, G, ranks and micro-batches: every sample once an epoch, and each row of each micro-batch keeps to one lane."""
+    n, batch = sum(shards), micro * accumulate * world
+    order = SourceOrder(tuple(shards), 0, "a", batch, 7, sequential=True)
+    epochs, before = {0: [], 1: []}, {}
+    for update in range(-(-2 * n // batch)):
+        for rank in range(world):
+            layout = Layout(batch, micro, rank, world)
+            assert layout.accumulate == accumulate
+            for part in range(accumulate):
+                for row, position in enumerate(layout.positions(update, part)):
+                    epoch, sample = order.locate(position)
+                    last = before.get((rank, part, row))
+                    if last is not None and last[0] == epoch:
+                        assert sample == last[1] + 1
+                    before[rank, part, row] = epoch, sample
+                    epochs.setdefault(epoch, []).append(sample)
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(n))
 
 
 @pytest.mark.parametrize(("batch", "micro", "world"), [(12, 3, 2), (12, None, 1), (5, 1, 5), (7, None, 1), (211, None, 1)])
