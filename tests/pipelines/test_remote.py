@@ -18,11 +18,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
+from polymodal.pipelines import cli
 from polymodal.pipelines._fetch import Patience, Traffic
+from polymodal.pipelines.console import Console
+from polymodal.pipelines.pack import pack
+from polymodal.pipelines.runs import Run
 from polymodal.pipelines.shards import INDEX, DataSet, build_index, verify
 from polymodal.pipelines.stream import Layout, Stream, evaluation_batches
 from polymodal.shared.errors import UserError
 from polymodal.shared.system import Batch, Objective
+from polymodal.shared.tokenizer import Tokenizer
 
 EACH, SHARDS = 40, 5
 
@@ -603,3 +608,63 @@ def test_an_evaluation_reads_remote_data(server, folder, cache):
     found = [[b.task for b in evaluation_batches(DataSet.open(source, cache=cache), Raw(), batch=16, seed=1, workers=workers)]
              for source, workers in ((folder, 0), (server.url, 2))]
     assert found[0] == found[1] and len(found[0]) == 13
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+OVERRIDES = ["model.n_embd=16", "model.n_layer=1", "model.n_head=2", "model.n_positions=32", "data.global_batch=8", "data.window=16",
+             "data.lanes=4", "max_updates=8", "log.every=4", "log.tensorboard=false", "precision=32", "accelerator=cpu"]
+
+
+@pytest.fixture
+def texts(tmp_path):
+    rng = np.random.default_rng(0)
+    lines = [" ".join("".join(rng.choice(list("abcdef"), size=3)) for _ in range(8)) for _ in range(90)]
+    (tmp_path / "train.txt").write_text("\n".join(lines))
+    Tokenizer.train(lines, "byte-bpe", 300).save(tmp_path / "tok")
+    pack([tmp_path / "train.txt"], tmp_path / "texts", split="line", workers=1, shard_bytes=40_000, console=Console(quiet=True))
+    served = Server(tmp_path / "texts")
+    yield served
+    served.shutdown()
+    served.server_close()
+
+
+def losses(out):
+    return [(row["update"], row["loss"]) for row in Run(out).metrics("train")]
+
+
+def test_a_run_on_a_bad_line_is_the_run_from_disk(texts, tmp_path, monkeypatch, capsys):
+    """Same losses, what it cost in the metrics, and no secret in the run's directory or output."""
+    monkeypatch.setenv("POLYMODAL_CACHE", str(tmp_path / "cache"))
+    secret = texts.url.replace("http://", "http://user:hunter2@") + "?sig=topsecret"
+    arguments = ["pretrain", "gpt2-tiny", "--tokenizer", str(tmp_path / "tok"), *(p for o in OVERRIDES for p in ("--set", o))]
+    assert cli.run([*arguments, "--data", str(tmp_path / "texts"), "--out", str(tmp_path / "local")]) == 0
+    texts.fault = lambda path, number, start: "500" if number == 1 else "cut 0.7" if number == 2 else ""
+    command = [*arguments, "--data", secret, "--out", str(tmp_path / "remote")]
+    monkeypatch.setattr(sys, "argv", ["polymodal", *command])
+    assert cli.run(command) == 0
+    assert losses(tmp_path / "remote") == losses(tmp_path / "local") and len(losses(tmp_path / "local")) == 2
+    first, second = Run(tmp_path / "remote").metrics("train")
+    assert first["fetch_retries"] >= 4 and first["fetch_bytes"] > 40_000 and first["cache_misses"] >= 4 and first["cache_evictions"] == 0
+    assert second["fetch_bytes"] == 0 and set(Traffic.NAMES) <= set(second)
+    assert not set(Traffic.NAMES) & set(Run(tmp_path / "local").metrics("train")[0])
+    shown = "".join(capsys.readouterr())
+    for word in ("hunter2", "topsecret"):
+        assert word not in shown
+        assert not [p for p in (tmp_path / "remote").rglob("*") if p.is_file() and word.encode() in p.read_bytes()]
+    assert "http://***@" in (tmp_path / "remote" / "environment.json").read_text()
+
+
+@pytest.mark.slow
+def test_two_ranks_share_the_cache_and_add_up_what_they_fetched(texts, tmp_path):
+    sets = [p for o in [*OVERRIDES, "data.workers=1"] for p in ("--set", o)]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "polymodal"]
+    done = subprocess.run([*launcher, "pretrain", "gpt2-tiny", "--data", texts.url, "--tokenizer", str(tmp_path / "tok"),
+                           "--out", str(tmp_path / "run"), *sets],
+                          env={**os.environ, "OMP_NUM_THREADS": "1", "POLYMODAL_CACHE": str(tmp_path / "cache"),
+                               "POLYMODAL_READ_TIMEOUT": "20"}, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = Run(tmp_path / "run").metrics("train")
+    tars = {asked[0] for asked in texts.tars()}
+    assert len(texts.tars()) == len(tars) > 1  # every shard came once, to both ranks together
+    assert sum(row["fetch_bytes"] for row in rows) >= sum((texts.folder / name).stat().st_size for name in tars)
