@@ -1,0 +1,126 @@
+"""Ray Train, and SkyPilot."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from .launch import MARK, Job, Shell, words
+
+
+class Ray:
+    """A script for `ray job submit`: Ray starts the ranks, polymodal does the rest."""
+
+    takes = frozenset({"cpus", "gpu_type"})
+    here = False
+
+    def problems(self, job: Job) -> Iterator[str]:
+        """Ray starts all ranks or none."""
+        if job.nodes[0] != job.nodes[1]:
+            yield f"--nodes is {job.nnodes}, and Ray starts a fixed number of ranks: use {job.nodes[1]}"
+
+    def files(self, job: Job) -> dict[str, str]:
+        """The script."""
+        ranks = job.nodes[1] * job.gpus
+        scaling: dict[str, Any] = {"num_workers": ranks, "use_gpu": job.with_gpus}
+        if job.options.gpu_type:
+            scaling["accelerator_type"] = job.options.gpu_type
+        if job.options.cpus:
+            each = {"CPU": max(1, job.options.cpus // job.gpus)}
+            scaling["resources_per_worker"] = each | ({"GPU": 1} if job.with_gpus else {})
+        backend = "cpu:gloo,cuda:nccl" if job.with_gpus else "gloo"
+        script = _SCRIPT.format(mark=MARK, ranks=ranks, program=_python(job.program()), recipe=_python(job.recipe_file),
+                                scaling=_python(scaling), backend=_python(backend), name=_python(job.name), failures=job.max_restarts,
+                                environment=_python({"OMP_NUM_THREADS": job.environment["OMP_NUM_THREADS"]}))
+        return {f"{job.name}-ray.py": script}
+
+    def command(self, job: Job) -> list[str]:
+        """`ray job submit`."""
+        return ["ray", "job", "submit", "--working-dir", ".", "--", "python", f"{job.name}-ray.py"]
+
+
+def _python(value: Any) -> str:
+    """A plain value as Python source."""
+    json.dumps(value)  # nothing else has a literal
+    return repr(value)
+
+
+_SCRIPT = '''\
+"""{mark}: {ranks} ranks under Ray Train."""
+
+import os
+import tempfile
+
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+
+PROGRAM = {program}
+RECIPE = {recipe}
+
+
+def train() -> None:
+    """One rank. A run that is started again continues from its newest checkpoint."""
+    context = ray.train.get_context()
+    os.environ.update({environment})
+    # the ranks stand as torchrun would have started them; Ray has set RANK, WORLD_SIZE, MASTER_ADDR and the others
+    os.environ.update(TORCHELASTIC_RUN_ID="ray", GROUP_RANK=str(context.get_node_rank()), RANK=str(context.get_world_rank()),
+                      LOCAL_RANK=str(context.get_local_rank()), WORLD_SIZE=str(context.get_world_size()),
+                      LOCAL_WORLD_SIZE=str(context.get_local_world_size()))
+    from polymodal.pipelines.cli import invoke
+
+    program = list(PROGRAM)
+    if RECIPE is not None:
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False, encoding="utf-8") as file:
+            file.write(RECIPE)
+        program[1] = file.name
+    code = invoke(program)
+    if code:
+        raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    TorchTrainer(
+        train,
+        torch_config=TorchConfig(backend={backend}),
+        scaling_config=ray.train.ScalingConfig(**{scaling}),
+        run_config=ray.train.RunConfig(name={name}, failure_config=ray.train.FailureConfig(max_failures={failures})),
+    ).fit()
+'''
+
+
+class SkyPilot:
+    """A task for `sky jobs launch`, which starts it again elsewhere when its machines are taken away."""
+
+    takes = frozenset({"image", "gpu_type", "cpus", "setup"})
+    here = False
+
+    def problems(self, job: Job) -> Iterator[str]:
+        """SkyPilot chooses machines by their GPU."""
+        if job.with_gpus and job.options.gpu_type is None:
+            yield "--gpu-type is missing: SkyPilot chooses machines by it, such as H100"
+        if job.nodes[0] != job.nodes[1]:
+            yield f"--nodes is {job.nnodes}, and SkyPilot starts a fixed number of machines: use {job.nodes[1]}"
+
+    def files(self, job: Job) -> dict[str, str]:
+        """The task."""
+        o = job.options
+        resources: dict[str, Any] = {"accelerators": f"{o.gpu_type}:{job.gpus}"} if job.with_gpus else {}
+        resources |= {"cpus": f"{o.cpus}+"} if o.cpus else {}
+        resources |= {"image_id": f"docker:{o.image}"} if o.image else {}
+        place = ["--rdzv-backend=c10d", Shell('--rdzv-endpoint="$head:29400"'), f"--rdzv-id={job.name}"]
+        recipe = None if job.recipe_file is None else "recipe.yaml"
+        run = 'head=$(echo "$SKYPILOT_NODE_IPS" | sed -n 1p)\n'
+        if job.recipe_file is not None:
+            run += f"printf %s {shlex.quote(job.recipe_file)} > recipe.yaml\n"
+        run += words(job.torchrun(*place, recipe=recipe)) + "\n"
+        task = {"name": job.name, "resources": resources, "num_nodes": job.nodes[1], "envs": job.environment,
+                "setup": o.setup or "python -m pip install polymodal\n", "run": run}
+        return {f"{job.name}-sky.yaml": f"# {MARK}\n{yaml.safe_dump(task, sort_keys=False, allow_unicode=True, width=140)}"}
+
+    def command(self, job: Job) -> list[str]:
+        """`sky jobs launch`."""
+        return ["sky", "jobs", "launch", "--yes", f"{job.name}-sky.yaml"]

@@ -1,0 +1,119 @@
+"""Targets that are a command on a machine: this one, torchrun on each of several, Slurm."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+from .launch import MARK, Job, Shell, words
+
+
+class Local:
+    """The run's own way to start ranks, on this machine."""
+
+    takes: frozenset[str] = frozenset()
+    here = True
+
+    def problems(self, job: Job) -> Iterator[str]:
+        """One machine only."""
+        if job.nodes != (1, 1):
+            yield f"--nodes is {job.nnodes}, and local means this machine: use --on torchrun, or a scheduler"
+
+    def files(self, job: Job) -> dict[str, str]:
+        """None."""
+        return {}
+
+    def command(self, job: Job) -> list[str]:
+        """`polymodal pretrain` with so many processes."""
+        return [sys.executable, "-m", "polymodal", *job.program(), "--devices", str(job.gpus)]
+
+
+class Torchrun:
+    """torchrun: ranks that fail are started again; the same command on each machine makes one run."""
+
+    takes = frozenset({"rendezvous"})
+    here = True
+
+    def problems(self, job: Job) -> Iterator[str]:
+        """Several machines must know where to meet."""
+        if job.nodes != (1, 1) and job.options.rendezvous is None:
+            yield "several machines must know where to meet: give --rendezvous HOST:PORT, one of them, the same on all"
+
+    def files(self, job: Job) -> dict[str, str]:
+        """None."""
+        return {}
+
+    def command(self, job: Job) -> list[str]:
+        """Agents that meet at an address of one of them."""
+        # "localhost:0" takes a free port
+        place = ["--rdzv-backend=c10d", f"--rdzv-endpoint={job.options.rendezvous or 'localhost:0'}", f"--rdzv-id={job.name}"]
+        return [sys.executable, "-m", "torch.distributed.run", *job.torchrun(*place)[1:]]
+
+
+class Slurm:
+    """An sbatch script: requeued when it is preempted or its time is up, and told early enough to save."""
+
+    takes = frozenset({"time", "partition", "account", "gpu_type", "cpus", "setup", "logs"})
+    here = False
+
+    def problems(self, job: Job) -> Iterator[str]:
+        """Slurm gives a fixed number of machines."""
+        if job.nodes[0] != job.nodes[1]:
+            yield f"--nodes is {job.nnodes}, and Slurm gives a fixed number: use {job.nodes[1]}"
+
+    def files(self, job: Job) -> dict[str, str]:
+        """The script."""
+        o = job.options
+        gpus = f"{o.gpu_type}:{job.gpus}" if o.gpu_type else str(job.gpus)
+        settings = {
+            "job-name": job.name, "nodes": str(job.nodes[1]), "ntasks-per-node": "1", "gpus-per-node": gpus if job.with_gpus else None,
+            "cpus-per-task": None if o.cpus is None else str(o.cpus), "time": o.time, "partition": o.partition, "account": o.account,
+            # the batch shell hears of the time limit, and nobody else: it decides what is told to the ranks
+            "signal": f"B:USR1@{job.grace}", "requeue": "", "open-mode": "append", "output": f"{o.logs or 'logs'}/%x-%j.out",
+        }
+        lines = [f"#SBATCH --{name}{f'={value}' if value else ''}" for name, value in settings.items() if value is not None]
+        exports = [f"export {name}={value}" for name, value in job.environment.items()]
+        place = ["--rdzv-backend=c10d", Shell('--rdzv-endpoint="$head:$port"'), Shell('--rdzv-id="$SLURM_JOB_ID"')]
+        script = _SCRIPT.format(mark=MARK, settings="\n".join(lines), exports="\n".join(exports), setup=o.setup or "# no --setup",
+                                command=words(job.torchrun(*place)))
+        return {f"{job.name}.sbatch": script}
+
+    def command(self, job: Job) -> list[str]:
+        """Submit with sbatch."""
+        return ["sbatch", f"{job.name}.sbatch"]
+
+
+_SCRIPT = """\
+#!/bin/bash
+# {mark}
+{settings}
+
+set -euo pipefail
+{exports}
+{setup}
+
+# Before the time limit this shell gets USR1 and asks the ranks to stop: each saves after its update. Then the job is queued again.
+# A preempted job is told by Slurm itself (SIGTERM to the ranks) and queued again because of --requeue.
+asked=
+stop() {{
+    asked=1
+    scancel --signal=TERM "$SLURM_JOB_ID"
+}}
+trap stop USR1
+
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
+port=$((20000 + SLURM_JOB_ID % 10000))
+srun --kill-on-bad-exit=1 {command} &
+step=$!
+code=0
+wait "$step" || code=$?
+while kill -0 "$step" 2> /dev/null; do  # a signal ends `wait` before the step has ended
+    code=0
+    wait "$step" || code=$?
+done
+if [ -n "$asked" ]; then
+    scontrol requeue "$SLURM_JOB_ID"
+    exit 0
+fi
+exit "$code"
+"""
