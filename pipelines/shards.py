@@ -338,6 +338,7 @@ class DataSet:
             if data is not None:
                 return data
             opened.file = self._file(shard)
+            self._spare()
         data = _pread(opened.file, end - begin, begin)
         if len(data) != end - begin:
             raise self._changed(shard, "it became shorter")
@@ -374,6 +375,18 @@ class DataSet:
         else:
             self._open.move_to_end(number)
         return opened
+
+    def _spare(self) -> None:
+        """Let go of remote shards so that the cache may remove them: those in use by a process are a small part of it, or a single one."""
+        held = [(self.index.shards[number].size, opened) for number, opened in self._open.items() if opened.file is not None]
+        total = sum(size for size, _ in held)
+        for size, opened in held[:-1]:
+            if total <= self.room / 16:
+                break
+            assert opened.file is not None
+            os.close(opened.file)
+            opened.file = None
+            total -= size
 
     def _file(self, shard: Shard) -> int:
         """A shard, open for reading."""

@@ -306,7 +306,23 @@ def plan(stream: Stream) -> list[str]:
             near = -(-order.lanes // layout.world) * layout.world
             lines.append(f"reading: {order.lanes} lanes are no multiple of {layout.world} ranks, so every rank reads every shard; "
                          f"data.lanes={near} would divide them (before the run starts)")
-    return lines
+    return [*lines, *_plan_remote(stream)]
+
+
+def _plan_remote(stream: Stream) -> Iterator[str]:
+    """How much of remote data is read side by side, and whether the cache holds it."""
+    if not any(d.remote for d in stream.sets):
+        return
+    order = stream.order
+    first = itertools.takewhile(lambda piece: piece[0] <= 0, order.coming(0, range(order.sources[0].lanes)))
+    shards = {(source, stream.sets[source].place(sample)[0]) for _, source, sample in first if stream.sets[source].remote}
+    size = sum(stream.sets[source].index.shards[shard].size for source, shard in shards)
+    room = min(d.room for d in stream.sets)
+    kept = f"at most {room / 2**20:,.0f} MiB are kept" if math.isfinite(room) else "what was read is kept while the disk has room"
+    yield f"remote: {len(shards)} shards ({size / 2**20:,.0f} MiB) are read side by side by all ranks; {kept}"
+    if size > room:
+        yield ("note: the cache does not hold the shards that are read side by side on one machine, so they are fetched over and over: "
+               "raise POLYMODAL_CACHE_BYTES, or lower data.lanes before the run starts")
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from polymodal.pipelines.console import Console
 from polymodal.pipelines.pack import pack
 from polymodal.pipelines.runs import Run
 from polymodal.pipelines.shards import INDEX, DataSet, build_index, verify
-from polymodal.pipelines.stream import Layout, Stream, evaluation_batches
+from polymodal.pipelines.stream import Layout, Stream, evaluation_batches, plan
 from polymodal.shared.errors import UserError
 from polymodal.shared.system import Batch, Objective
 from polymodal.shared.tokenizer import Tokenizer
@@ -584,7 +584,6 @@ def test_the_order_of_need_is_the_order_of_reading(folder):
 def test_a_small_cache_is_kept_small_and_evictions_are_counted(server, folder, cache, monkeypatch):
     size = max(p.stat().st_size for p in folder.glob("*.tar"))
     monkeypatch.setenv("POLYMODAL_CACHE_BYTES", str(int(size * 2.5)))
-    monkeypatch.setattr("polymodal.pipelines.shards._OPEN_SHARDS", 1)
     data = DataSet.open(server.url, cache=cache)
     evictions = 0
     for _ in range(2):
@@ -599,7 +598,7 @@ def test_a_cache_that_is_too_small_for_what_is_in_use_grows(server, cache, monke
     monkeypatch.setenv("POLYMODAL_CACHE_BYTES", "1K")
     data = DataSet.open(server.url, cache=cache)
     read_all(data)
-    assert len(kept(cache)) == SHARDS  # all of them are open
+    assert len(kept(cache)) == 2  # the one that is read, and the one that was in use when it came
     batches = first_batches(server.url, cache, 4)
     assert [b.samples for b in batches] == [20] * 4
 
@@ -614,6 +613,16 @@ def test_an_evaluation_reads_remote_data(server, folder, cache):
 
 OVERRIDES = ["model.n_embd=16", "model.n_layer=1", "model.n_head=2", "model.n_positions=32", "data.global_batch=8", "data.window=16",
              "data.lanes=4", "max_updates=8", "log.every=4", "log.tensorboard=false", "precision=32", "accelerator=cpu"]
+
+
+def test_the_plan_says_what_the_cache_must_hold(server, cache, monkeypatch):
+    def told():
+        lines = plan(Stream(DataSet.open(server.url, cache=cache), Raw(), Layout(20), lanes=1, window=20))
+        return [line for line in lines if "remote" in line or "POLYMODAL_CACHE_BYTES" in line]
+
+    assert told() == ["remote: 1 shards (0 MiB) are read side by side by all ranks; what was read is kept while the disk has room"]
+    monkeypatch.setenv("POLYMODAL_CACHE_BYTES", "3K")
+    assert len(told()) == 2 and "at most 0 MiB" in told()[0]
 
 
 @pytest.fixture
