@@ -163,8 +163,9 @@ def test_named_recipes_and_keys_exist() -> None:
 
     for page in PAGES:
         for words in command_lines(page):
-            if "pretrain" in words:
-                named = words[words.index("pretrain") + 1]
+            verb = next((v for v in ("pretrain", "finetune") if v in words), None)
+            if verb is not None:
+                named = words[words.index(verb) + 1]
                 if named in ("RUN/recipe.yaml", "examples/bag_tiny.yaml"):
                     continue
                 assert named in recipes() or (ROOT / named).is_file(), named

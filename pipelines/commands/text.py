@@ -34,8 +34,8 @@ def systems(
     from ..frontdoor import systems as known
 
     rows = known()
-    heads = ("name", "folder", "year", "objective", "sizes", "reference")
-    table = [heads, *((r.name, r.folder, str(r.year), r.objective, " ".join(r.sizes), r.reference) for r in rows)]
+    heads = ("name", "folder", "year", "objective", "tasks", "sizes", "reference")
+    table = [heads, *((r.name, r.folder, str(r.year), r.objective, " ".join(r.tasks) or "-", " ".join(r.sizes), r.reference) for r in rows)]
     widths = [max(len(line[i]) for line in table) for i in range(len(heads))]
     text = "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths)).rstrip() for line in table)
     if markdown:
