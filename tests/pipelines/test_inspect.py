@@ -116,7 +116,7 @@ def test_the_command_shows_the_samples_of_an_update_and_what_becomes_of_them(tex
     chosen = recipe("bert-tiny", ["data.global_batch=6", "seed=5"])
 
     class Nothing:
-        needs_partner = False
+        needs_partner = sequential = False
 
     stream = Stream(DataSet.open(texts / data), Nothing(), Layout(6), seed=5, lanes=chosen.data.lanes, window=chosen.data.window)
     assert facts["sample_ids"] == [stream.index(stream.order.locate(p)) for p in range(42, 48)]
