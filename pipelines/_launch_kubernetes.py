@@ -13,6 +13,9 @@ from .launch import MARK, Job, seconds_of
 KINDS = ("job", "pytorchjob", "trainjob")
 _PORT = 29400
 _RECIPE = "/etc/polymodal/recipe.yaml"
+_TRAINER = "trainer.kubeflow.org/v1alpha1"
+# a pod that is evicted or preempted comes back and does not count as a failure
+_DISRUPTED = {"rules": [{"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}]}
 
 
 class Kubernetes:
@@ -33,8 +36,6 @@ class Kubernetes:
             yield f"--gpu-type is {o.gpu_type!r}: on Kubernetes give the label of the machines, such as nvidia.com/gpu.product=NVIDIA-H100"
         if kind != "pytorchjob" and job.nodes[0] != job.nodes[1]:
             yield f"--nodes is {job.nnodes}, and only --kind pytorchjob runs on a changing number of machines: use {job.nodes[1]}"
-        if kind == "trainjob" and o.time is not None:
-            yield "--time: a TrainJob has no time limit: leave it out"
         mounts: list[str] = []
         for volume in o.volume or ():
             claim, colon, path = volume.partition(":")
@@ -51,14 +52,24 @@ class Kubernetes:
         documents = [{"job": _job, "pytorchjob": _pytorchjob, "trainjob": _trainjob}[kind](job)]
         if kind == "job" and job.nodes[1] > 1:
             documents.insert(0, _service(job))
+        if kind == "trainjob":
+            documents.insert(0, _runtime(job))
         if job.recipe_file is not None:
             documents.insert(0, {"apiVersion": "v1", "kind": "ConfigMap", "metadata": _meta(job), "data": {"recipe.yaml": job.recipe_file}})
-        text = "---\n".join(yaml.safe_dump(d, sort_keys=False, allow_unicode=True, width=140) for d in documents)
+        text = "---\n".join(yaml.dump(d, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=140) for d in documents)
         return {f"{job.name}.yaml": f"# {MARK}\n{text}"}
 
     def command(self, job: Job) -> list[str]:
         """Submit with kubectl."""
         return ["kubectl", "apply", "-f", f"{job.name}.yaml"]
+
+
+class _Dumper(yaml.SafeDumper):
+    """YAML without anchors: two mappings that are equal are written twice."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Always."""
+        return True
 
 
 def _paths(job: Job) -> Iterator[tuple[str, str]]:
@@ -79,9 +90,9 @@ def _command(job: Job, *rendezvous: str) -> list[str]:
     return job.torchrun(*rendezvous, recipe=None if job.recipe_file is None else _RECIPE)
 
 
-def _from_environment(job: Job) -> list[str]:
+def _from_environment(job: Job, *rendezvous: str) -> list[str]:
     """What torchrun is told without what Kubeflow says in the environment (PET_NNODES, PET_RDZV_ENDPOINT ...)."""
-    return [word for word in _command(job) if not word.startswith(("--nnodes", "--nproc-per-node"))]
+    return [word for word in _command(job, *rendezvous) if not word.startswith(("--nnodes", "--nproc-per-node"))]
 
 
 def _container(job: Job, name: str, command: list[str]) -> dict[str, Any]:
@@ -133,8 +144,7 @@ def _job(job: Job) -> dict[str, Any]:
     command = _command(job, "--rdzv-backend=c10d", f"--rdzv-endpoint={place}", f"--rdzv-id={job.name}")
     spec: dict[str, Any] = {
         "completions": nodes, "parallelism": nodes, "completionMode": "Indexed", "backoffLimit": job.max_restarts * nodes,
-        # a pod that is evicted or preempted comes back and does not count as a failure
-        "podFailurePolicy": {"rules": [{"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}]},
+        "podFailurePolicy": _DISRUPTED,
         "template": {"metadata": {"labels": _meta(job)["labels"]},
                      "spec": _pod(job, "polymodal", command, restartPolicy="Never", subdomain=job.name)},
     }
@@ -155,13 +165,25 @@ def _pytorchjob(job: Job) -> dict[str, Any]:
         "elasticPolicy": {"rdzvBackend": "c10d", "minReplicas": least, "maxReplicas": most, "maxRestarts": job.max_restarts}}}
 
 
+def _runtime(job: Job) -> dict[str, Any]:
+    """What a TrainJob runs. The whole pod stands here: how a TrainJob changes a shared runtime differs between releases."""
+    place = ["--rdzv-backend=c10d", "--rdzv-endpoint=$(PET_MASTER_ADDR):$(PET_MASTER_PORT)", f"--rdzv-id={job.name}"]
+    inner: dict[str, Any] = {
+        "backoffLimit": job.max_restarts * job.nodes[1], "podFailurePolicy": _DISRUPTED,
+        "template": {"metadata": {"labels": _meta(job)["labels"]},
+                     "spec": _pod(job, "node", _from_environment(job, *place), restartPolicy="Never")},
+    }
+    if job.options.time is not None:
+        inner["activeDeadlineSeconds"] = seconds_of(job.options.time)
+    node = {"name": "node", "template": {"metadata": {"labels": {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}}, "spec": inner}}
+    meta = _meta(job)
+    return {"apiVersion": _TRAINER, "kind": "TrainingRuntime", "metadata": meta | {
+        "labels": meta["labels"] | {"trainer.kubeflow.org/framework": "torch"}}, "spec": {
+            "mlPolicy": {"numNodes": job.nodes[1], "torch": {}},
+            "template": {"spec": {"failurePolicy": {"maxRestarts": job.max_restarts}, "replicatedJobs": [node]}}}}
+
+
 def _trainjob(job: Job) -> dict[str, Any]:
-    pod = _pod(job, "node", _from_environment(job))
-    container = pod["containers"][0]
-    trainer = {"numNodes": job.nodes[1], "numProcPerNode": job.gpus, "image": job.options.image, "command": container["command"],
-               "env": container["env"], "resourcesPerNode": container["resources"]}
-    mounted = {key: container[key] for key in ("name", "volumeMounts", "envFrom") if key in container}
-    override = {"targetJobs": [{"name": "node"}],
-                "spec": {"volumes": pod["volumes"], "containers": [mounted], **{k: pod[k] for k in ("nodeSelector",) if k in pod}}}
-    return {"apiVersion": "trainer.kubeflow.org/v1alpha1", "kind": "TrainJob", "metadata": _meta(job), "spec": {
-        "runtimeRef": {"name": "torch-distributed"}, "trainer": trainer, "podTemplateOverrides": [override]}}
+    return {"apiVersion": _TRAINER, "kind": "TrainJob", "metadata": _meta(job), "spec": {
+        "runtimeRef": {"apiGroup": "trainer.kubeflow.org", "kind": "TrainingRuntime", "name": job.name},
+        "trainer": {"numNodes": job.nodes[1], "numProcPerNode": job.gpus}}}
