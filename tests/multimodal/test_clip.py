@@ -241,21 +241,6 @@ def test_the_loss_is_openclips_summed():
     assert step.metrics["image_to_text"][0] == (out.logits_per_image.argmax(1) == torch.arange(6)).sum()
 
 
-def test_every_parameter_learns_and_the_batch_is_overfitted():
-    sys = system()
-    batch = batch_of(sys, 8)
-    _, found = gradients(sys, batch)
-    assert found.keys() == dict(sys.named_parameters()).keys()
-    optimizer = torch.optim.AdamW(sys.parameters(), lr=3e-3)
-    for update in range(60):
-        optimizer.zero_grad()
-        step = sys(batch)
-        step.terms["contrastive"].total.backward()
-        optimizer.step()
-        sys.after_update(update)
-    assert step.metrics["image_to_text"][0] == 8 and step.terms["contrastive"].total / 8 < 0.1
-
-
 def test_packed_captions_do_not_leak():
     sys = system().eval()
     a, b = pack([[48, 5, 6, 49], [48, 9, 49]]), pack([[48, 5, 6, 49], [48, 30, 31, 32, 49]])
@@ -267,13 +252,13 @@ def test_packed_captions_do_not_leak():
 
 @pytest.mark.parametrize("chunk", [1, 3, 5])
 def test_chunked_towers_give_the_same_gradient(chunk):
-    whole, chunked = system(), system({"chunk": chunk})
+    whole, chunked = system().double(), system({"chunk": chunk}).double()
     batch = batch_of(whole, 8)
     (step, expected), (other, found) = gradients(whole, batch), gradients(chunked, batch)
-    assert torch.allclose(step.terms["contrastive"].total, other.terms["contrastive"].total, rtol=1e-5)
+    assert torch.allclose(step.terms["contrastive"].total, other.terms["contrastive"].total, rtol=1e-12)
     assert expected.keys() == found.keys()
     for name in expected:
-        assert (expected[name] - found[name]).abs().max() <= 1e-5 * expected[name].abs().max(), name
+        assert (expected[name] - found[name]).abs().max() <= 1e-9 * expected[name].abs().max() + 1e-15, name
 
 
 def test_chunks_and_batch_statistics_exclude_each_other():

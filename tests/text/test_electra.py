@@ -182,27 +182,6 @@ def test_a_word_that_the_generator_gets_right_counts_as_original(tok):
     assert torch.equal(ids[0, untouched], batch.input_ids[0, untouched])
 
 
-def gradients(system, batches, counts):
-    system.zero_grad()
-    for batch in batches:
-        step = system(batch)
-        sum(t.weight * t.total / counts[t.count] for t in step.terms.values()).backward()
-    return {n: p.grad.clone() for n, p in system.named_parameters()}
-
-
-def test_the_gradient_does_not_depend_on_the_layout_and_reaches_everything(tok):
-    s = system(tok).double()
-    made = examples(s.objective, range(4))
-    whole = s.objective.collate(made)
-    once = gradients(s, [whole], whole.counts)
-    torch.manual_seed(7)
-    parts = [s.objective.collate(part) for part in (made[5:], made[:2], made[2:5])]
-    split = gradients(s, parts, whole.counts)
-    for name, gradient in once.items():
-        assert gradient.abs().sum() > 0, name
-        torch.testing.assert_close(split[name], gradient, rtol=1e-9, atol=1e-12)
-
-
 def test_the_tables_are_shared_and_nothing_flows_through_the_samples(tok):
     s = system(tok)
     mine, yours = s.generator.trunk.embed, s.net.trunk.embed
