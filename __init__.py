@@ -12,14 +12,16 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .pipelines.frontdoor import generate, load, save, system, systems, tokenizer
+    from .pipelines.summarize import summarize
 
-__all__ = ["__version__", "generate", "load", "save", "system", "systems", "tokenizer"]
+__all__ = ["__version__", "generate", "load", "save", "summarize", "system", "systems", "tokenizer"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `load`, `save`, `tokenizer`, `generate`, `system` and `systems` when they are first used."""
+    """Import `load`, `save`, `tokenizer`, `generate`, `summarize`, `system` and `systems` when they are first used."""
     if name in __all__:
-        return getattr(importlib.import_module(".pipelines.frontdoor", __name__), name)
+        where = ".pipelines.summarize" if name == "summarize" else ".pipelines.frontdoor"
+        return getattr(importlib.import_module(where, __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

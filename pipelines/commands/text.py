@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from ...shared.tokenizer import Tokenizer
 
 ORDER = 50
-_PICTURES = (".jpg", ".jpeg", ".png", ".webp")
-_TEXTS = (".txt", ".jsonl")
 
 
 def register(app: typer.Typer) -> None:
@@ -78,6 +76,7 @@ def generate(
     from ...seq2seq.generate import EncoderDecoder, Generation, write
     from ...shared.errors import UserError
     from ..console import Console
+    from ..inputs import open_text_model, texts
 
     choices: dict[str, Any] = {"true": True, "false": False, "never": "never"}
     if early_stopping not in choices:
@@ -89,9 +88,8 @@ def generate(
         stop_strings=tuple(s.replace("\\n", "\n").replace("\\t", "\t") for s in stop or ()))
     screen = not json and sys.stdout.isatty()
     interactive = not inputs and screen and sys.stdin.isatty()
-    prompts = [] if interactive else _texts(inputs)
-    loaded, vocabulary = _load(model, tokenizer, device)
-    assert vocabulary is not None
+    prompts = [] if interactive else texts(inputs)
+    loaded, vocabulary = open_text_model(model, tokenizer, device)
     if interactive:
         _converse(loaded, vocabulary, settings)
         return
@@ -172,6 +170,7 @@ def embed(
     from ..console import Console
     from ..embed import embed as run
     from ..embed import embed_pictures, sentence_length
+    from ..inputs import open_model, open_text_model, texts
 
     if out is not None and out.suffix not in (".npy", ".jsonl"):
         raise UserError(f"--out {out} must end in .npy or .jsonl")
@@ -181,13 +180,12 @@ def embed(
     console = Console(json=json)
     if pictures:
         names = [str(p) for p in pictures]
-        loaded, _ = _load(model, tokenizer, device, text=False)
+        loaded = open_model(model, device)
         with console.progress("embedding", len(names)) as bar:
             vectors = embed_pictures(loaded, pictures, batch_size=batch_size, normalize=not raw, advance=bar.advance)
     else:
-        names = _texts(inputs)
-        loaded, vocabulary = _load(model, tokenizer, device)
-        assert vocabulary is not None
+        names = texts(inputs)
+        loaded, vocabulary = open_text_model(model, tokenizer, device)
         origin: Any = getattr(loaded, "origin", None)
         limit = max_length or (sentence_length(origin.directory) if origin is not None and origin.directory is not None else None)
         with console.progress("embedding", len(names)) as bar:
@@ -228,107 +226,24 @@ def _write(out: Path, kind: str, names: list[str], vectors: Any) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _load(model: str, tokenizer: str | None, device: str | None, *, text: bool = True) -> tuple[nn.Module, Tokenizer | None]:
-    """The model and, for text, its tokenizer."""
-    import torch
-
-    from ...shared.errors import UserError
-    from ..frontdoor import load
-    from ..frontdoor import tokenizer as find
-
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {chosen} cannot be used ({str(error).splitlines()[0]}); expected cpu or a GPU that is there") from None
-    loaded = load(model, device=chosen)
-    return loaded, find(tokenizer or model) if text else None
-
-
 def _pictures(inputs: list[str]) -> list[Path]:
     """The picture files among the inputs, where they are pictures."""
     from ...shared.errors import UserError
+    from ..inputs import PICTURES, TEXTS, path_of
 
     found: list[Path] = []
     others = 0
     for given in inputs:
-        path = _path(given)
+        path = path_of(given)
         if path is not None and path.is_dir():
             inside = sorted(p for p in path.rglob("*") if p.is_file())
-            pictures = [p for p in inside if p.suffix.lower() in _PICTURES]
+            pictures = [p for p in inside if p.suffix.lower() in PICTURES]
             found.extend(pictures)
-            others += any(p.suffix.lower() in _TEXTS for p in inside)
-        elif path is not None and path.suffix.lower() in _PICTURES:
+            others += any(p.suffix.lower() in TEXTS for p in inside)
+        elif path is not None and path.suffix.lower() in PICTURES:
             found.append(path)
         else:
             others += 1
     if found and others:
         raise UserError("the inputs are pictures and texts: run embed once for each")
     return found
-
-
-def _texts(inputs: list[str] | None) -> list[str]:
-    """The texts of the arguments: files with one a line, folders of them, texts themselves, or stdin."""
-    import sys
-
-    from ...shared.errors import UserError
-
-    if not inputs:
-        if sys.stdin.isatty():
-            raise UserError("no input: give files, texts, or - to read lines from stdin")
-        inputs = ["-"]
-    texts: list[str] = []
-    for given in inputs:
-        path = _path(given)
-        if given == "-":
-            texts.extend(_split(sys.stdin.buffer.read(), "stdin", jsonl=False))
-        elif path is None:
-            texts.append(given)
-        else:
-            files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in _TEXTS)
-            if not files:
-                raise UserError(f"{path} holds no .txt or .jsonl files")
-            for file in files:
-                texts.extend(_split(file.read_bytes(), str(file), jsonl=file.suffix.lower() == ".jsonl"))
-    return texts
-
-
-def _path(given: str) -> Path | None:
-    """The file or folder that an argument names, or None where it is a text; a name that looks like a missing file is a mistake."""
-    from ...shared.errors import UserError
-
-    try:
-        path = Path(given)
-        if given != "-" and path.exists():
-            return path
-    except (OSError, ValueError):  # too long, or a null byte: no path
-        return None
-    if path.suffix.lower() in (*_TEXTS, *_PICTURES) and not any(c.isspace() for c in given):
-        raise UserError(f"there is no file {given!r}; to use this as a text, pass it through stdin")
-    return None
-
-
-def _split(data: bytes, where: str, *, jsonl: bool) -> list[str]:
-    """The texts of a file, one a line."""
-    from json import JSONDecodeError, loads
-
-    from ...shared.errors import UserError
-
-    try:
-        lines = [line for line in data.decode("utf-8").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise UserError(f"{where} is not UTF-8 ({error.reason} at byte {error.start}): convert it first") from None
-    if not lines:
-        raise UserError(f"{where} holds no text")
-    if not jsonl:
-        return lines
-    texts: list[str] = []
-    for number, line in enumerate(lines, 1):
-        try:
-            text = loads(line)["text"]
-        except (JSONDecodeError, KeyError, TypeError):
-            text = None
-        if not isinstance(text, str):
-            raise UserError(f"{where}, line {number}: expected a JSON object with a string 'text'")
-        texts.append(text)
-    return texts
