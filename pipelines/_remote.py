@@ -61,8 +61,8 @@ class Location(ABC):
         """`count` bytes of a shard from `start` on; None where it is better to open the shard."""
         return None
 
-    def ahead(self, name: str, size: int, sha256: str, stop: threading.Event) -> None:
-        """Have a shard here before it is read, where that can be done within the cache's limit."""
+    def ahead(self, name: str, size: int | None, sha256: str, stop: threading.Event) -> None:
+        """Have a shard (or, without a size, a side file) here before it is read, where that can be done within the cache's limit."""
         return
 
     def renew(self, sha256: str) -> bool:
@@ -207,11 +207,11 @@ class Remote(Location):
         self._spent[content] = size if found is None else spent
         return found
 
-    def ahead(self, name: str, size: int, sha256: str, stop: threading.Event) -> None:
+    def ahead(self, name: str, size: int | None, sha256: str, stop: threading.Event) -> None:
         """See `Location`. Errors are left to the reader, who meets them again."""
-        content = _content(sha256, ".tar", self.name(name))
-        if not self._cache.touch(content):
-            with contextlib.suppress(Refused, PastEnd, Stopped, OSError):
+        with contextlib.suppress(UserError, Refused, PastEnd, Stopped, OSError):
+            content = _content(sha256, ".idx" if size is None else ".tar", self.name(name))
+            if not self._cache.touch(content):
                 opened = self._fetch(name, size, content, stop)
                 if opened is not None:
                     os.close(opened)

@@ -412,6 +412,7 @@ class DataSet:
     def fetch(self, number: int, stop: threading.Event) -> None:
         """Have a remote shard here before it is read; until `stop` is set, and without errors."""
         shard = self.index.shards[number]
+        self._location.ahead(idx_name(shard.name), None, shard.idx_sha256, stop)
         self._location.ahead(shard.name, shard.size, shard.sha256, stop)
 
     def reads(self) -> dict[str, float]:
