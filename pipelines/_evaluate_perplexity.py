@@ -166,7 +166,8 @@ class OwnObjective(Measure):
         for name in labelled:
             parts = [r["sums"][name] for r in records if name in r["sums"]]
             # a handful of batches says little, and those of a text that is read in lanes are no independent draws
-            inside = None if self.objective.sequential or len(parts) < FEWEST_BATCHES else of_ratio([t for t, _ in parts], [n for _, n in parts], "batches")
+            alone = len(parts) >= FEWEST_BATCHES and not self.objective.sequential
+            inside = of_ratio([t for t, _ in parts], [n for _, n in parts], "batches") if alone else None
             if inside is not None:
                 found.intervals[name] = inside
             before = "" if len(labelled) == 1 else f"{name}_"
