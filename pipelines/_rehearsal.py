@@ -61,7 +61,7 @@ def rehearse(system: System, batches: Sequence[Batch], optim: OptimSettings, *, 
         accumulate: micro-batches of an update on a rank. All of them lie in memory; no more than two are run.
         precision: ``32``, ``bf16-mixed`` or ``bf16-true``.
     """
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    fake = FakeTensorMode(allow_non_fake_inputs=True, allow_fallback_kernels=False)  # a fallback would compute, with zeros
     parameters = _materialise(system, fake, torch.bfloat16 if precision == "bf16-true" else None)
     # the batch that takes most decides; it comes second, when gradients are there already
     run = [min(batches, key=_bytes_of), max(batches, key=_bytes_of)][-accumulate:]
@@ -186,6 +186,8 @@ class _Ledger(TorchDispatchMode):
 def _known_shapes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run an operation on fake tensors; where its result's shape depends on a real mask, that mask says it."""
     packet = func.overloadpacket
+    if not func._schema.returns:  # noqa: SLF001  (an optimizer's fused step: it changes numbers and makes nothing)
+        return None
     if packet is _ITEM:  # a number that steers nothing but numbers, such as an optimizer's step
         return 1.0 if args[0].is_floating_point() else 1
     kwargs = {key: value for key, value in kwargs.items() if not isinstance(value, torch.Generator)}  # nothing is drawn
