@@ -1,4 +1,4 @@
-"""Greedy generation: GPT-2 beside transformers' `generate`, the same weights and prompts.
+"""Greedy generation and beam search: GPT-2 and T5 beside transformers' `generate`, the same weights and prompts.
 
 One step is the whole continuation: reading the prompts, then one token at a time with cached keys and
 values. There is no end-of-text token, so both sides write the same number of tokens, and every one of
@@ -8,14 +8,14 @@ them must be the same before anything is timed.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..seq2seq import gpt
+from ..seq2seq import gpt, t5
 from ..seq2seq.generate import generate_ids
 from ._bench_machine import fast_bfloat16, need
 from ._bench_systems import copy_weights, fresh, rules_of
@@ -25,20 +25,36 @@ PEERS = ("transformers",)
 
 
 @dataclass(frozen=True)
+class Peer:
+    """A network and its counterpart in transformers."""
+
+    family: str
+    build: Callable[[Any], nn.Module]
+    config: str
+    network: str
+
+
+GPT2 = Peer("gpt2", gpt.GPT2LMHeadModel, "GPT2Config", "GPT2LMHeadModel")
+T5 = Peer("t5", t5.T5ForConditionalGeneration, "T5Config", "T5ForConditionalGeneration")
+
+
+@dataclass(frozen=True)
 class Work:
     """Prompts and what follows them."""
 
-    config: gpt.GPT2Config
+    peer: Peer
+    config: Any
     batch: int
     prompt: int
     new: int
+    beams: int = 1
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
 
     def prompts(self) -> Tensor:
-        """Random ids [B, S]."""
+        """Random ids [B, S], none of them special."""
         generator = torch.Generator().manual_seed(2)
-        return torch.randint(self.config.vocab_size, (self.batch, self.prompt), generator=generator).to(self.device)
+        return torch.randint(3, self.config.vocab_size, (self.batch, self.prompt), generator=generator).to(self.device)
 
 
 Writer = Callable[[], Tensor]
@@ -51,48 +67,56 @@ def write(writer: Writer) -> Tensor:
 
 def ours(work: Work) -> Writer:
     """Our side."""
-    net = fresh(partial(gpt.GPT2LMHeadModel, work.config), 0).to(work.device, work.dtype).eval()
+    net = fresh(partial(work.peer.build, work.config), 0).to(work.device, work.dtype).eval()
     prompts = work.prompts()
-    return lambda: generate_ids(net, prompts, max_new_tokens=work.new)
+    return lambda: generate_ids(net, prompts, max_new_tokens=work.new, num_beams=work.beams, eos_token_id=-1)
 
 
 def theirs(work: Work) -> Writer:
     """transformers, with its default (growing) cache."""
     transformers = need("transformers")
-    config = transformers.GPT2Config(**work.config.to_dict(), attn_implementation="sdpa")
-    net = transformers.GPT2LMHeadModel(config)
-    copy_weights(fresh(partial(gpt.GPT2LMHeadModel, work.config), 0), net, rules_of("gpt2", work.config))
+    config = getattr(transformers, work.peer.config)(**work.config.to_dict(), attn_implementation="sdpa")
+    net = getattr(transformers, work.peer.network)(config)
+    copy_weights(fresh(partial(work.peer.build, work.config), 0), net, rules_of(work.peer.family, work.config))
+    net.generation_config.eos_token_id = None
+    net.generation_config.decoder_start_token_id = getattr(work.config, "start_id", None)
     net.to(work.device, work.dtype).eval()
     prompts = work.prompts()
     seen = torch.ones_like(prompts)
 
     def generate() -> Tensor:
         with torch.no_grad():
-            return net.generate(prompts, attention_mask=seen, max_new_tokens=work.new, do_sample=False, pad_token_id=0)
+            return net.generate(prompts, attention_mask=seen, max_new_tokens=work.new, num_beams=work.beams, do_sample=False,
+                                pad_token_id=0)
 
     return generate
 
 
 def agree(work: Work) -> Agreement:
-    """Tokens that differ, of all. In bf16 both sides' logits are compared in fp32 instead: there ties are common."""
-    exact = Work(work.config, work.batch, work.prompt, work.new, work.device)
+    """Tokens that differ, of all; in fp32, because in bf16 ties are common."""
+    exact = replace(work, dtype=torch.float32)
     a, b = write(ours(exact)), write(theirs(exact))
     apart = (a != b).float().mean().item() if a.shape == b.shape else 1.0
     return Agreement("share of tokens that differ (in float32)", apart, 0.0)
 
 
 def cases(options: Options) -> Cases:
-    """GPT-2 small, one prompt and eight."""
+    """GPT-2 small, one prompt and eight; with 4 beams, and T5 small with 4 beams."""
     options.peer("generate", PEERS)
     nothing: dict[str, Any] = {"eos_token_id": None, "bos_token_id": None}
-    sizes: dict[str, Any] = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64, "vocab_size": 300} if options.quick else {}
-    config = gpt.GPT2Config(**sizes, **nothing)
+    small: dict[str, Any] = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64, "vocab_size": 300} if options.quick else {}
+    tiny: dict[str, Any] = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2, "vocab_size": 300}
+    decoder = gpt.GPT2Config(**small, **nothing)
+    both = t5.T5Config(**(tiny if options.quick else {}))
     prompt, new = (5, 6) if options.quick else (64, 32)
     batches = (1, 8, 64) if options.device == "cuda" else (1, 8)
     for dtype in (torch.float32, torch.bfloat16) if fast_bfloat16(options.device) else (torch.float32,):
-        for batch in batches:
-            work = Work(config, batch, prompt, new, options.device, dtype)
-            name = f"GPT-2 greedy, batch {batch}" + (" bf16" if dtype == torch.bfloat16 else "")
-            about = f"{batch} prompts of {prompt} tokens, {new} new tokens each, {str(dtype).removeprefix('torch.')}"
+        works = [Work(GPT2, decoder, batch, prompt, new, 1, options.device, dtype) for batch in batches]
+        works += [Work(GPT2, decoder, batch, prompt, new, 4, options.device, dtype) for batch in batches[:2]]
+        works += [Work(T5, both, batch, prompt * 4, new, beams, options.device, dtype) for beams in (1, 4) for batch in batches[:2]]
+        for work in works:
+            title = "GPT-2" if work.peer is GPT2 else "T5-small"
+            name = f"{title} {'greedy' if work.beams == 1 else f'{work.beams} beams'}, batch {work.batch}"
+            about = f"{work.batch} prompts of {work.prompt} tokens, {new} new tokens each, {str(dtype).removeprefix('torch.')}"
             sides = (Contender("polymodal", partial(ours, work), write), Contender("transformers", partial(theirs, work), write))
-            yield Case(name, about, "tokens", batch * new, sides, partial(agree, work))
+            yield Case(name + (" bf16" if dtype == torch.bfloat16 else ""), about, "tokens", work.batch * new, sides, partial(agree, work))
