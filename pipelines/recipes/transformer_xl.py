@@ -12,9 +12,14 @@ def transformer_xl_tiny() -> Recipe:
 
     Paper: Dai et al. 2019, Transformer-XL (the architecture; plain softmax).
     Target: none from the paper; a tutorial and smoke test. Held-out perplexity falls as the memory grows.
+    Measured: documentation and docstrings of Python's standard library (1.9 MB, 4096 byte-bpe tokens, 489k to train on, 31k held out by
+    document), 2026-11-21. Held-out perplexity of the unigram 688; after 1500 updates, by the memory at evaluation (`evaluate
+    perplexity --memory N`): 0 115.7, 16 102.7, 32 102.0, 64 101.5, 128 101.3, and 256, which training never saw, 101.7. Rows of 16 tokens
+    leave more to the memory (`--block 16`, data.global_batch=64, model.mem_len=96, 770 updates): 0 187.3, 8 136.4, 16 129.4,
+    32 128.0, 64 127.4, 96 127.3.
     Deviates: size, no adaptive softmax (the vocabulary is small), AdamW with decay, no dropout.
     Data: `pack --tokenize TOKENIZER --block 64 --in-order`.
-    Cost: not measured.
+    Cost: 17 minutes on one thread of two busy cores (AMD EPYC, no GPU).
     Command: polymodal pretrain transformer-xl-tiny --data DATA --tokenizer TOKENIZER --out RUN
     """
     return Recipe(
