@@ -262,6 +262,19 @@ def test_the_script_that_generates(texts: Path, tmp_path: Path, capsys: pytest.C
     assert capsys.readouterr().out == first, "the seeds make the draws"
 
 
+def test_the_script_that_summarizes(texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import polymodal
+    from polymodal.shared.tokenizer import STYLES, Tokenizer
+
+    tok = Tokenizer.train([texts.read_text()], "unigram", 130, style=STYLES["t5"], max_length=96)
+    net = polymodal.system("t5", size="tiny", tokenizer=tok, d_model=16, d_kv=8, d_ff=16).net
+    polymodal.save(net, tmp_path / "model", tokenizer=tok)
+    example("summarize_text").main(str(tmp_path / "model"), str(texts))
+    first = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("round 1, ") for line in first) > 3
+    assert not first[-1].startswith("round")
+
+
 def test_the_script_that_classifies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import polymodal
     from polymodal.shared.tokenizer import STYLES, Tokenizer
