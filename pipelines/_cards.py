@@ -71,9 +71,17 @@ def card(entry: Family) -> str:
              "Counted on torch's meta device.\n\n",
              _sizes(entry),
              "\n## Objective\n\n", "What a recipe can set under `objective`:\n\n", settings_table(entry.settings, "objective."),
-             "\n## Config\n\n", "What a recipe can set under `model`, with the reference library's names:\n\n",
+             *_tasks(entry), "\n## Config\n\n", "What a recipe can set under `model`, with the reference library's names:\n\n",
              settings_table(entry.config, "model."), "\n## Recipes\n", *_recipes(entry)]
     return "".join([*lines, NOTE.format(sources=f"{_file(entry)} and pipelines/recipes/")])
+
+
+def _tasks(entry: Family) -> Iterator[str]:
+    """What the networks are fine-tuned for."""
+    if entry.tasks:
+        yield "\n## Fine-tuning\n\n[Tasks](../finetuning.md) of its networks, and what a recipe can set under `objective` for them:\n"
+    for task in entry.tasks:
+        yield f"\n`task: {task.name}`, {task.objective}:\n\n{settings_table(task.settings, 'objective.')}"
 
 
 def faithful(entry: Family) -> str:

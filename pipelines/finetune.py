@@ -46,7 +46,16 @@ class Start:
             found = self.net if not place else frontdoor.parts(self.source, place)
             name = f"{self.source}{f' ({place})' if place else ''}"
             lines += [f"weights of {name}: {place} has fresh weights"] if found is None else copy_weights(net, found, family, name)
-        return lines
+        return [*lines, *self._files(system.net)]
+
+    def _files(self, net: nn.Module) -> Iterable[str]:
+        """What differs in the files beside the weights: how pictures are prepared is the recipe's to say."""
+        entry: frontdoor.Origin = self.net.origin  # type: ignore[union-attr,assignment]
+        theirs, ours = entry.net.files(self.net), entry.net.files(net)
+        for name, record in theirs.items():
+            other = [f"{k} {v} (here {ours[name].get(k)})" for k, v in record.items() if name in ours and ours[name].get(k) != v]
+            if other:
+                yield f"note: the model's {name} has {', '.join(other)}: set objective.* if that is not meant"
 
 
 def find_start(recipe: Recipe, family: Family, model: str | Path | None, out: Path, resume: str | Path) -> Start:
@@ -64,6 +73,8 @@ def find_start(recipe: Recipe, family: Family, model: str | Path | None, out: Pa
         if not source:
             return Start()
         return Start(source, family.config.from_dict(described["config"]), runs.Run(directory).tokenizer())
+    if model is None and resume == "auto" and (out / runs.SYSTEM).is_file():  # it ended before its first checkpoint
+        model = runs.open_run(out).described().get("model") or None
     if model is None:
         return Start()
     net = frontdoor.load(model)

@@ -38,7 +38,7 @@ from ..shared.mask import Mask
 from ..shared.sample import Sample
 from ..shared.settings import build_settings
 from ..shared.stack import Stack
-from ..shared.system import Batch, Context, Family, Layout, Net, Objective, Preview, Step, System, Term
+from ..shared.system import Batch, Context, Family, Layout, Net, Objective, Preview, Step, System, Task, Term
 from .transforms import HALF, Augmentation, Normalize, Preprocessing
 
 
@@ -456,8 +456,15 @@ def adapt(config: ViTConfig, context: Context) -> ViTConfig:
     return replace(config, num_labels=len(context.classes), labels=tuple(context.classes))
 
 
+def _some(names: tuple[str, ...] | None) -> str:
+    return ", ".join((names or ())[:4]) + (", ..." if len(names or ()) > 4 else "")
+
+
 def create(config: ViTConfig, settings: Mapping[str, Any], context: Context) -> ViTPretraining:
     """The pretraining system with fresh weights."""
+    if None not in (context.classes, config.labels) and context.classes != config.labels:
+        raise UserError(f"the model's classes are {_some(config.labels)}, the data's are {_some(context.classes)}: "
+                        "set task=classify, which gives it a head for the data's")
     return ViTPretraining(config, build_settings(ViTSettings, settings, "objective"))
 
 
@@ -493,6 +500,9 @@ FAMILIES = (
                        timm_config, timm_record, timm_rules, _read_timm),
             )),
         ),
+        tasks=(Task("classify", "image classification with the classes of the data", ViTSettings, create, adapt,
+                    "ViTForImageClassification"),),
+        heads=("classifier",),
         model_type="vit",
         reference="transformers ViTForImageClassification; timm VisionTransformer",
     ),

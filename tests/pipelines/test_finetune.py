@@ -10,6 +10,7 @@ import polymodal
 import pytest
 import torch
 import transformers
+from PIL import Image
 from polymodal.pipelines import cli, runs
 from polymodal.pipelines.console import Console
 from polymodal.pipelines.pack import pack
@@ -231,6 +232,39 @@ def test_a_run_that_was_cut_and_resumed_without_its_model_is_the_same(data, pret
     assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
     ours, theirs = (polymodal.load(tmp_path / name).state_dict() for name in ("cut", "whole"))
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_still_knows_its_model(data, pretrained, tmp_path, monkeypatch):
+    def broken(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("polymodal.text.classify.ClassifySystem.after_update", broken)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(data, tmp_path / "run", pretrained / "bert")
+    assert not checkpoint.all_checkpoints(tmp_path / "run" / "checkpoints")
+    _, said = finetune(data, tmp_path / "run", None, "max_updates=2", tokenizer=None)
+    assert any(line.startswith(f"weights of {pretrained / 'bert'}: ") for line in said)
+
+
+def test_a_model_of_pictures_gets_a_head_for_other_classes_and_is_told_of_other_preprocessing(tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        path = tmp_path / "pictures" / ("cat", "dog")[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(path)
+    pack(tmp_path / "pictures", tmp_path / "data", workers=1)
+    net = polymodal.system("vit", size="tiny", classes=("red", "green", "blue"), hidden_size=16, num_attention_heads=2,
+                           intermediate_size=16, image_size=16, objective={"image_mean": [0.1, 0.2, 0.3]}).net
+    polymodal.save(net, tmp_path / "vit")
+    settings = ["data.global_batch=4", "max_updates=1", "log.tensorboard=false", "precision=32"]
+    with pytest.raises(UserError, match=r"the model's classes are red, green, blue, the data's are cat, dog: set task=classify"):
+        pretrain(recipe("vit-tiny", settings), tmp_path / "data", tmp_path / "run", model=tmp_path / "vit", console=Listener())
+    console = Listener()
+    pretrain(recipe("vit-tiny", [*settings, "task=classify"]), tmp_path / "data", tmp_path / "run", model=tmp_path / "vit", console=console)
+    assert "fresh weights: classifier (2 tensors)" in console.lines
+    assert any("preprocessor_config.json has image_mean [0.1, 0.2, 0.3] (here [0.5, 0.5, 0.5])" in line for line in console.lines)
+    assert polymodal.load(tmp_path / "run").config.labels == ("cat", "dog")
 
 
 def test_a_run_with_fresh_weights_takes_no_model_later(data, pretrained, tmp_path):
