@@ -18,12 +18,13 @@ def electra_tiny() -> Recipe:
     Command: polymodal pretrain electra-tiny --data DATA --tokenizer TOKENIZER --out RUN
     """
     return Recipe(
-        name="electra-tiny", system="electra", size="tiny", model={"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
-        data=DataSettings(global_batch=32, window=1024),
-        optim=OptimSettings(lr=2e-3, eps=1e-6, weight_decay=0.01),
+        name="electra-tiny", system="electra", size="tiny",
+        model={"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "initializer_range": 0.08},
+        data=DataSettings(global_batch=8, window=1024),
+        optim=OptimSettings(lr=1e-3, eps=1e-6, weight_decay=0.01),
         schedule=ScheduleSettings("linear", warmup=50),
-        max_updates=500, log=LogSettings(every=10), evaluate=EvaluateSettings(every=100, limit=256),
-        checkpoint=CheckpointSettings(every=100),
+        max_updates=1500, log=LogSettings(every=10), evaluate=EvaluateSettings(every=250, limit=256),
+        checkpoint=CheckpointSettings(every=250),
     )
 
 

@@ -94,8 +94,8 @@ def test_two_ranks_make_the_update_of_one(root, tmp_path):
 def test_a_tiny_run_beats_chance(case, root, tmp_path):
     """On held-out data every term falls below what a predictor reaches that knows only how often each label occurs."""
     recipe = runs.short(
-        case.recipe, updates=150, optim=case.recipe.optim, data=DataSettings(global_batch=16, lanes=4, window=64),
-        schedule=ScheduleSettings("linear", warmup=15), evaluate=EvaluateSettings(batch=16))
+        case.recipe, updates=100, optim=case.recipe.optim, data=DataSettings(global_batch=16, lanes=4, window=64),
+        schedule=ScheduleSettings("linear", warmup=10), evaluate=EvaluateSettings(batch=16))
     row = runs.run(case, recipe, root, tmp_path / "run", held=True).rows[-1]
     assert row["split"] == "eval"
     terms = {name.removesuffix("_chance"): value for name, value in row.items() if name.endswith("_chance")}
