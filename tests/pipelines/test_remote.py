@@ -163,7 +163,7 @@ def server(folder):
 def quick(monkeypatch):
     """Short pauses and time-outs, and nothing of the caller's environment."""
     monkeypatch.setattr(Patience, "pause", 0.01)
-    monkeypatch.setenv("POLYMODAL_READ_TIMEOUT", "0.5")
+    monkeypatch.setenv("POLYMODAL_READ_TIMEOUT", "10")
     for name in ("POLYMODAL_CACHE", "POLYMODAL_CACHE_BYTES", "POLYMODAL_READ_TRIES", "http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
 
@@ -194,7 +194,8 @@ def test_a_healthy_server(server, folder, cache):
     assert not partial(cache) and data.fingerprint == DataSet.open(folder).fingerprint
     reads = data.reads()
     assert reads["fetch_retries"] == reads["cache_evictions"] == 0 and reads["cache_misses"] == 2 * SHARDS and reads["fetch_wait_s"] > 0
-    assert reads["fetch_bytes"] == server.sent and set(reads) == set(Traffic.NAMES) and not any(data.reads().values())
+    assert reads["fetch_bytes"] == sum(p.stat().st_size for p in folder.iterdir())
+    assert set(reads) == set(Traffic.NAMES) and not any(data.reads().values())
     asked = len(server.log)
     again = pickle.loads(pickle.dumps(DataSet.open(server.url, cache=cache)))
     read_all(again)
@@ -223,7 +224,9 @@ TRANSIENT = {
 
 
 @pytest.mark.parametrize("name", TRANSIENT)
-def test_a_server_in_trouble_still_gives_exact_data(server, cache, name):
+def test_a_server_in_trouble_still_gives_exact_data(server, cache, name, monkeypatch):
+    if name in ("stalls", "trickles"):
+        monkeypatch.setenv("POLYMODAL_READ_TIMEOUT", "0.5")
     server.fault = TRANSIENT[name]
     data = DataSet.open(server.url, cache=cache)
     read_all(data)
@@ -267,7 +270,8 @@ def test_a_server_that_cuts_every_answer_costs_no_byte_twice(server, folder, cac
 ])
 def test_a_server_that_never_recovers_is_a_clear_error(server, cache, monkeypatch, fault, message, requests):
     monkeypatch.setenv("POLYMODAL_READ_TRIES", "4")
-    monkeypatch.setenv("POLYMODAL_READ_TIMEOUT", "0.1")
+    if fault == "stalls":
+        monkeypatch.setenv("POLYMODAL_READ_TIMEOUT", "0.2")
     server.fault = lambda path, number, start: fault if path == "s 1.tar" else ""
     data = DataSet.open(server.url, cache=cache)
     read = [data.read(i).fields["bin"] for i in (0, 2 * EACH)]
@@ -653,9 +657,10 @@ def test_a_run_on_a_bad_line_is_the_run_from_disk(texts, tmp_path, monkeypatch, 
     monkeypatch.setattr(sys, "argv", ["polymodal", *command])
     assert cli.run(command) == 0
     assert losses(tmp_path / "remote") == losses(tmp_path / "local") and len(losses(tmp_path / "local")) == 2
-    first, second = Run(tmp_path / "remote").metrics("train")
-    assert first["fetch_retries"] >= 4 and first["fetch_bytes"] > 40_000 and first["cache_misses"] >= 4 and first["cache_evictions"] == 0
-    assert second["fetch_bytes"] == 0 and set(Traffic.NAMES) <= set(second)
+    rows = Run(tmp_path / "remote").metrics("train")
+    cost = {name: sum(row[name] for row in rows) for name in Traffic.NAMES}  # each may be met by the reader or by reading ahead
+    assert cost["fetch_retries"] >= 4 and cost["fetch_bytes"] > 40_000 and cost["cache_hits"] + cost["cache_misses"] >= 4
+    assert cost["cache_evictions"] == 0
     assert not set(Traffic.NAMES) & set(Run(tmp_path / "local").metrics("train")[0])
     shown = "".join(capsys.readouterr())
     for word in ("hunter2", "topsecret"):
