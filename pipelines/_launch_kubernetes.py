@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -59,9 +60,9 @@ class Kubernetes:
         text = "---\n".join(yaml.dump(d, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=140) for d in documents)
         return {f"{job.name}.yaml": f"# {MARK}\n{text}"}
 
-    def command(self, job: Job) -> list[str]:
+    def command(self, job: Job, folder: Path = Path()) -> list[str]:
         """Submit with kubectl."""
-        return ["kubectl", "apply", "-f", f"{job.name}.yaml"]
+        return ["kubectl", "apply", "-f", str(folder / f"{job.name}.yaml")]
 
 
 class _Dumper(yaml.SafeDumper):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -38,9 +39,9 @@ class Ray:
                                 environment=_python({"OMP_NUM_THREADS": job.environment["OMP_NUM_THREADS"]}))
         return {f"{job.name}-ray.py": script}
 
-    def command(self, job: Job) -> list[str]:
+    def command(self, job: Job, folder: Path = Path()) -> list[str]:
         """`ray job submit`."""
-        return ["ray", "job", "submit", "--working-dir", ".", "--", "python", f"{job.name}-ray.py"]
+        return ["ray", "job", "submit", "--working-dir", str(folder), "--", "python", f"{job.name}-ray.py"]
 
 
 def _python(value: Any) -> str:
@@ -121,6 +122,6 @@ class SkyPilot:
                 "setup": o.setup or "python -m pip install polymodal\n", "run": run}
         return {f"{job.name}-sky.yaml": f"# {MARK}\n{yaml.safe_dump(task, sort_keys=False, allow_unicode=True, width=140)}"}
 
-    def command(self, job: Job) -> list[str]:
+    def command(self, job: Job, folder: Path = Path()) -> list[str]:
         """`sky jobs launch`."""
-        return ["sky", "jobs", "launch", "--yes", f"{job.name}-sky.yaml"]
+        return ["sky", "jobs", "launch", "--yes", str(folder / f"{job.name}-sky.yaml")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from .launch import MARK, Job, Shell, words
 
@@ -23,7 +24,7 @@ class Local:
         """None."""
         return {}
 
-    def command(self, job: Job) -> list[str]:
+    def command(self, job: Job, folder: Path = Path()) -> list[str]:
         """`polymodal pretrain` with so many processes."""
         return [sys.executable, "-m", "polymodal", *job.program(), "--devices", str(job.gpus)]
 
@@ -43,7 +44,7 @@ class Torchrun:
         """None."""
         return {}
 
-    def command(self, job: Job) -> list[str]:
+    def command(self, job: Job, folder: Path = Path()) -> list[str]:
         """Agents that meet at an address of one of them."""
         # "localhost:0" takes a free port
         place = ["--rdzv-backend=c10d", f"--rdzv-endpoint={job.options.rendezvous or 'localhost:0'}", f"--rdzv-id={job.name}"]
@@ -78,9 +79,9 @@ class Slurm:
                                 command=words(job.torchrun(*place)))
         return {f"{job.name}.sbatch": script}
 
-    def command(self, job: Job) -> list[str]:
+    def command(self, job: Job, folder: Path = Path()) -> list[str]:
         """Submit with sbatch."""
-        return ["sbatch", f"{job.name}.sbatch"]
+        return ["sbatch", str(folder / f"{job.name}.sbatch")]
 
 
 _SCRIPT = """\

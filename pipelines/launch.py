@@ -126,8 +126,8 @@ class Target(Protocol):
         """The files that it needs, by name: what a person reads before it is submitted."""
         ...
 
-    def command(self, job: Job) -> list[str]:
-        """What starts or submits the job."""
+    def command(self, job: Job, folder: Path = Path()) -> list[str]:
+        """What starts or submits the job, whose files lie in `folder`."""
         ...
 
 
@@ -170,7 +170,7 @@ def launch(job: Job, on: str, *, write: Path = Path(), dry_run: bool = False, su
     """
     console = console or Console()
     target = check(job, on)
-    files, command = target.files(job), target.command(job)
+    files, command = target.files(job), target.command(job, write)
     result: dict[str, Any] = {"on": on, "name": job.name, "files": files, "command": command,
                               "environment": job.environment if target.here else {}}
     if dry_run:
@@ -189,7 +189,7 @@ def launch(job: Job, on: str, *, write: Path = Path(), dry_run: bool = False, su
         console.say(f"to start it: {shlex.join(command)}")
         return result
     try:
-        done = subprocess.run(command, cwd=write, check=False)
+        done = subprocess.run(command, check=False)
     except FileNotFoundError:
         raise UserError(f"{command[0]} is not installed here: copy {', '.join(files)} to where it is, and run "
                         f"{shlex.join(command)} there") from None

@@ -345,7 +345,7 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert "#SBATCH --nodes=2" in capsys.readouterr().out and not list(tmp_path.iterdir())
     run(*given, "--on", "slurm", "--json")
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert result["command"] == ["sbatch", "bert-base.sbatch"]
+    assert result["command"] == ["sbatch", "jobs/bert-base.sbatch"]
     script = (tmp_path / "jobs/bert-base.sbatch").read_text()
     assert script == result["files"]["bert-base.sbatch"] and "--set seed=3" in script
     assert (tmp_path / "logs").is_dir(), "Slurm makes no folder for the output"
