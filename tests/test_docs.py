@@ -364,3 +364,17 @@ def test_the_site_builds_strictly_and_names_no_other_host(tmp_path: Path) -> Non
         text = page.read_text(encoding="utf-8")
         fetched = re.findall(r"<(?:script|img|link|iframe)\b[^>]*?(?:src|href)=\"(https?://[^\"]+)", text)
         assert not fetched, f"{page.name} fetches {fetched}"
+
+
+def test_the_summaries_of_docstrings_are_taken_out_of_their_bodies() -> None:
+    made = example("docstring_summaries")
+    body = " ".join(["It reads the file and returns what is in it, line by line, with the ends cut off."] * 2)
+    assert made.pair(f"Read a text file, all at once. {body}") == (body, "Read a text file, all at once.")
+    assert made.pair(f"Read a text\nfile, all at once.\n\n{body}\n\nMore.") == (f"{body}\n\nMore.", "Read a text file, all at once.")
+    assert made.pair("Read a text file, all at once.") is None, "nothing is left to be summed up"
+    assert made.pair(f"no sentence here\n\n{body}") is None
+    pairs, texts = (list(made.rows(["email", "json"], texts=t)) for t in (False, True))
+    assert {row["package"] for row in pairs} == {"email", "json"} and len(texts) > len(pairs) > 20
+    assert len({row["summary"] for row in pairs}) == len(pairs) and all(row["summary"] not in row["text"] for row in pairs)
+    found = made.baseline(["email"])
+    assert found["pairs"] > 20 and 0.05 < found["rouge1"] < 0.5

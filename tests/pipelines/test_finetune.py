@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -172,6 +175,20 @@ def test_accuracy_rises_above_the_majority_class(data, tmp_path):
     majority = max(truth.count(verb) for verb in VERBS) / len(truth)
     assert result["eval"]["accuracy"] > 0.9 > majority + 0.2, (result["eval"], majority)
     assert result["eval"]["macro_f1"] > 0.85
+
+
+@pytest.mark.parametrize("layout", [["data.micro_batch=2"], pytest.param(["devices=2", "strategy=ddp"], marks=pytest.mark.slow)])
+def test_the_curve_is_the_same_in_any_layout(data, pretrained, tmp_path, layout):
+    """Accumulated, and on two ranks: one global batch."""
+    fixed = ["max_updates=8", "model.hidden_dropout_prob=0.0", "model.attention_probs_dropout_prob=0.0", "optim.lr=0.01"]
+    finetune(data, tmp_path / "whole", pretrained / "bert", *fixed)
+    sets = [part for o in (*SHORT, *fixed, *layout) for part in ("--set", o)]
+    words = ["finetune", "bert-classify-tiny", "--model", pretrained / "bert", "--data", data.train, "--eval-data", data.held]
+    subprocess.run([sys.executable, "-m", "polymodal", *map(str, words), "--out", str(tmp_path / "parts"), *sets], check=True,
+                   capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    for whole, parts in zip(rows(tmp_path / "whole"), rows(tmp_path / "parts"), strict=True):
+        assert whole.pop("split") == parts.pop("split")
+        assert whole == pytest.approx(parts, rel=1e-4, abs=1e-6)
 
 
 def test_frozen_parts_keep_their_weights_and_the_rest_moves(data, pretrained, tmp_path):

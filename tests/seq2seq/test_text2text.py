@@ -81,6 +81,15 @@ def test_the_loss_is_that_of_transformers(tokenizer, tmp_path, smoothing):
     assert batch.counts == {"targets": 6}
 
 
+def test_the_loss_of_a_batch_is_the_sum_of_its_parts(tokenizer):
+    torch.manual_seed(0)
+    system = polymodal.system("t5", size="tiny", task="text2text", tokenizer=tokenizer, objective={"label_smoothing": 0.1},
+                              dropout_rate=0.0, **SMALL).double().train()
+    examples = made(system.objective, sample("word1 word2", "word3"), sample("word4", "word5 word6 word7"), sample("word8 " * 7, "word9"))
+    whole, *parts = (system(system.objective.collate(e)).terms["lm"].total.item() for e in (examples, examples[:1], examples[1:]))
+    assert whole == pytest.approx(sum(parts), rel=1e-9)
+
+
 def test_a_mixture_of_two_tasks_is_told_apart_by_its_prefixes(tokenizer, tmp_path):
     """The same texts with two prefixes: the word that follows, and the one before."""
     rows = {name: [{"text": f"{name}: {word}", "out": COUNT[(i + step) % 12]} for i, word in enumerate(COUNT)]
