@@ -110,7 +110,8 @@ def test_the_prefix_stands_before_every_piece(tok):
 
 def save_t5(tok, directory, **config):
     torch.manual_seed(0)
-    polymodal.save(polymodal.system("t5", size="tiny", tokenizer=tok, d_model=16, d_kv=8, d_ff=16, **config).net, directory, tokenizer=tok)
+    small = {"d_model": 16, "d_kv": 8, "d_ff": 16, **config}
+    polymodal.save(polymodal.system("t5", size="tiny", tokenizer=tok, **small).net, directory, tokenizer=tok)
 
 
 def test_what_a_model_was_trained_with_is_found(tok, tmp_path):
@@ -209,3 +210,30 @@ def test_the_command(tok, tmp_path, capsys, monkeypatch):
                            (("--reference", tmp_path / "none.txt"), "no file")):
         code, out, err = run(capsys, *arguments, tmp_path / "b.jsonl", *extra)
         assert code == 2 and message in err and not out and len(err.strip().splitlines()) == 1, err
+
+
+@pytest.mark.slow
+def test_a_fine_tuned_model_writes_clean_text_and_the_run_knows_its_prefix(tmp_path, capsys):
+    """Eight pairs learned by heart: `generate` and `summarize` of the run say what was learned, and nothing else."""
+    animals = ["cat", "dog", "fox", "owl", "bee", "ant", "cow", "hen"]
+    pairs = [{"text": f"In the long morning the {a} went out. It found the river. It came back home.",
+              "summary": f"The {a} went to the river."} for a in animals]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(p) + "\n" for p in pairs))
+    tok = Tokenizer.train([p[k] for p in pairs for k in p] * 4, "unigram", 138, style=STYLES["t5"], max_length=64)
+    save_t5(tok, tmp_path / "model", d_model=32, d_kv=16, d_ff=64, num_heads=2, num_layers=2)
+    assert run(capsys, "pack", tmp_path / "pairs.jsonl", "--out", tmp_path / "data", "--target-field", "summary")[0] == 0
+    changes = ['objective.prefix="summarize: "', "data.global_batch=8", "max_updates=250", "schedule.warmup=10", "precision=32",
+               "checkpoint.keep_best=false"]
+    code, _, err = run(capsys, "finetune", "t5-text2text-tiny", "--model", tmp_path / "model", "--data", tmp_path / "data", "--out",
+                       tmp_path / "run", *(word for change in changes for word in ("--set", change)))
+    assert code == 0, err
+    given, want = [p["text"] for p in pairs], [p["summary"] for p in pairs]
+    found = json.loads(run(capsys, "summarize", "--model", tmp_path / "run", *given, "--json", "--device", "cpu")[1])
+    assert [r["summary"] for r in found["results"]] == want
+    found = json.loads(run(capsys, "generate", "--model", tmp_path / "run", *(f"summarize: {g}" for g in given), "--json",
+                           "--device", "cpu")[1])
+    assert [r["text"] for r in found["results"]] == want
+    long = " ".join(given)
+    found = json.loads(run(capsys, "summarize", "--model", tmp_path / "run", long, "--json", "--device", "cpu", "--max-length", 80,
+                           "--max-new-tokens", 20)[1])["results"][0]
+    assert " ".join(p["text"] for p in found["pieces"]) == long and len(found["pieces"]) >= 3
