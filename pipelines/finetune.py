@@ -65,14 +65,14 @@ def find_start(recipe: Recipe, family: Family, model: str | Path | None, out: Pa
     """
     directory = out if resume in ("auto", "never") else Path(resume).absolute().parent.parent
     if resume != "never" and checkpoint.all_checkpoints(directory / "checkpoints"):
-        described = runs.open_run(directory).described()
-        source = described.get("model", "")
+        run = runs.open_run(directory)
+        source = run.described().get("model", "")
         if model is not None and not source:
             raise UserError(f"{directory} began with fresh weights and cannot go on with those of {model}: use another --out, "
                             "or leave --model out")
         if not source:
             return Start()
-        return Start(source, family.config.from_dict(described["config"]), runs.Run(directory).tokenizer())
+        return Start(source, run.config(), run.tokenizer())
     if model is None and resume == "auto" and (out / runs.SYSTEM).is_file():  # it ended before its first checkpoint
         model = runs.open_run(out).described().get("model") or None
     if model is None:

@@ -87,10 +87,9 @@ class Run:
         if at is None:
             raise UserError(f"{self.directory} holds no checkpoint that verifies: let the run reach its first one")
         described = self.described()
-        entry = family(described["system"])
         # no adapting: the config is that of the finished system
-        task = entry.task(described.get("task", ""))
-        system = task.create(entry.config.from_dict(described["config"]), described["objective"], self.context())
+        task = family(described["system"]).task(described.get("task", ""))
+        system = task.create(self.config(), described["objective"], self.context())
         checkpoint.load(at.path, model_tensors(system), ignore=lambda name: not name.startswith("model/"))
         return system.eval()
 
@@ -102,6 +101,11 @@ class Run:
         best = newest.state().get("best", {}).get("update")
         kept = [c for c in checkpoint.all_checkpoints(self.checkpoints) if c.update == best and checkpoint.damage(c.path) is None]
         return kept[0] if kept else newest
+
+    def config(self) -> Any:
+        """The config of the network."""
+        described = self.described()
+        return family(described["system"]).config.from_dict(described["config"])
 
     def described(self) -> dict[str, Any]:
         """What system.json says: family, task, config, objective and classes, and the model that the run began with."""

@@ -119,8 +119,12 @@ def inspect(
 
     console = Console(json=json)
     facts: dict[str, Any]
+    config: Any = None
     if (Path(target) / "recipe.yaml").is_file():
+        from ..runs import open_run
+
         facts = _show_run(target, console)
+        config = open_run(target).config()  # of a run that began with a model, the recipe does not say the size
         recipe = str(Path(target) / "recipe.yaml")
         own = Path(target) / "tokenizer"
         tokenizer = tokenizer or (str(own) if own.is_dir() else None)
@@ -132,7 +136,7 @@ def inspect(
         tok = _tokenizer(opened, tokenizer)
         facts = _show_data(opened, list(sample or []), samples, pictures, verify, tok, console)
     if update is not None and opened is not None:
-        facts["update"] = _show_update(opened, update, recipe, overrides or [], _tokenizer(opened, tokenizer), console)
+        facts["update"] = _show_update(opened, update, recipe, overrides or [], _tokenizer(opened, tokenizer), console, config)
     console.finish(facts)
 
 
@@ -193,7 +197,7 @@ def _tokenizer(data: DataSet, source: str | None) -> Tokenizer | None:
 
 
 def _show_update(data: DataSet, update: int, recipe: str | None, overrides: list[str], tok: Tokenizer | None,
-                 console: Console) -> dict[str, Any]:
+                 console: Console, config: Any) -> dict[str, Any]:
     """Say which samples an update trains on, and what the objective makes of the first ones."""
     from ...registry import family
     from ...shared.errors import UserError
@@ -206,7 +210,7 @@ def _show_update(data: DataSet, update: int, recipe: str | None, overrides: list
         raise UserError("--update needs --recipe: its batch, seed, lanes and window determine the order (a run's recipe.yaml will do)")
     chosen = resolve(recipe, overrides)
     classes = data.index.schema.get("classes")
-    system = chosen.build(family(chosen.system), Context(tok, tuple(classes) if classes else None))
+    system = chosen.build(family(chosen.system), Context(tok, tuple(classes) if classes else None), config)
     stream = Stream(data, system.objective, Layout(chosen.data.global_batch), seed=chosen.seed, lanes=chosen.data.lanes,
                     window=chosen.data.window, on_bad=chosen.data.on_bad, max_bad=chosen.data.max_bad)
     reads = describe_update(stream, update)
