@@ -61,7 +61,10 @@ class KVCache:
         if self.buffer is not None:
             if rows.shape[0] == self.buffer.shape[1]:  # in place, and only what is filled
                 filled = self.buffer[:, :, :, start : self.length]
-                filled.copy_(filled.index_select(1, rows))
+                if filled.device.type == "cpu":
+                    _move(filled, rows.tolist())
+                else:
+                    filled.copy_(filled.index_select(1, rows))
             else:
                 self.buffer = self.buffer.index_select(1, rows)
         if cross:
@@ -69,6 +72,18 @@ class KVCache:
                 if layer.cross is not None:
                     k, v = layer.cross
                     layer.cross = (k.index_select(0, rows), v.index_select(0, rows))
+
+
+def _move(filled: Tensor, rows: list[int]) -> None:
+    """Make row i of [2 * num_layers, B, ...] the former row `rows[i]`: whole rows, and only those that change.
+
+    On a CPU that is several times faster than `index_select`, which goes number by number through a strided tensor.
+    """
+    moved = [(i, j) for i, j in enumerate(rows) if i != j]
+    overwritten = {i for i, _ in moved}
+    saved = {j: filled[:, j].clone() for _, j in moved if j in overwritten}
+    for i, j in moved:
+        filled[:, i] = saved[j] if j in saved else filled[:, j]
 
 
 class LayerCache:

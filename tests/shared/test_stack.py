@@ -277,6 +277,17 @@ def test_the_cache_reorders_what_comes_behind_a_shared_prompt() -> None:
     assert torch.equal(cache.buffer[:, 0, :, 3:], before[:, 1, :, 3:]) and torch.equal(cache.buffer[:, 1], before[:, 1])
 
 
+@pytest.mark.parametrize("rows", [[0, 1, 2, 3], [1, 0, 3, 2], [3, 0, 1, 2], [1, 2, 2, 0], [2, 2, 3, 3], [0, 0, 0, 0]])
+def test_rows_move_wherever_they_come_from(rows: list[int]) -> None:
+    cache = KVCache(1, 3)
+    cache.layer(0).append(numbers(4, 2, 3, 5), numbers(4, 2, 3, 5, seed=1))
+    cache.advance(3)
+    assert cache.buffer is not None
+    before = cache.buffer.clone()
+    cache.reorder(torch.tensor(rows))
+    assert torch.equal(cache.buffer, before[:, rows])
+
+
 def test_a_cache_is_static_bounded_and_keeps_no_gradient() -> None:
     net, x = stack(), numbers(1, 4, D)
     cache = KVCache(2, 4)
