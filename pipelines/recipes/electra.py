@@ -8,22 +8,31 @@ from ..recipe import CheckpointSettings, DataSettings, EvaluateSettings, LogSett
 
 
 def electra_tiny() -> Recipe:
-    """ELECTRA with 2 layers of width 128 and 128 positions, a generator of width 32: a laptop minute.
+    """ELECTRA with 2 layers of width 128 and 128 positions, a generator of width 32: ten laptop minutes.
 
     Paper: Clark et al. 2020, ELECTRA: Pre-training Text Encoders as Discriminators Rather Than Generators (the objective).
-    Target: none from the paper; a tutorial and smoke test. AUC on replaced tokens clearly above 0.5, perplexity of the
-    generator below the unigram baseline.
-    Deviates: size, learning rate, no dropout.
-    Cost: not measured.
-    Command: polymodal pretrain electra-tiny --data DATA --tokenizer TOKENIZER --out RUN
+    Target: none from the paper; a tutorial and smoke test. AUC on replaced tokens clearly above 0.5 and above any detector that
+    does not look at the context; the generator's loss below the unigram entropy.
+    Measured on 2026-11-21, seed 0, all 277 held-out rows (35,193 tokens, 13.4 % replaced): AUC of the discriminator 0.701, of a word's
+    rarity 0.557, of the best detector without context (fitted to these very rows) 0.667; the generator 5.116 nats a masked word, the
+    unigram 5.733. Within sequences, on 256 rows, the AUC is 0.582 after 250 updates, while the generator draws nonsense, 0.560 after
+    500, 0.609 after 1500, 0.673 after 2500, 0.699 at the end. Accuracy says little: 0.867, and 0.866 for calling every token original.
+    Deviates: size, learning rate, no dropout; weights begin at a deviation of 0.08, about 1 / sqrt(128). With the paper's 0.02, or at a
+    rate of 2e-3, the discriminator learnt nothing in 1000 updates (AUC 0.51 to 0.54).
+    Data: documents of Python's standard library (1.9 MB), made by
+    `python -c "import pathlib, polymodal.pipelines.demo_data as d; d.write_text(pathlib.Path('python.jsonl'))"`;
+    `polymodal tokenizer train python.jsonl --kind wordpiece --size 1024 --lowercase --out TOKENIZER`;
+    `polymodal pack python.jsonl --tokenize TOKENIZER --block 128 --holdout 0.1 --out DATA --holdout-out HELD`.
+    Cost: 779 s on one thread of 2 cores (AMD EPYC, AVX2, no GPU, fp32) that others used too.
+    Command: polymodal pretrain electra-tiny --data DATA --eval-data HELD --out RUN; python examples/replaced_tokens.py RUN HELD
     """
     return Recipe(
         name="electra-tiny", system="electra", size="tiny",
         model={"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "initializer_range": 0.08},
-        data=DataSettings(global_batch=8, window=1024),
-        optim=OptimSettings(lr=1e-3, eps=1e-6, weight_decay=0.01),
-        schedule=ScheduleSettings("linear", warmup=50),
-        max_updates=1500, log=LogSettings(every=10), evaluate=EvaluateSettings(every=250, limit=256),
+        data=DataSettings(global_batch=16, window=1024),
+        optim=OptimSettings(lr=5e-4, eps=1e-6, weight_decay=0.01),
+        schedule=ScheduleSettings("linear", warmup=200),
+        max_updates=4000, log=LogSettings(every=10), evaluate=EvaluateSettings(every=250, limit=256),
         checkpoint=CheckpointSettings(every=250),
     )
 
