@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 OPTIMIZERS = ("adamw", "sgd", "adagrad")
 """Those that work on each number of a tensor for itself, so that a rank can step with its rows alone."""
 
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
 
 def sharded(recipe: Recipe, world: int) -> bool:
     """Whether a run on `world` ranks divides its weights: on one there is nothing to divide, and the run is a plain one."""
@@ -39,7 +41,8 @@ def layout_problems(recipe: Recipe, world: int, accelerator: str) -> Iterator[st
         return
     if recipe.shard_size is not None and world % recipe.shard_size:
         fitting = [n for n in range(2, world + 1) if world % n == 0]
-        yield f"shard_size is {recipe.shard_size} and {world} ranks are no multiple of it: use {', '.join(map(str, fitting))} or leave it out"
+        yield (f"shard_size is {recipe.shard_size} and {world} ranks are no multiple of it: use {', '.join(map(str, fitting))}, "
+               "or leave it out")
     if recipe.optim.name not in OPTIMIZERS:
         yield (f"optim.name is {recipe.optim.name}, which needs whole matrices, and strategy fsdp leaves each rank some rows of them: "
                f"use {', '.join(OPTIMIZERS)}, or strategy=ddp")
@@ -56,7 +59,7 @@ def system_problems(recipe: Recipe, system: System, world: int) -> Iterator[str]
     scalars = [name for name, p in system.named_parameters() if p.dim() == 0]
     if scalars:
         yield f"strategy fsdp divides the rows of tensors and {', '.join(scalars)} has none: use strategy=ddp"
-    norms = [name for name, m in system.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = [name for name, m in system.named_modules() if isinstance(m, _BATCH_NORMS)]
     if norms:
         yield f"{recipe.system} has norms over the batch ({norms[0]} ...), whose averages strategy fsdp does not share: use strategy=ddp"
 
@@ -90,6 +93,13 @@ def _units(module: nn.Module) -> list[nn.Module]:
 
     shared = {id(b) for m in module.modules() if isinstance(m, Stack) and m.num_layers > len(m.blocks) for b in m.blocks}
     return [m for m in module.modules() if isinstance(m, Block) and id(m) not in shared and own(m)]
+
+
+def gathered_share(system: System) -> float:
+    """The most of the weights that are gathered at once in training: the root's, and those of two blocks."""
+    blocks = sorted((sum(p.numel() for p in block.parameters()) for block in _units(system)), reverse=True)
+    total = sum(p.numel() for p in system.parameters())
+    return (total - sum(blocks[2:])) / total
 
 
 def recompute_blocks(module: nn.Module) -> None:

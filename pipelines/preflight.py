@@ -69,7 +69,8 @@ def preflight(recipe: Recipe, system: System, stream: Stream, held_out: DataSet 
     lines = [line for line in record(recipe.name).splitlines() if line]
     lines += [
         f"system: {recipe.system} {recipe.task or recipe.size}: {total:,} parameters{frozen}",
-        f"device: {fabric.world_size} x {fabric.device.type}, precision {precision}{', compiled' if recipe.compile else ''}{_divided(recipe, fabric)}",
+        f"device: {fabric.world_size} x {fabric.device.type}, precision {precision}{', compiled' if recipe.compile else ''}"
+        f"{_divided(recipe, fabric)}",
         *plan(stream),
         f"run: {recipe.max_updates:,} updates = {samples:,} samples = {samples / stream.samples_per_epoch:.2f} epochs; "
         f"{recipe.optim.name}, peak rate {recipe.optim.lr:g}, {recipe.schedule.name} after {recipe.schedule.warmup} updates of warmup",
