@@ -46,6 +46,8 @@ def layout_problems(recipe: Recipe, world: int, accelerator: str) -> Iterator[st
     if recipe.optim.name not in OPTIMIZERS:
         yield (f"optim.name is {recipe.optim.name}, which needs whole matrices, and strategy fsdp leaves each rank some rows of them: "
                f"use {', '.join(OPTIMIZERS)}, or strategy=ddp")
+    if recipe.compile:
+        yield "compile is true and strategy is fsdp, which do not go together yet: set compile=false, or strategy=ddp"
     if accelerator == "mps":
         yield "strategy is fsdp and accelerator is mps, which has one device: use cuda or cpu"
 
@@ -75,7 +77,8 @@ def parallelize(recipe: Recipe) -> Callable[[nn.Module, DeviceMesh], nn.Module]:
         for block in _units(module):
             fully_shard(block, mesh=used, reshard_after_forward=recipe.reshard_after_forward)
         # the root's weights are needed first in the backward pass: giving them up in between would only cost
-        return fully_shard(module, mesh=used, reshard_after_forward=False)
+        fully_shard(module, mesh=used, reshard_after_forward=False)
+        return module
 
     return divide
 
@@ -114,7 +117,7 @@ def _recomputed(forward: Callable[..., Tensor], *arguments: Any, **named: Any) -
         return forward(*arguments, **named)
     from torch.utils.checkpoint import checkpoint
 
-    return cast("Tensor", checkpoint(forward, *arguments, use_reentrant=False, **named))
+    return checkpoint(forward, *arguments, use_reentrant=False, **named)
 
 
 class Whole:

@@ -151,11 +151,11 @@ def test_units_are_the_blocks_that_run_once_and_share_nothing():
 
 
 def test_what_cannot_be_sharded_is_refused_with_all_reasons():
-    made = recipe("gpt2-tiny", ["strategy=fsdp", "shard_size=4", "optim.name=muon"])
+    made = recipe("gpt2-tiny", ["strategy=fsdp", "shard_size=4", "optim.name=muon", "compile=true"])
     found = list(layout_problems(made, 6, "mps"))
-    assert len(found) == 3 and "use 2, 3, 6" in found[0] and "muon" in found[1] and "mps" in found[2]
+    assert len(found) == 4 and "use 2, 3, 6" in found[0] and "muon" in found[1] and "compile" in found[2] and "mps" in found[3]
     assert not list(layout_problems(made, 1, "cpu")), "one rank has nothing to divide"
-    assert not list(layout_problems(replace(made, shard_size=3, optim=replace(made.optim, name="sgd")), 6, "cpu"))
+    assert not list(layout_problems(replace(made, shard_size=3, compile=False, optim=replace(made.optim, name="sgd")), 6, "cpu"))
     with pytest.raises(UserError, match="only fsdp divides"):
         recipe("gpt2-tiny", ["shard_size=4"])
     with pytest.raises(UserError, match="shard_size is 1, expected at least 2"):
