@@ -19,7 +19,7 @@ from ..shared.optim import freeze
 from ..shared.system import Batch, Context, Family, System
 from ._devices import choose_precision
 from ._rehearsal import Rehearsal, rehearse
-from ._sharding import gathered_share, recompute_blocks, sharded
+from ._sharding import gathered_share, layout_problems, recompute_blocks, sharded
 from ._synthetic import synthetic_batch
 from .console import Console
 from .finetune import Start, find_start
@@ -88,6 +88,7 @@ def plan(recipe: Recipe, data: Data | None, cluster: Cluster, *, model: str | Pa
     entry = family(recipe.system)
     start = find_start(recipe, entry, model, Path(out), "never")
     machine = _Machine(cluster.world_size, _device(recipe))
+    raise_problems(layout_problems(recipe, machine.world_size, machine.device.type), "the ranks")
     precision = _precision(recipe, machine)
     layout = Layout(recipe.data.global_batch, recipe.data.micro_batch, 0, cluster.world_size)
     draft = _Draft(recipe, entry, start, precision, layout)

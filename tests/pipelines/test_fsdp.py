@@ -180,6 +180,8 @@ def test_plan_divides_the_memory():
     assert fsdp["gathered"] < ddp["weights"] + ddp["gradients"] and fsdp["peak"] < two["peak"] < ddp["peak"]
     again = memory("strategy=fsdp", "activation_checkpointing=true", "reshard_after_forward=false")
     assert again["activations"] < 0.7 * fsdp["activations"] and again["gathered"] > fsdp["gathered"]
+    with pytest.raises(UserError, match="use 2, 4, or leave it out"):
+        memory("strategy=fsdp", "shard_size=3")
 
 
 def main(root: Path, out: Path, stage: str) -> None:
