@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 import torch
 
-from ..shared.errors import UserError
-from ._fabric import DDPStrategy, Fabric
+from ..shared.errors import UserError, raise_problems
+from ._fabric import DDPStrategy, Fabric, ModelParallelStrategy
+from ._sharding import layout_problems, parallelize, sharded
 from .recipe import Precision, Recipe
 
 TIMEOUT = timedelta(minutes=10)
@@ -29,12 +30,9 @@ def build_fabric(recipe: Recipe) -> Fabric:
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
         nodes = int(os.environ["WORLD_SIZE"]) // devices
     world = devices * nodes
-    strategy = "auto" if world == 1 and recipe.strategy == "auto" else DDPStrategy(
-        # host integers (counts, stop flags) go through gloo, so that they never wait for a GPU
-        process_group_backend="cpu:gloo,cuda:nccl" if accelerator == "cuda" else "gloo", timeout=TIMEOUT,
-        find_unused_parameters=recipe.strategy == "ddp_find_unused", gradient_as_bucket_view=True)
+    raise_problems(layout_problems(recipe, world, accelerator), "the ranks")
     precision = choose_precision(recipe.precision, accelerator)
-    fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=nodes, strategy=strategy,
+    fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=nodes, strategy=_strategy(recipe, world, accelerator),
                     precision="32-true" if precision == "32" else precision)
     fabric.launch()
     if fabric.world_size != world:
@@ -43,6 +41,21 @@ def build_fabric(recipe: Recipe) -> Fabric:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         atexit.register(_leave)
     return fabric
+
+
+def _strategy(recipe: Recipe, world: int, accelerator: str) -> Literal["auto"] | DDPStrategy | ModelParallelStrategy:
+    """How the ranks work together."""
+    if world == 1 and recipe.strategy in ("auto", "fsdp"):
+        return "auto"
+    # host integers (counts, stop flags) go through gloo, so that they never wait for a GPU
+    backend = "cpu:gloo,cuda:nccl" if accelerator == "cuda" else "gloo"
+    if sharded(recipe, world):
+        shards = recipe.shard_size or world
+        # Fabric's names for the two axes; here they are (copies, shards)
+        return ModelParallelStrategy(parallelize(recipe), data_parallel_size=world // shards, tensor_parallel_size=shards,
+                                     process_group_backend=backend, timeout=TIMEOUT)
+    return DDPStrategy(process_group_backend=backend, timeout=TIMEOUT, find_unused_parameters=recipe.strategy == "ddp_find_unused",
+                       gradient_as_bucket_view=True)
 
 
 def _leave() -> None:

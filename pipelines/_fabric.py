@@ -33,6 +33,6 @@ def _only_version(package: str) -> Generator[None]:
 
 with _only_version("torchmetrics"):
     from lightning_fabric import Fabric
-    from lightning_fabric.strategies import DDPStrategy
+    from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
 
-__all__ = ["DDPStrategy", "Fabric"]
+__all__ = ["DDPStrategy", "Fabric", "ModelParallelStrategy"]

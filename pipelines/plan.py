@@ -19,6 +19,7 @@ from ..shared.optim import freeze
 from ..shared.system import Batch, Context, Family, System
 from ._devices import choose_precision
 from ._rehearsal import Rehearsal, rehearse
+from ._sharding import gathered_share, layout_problems, recompute_blocks, sharded
 from ._synthetic import synthetic_batch
 from .console import Console
 from .finetune import Start, find_start
@@ -87,6 +88,7 @@ def plan(recipe: Recipe, data: Data | None, cluster: Cluster, *, model: str | Pa
     entry = family(recipe.system)
     start = find_start(recipe, entry, model, Path(out), "never")
     machine = _Machine(cluster.world_size, _device(recipe))
+    raise_problems(layout_problems(recipe, machine.world_size, machine.device.type), "the ranks")
     precision = _precision(recipe, machine)
     layout = Layout(recipe.data.global_batch, recipe.data.micro_batch, 0, cluster.world_size)
     draft = _Draft(recipe, entry, start, precision, layout)
@@ -95,8 +97,8 @@ def plan(recipe: Recipe, data: Data | None, cluster: Cluster, *, model: str | Pa
     else:
         lines = draft.read(data, eval_data, tokenizer, machine, Path(out))
     found = draft.rehearse(layout)
-    memory = rank_memory(found, recipe, cluster)
     system = draft.build()
+    memory = rank_memory(found, recipe, layout, system)
     parameters = sum(p.numel() for p in system.parameters())
     result: dict[str, Any] = {
         "recipe": recipe.name, "world": cluster.world_size, "precision": precision, "parameters": parameters,
@@ -157,6 +159,8 @@ class _Draft:
     def rehearse(self, layout: Layout) -> Rehearsal:
         """Rehearse an update in which a rank has the micro-batches of `layout`."""
         system = self.build()
+        if self.recipe.activation_checkpointing:
+            recompute_blocks(system)
         return rehearse(system, self._batches(system, layout), self.recipe.optim, accumulate=layout.accumulate, precision=self.precision)
 
     def _batches(self, system: System, layout: Layout) -> list[Batch]:
@@ -189,11 +193,23 @@ def _precision(recipe: Recipe, machine: _Machine) -> str:
 # --- memory and time -------------------------------------------------------------------------------------------------
 
 
-def rank_memory(found: Rehearsal, recipe: Recipe, cluster: Cluster) -> dict[str, int]:
-    """Bytes of one rank by what they hold, and the peak, under the recipe's strategy."""
+def rank_memory(found: Rehearsal, recipe: Recipe, layout: Layout, system: System) -> dict[str, int]:
+    """Bytes of one rank by what they hold, and the peak, under the recipe's strategy.
+
+    With strategy fsdp the peak is an upper bound: in training a rank holds its shards, the gathered weights and gradients of the
+    root and two blocks (one computes, one is on its way), and the activations; in evaluation its shards and a copy of all weights.
+    """
     parts = {"weights": found.weights, "gradients": found.gradients, "optimizer": found.optimizer, "activations": found.activations}
-    if cluster.world_size == 1 and recipe.strategy == "auto":
+    if layout.world == 1 and recipe.strategy in ("auto", "fsdp"):
         return {**parts, "peak": found.peak}
+    if sharded(recipe, layout.world):
+        shards, share = recipe.shard_size or layout.world, gathered_share(system)
+        parts |= {name: -(-parts[name] // shards) for name in ("weights", "gradients", "optimizer")}
+        # until the last micro-batch, gradients stay in one piece; see `Fabric.no_backward_sync`
+        weights = found.weights * (share if recipe.reshard_after_forward else 1.0)
+        gathered = int(weights + found.gradients * (share if layout.accumulate == 1 else 1.0))
+        fixed = parts["weights"] + parts["gradients"] + parts["optimizer"]
+        return {**parts, "gathered": gathered, "peak": fixed + max(gathered + parts["activations"], found.weights)}
     # DDP's buckets hold the gradients from the first update on
     return {**parts, "peak": found.steady + found.gradients}
 
@@ -218,7 +234,7 @@ def _too_large(draft: _Draft, cluster: Cluster, layout: Layout, memory: Mapping[
     while smaller:
         micro = smaller.pop(0)
         fewer = replace(layout, micro_batch=micro)
-        taken = rank_memory(draft.rehearse(fewer), draft.recipe, cluster)["peak"]
+        taken = rank_memory(draft.rehearse(fewer), draft.recipe, fewer, draft.build())["peak"]
         if taken <= cluster.memory:
             return f"{what}: set data.micro_batch={micro}, which takes {size(taken)}; the gradient stays the same"
         # memory grows with the micro-batch: one of twice the wanted share need not be tried
@@ -231,11 +247,13 @@ def _lines(result: Mapping[str, Any], recipe: Recipe, cluster: Cluster) -> list[
     total, trained, net = result["parameters"], result["parameters_trained"], result["parameters_net"]
     aside = [f"{total - trained:,} frozen"] if trained < total else []
     aside += [f"{total - net:,} for training only"] if net < total else []
+    gathered = f", gathered for use {size(memory['gathered'])}" if "gathered" in memory else ""
     flops, ranks, kept = result["flops_per_update"], cluster.world_size, recipe.checkpoint
     lines = [
         f"parameters: {total:,}{f' ({chr(44).join(aside)})' if aside else ''}",
         f"memory of a rank: weights {size(memory['weights'])}, gradients {size(memory['gradients'])}, optimizer ({recipe.optim.name}) "
-        f"{size(memory['optimizer'])}, activations and batches {size(memory['activations'])}; at the peak {size(memory['peak'])} "
+        f"{size(memory['optimizer'])}, activations and batches {size(memory['activations'])}"
+        f"{gathered}; at the peak {size(memory['peak'])} "
         f"(precision {result['precision']})",
         f"work: {count(flops)}FLOP an update{f', {count(flops / ranks)}FLOP on each rank' if ranks > 1 else ''}; "
         f"{count(flops * recipe.max_updates)}FLOP the run",

@@ -13,6 +13,7 @@ from ..shared.errors import raise_problems
 from ..shared.system import Context, System
 from ..shared.tokenizer import Tokenizer
 from ._devices import choose_precision
+from ._sharding import layout_problems, sharded, system_problems
 from .recipe import Recipe, record
 from .shards import DataSet
 from .stream import Stream, plan
@@ -59,7 +60,7 @@ def preflight(recipe: Recipe, system: System, stream: Stream, held_out: DataSet 
     Raises:
         UserError: with every problem and its fix.
     """
-    raise_problems(_problems(recipe, system, stream, held_out, out), "the run cannot start")
+    raise_problems(_problems(recipe, system, stream, held_out, out, fabric), "the run cannot start")
     parameters = list(system.parameters())
     total, trained = sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
     frozen = "" if total == trained else f", {trained:,} of them trained"
@@ -68,7 +69,8 @@ def preflight(recipe: Recipe, system: System, stream: Stream, held_out: DataSet 
     lines = [line for line in record(recipe.name).splitlines() if line]
     lines += [
         f"system: {recipe.system} {recipe.task or recipe.size}: {total:,} parameters{frozen}",
-        f"device: {fabric.world_size} x {fabric.device.type}, precision {precision}{', compiled' if recipe.compile else ''}",
+        f"device: {fabric.world_size} x {fabric.device.type}, precision {precision}{', compiled' if recipe.compile else ''}"
+        f"{_divided(recipe, fabric)}",
         *plan(stream),
         f"run: {recipe.max_updates:,} updates = {samples:,} samples = {samples / stream.samples_per_epoch:.2f} epochs; "
         f"{recipe.optim.name}, peak rate {recipe.optim.lr:g}, {recipe.schedule.name} after {recipe.schedule.warmup} updates of warmup",
@@ -84,8 +86,18 @@ def preflight(recipe: Recipe, system: System, stream: Stream, held_out: DataSet 
     return lines
 
 
-def _problems(recipe: Recipe, system: System, stream: Stream, held_out: DataSet | None, out: Path) -> Iterator[str]:
+def _divided(recipe: Recipe, machine: Machine) -> str:
+    if not sharded(recipe, machine.world_size):
+        return ""
+    shards = recipe.shard_size or machine.world_size
+    return f", {machine.world_size // shards} x the weights, each in {shards} shards" if shards < machine.world_size else \
+        f", the weights in {shards} shards"
+
+
+def _problems(recipe: Recipe, system: System, stream: Stream, held_out: DataSet | None, out: Path, machine: Machine) -> Iterator[str]:
     layout = stream.layout
+    yield from layout_problems(recipe, machine.world_size, machine.device.type)
+    yield from system_problems(recipe, system, machine.world_size)
     if system.coupled and layout.accumulate > 1:
         yield (f"{recipe.system} compares all samples of a batch, so its batch cannot be split: leave data.micro_batch out "
                f"(got {recipe.data.micro_batch}, a rank's share is {recipe.data.global_batch // layout.world})")

@@ -142,8 +142,15 @@ class Recipe:
     devices: int | Literal["auto"] = "auto"
     """Processes on each node; auto: one for each GPU, or one. Under torchrun the launcher decides."""
     num_nodes: int = 1
-    strategy: Literal["auto", "ddp", "ddp_find_unused"] = "auto"
-    """How ranks work together; ddp_find_unused for systems that leave parameters out of some updates."""
+    strategy: Literal["auto", "ddp", "ddp_find_unused", "fsdp"] = "auto"
+    """How ranks work together: ddp gives each all weights (auto, on several ranks), fsdp divides weights, gradients and optimizer
+    state among them; ddp_find_unused for systems that leave parameters out of some updates."""
+    shard_size: int | None = None
+    """fsdp: ranks that share one copy of the weights, the GPUs of a node for example; null: all ranks share one."""
+    reshard_after_forward: bool = True
+    """fsdp: give up a layer's gathered weights until its backward pass; false keeps them, for more memory and less traffic."""
+    activation_checkpointing: bool = False
+    """Keep only the input of every layer for the backward pass and compute the rest again: less memory, about a third more work."""
     compile: bool = False
     """Compile the system with torch.compile."""
     log: LogSettings = field(default_factory=LogSettings)
@@ -159,8 +166,10 @@ class Recipe:
             ("evaluate.previews", self.evaluate.previews, 0), ("evaluate.patience", self.evaluate.patience, 0),
             ("evaluate.min_delta", self.evaluate.min_delta, 0), ("checkpoint.every", self.checkpoint.every, 0),
             ("checkpoint.keep_last", self.checkpoint.keep_last, 1), ("checkpoint.keep_every", self.checkpoint.keep_every, 0),
-            ("devices", 1 if self.devices == "auto" else self.devices, 1),
+            ("devices", 1 if self.devices == "auto" else self.devices, 1), ("shard_size", self.shard_size or 2, 2),
         ) if value < least]
+        if self.shard_size is not None and self.strategy != "fsdp":
+            wrong.append(f"shard_size is {self.shard_size} and strategy is {self.strategy}: only fsdp divides the weights")
         if wrong:
             raise UserError("; ".join(wrong))
 

@@ -34,6 +34,7 @@ from ._best import Best
 from ._devices import build_fabric
 from ._fabric import Fabric
 from ._meter import Clock, Meter
+from ._sharding import Whole, full, recompute_blocks, sharded
 from ._stop import Stop
 from .console import Bar, Console
 from .export import export_system
@@ -108,11 +109,14 @@ def pretrain(
     found, _lock = _begin(run, recipe, system, context, start.source, resume, stream.order_state(), console)
 
     # 3. Devices, optimizer, state
+    whole = Whole(system) if sharded(recipe, fabric.world_size) else None
+    if recipe.activation_checkpointing:
+        recompute_blocks(system)
     module = fabric.setup_module(_Loss(system))
     optimizer = build_optimizer(system, recipe.optim)
     if recipe.compile:
         system.compile()
-    job = Job(recipe, fabric, system, module, optimizer, stream, held_out, run, console)
+    job = Job(recipe, fabric, system, module, optimizer, stream, held_out, run, console, whole)
     if found is not None:
         job.restore(found)
     return _train(job, Stop(max_seconds))
@@ -212,7 +216,8 @@ def _train(job: Job, stop: Stop) -> dict[str, Any]:
         if (best := job.best_checkpoint()) is not None:
             checkpoint.load(best.path, runs.model_tensors(system), ignore=lambda name: not name.startswith("model/"))
             job.console.say(f"the best {recipe.evaluate.monitor} was {job.best.value:.4f}, after update {best.update}: that is exported")
-        dist.on_rank_0(lambda: export_system(system, job.run.export, job.run.tokenizer()))
+        finished = job.plain()
+        dist.on_rank_0(lambda: export_system(finished, job.run.export, job.run.tokenizer()))
         job.console.say(f"{ending} after update {job.update}; the network is in {job.run.export}")
     return {"out": str(job.run.directory), "updates": job.update, "ending": ending, "train": job.trained, "eval": job.evaluated,
             "rank": fabric.global_rank}
@@ -274,7 +279,7 @@ def _clip(fabric: Fabric, module: nn.Module, optimizer: Any, limit: float | None
     # an endless limit measures the norm and changes nothing
     norm = fabric.clip_gradients(cast("Any", module), optimizer, max_norm=limit or float("inf"), error_if_nonfinite=False)
     assert norm is not None
-    return norm.detach()
+    return full(norm.detach())
 
 
 class _FiniteCheck:
@@ -334,7 +339,7 @@ def _evaluate(job: Job, logbook: runs.Logbook | None) -> None:
     """Measure the held-out data on all ranks, and show what the model makes of some of it."""
     if job.held_out is None or job.evaluated.get("update") == job.update:
         return
-    recipe, fabric, system = job.recipe, job.fabric, job.system
+    recipe, fabric, system = job.recipe, job.fabric, job.plain()
     settings = recipe.evaluate
     meter = Meter(fabric.device, chance=True)
     previews: list[Preview] = []
@@ -397,6 +402,8 @@ class Job:
     held_out: DataSet | None
     run: runs.Run
     console: Console
+    whole: Whole | None = None
+    """Where the system's weights are divided over the ranks: what puts them together."""
     update: int = 0
     """Updates made so far; with the weights and the optimizer, the whole state."""
     tokens: int = 0
@@ -414,6 +421,10 @@ class Job:
         """Start measuring."""
         self.meter = Meter(self.fabric.device)
         self.best = Best(self.recipe.evaluate)
+
+    def plain(self) -> System:
+        """The system with all its weights on this rank; every rank must call it."""
+        return self.system if self.whole is None else self.whole.gather()
 
     def best_checkpoint(self) -> checkpoint.Checkpoint | None:
         """The checkpoint to export instead of the newest state, where the recipe asks for it and it is another one."""

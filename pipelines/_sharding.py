@@ -1,0 +1,152 @@
+"""Weights, gradients and optimizer state divided over the ranks (FSDP2), and activations that are computed again.
+
+Zhao et al., "PyTorch FSDP: Experiences on Scaling Fully Sharded Data Parallel" (https://arxiv.org/abs/2304.11277); Chen et al.,
+"Training Deep Nets with Sublinear Memory Cost" (https://arxiv.org/abs/1604.06174). No family is known here: the unit of both is the
+`Block`. Whatever lies outside of blocks (embeddings, heads, tied weights, position biases) is one unit of its own, the root.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..shared.block import Block
+from ..shared.stack import Stack
+from ..shared.system import System
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from .recipe import Recipe
+
+OPTIMIZERS = ("adamw", "sgd", "adagrad")
+"""Those that work on each number of a tensor for itself, so that a rank can step with its rows alone."""
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+def sharded(recipe: Recipe, world: int) -> bool:
+    """Whether a run on `world` ranks divides its weights: on one there is nothing to divide, and the run is a plain one."""
+    return recipe.strategy == "fsdp" and world > 1
+
+
+def layout_problems(recipe: Recipe, world: int, accelerator: str) -> Iterator[str]:
+    """What keeps the recipe from being sharded over `world` ranks, as far as no network is needed to know."""
+    if not sharded(recipe, world):
+        return
+    if recipe.shard_size is not None and world % recipe.shard_size:
+        fitting = [n for n in range(2, world + 1) if world % n == 0]
+        yield (f"shard_size is {recipe.shard_size} and {world} ranks are no multiple of it: use {', '.join(map(str, fitting))}, "
+               "or leave it out")
+    if recipe.optim.name not in OPTIMIZERS:
+        yield (f"optim.name is {recipe.optim.name}, which needs whole matrices, and strategy fsdp leaves each rank some rows of them: "
+               f"use {', '.join(OPTIMIZERS)}, or strategy=ddp")
+    if recipe.compile:
+        yield "compile is true and strategy is fsdp, which do not go together yet: set compile=false, or strategy=ddp"
+    if accelerator == "mps":
+        yield "strategy is fsdp and accelerator is mps, which has one device: use cuda or cpu"
+
+
+def system_problems(recipe: Recipe, system: System, world: int) -> Iterator[str]:
+    """What keeps this system from being sharded."""
+    if not sharded(recipe, world):
+        return
+    if system.coupled:
+        yield f"{recipe.system} compares all samples of a batch and cannot be trained with strategy fsdp yet: use strategy=ddp"
+    scalars = [name for name, p in system.named_parameters() if p.dim() == 0]
+    if scalars:
+        yield f"strategy fsdp divides the rows of tensors and {', '.join(scalars)} has none: use strategy=ddp"
+    norms = [name for name, m in system.named_modules() if isinstance(m, _BATCH_NORMS)]
+    if norms:
+        yield f"{recipe.system} has norms over the batch ({norms[0]} ...), whose averages strategy fsdp does not share: use strategy=ddp"
+
+
+def parallelize(recipe: Recipe) -> Callable[[nn.Module, DeviceMesh], nn.Module]:
+    """What divides a module over a mesh of (copies, shards): every block, and the rest together."""
+
+    def divide(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
+        from torch.distributed.fsdp import fully_shard
+
+        # one axis says that there are no copies to keep equal
+        used = mesh if mesh.size(0) > 1 else mesh["tensor_parallel"]
+        for block in _units(module):
+            fully_shard(block, mesh=used, reshard_after_forward=recipe.reshard_after_forward)
+        # the root's weights are needed first in the backward pass: giving them up in between would only cost
+        fully_shard(module, mesh=used, reshard_after_forward=False)
+        return module
+
+    return divide
+
+
+def _units(module: nn.Module) -> list[nn.Module]:
+    """The blocks that run once and share no weights with the rest: those may come and go on their own."""
+    owners: dict[int, set[int]] = {}
+    for each in module.modules():
+        for parameter in each.parameters(recurse=False):
+            owners.setdefault(id(parameter), set()).add(id(each))
+
+    def own(block: nn.Module) -> bool:
+        inside = {id(m) for m in block.modules()}
+        return all(owners[id(p)] <= inside for p in block.parameters())
+
+    shared = {id(b) for m in module.modules() if isinstance(m, Stack) and m.num_layers > len(m.blocks) for b in m.blocks}
+    return [m for m in module.modules() if isinstance(m, Block) and id(m) not in shared and own(m)]
+
+
+def gathered_share(system: System) -> float:
+    """The most of the weights that are gathered at once in training: the root's, and those of two blocks."""
+    blocks = sorted((sum(p.numel() for p in block.parameters()) for block in _units(system)), reverse=True)
+    total = sum(p.numel() for p in system.parameters())
+    return (total - sum(blocks[2:])) / total
+
+
+def recompute_blocks(module: nn.Module) -> None:
+    """Keep only the input of every block for the backward pass and compute the rest again, with the same dropout."""
+    for block in module.modules():
+        if isinstance(block, Block):
+            block.forward = partial(_recomputed, block.forward)  # type: ignore[method-assign]
+
+
+def _recomputed(forward: Callable[..., Tensor], *arguments: Any, **named: Any) -> Tensor:
+    if not torch.is_grad_enabled():
+        return forward(*arguments, **named)
+    from torch.utils.checkpoint import checkpoint
+
+    return checkpoint(forward, *arguments, use_reentrant=False, **named)
+
+
+class Whole:
+    """A system that is going to be sharded, to be had in one piece again on every rank: for evaluation and export.
+
+    Sharded modules gather their weights in every forward pass, which all ranks must make together. Evaluation, previews and export
+    do not: a rank may have fewer batches, and text is generated on one. They get a plain copy of the system with all weights.
+
+    Args:
+        system: before it is sharded. What is kept of it has no weights.
+    """
+
+    def __init__(self, system: System) -> None:
+        self.system = system
+        memo: dict[int, Any] = {id(system.objective): system.objective}
+        memo |= {id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in system.parameters()}
+        self._empty = copy.deepcopy(system, memo)
+
+    def gather(self) -> System:
+        """The plain copy, with this moment's weights; every rank must call it. It takes the memory of all weights while it lives."""
+        memo: dict[int, Any] = {id(self._empty.objective): self._empty.objective}
+        theirs, buffers = dict(self.system.named_parameters()), dict(self.system.named_buffers())
+        for name, empty in self._empty.named_parameters():
+            memo[id(empty)] = nn.Parameter(full(theirs[name].detach()), empty.requires_grad)
+        for name, buffer in self._empty.named_buffers():
+            memo[id(buffer)] = buffers[name].clone()
+        return copy.deepcopy(self._empty, memo)
+
+
+def full(tensor: Tensor) -> Tensor:
+    """A tensor in one piece; every rank must call it where it is sharded."""
+    return cast("Any", tensor).full_tensor() if hasattr(tensor, "full_tensor") else tensor

@@ -1,0 +1,196 @@
+"""FSDP and activation checkpointing: the same losses, gradients and checkpoints as one process; also one of the ranks, under torchrun.
+
+The ranks run this file (`python test_fsdp.py ROOT OUT STAGE`): one start of the processes for all families.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from contract.cases import Case, batch_of, cases, prepare, samples_of
+from contract.runs import TIMES, short
+from polymodal.pipelines import train
+from polymodal.pipelines._sharding import _units, layout_problems, recompute_blocks, system_problems
+from polymodal.pipelines.console import Console
+from polymodal.pipelines.frontdoor import load
+from polymodal.pipelines.plan import Cluster, plan
+from polymodal.pipelines.recipe import CheckpointSettings, EvaluateSettings, recipe
+from polymodal.pipelines.runs import Run
+from polymodal.shared.block import Block
+from polymodal.shared.errors import UserError
+from polymodal.shared.optim import OptimSettings
+from torch import Tensor
+
+CHOSEN = ("gpt2-tiny", "bert-tiny", "t5-tiny")
+
+
+def chosen() -> list[Case]:
+    """A decoder, an encoder and both."""
+    return [case.still() for case in cases() if case.name in CHOSEN]
+
+
+def fit(case: Case, root: Path, out: Path, world: int, **more: Any) -> None:
+    """Train with AdamW, whose state must move between ranks too; every rank calls it."""
+    made = short(case.recipe, micro=2, **({
+        "updates": 4, "strategy": "fsdp", "devices": world, "optim": OptimSettings("adamw", lr=1e-3, eps=1e-4, clip=0.5),
+        "checkpoint": CheckpointSettings(every=2, keep_last=9), "evaluate": EvaluateSettings(batch=8, every=3, previews=2),
+    } | more))
+    data = prepare(root, case)
+    train.pretrain(made, data.train, out, eval_data=data.held, tokenizer=data.tokenizer, console=Console(quiet=True))
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    """The metrics without times."""
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in Run(out).metrics()]
+
+
+def ranks(world: int, stage: str, root: Path, out: Path) -> None:
+    """Start this file on several ranks."""
+    places = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": places}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world), __file__,
+               str(root), str(out), stage]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def same(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    """Equal but for the order of sums."""
+    assert [(r["split"], r["update"]) for r in found] == [(r["split"], r["update"]) for r in expected]
+    for a, b in zip(found, expected):
+        numbers = {k: v for k, v in b.items() if k != "split"}
+        assert {k: a[k] for k in numbers} == pytest.approx(numbers, rel=1e-5) and a.keys() == b.keys()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data")
+    for case in chosen():  # the ranks must not write them both
+        prepare(path, case)
+    return path
+
+
+@pytest.fixture(scope="module")
+def alone(root, tmp_path_factory):
+    """What one process makes of 4 updates; strategy fsdp has nothing to divide there."""
+    out = tmp_path_factory.mktemp("alone")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for case in chosen():
+        fit(case, root, out / case.name, 1)
+    torch.set_num_threads(threads)
+    return out
+
+
+@pytest.mark.slow
+def test_sharded_ranks_train_as_one_and_runs_move_between_layouts(root, alone, tmp_path):
+    """2 ranks -> 1 process -> 4 ranks with two copies of two shards: losses, norms before clipping, evaluations, weights, exports."""
+    ranks(2, "first", root, tmp_path)
+    for case in chosen():
+        out = tmp_path / case.name
+        same(rows(out), rows(alone / case.name))
+        assert max(r["grad_norm"] for r in rows(out) if r["split"] == "train") > 0.5, "nothing was clipped"
+        expected, found = (Run(p / case.name).system().state_dict() for p in (alone, tmp_path))
+        for name, tensor in expected.items():
+            torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6)
+        exported = load(out).state_dict()
+        assert all(torch.equal(t, exported[n]) for n, t in Run(out).system().net.state_dict().items())
+        assert len(list((out / "checkpoints" / "update-00000004").glob("shard-*"))) == 2
+        fit(case, root, out, 1, updates=6, strategy="auto")
+        fit(case, root, alone / case.name, 1, updates=8)
+    ranks(4, "second", root, tmp_path)
+    for case in chosen():
+        last, expected = ([r for r in rows(p / case.name) if r["update"] > 4 and r["split"] == "train"] for p in (tmp_path, alone))
+        same(last, expected)
+        assert [r["update"] for r in last] == [5, 6, 7, 8]
+        same(rows(tmp_path / case.name)[-1:], rows(alone / case.name)[-1:])
+
+
+@pytest.mark.parametrize("name", [*CHOSEN, "transformer_xl-tiny"])
+def test_blocks_that_are_computed_again_give_the_same_gradients(name):
+    """With dropout, and with fewer tensors kept for the backward pass."""
+    case = next(c for c in cases() if c.name == name)
+    system = case.build()
+    system.train()
+    tok = case.context.tokenizer
+    batch = batch_of(system.objective, samples_of(system.objective, tok, range(4)))
+
+    def measured() -> tuple[float, int, dict[str, Tensor]]:
+        kept: list[int] = []
+        torch.manual_seed(3)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.numel()), t)[1], lambda t: t):
+            loss = sum(term.total for term in system(batch).terms.values())
+        system.zero_grad()
+        loss.backward()
+        return loss.item(), sum(kept), {n: p.grad.clone() for n, p in system.named_parameters() if p.grad is not None}
+
+    loss, kept, gradients = measured()
+    recompute_blocks(system)
+    again, fewer, recomputed = measured()
+    assert again == loss and fewer < kept and recomputed.keys() == gradients.keys()
+    for key, gradient in gradients.items():
+        torch.testing.assert_close(recomputed[key], gradient, rtol=1e-6, atol=1e-7)
+    assert system.state_dict().keys() == case.build().state_dict().keys()
+
+
+def test_units_are_the_blocks_that_run_once_and_share_nothing():
+    for case in chosen():
+        system = case.build()
+        assert _units(system) == [m for m in system.modules() if isinstance(m, Block)] != []
+    system = next(c for c in cases() if c.name == "bert-tiny").build()
+    first, second = [m for m in system.modules() if isinstance(m, Block)][:2]
+    first.feed_forward.up.weight = second.feed_forward.up.weight
+    assert first not in _units(system) and second not in _units(system)
+
+
+def test_what_cannot_be_sharded_is_refused_with_all_reasons():
+    made = recipe("gpt2-tiny", ["strategy=fsdp", "shard_size=4", "optim.name=muon", "compile=true"])
+    found = list(layout_problems(made, 6, "mps"))
+    assert len(found) == 4 and "use 2, 3, 6" in found[0] and "muon" in found[1] and "compile" in found[2] and "mps" in found[3]
+    assert not list(layout_problems(made, 1, "cpu")), "one rank has nothing to divide"
+    assert not list(layout_problems(replace(made, shard_size=3, compile=False, optim=replace(made.optim, name="sgd")), 6, "cpu"))
+    with pytest.raises(UserError, match="only fsdp divides"):
+        recipe("gpt2-tiny", ["shard_size=4"])
+    with pytest.raises(UserError, match="shard_size is 1, expected at least 2"):
+        recipe("gpt2-tiny", ["strategy=fsdp", "shard_size=1"])
+    clip = next(c for c in cases() if c.family.name == "clip")
+    problems = list(system_problems(replace(clip.recipe, strategy="fsdp"), clip.build(), 2))
+    assert "all samples of a batch" in problems[0] and "net.logit_scale" in problems[1]
+    assert not list(system_problems(clip.recipe, clip.build(), 2))
+
+
+def test_plan_divides_the_memory():
+    quiet = Console(quiet=True)
+    base = ["accelerator=cpu", "precision=32", "data.global_batch=16", "model.n_layer=5", "model.vocab_size=500", "model.n_positions=128"]
+
+    def memory(*more: str, ranks: int = 4) -> dict[str, int]:
+        return plan(recipe("gpt2-tiny", [*base, *more]), None, Cluster(gpus=ranks), console=quiet)["memory"]
+
+    ddp, fsdp, two = memory("strategy=ddp"), memory("strategy=fsdp"), memory("strategy=fsdp", "shard_size=2")
+    for part in ("weights", "gradients", "optimizer"):
+        assert fsdp[part] == pytest.approx(ddp[part] / 4, abs=1) and two[part] == pytest.approx(ddp[part] / 2, abs=1)
+    assert fsdp["activations"] == ddp["activations"]
+    assert fsdp["gathered"] < ddp["weights"] + ddp["gradients"] and fsdp["peak"] < two["peak"] < ddp["peak"]
+    again = memory("strategy=fsdp", "activation_checkpointing=true", "reshard_after_forward=false")
+    assert again["activations"] < 0.7 * fsdp["activations"] and again["gathered"] > fsdp["gathered"]
+    with pytest.raises(UserError, match="use 2, 4, or leave it out"):
+        memory("strategy=fsdp", "shard_size=3")
+
+
+def main(root: Path, out: Path, stage: str) -> None:
+    """As one rank."""
+    torch.set_num_threads(1)
+    less: dict[str, Any] = {"updates": 8, "shard_size": 2, "activation_checkpointing": True, "reshard_after_forward": False}
+    for case in chosen():
+        fit(case, root, out / case.name, int(os.environ["WORLD_SIZE"]), **({} if stage == "first" else less))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
