@@ -23,7 +23,7 @@ def electra_tiny() -> Recipe:
     `python -c "import pathlib, polymodal.pipelines.demo_data as d; d.write_text(pathlib.Path('python.jsonl'))"`;
     `polymodal tokenizer train python.jsonl --kind wordpiece --size 1024 --lowercase --out TOKENIZER`;
     `polymodal pack python.jsonl --tokenize TOKENIZER --block 128 --holdout 0.1 --out DATA --holdout-out HELD`.
-    Cost: 779 s on one thread of 2 cores (AMD EPYC, AVX2, no GPU, fp32) that others used too.
+    Cost: 779 s on one thread of 2 cores (AMD EPYC, AVX-512, no GPU, fp32) that others used too.
     Command: polymodal pretrain electra-tiny --data DATA --eval-data HELD --out RUN; python examples/replaced_tokens.py RUN HELD
     """
     return Recipe(
