@@ -79,19 +79,26 @@ def rows(packages: list[str], texts: bool) -> Iterator[dict[str, str]]:
             yield {"text": found[0], **({} if texts else {"summary": found[1]}), "package": package}
 
 
-def baseline(packages: list[str]) -> dict[str, float]:
-    """The scores of a summary that is copied: the first sentence of the body, or its first paragraph where it has none."""
-    from polymodal.pipelines.metrics_text import text_scores
+def baseline(sources: list[str]) -> dict[str, float]:
+    """The scores of a summary that is copied: the first sentence of the body, or its first paragraph where it has none.
 
-    found = list(rows(packages, texts=False))
-    copied = [(FIRST.match(head) or [head])[0] for head in (row["text"].partition("\n\n")[0] for row in found)]
-    return {"pairs": len(found), **text_scores([" ".join(text.split()) for text in copied], [row["summary"] for row in found])}
+    Sources are packages, or data sets that `polymodal pack --target-field summary` made.
+    """
+    from polymodal.pipelines.metrics_text import text_scores
+    from polymodal.pipelines.shards import DataSet
+
+    packed = [DataSet.open(s) for s in sources if (Path(s) / "index.json").is_file()]
+    found = [(d.read(i).text(), d.read(i).target()) for d in packed for i in range(len(d))]
+    found += [(row["text"], row["summary"]) for row in rows([s for s in sources if not (Path(s) / "index.json").is_file()], texts=False)]
+    heads = [body.partition("\n\n")[0] for body, _ in found]
+    copied = [" ".join((FIRST.match(head) or [head])[0].split()) for head in heads]
+    return {"pairs": len(found), **text_scores(copied, [summary for _, summary in found])}
 
 
 def main() -> None:
     """Print the lines, or the scores of the baseline."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("packages", nargs="+", help=f"installed packages, or {STDLIB}")
+    arguments.add_argument("packages", nargs="+", help=f"installed packages, {STDLIB}; with --baseline also packed pairs")
     arguments.add_argument("--texts", action="store_true", help="whole docstrings instead of pairs")
     arguments.add_argument("--baseline", action="store_true", help="the scores of copying the body's first sentence")
     given = arguments.parse_args()

@@ -101,22 +101,23 @@ def t5_text2text() -> Recipe:
 
 
 def t5_text2text_tiny() -> Recipe:
-    """T5 fine-tuned from text to text on texts of 128 tokens: a few laptop minutes.
+    """T5 fine-tuned from text to text on texts of 128 tokens: a quarter of an hour of one core.
 
     Paper: Raffel et al. 2020, section 3.1.2 (the method).
-    Target: none from the paper; docs/finetuning.md has summaries of docstrings.
-    Deviates: size, batch, a higher rate that ends at 0 (such a small network is nearly trained from scratch), no dropout.
-    Cost: see docs/finetuning.md.
+    Target: none from the paper.
+    Measured: docs/finetuning.md, summaries of docstrings.
+    Deviates: size, batch, a higher rate that ends at 0 (so small a network is nearly trained from scratch), no dropout.
+    Cost: 11 minutes of one core's time (AMD EPYC, AVX2) for texts of about 128 tokens and targets of 15.
     Command: polymodal finetune t5-text2text-tiny --model MODEL --data DATA --eval-data HELD --out RUN
     """
     return Recipe(
         name="t5-text2text-tiny", system="t5", size="tiny", task="text2text", model={"dropout_rate": 0.0},
         objective={"max_length": 128, "max_target_length": 32},
-        data=DataSettings(global_batch=32, window=1024),
+        data=DataSettings(global_batch=16, window=1024),
         optim=OptimSettings("adafactor", lr=1e-2, weight_decay=0.0, clip=None),
         schedule=ScheduleSettings("linear", warmup=50),
-        max_updates=600, log=LogSettings(every=20), evaluate=EvaluateSettings(every=100, limit=256),
-        checkpoint=CheckpointSettings(every=100, keep_best=True),
+        max_updates=3600, log=LogSettings(every=20), evaluate=EvaluateSettings(every=300, limit=256),
+        checkpoint=CheckpointSettings(every=300, keep_best=True),
     )
 
 
