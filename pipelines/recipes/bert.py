@@ -98,7 +98,7 @@ def bert_classify_tiny() -> Recipe:
     Deviates: 300 updates of 16 texts of 64 tokens, a higher rate with layer-wise decay as in Clark et al. 2020, early
     stopping after 4 evaluations without a better accuracy.
     Measured: docs/finetuning.md, packages by the first sentences of docstrings.
-    Cost: with MiniLM and sentences 2.4 minutes of one core's time (AMD EPYC, AVX2).
+    Cost: with MiniLM and sentences 2.4 minutes of one core's time (AMD EPYC, AVX-512).
     Command: polymodal finetune bert-classify-tiny --model MODEL --data DATA --eval-data HELD --out RUN
     """
     return Recipe(

@@ -107,7 +107,7 @@ def t5_text2text_tiny() -> Recipe:
     Target: none from the paper.
     Measured: docs/finetuning.md, summaries of docstrings.
     Deviates: size, batch, a higher rate that ends at 0 (so small a network is nearly trained from scratch), no dropout.
-    Cost: 11 minutes of one core's time (AMD EPYC, AVX2) for texts of about 128 tokens and targets of 15.
+    Cost: 11 minutes of one core's time (AMD EPYC, AVX-512) for texts of about 128 tokens and targets of 15.
     Command: polymodal finetune t5-text2text-tiny --model MODEL --data DATA --eval-data HELD --out RUN
     """
     return Recipe(
