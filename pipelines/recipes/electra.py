@@ -13,7 +13,7 @@ def electra_tiny() -> Recipe:
     Paper: Clark et al. 2020, ELECTRA: Pre-training Text Encoders as Discriminators Rather Than Generators (the objective).
     Target: none from the paper; a tutorial and smoke test. AUC on replaced tokens clearly above 0.5 and above any detector that
     does not look at the context; the generator's loss below the unigram entropy.
-    Measured on 2026-11-21, seed 0, all 277 held-out rows (35,193 tokens, 13.4 % replaced), by
+    Measured: 2026-11-21, seed 0, all 277 held-out rows (35,193 tokens, 13.4 % replaced), by
     `python examples/replaced_tokens.py RUN HELD`: AUC of the discriminator 0.701, of a word's
     rarity 0.557, of the best detector without context (fitted to these very rows) 0.667; the generator 5.116 nats a masked word, the
     unigram 5.733. Within sequences, on 256 rows, the AUC is 0.582 after 250 updates, while the generator draws nonsense, 0.560 after
