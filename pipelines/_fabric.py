@@ -7,6 +7,7 @@ every start. While Fabric is imported, torchmetrics is therefore a module that o
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -34,5 +35,8 @@ def _only_version(package: str) -> Generator[None]:
 with _only_version("torchmetrics"):
     from lightning_fabric import Fabric
     from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
+
+# the preflight says the precision; Fabric would say it again, on its own
+logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)
 
 __all__ = ["DDPStrategy", "Fabric", "ModelParallelStrategy"]
