@@ -13,7 +13,9 @@ def bert_tiny() -> Recipe:
     Paper: Devlin et al. 2019, BERT: Pre-training of Deep Bidirectional Transformers (the objective).
     Target: none from the paper; a tutorial and smoke test. Masked perplexity well below the unigram baseline.
     Deviates: size, learning rate, no dropout, no next-sentence pairs (`objective.nsp=true` brings them back).
-    Cost: not measured.
+    Measured: 2026-11-21, the first 300 updates as a run of their own, on 1.9 MB of Python's documentation (`polymodal demo`): held-out
+    masked perplexity 462, the unigram's 636.
+    Cost: 41 s for these on 2 cores (AMD EPYC, AVX-512, no GPU, bf16-mixed).
     Command: polymodal pretrain bert-tiny --data DATA --tokenizer TOKENIZER --out RUN
     """
     return Recipe(

@@ -13,7 +13,9 @@ def gpt2_tiny() -> Recipe:
     Paper: Radford et al. 2019, Language Models are Unsupervised Multitask Learners (the architecture).
     Target: none from the paper; a tutorial and smoke test. Perplexity well below the unigram baseline.
     Deviates: size, learning rate (AdamW 2e-3 suits this width), no dropout (one pass over little text).
-    Cost: not measured.
+    Measured: 2026-11-21, the first 300 updates as a run of their own, on 1.9 MB of Python's documentation (`polymodal demo`): held-out
+    perplexity 328, the unigram's 717.
+    Cost: 46 s for these on 2 cores (AMD EPYC, AVX-512, no GPU, bf16-mixed), killed and resumed once.
     Command: polymodal pretrain gpt2-tiny --data DATA --tokenizer TOKENIZER --out RUN
     """
     return Recipe(
