@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import hashlib
 import os
 from collections.abc import Mapping
 from datetime import timedelta
@@ -56,6 +57,12 @@ def _strategy(recipe: Recipe, world: int, accelerator: str) -> Literal["auto"] |
                                      process_group_backend=backend, timeout=TIMEOUT)
     return DDPStrategy(process_group_backend=backend, timeout=TIMEOUT, find_unused_parameters=recipe.strategy == "ddp_find_unused",
                        gradient_as_bucket_view=True)
+
+
+def seed_draws(*key: object) -> None:
+    """Seed torch's generators (dropout) from the place in a run: nothing needs saving, nothing depends on the past."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    torch.manual_seed(int.from_bytes(digest, "little"))
 
 
 def _leave() -> None:

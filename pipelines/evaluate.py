@@ -28,12 +28,13 @@ from ..registry import family
 from ..shared import checkpoint, dist
 from ..shared.errors import UserError
 from ..shared.sample import IMAGE_FIELDS, TARGET_FIELD, TEXT_FIELDS
-from ..shared.system import Batch, Context, Objective, System
+from ..shared.system import Context, Objective, System
 from ..shared.tokenizer import Tokenizer
 from . import frontdoor, runs
-from ._devices import build_fabric
+from ._devices import build_fabric, seed_draws
 from ._fabric import Fabric
 from ._intervals import Interval
+from ._redact import redact
 from .console import Console, finite
 from .recipe import Precision, Recipe
 from .shards import DataSet, write_atomic
@@ -287,9 +288,9 @@ def evaluate(
         "format": FORMAT, "version": 1, "task": task.name, "method": methods[0],
         "settings": {**asdict(cast("Any", task)), "batch_size": size, "limit": limit, "seed": job.seed or 0, "on_bad": on_bad,
                      "precision": precision},
-        "data": {"source": str(data), "fingerprint": dataset.fingerprint, "kind": dataset.index.kind, "samples": len(dataset),
+        "data": {"source": dataset.directory, "fingerprint": dataset.fingerprint, "kind": dataset.index.kind, "samples": len(dataset),
                  "measured": used, "skipped": chosen - used, "bad": bad[:LISTED_BAD]},
-        "model": {"source": str(model), **job.described}, **job.facts,
+        "model": {"source": redact(model), **job.described}, **job.facts,
         "metrics": numbers.metrics, "intervals": {k: asdict(v) for k, v in numbers.intervals.items()}, "details": numbers.details,
         "environment": environment, "device": fabric.device.type, "started": started, "seconds": time.perf_counter() - began,
     }
@@ -318,7 +319,7 @@ def _pass(job: Job, measure: Measure, size: int, chosen: int, on_bad: str, worke
         try:
             for batch in evaluation_batches(job.data, measure.objective, batch=size, seed=seed, rank=fabric.global_rank,
                                             world=fabric.world_size, limit=chosen, on_bad=on_bad, workers=workers, whole=True):
-                _seed(seed, batch)
+                seed_draws(seed, batch.sample_ids[:1])  # what a network draws depends on the batch alone
                 bad += [asdict(b) for b in batch.bad]
                 with fabric.autocast():
                     measure.add(fabric.to_device(batch))
@@ -335,12 +336,6 @@ def _pass(job: Job, measure: Measure, size: int, chosen: int, on_bad: str, worke
         reason = f"; the first: {everything[0]['reason']}" if everything else ""
         raise UserError(f"none of {chosen} samples of {job.data.directory} can be measured{reason}")
     return total, everything
-
-
-def _seed(seed: int, batch: Batch) -> None:
-    """Whatever a network draws in an evaluation depends on the batch alone."""
-    digest = hashlib.blake2b(repr((seed, batch.sample_ids[:1])).encode(), digest_size=8).digest()
-    torch.manual_seed(int.from_bytes(digest, "little"))
 
 
 def _check_targets(paths: Sequence[Path], force: bool) -> None:

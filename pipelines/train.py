@@ -11,7 +11,6 @@ are seeded again for every micro-batch. Therefore a run that was killed continue
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -31,7 +30,7 @@ from ..shared.system import Batch, Context, Preview, Step, System
 from ..shared.tokenizer import Tokenizer
 from . import runs
 from ._best import Best
-from ._devices import build_fabric
+from ._devices import build_fabric, seed_draws
 from ._fabric import Fabric
 from ._meter import Clock, Meter
 from ._sharding import Whole, full, recompute_blocks, sharded
@@ -155,7 +154,7 @@ def _train(job: Job, stop: Stop) -> dict[str, Any]:
 
             # 3. Forward and backward; gradients travel between ranks with the last micro-batch only.
             for part, batch in enumerate(batches):
-                _seed(recipe.seed, job.update, fabric.global_rank, part)
+                seed_draws(recipe.seed, job.update, fabric.global_rank, part)
                 work = _Work(fabric.to_device(batch), job.carries.get(part), scale)
                 with fabric.no_backward_sync(job.module, enabled=world > 1 and part < accumulate - 1):
                     fabric.backward(job.module(work))
@@ -233,12 +232,6 @@ def _counts(batches: Sequence[Batch]) -> dict[str, int]:
         for name, count in batch.counts.items():
             totals[name] = totals.get(name, 0) + count
     return totals
-
-
-def _seed(*key: int) -> None:
-    """Seed torch's generators (dropout) from the place in the run: nothing needs saving, nothing depends on the past."""
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
-    torch.manual_seed(int.from_bytes(digest, "little"))
 
 
 class _Work:
@@ -352,7 +345,7 @@ def _evaluate(job: Job, logbook: runs.Logbook | None) -> None:
                                  coupled=system.coupled, on_bad=recipe.data.on_bad)
     carry: Any = None
     for number, batch in enumerate(batches):
-        _seed(recipe.seed, number)
+        seed_draws(recipe.seed, number)
         batch = fabric.to_device(batch)
         with fabric.autocast():
             step = system(batch, carry)
