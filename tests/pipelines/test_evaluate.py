@@ -8,6 +8,9 @@ import math
 import os
 import subprocess
 import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import polymodal
@@ -271,6 +274,17 @@ def test_the_record_says_what_was_measured_on_what(models, texts, tmp_path):
     again = measured(Perplexity(window=20), out, texts, out=target, limit=7, force=True)
     assert again["metrics"] == record["metrics"]
     assert [p.name for p in tmp_path.iterdir()] == ["r.json"]  # nothing half-written
+
+
+def test_the_record_shows_no_secrets(models, texts, tmp_path, monkeypatch):
+    monkeypatch.setenv("POLYMODAL_CACHE", str(tmp_path / "cache"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(texts))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://user:hunter2@127.0.0.1:{server.server_port}?sig=topsecret"
+        record = measured(Perplexity(), models["gpt2"][0], address, out=tmp_path / "found.json")
+        server.shutdown()
+    for text in (json.dumps(record), (tmp_path / "found.json").read_text()):
+        assert "127.0.0.1" in text and "hunter2" not in text and "topsecret" not in text
 
 
 def test_compare(models, texts, tmp_path, capsys):
