@@ -505,6 +505,7 @@ def _begin(run: runs.Run, recipe: Recipe, system: System, context: Context, mode
         runs.describe(run.directory, recipe, cast("Any", system.net).config, context, model)
         return None if start is None else str(start.path)
 
+    dist.barrier()  # until every rank has looked at the directory as it was
     path = dist.on_rank_0(take)
     return (None if path is None else checkpoint.open_checkpoint(Path(path))), held
 
