@@ -36,9 +36,9 @@ from ._fabric import Fabric
 from ._intervals import Interval
 from ._redact import redact
 from .console import Console, finite
+from .held_out import evaluation_batches
 from .recipe import Precision, Recipe
 from .shards import DataSet, write_atomic
-from .stream import evaluation_batches
 
 FORMAT = "polymodal evaluation"
 LISTED_BAD = 100

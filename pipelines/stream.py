@@ -13,22 +13,19 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
-import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..shared.errors import BadSample, UserError, raise_problems
 from ..shared.sample import Sample
-from ..shared.system import BadRecord, Batch, Objective
+from ..shared.system import Batch, Objective
 from ._ahead import ReadAhead
-from .order import CYCLE, Order, Place, SourceOrder, generator, permutation, quotas
+from ._loader import Caught, From, Maker, added, load
+from .order import CYCLE, Order, Place, SourceOrder, generator, quotas
 from .shards import DataSet
 
 Mixture = Sequence[tuple[DataSet, float]]
@@ -87,13 +84,6 @@ class Layout:
         return range(first, first + self.size * self.world, self.world)
 
 
-@dataclass(frozen=True)
-class _Failure:
-    """An error that a worker hands to the process that trains, without its traceback."""
-
-    message: str
-
-
 class Stream:
     """Micro-batches by number: `stream[update * layout.accumulate + part]`.
 
@@ -138,7 +128,7 @@ class Stream:
         """Micro-batch `number` of this rank."""
         update, part = divmod(number, self.layout.accumulate)
         places = [self.order.locate(p) for p in self.layout.positions(update, part)]
-        maker = _Maker(self.objective, self.on_bad)
+        maker = Maker(self.objective, self.on_bad)
         for place, sample in zip(places, self._read(places), strict=True):
             maker.add(self.index(place), sample, self._rng(place), self._partner(place), partial(self._name, place))
         if not maker.examples:
@@ -192,7 +182,7 @@ class Stream:
             partner.index = self._first[place.source] + other
         return partner
 
-    def _stand_in(self, place: Place, maker: _Maker) -> None:
+    def _stand_in(self, place: Place, maker: Maker) -> None:
         """Where every sample of a micro-batch is bad: the nearest good neighbour in the shuffle window."""
         order, data = self.order.sources[place.source], self.sets[place.source]
         epoch, window, at = order.window_of(place.position)
@@ -216,10 +206,10 @@ class Stream:
         seen = bad = 0
         first = start_update * self.layout.accumulate
         ahead = self._read_ahead(start_update * self.layout.global_batch)
-        for number, batch in enumerate(_load(_Caught(self), _From(first), workers, prefetch, pin_memory, ahead), first):
+        for number, batch in enumerate(load(Caught(self), From(first), workers, prefetch, pin_memory, ahead), first):
             if ahead is not None:
                 ahead.reached((number + 1) // self.layout.accumulate * self.layout.global_batch)
-                batch.reads = _added([batch.reads, self.reads()])  # what this process fetched ahead
+                batch.reads = added([batch.reads, self.reads()])  # what this process fetched ahead
             seen += self.layout.size
             bad += len(batch.bad)
             if bad > self.max_bad * max(seen, _GRACE):
@@ -230,7 +220,7 @@ class Stream:
 
     def reads(self) -> dict[str, float]:
         """What reading cost in this process since the last call (`Batch.reads`)."""
-        return _added([d.reads() for d in self.sets])
+        return added([d.reads() for d in self.sets])
 
     def _read_ahead(self, position: int) -> ReadAhead | None:
         """What fetches the shards of this rank's lanes before they are read, where a data set is remote."""
@@ -350,192 +340,6 @@ def describe_update(stream: Stream, update: int) -> list[Read]:
         part = i // layout.world // layout.size
         found.append(Read(position, i % layout.world, part, place.epoch, stream.index(place), key, shard, place.source))
     return found
-
-
-def evaluation_batches(data: DataSet, objective: Objective[Any], *, batch: int, seed: int, rank: int = 0, world: int = 1,
-                       limit: int | None = None, lanes: int | None = None, coupled: bool = False, on_bad: str = "raise", workers: int = 0,
-                       whole: bool = False) -> Iterator[Batch]:
-    """Batches of held-out data: every sample once over the ranks, the same draws at every evaluation.
-
-    A sequential objective gets lanes of consecutive samples: batch t holds sample t of every lane; where there are more lanes than
-    rows, one group of lanes after the other. Every lane begins without a memory, so the result depends on their number alone.
-
-    Args:
-        data: the held-out data set.
-        objective: of the system; its `evaluation()` variant is used.
-        batch: at most this many samples in a batch on each rank.
-        seed: of the draws and of the order.
-        rank: number of this process.
-        world: number of processes.
-        limit: evaluate this many samples (drawn by seed; the first ones where the objective is sequential), or all.
-        lanes: of a sequential objective, over all ranks; by default as many as the batches of all ranks have rows.
-        coupled: the loss compares the samples of a batch over all ranks: every rank gets the same number of batches of the
-            same size, all nearly full, and fewer than `world` samples are left out.
-        on_bad: as in `Stream`.
-        workers: processes that read and prepare; 0 for none.
-        whole: deal whole batches to the ranks, so that what shares a batch does not depend on how many ranks there are (of a
-            sequential objective: `batch` lanes over all ranks).
-    """
-    if batch < 1:
-        raise UserError(f"the evaluation batch is {batch}, expected a positive number")
-    each = batch if whole else batch * world
-    assert not (whole and coupled), "a loss that compares the samples of a batch needs every rank at each of them"
-    if objective.sequential:
-        assert not coupled, "a loss that compares the samples of a batch has no lanes"
-        mine = _lanes(min(limit or len(data), len(data)), lanes or each)[rank::world]
-        # the last group first: else a lane would go on from the lane before it, where that has just ended
-        groups = [mine[i : i + batch] for i in range(0, len(mine), batch)][::-1]
-        parts = [[lane[t] for lane in group if t < len(lane)] for group in groups for t in range(max(map(len, group)))]
-        return _load(_Caught(_Evaluation(data, objective.evaluation(), parts, seed, on_bad)), range(len(parts)), workers, 2, False)
-    chosen = permutation(len(data), "evaluation", seed)[: limit or len(data)].tolist()
-    if coupled and world > 1:
-        if len(chosen) < world:
-            raise UserError(f"{len(chosen)} samples cannot be evaluated on {world} ranks: evaluate on fewer ranks, or give more data")
-        chosen = chosen[: len(chosen) // world * world]
-    count = -(-len(chosen) // each)
-    rows = len(chosen) // world if coupled else len(chosen)  # dealt as evenly as can be, in units of `world` where coupled
-    unit = world if coupled else 1
-    borders = [rows * i // count * unit for i in range(count + 1)]
-    dealt = [chosen[a:b] for a, b in itertools.pairwise(borders)]
-    parts = dealt[rank::world] if whole else [p for b in dealt if (p := b[rank::world])]
-    return _load(_Caught(_Evaluation(data, objective.evaluation(), parts, seed, on_bad)), range(len(parts)), workers, 2, False)
-
-
-def _lanes(samples: int, lanes: int) -> list[range]:
-    """The first `samples` samples in lanes of consecutive ones, as even as can be."""
-    return [range(a, b) for a, b in itertools.pairwise(samples * i // lanes for i in range(lanes + 1))]
-
-
-class _Evaluation:
-    """Batches of given samples, by number."""
-
-    def __init__(self, data: DataSet, objective: Objective[Any], parts: list[list[int]], seed: int, on_bad: str) -> None:
-        self.data, self.objective, self.parts, self.seed, self.on_bad = data, objective, parts, seed, on_bad
-        if objective.needs_partner and len(data) < 2:
-            raise UserError("this objective pairs each sample with another one: a data set of one sample is not enough")
-
-    def reads(self) -> dict[str, float]:
-        """See `Stream`."""
-        return self.data.reads()
-
-    def __getitem__(self, number: int) -> Batch | None:
-        maker = _Maker(self.objective, self.on_bad)
-        indexes = self.parts[number]
-        for index, sample in zip(indexes, self.data.read_many(indexes), strict=True):
-            partner = None
-            if self.objective.needs_partner:
-                other = (index + 1 + int(generator(self.seed, 0, index, "partner").integers(len(self.data) - 1))) % len(self.data)
-                partner = self.data.read_many([other])[0]
-            maker.add(index, sample, generator(self.seed, 0, index, "example"), partner,
-                      partial(self.data.locate, index))
-        return maker.batch() if maker.examples else None
-
-
-class _Maker:
-    """Collects the examples and the bad samples of one batch."""
-
-    def __init__(self, objective: Objective[Any], on_bad: str) -> None:
-        self.objective, self.on_bad = objective, on_bad
-        self.examples: list[Any] = []
-        self.used: list[int] = []
-        self.bad: list[BadRecord] = []
-
-    def add(self, index: int, sample: Sample | BadSample, rng: np.random.Generator, partner: Sample | BadSample | None,
-            name: Callable[[], tuple[str, str]]) -> None:
-        """Make the examples of one sample, or record why there are none."""
-        try:
-            for found in (sample, partner):
-                if isinstance(found, BadSample):
-                    raise found
-            assert isinstance(sample, Sample)
-            if isinstance(partner, Sample):
-                sample.partner = partner
-            made = list(self.objective.example(sample, rng))
-            if not made:
-                raise BadSample(f"sample {sample.key!r} of {sample.source}: the objective makes no example of it")
-        except BadSample as error:
-            if self.on_bad == "raise":
-                raise UserError(f"{error} (data.on_bad=skip leaves such samples out and counts them)") from None
-            self.bad.append(BadRecord(index, *name(), str(error)))
-            return
-        self.examples.extend(made)
-        self.used.append(index)
-
-    def batch(self) -> Batch:
-        """The batch, with what the stream knows about it."""
-        batch = self.objective.collate(self.examples)
-        batch.samples, batch.sample_ids, batch.bad = len(self.used), self.used, self.bad
-        return batch
-
-
-# ---- the loader
-
-
-class _From(Sampler[int]):
-    """All numbers from a first one on."""
-
-    def __init__(self, first: int) -> None:
-        self.first = first
-
-    def __iter__(self) -> Iterator[int]:
-        return itertools.count(self.first)
-
-
-class _Caught(Dataset[Any]):
-    """Batches by number, with the user's errors as values: an exception that crosses processes carries a traceback in its text."""
-
-    def __init__(self, batches: Stream | _Evaluation) -> None:
-        self.batches = batches
-
-    def __getitem__(self, number: int) -> Any:
-        try:
-            batch = self.batches[number]
-            if batch is not None:
-                batch.reads = self.batches.reads()
-            return batch
-        except UserError as error:
-            return _Failure(str(error))
-
-
-def _added(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """Sums by name."""
-    sums: dict[str, float] = {}
-    for part in parts:
-        for name, value in part.items():
-            sums[name] = sums.get(name, 0) + value
-    return sums
-
-
-def _load(batches: _Caught, numbers: Sampler[int] | range, workers: int, prefetch: int, pin_memory: bool,
-          ahead: ReadAhead | None = None) -> Iterator[Batch]:
-    loader: DataLoader[Any] = DataLoader(
-        batches, batch_size=None, sampler=numbers, num_workers=workers, prefetch_factor=prefetch if workers else None, collate_fn=_same,
-        worker_init_fn=_prepare_worker, pin_memory=pin_memory,
-        generator=torch.Generator())  # its own generator: starting a loader must not move the run's random state
-    made = iter(loader)  # this forks the workers; threads begin after that
-    try:
-        if ahead is not None:
-            ahead.start()
-        for found in made:
-            if isinstance(found, _Failure):
-                raise UserError(found.message)
-            if found is not None:
-                yield found
-    finally:
-        if ahead is not None:
-            ahead.close()
-
-
-def _same(value: Any) -> Any:
-    return value
-
-
-def _prepare_worker(worker: int) -> None:
-    """A worker has one thread, and leaves stopping to the process that trains, whose signal handlers it must not inherit."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    torch.set_num_threads(1)
 
 
 def _problems(parts: Mixture, lanes: int, window: int, on_bad: str, max_bad: float) -> Iterator[str]:

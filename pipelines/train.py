@@ -13,35 +13,35 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from ..registry import family
 from ..shared import checkpoint, dist
 from ..shared.errors import UserError
 from ..shared.optim import build_optimizer, freeze, set_learning_rate
 from ..shared.schedule import factor
-from ..shared.system import Batch, Context, Preview, Step, System
-from ..shared.tokenizer import Tokenizer
+from ..shared.system import Batch, Preview, Step, System
 from . import runs
-from ._best import Best
+from ._begin import begin
 from ._devices import build_fabric, seed_draws
 from ._fabric import Fabric
-from ._meter import Clock, Meter
+from ._job import Job
+from ._meter import Meter
 from ._sharding import Whole, full, recompute_blocks, sharded
 from ._stop import Stop
 from .console import Bar, Console
 from .export import export_system
 from .finetune import find_start
+from .held_out import evaluation_batches
 from .preflight import open_data, preflight
 from .recipe import Recipe
 from .shards import DataSet
-from .stream import Layout, Stream, check_order, evaluation_batches
+from .stream import Layout, Stream
 
 Data = str | Path | Sequence[tuple[str | Path, float]]
 Resume = Literal["auto", "never"] | Path
@@ -105,7 +105,7 @@ def pretrain(
 
     # 2. The run's directory, and where to start
     run = runs.Run(out)
-    found, _lock = _begin(run, recipe, system, context, start.source, resume, stream.order_state(), console)
+    found, _lock = begin(run, recipe, system, context, start.source, resume, stream.order_state(), console)
 
     # 3. Devices, optimizer, state
     whole = Whole(system) if sharded(recipe, fabric.world_size) else None
@@ -377,172 +377,3 @@ def _save(job: Job, logbook: runs.Logbook | None) -> None:
     settings = job.recipe.checkpoint
     dist.on_rank_0(lambda: checkpoint.prune(job.run.checkpoints, settings.keep_last, settings.keep_every,
                                              job.best.update if settings.keep_best else None))
-
-
-# --- the state -------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Job:
-    """A run while it runs."""
-
-    recipe: Recipe
-    fabric: Fabric
-    system: System
-    module: Any
-    optimizer: Optimizer
-    stream: Stream
-    held_out: DataSet | None
-    run: runs.Run
-    console: Console
-    whole: Whole | None = None
-    """Where the system's weights are divided over the ranks: what puts them together."""
-    update: int = 0
-    """Updates made so far; with the weights and the optimizer, the whole state."""
-    tokens: int = 0
-    bad: int = 0
-    bad_records: list[dict[str, Any]] = field(default_factory=list)
-    reads: dict[str, float] = field(default_factory=dict)
-    """What reading cost since the last line of the log (`Batch.reads`)."""
-    carries: dict[int, Any] = field(default_factory=dict)
-    """What the system handed from an update's micro-batch to the same micro-batch of the next update."""
-    trained: dict[str, Any] = field(default_factory=dict)
-    evaluated: dict[str, Any] = field(default_factory=dict)
-    clock: Clock = field(default_factory=Clock)
-
-    def __post_init__(self) -> None:
-        """Start measuring."""
-        self.meter = Meter(self.fabric.device)
-        self.best = Best(self.recipe.evaluate)
-
-    def plain(self) -> System:
-        """The system with all its weights on this rank; every rank must call it."""
-        return self.system if self.whole is None else self.whole.gather()
-
-    def best_checkpoint(self) -> checkpoint.Checkpoint | None:
-        """The checkpoint to export instead of the newest state, where the recipe asks for it and it is another one."""
-        if not self.recipe.checkpoint.keep_best or self.best.update in (None, self.update):
-            return None
-        return next((c for c in checkpoint.all_checkpoints(self.run.checkpoints) if c.update == self.best.update), None)
-
-    def progress(self) -> dict[str, Any]:
-        """How far the run is."""
-        return {"update": self.update, "samples": self.update * self.recipe.data.global_batch, "epoch": self.stream.epoch(self.update),
-                "tokens": self.tokens, "bad": self.bad}
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything that a checkpoint holds: tensors, and the rest as JSON. Every rank must call it."""
-        tensors, scalars = checkpoint.optimizer_state(self.system, self.optimizer)
-        skeleton, carried = checkpoint.flatten({str(part): c for part, c in self.carries.items()}, f"carry/{self.fabric.global_rank}")
-        state = {
-            "update": self.update, "tokens": self.tokens, "bad": self.bad, "elapsed_s": self.clock.elapsed,
-            "order": self.stream.order_state(), "world": self.fabric.world_size, "accumulate": self.stream.layout.accumulate,
-            "meter": self.meter.state(), "optim": scalars, "carries": dist.gather_json(skeleton),
-            "recipe": self.recipe.to_dict(), "best": self.best.state(),
-        }
-        return {**runs.model_tensors(self.system), **tensors, **carried}, state
-
-    def restore(self, start: checkpoint.Checkpoint) -> None:
-        """Continue from a checkpoint, on whatever ranks there are now."""
-        state = start.state()
-        checkpoint.load(start.path, runs.model_tensors(self.system), ignore=lambda name: not name.startswith("model/"))
-        checkpoint.load_optimizer_state(start.path, self.system, self.optimizer, state["optim"])
-        self.update, self.tokens, self.bad = state["update"], state["tokens"], state["bad"]
-        self.clock.elapsed = state["elapsed_s"]
-        if "best" in state:
-            self.best.restore(state["best"])
-        self.meter.restore(state["meter"])
-        self.carries = self._carried(start, state)
-        last: list[dict[str, Any]] = dist.on_rank_0(lambda: [row for row in self.run.metrics("eval") if row["update"] <= self.update][-1:])
-        self.evaluated = last[0] if last else {}
-
-    def _carried(self, start: checkpoint.Checkpoint, state: Mapping[str, Any]) -> dict[int, Any]:
-        """What a checkpoint's micro-batches carried; where they are other ones now, each gets the rows of all and finds its own."""
-        same = (state["world"], state["accumulate"]) == (self.fabric.world_size, self.stream.layout.accumulate)
-        trees = [state["carries"][self.fabric.global_rank]] if same else state["carries"]
-        found = [checkpoint.unflatten(tree) for tree in trees]
-        slots = {name: slot for _, tensors in found for name, slot in tensors.items()}
-        if slots:
-            checkpoint.load(start.path, slots, ignore=lambda name: name not in slots)
-        carried = [{int(part): carry for part, carry in carries.items()} for carries, _ in found]
-        if not same:
-            rows = checkpoint.join_rows([carries[part] for carries in carried for part in sorted(carries)])
-            rows = _to(self.fabric.device, rows)
-            return dict.fromkeys(range(self.stream.layout.accumulate), rows)
-        return {part: _to(self.fabric.device, carry) for part, carry in carried[0].items()}
-
-
-def _to(device: torch.device, value: Any) -> Any:
-    """Nested lists, tuples and dicts with their tensors on `device`."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, dict):
-        return {k: _to(device, v) for k, v in cast("dict[str, Any]", value).items()}
-    if isinstance(value, (list, tuple)):
-        moved = [_to(device, v) for v in cast("list[Any]", value)]
-        return tuple(moved) if isinstance(value, tuple) else moved
-    return value
-
-
-_FIXED = ("system", "task", "size", "model", "objective", "seed", "optim.name")
-"""What a run keeps for life; anything else may change when it is continued."""
-
-
-def _begin(run: runs.Run, recipe: Recipe, system: System, context: Context, model: str, resume: str | Path, order: Mapping[str, Any],
-           console: Console) -> tuple[checkpoint.Checkpoint | None, Any]:
-    """Take the directory, find the checkpoint to start from, and write what describes the run."""
-    held: list[Any] = []
-
-    def take() -> str | None:
-        run.directory.mkdir(parents=True, exist_ok=True)
-        held.append(runs.lock(run.directory))
-        checkpoint.clean(run.checkpoints)
-        start = _start(run, resume, console)
-        if start is not None:
-            _check_same(runs.open_run(start.path.parent.parent), recipe, context, start)
-            check_order(start.state()["order"], order)
-            console.say(f"resuming after update {start.update} from {start.path}")
-        runs.describe(run.directory, recipe, cast("Any", system.net).config, context, model)
-        return None if start is None else str(start.path)
-
-    dist.barrier()  # until every rank has looked at the directory as it was
-    path = dist.on_rank_0(take)
-    return (None if path is None else checkpoint.open_checkpoint(Path(path))), held
-
-
-def _start(run: runs.Run, resume: str | Path, console: Console) -> checkpoint.Checkpoint | None:
-    """The checkpoint that `resume` means."""
-    there = checkpoint.all_checkpoints(run.checkpoints)
-    if resume == "never":
-        return None
-    if resume != "auto":
-        start = checkpoint.open_checkpoint(Path(resume).absolute())
-        later = [c.path.name for c in there if c.update > start.update]
-        if later:
-            raise UserError(f"{run.directory} holds later checkpoints ({', '.join(later)}): remove them, or continue in another --out")
-        return start
-    for candidate in reversed(there):
-        reason = checkpoint.damage(candidate.path)
-        if reason is None:
-            return candidate
-        console.warn(f"checkpoint {candidate.path.name} is damaged ({reason}); trying the one before")
-    if there:
-        raise UserError(f"no checkpoint in {run.checkpoints} is whole: remove them to start again, or use another --out")
-    return None
-
-
-def _check_same(before: runs.Run, recipe: Recipe, context: Context, start: checkpoint.Checkpoint) -> None:
-    """Refuse to continue as something else."""
-    saved, now = start.state()["recipe"], recipe.to_dict()
-
-    def value(mapping: Mapping[str, Any], key: str) -> Any:
-        for part in key.split("."):
-            mapping = mapping.get(part, "")  # a key that an older run does not have
-        return mapping
-
-    problems = [f"{key} was {value(saved, key)} and is {value(now, key)}" for key in _FIXED if value(saved, key) != value(now, key)]
-    tokenizer: Tokenizer | None = before.tokenizer()
-    if tokenizer is not None and context.tokenizer is not None and tokenizer.fingerprint != context.tokenizer.fingerprint:
-        problems.append("the tokenizer is another one than the run began with")
-    if problems:
-        raise UserError(f"{before.directory} cannot be continued: {'; '.join(problems)}; set it back, or start a new run in another --out")

@@ -24,10 +24,10 @@ from polymodal.pipelines._meter import Meter
 from polymodal.pipelines.console import Console
 from polymodal.pipelines.evaluate import evaluate
 from polymodal.pipelines.export import export_system
+from polymodal.pipelines.held_out import evaluation_batches
 from polymodal.pipelines.pack import pack
 from polymodal.pipelines.recipe import recipe
 from polymodal.pipelines.shards import DataSet
-from polymodal.pipelines.stream import evaluation_batches
 from polymodal.pipelines.train import pretrain
 from polymodal.shared.errors import UserError
 from polymodal.shared.tokenizer import STYLES, Tokenizer

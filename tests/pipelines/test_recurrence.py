@@ -14,9 +14,9 @@ import torch
 from polymodal.pipelines import runs, train
 from polymodal.pipelines.console import Console
 from polymodal.pipelines.frontdoor import load
+from polymodal.pipelines.held_out import evaluation_batches
 from polymodal.pipelines.pack import pack
 from polymodal.pipelines.recipe import recipe
-from polymodal.pipelines.stream import evaluation_batches
 from polymodal.shared.errors import UserError
 from polymodal.shared.tokenizer import Tokenizer
 

@@ -21,10 +21,11 @@ import pytest
 from polymodal.pipelines import cli
 from polymodal.pipelines._fetch import Patience, Traffic
 from polymodal.pipelines.console import Console
+from polymodal.pipelines.held_out import evaluation_batches
 from polymodal.pipelines.pack import pack
 from polymodal.pipelines.runs import Run
 from polymodal.pipelines.shards import INDEX, DataSet, build_index, verify
-from polymodal.pipelines.stream import Layout, Stream, evaluation_batches, plan
+from polymodal.pipelines.stream import Layout, Stream, plan
 from polymodal.shared.errors import UserError
 from polymodal.shared.system import Batch, Objective
 from polymodal.shared.tokenizer import Tokenizer

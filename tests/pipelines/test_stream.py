@@ -6,10 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from polymodal.pipelines.held_out import evaluation_batches
 from polymodal.pipelines.order import SourceOrder
 from polymodal.pipelines.pack import pack
 from polymodal.pipelines.shards import DataSet
-from polymodal.pipelines.stream import Layout, Stream, check_order, describe_update, evaluation_batches, plan
+from polymodal.pipelines.stream import Layout, Stream, check_order, describe_update, plan
 from polymodal.shared.errors import BadSample, UserError
 from polymodal.shared.system import Batch, Objective
 from torch import Tensor
