@@ -43,22 +43,30 @@ class Layout:
         micro_batch: samples of one forward pass on one rank; None for all of the rank's share.
         rank: number of this process.
         world: number of processes.
+        replays: of a single process, the ranks whose micro-batches it makes in their stead, as they made them.
     """
 
     global_batch: int
     micro_batch: int | None = None
     rank: int = 0
     world: int = 1
+    replays: int = 1
 
     def __post_init__(self) -> None:
         raise_problems(self._problems(), "the batch cannot be divided")
 
+    @property
+    def _ranks(self) -> int:
+        """Ranks that the samples are dealt to."""
+        return self.world * self.replays
+
     def _problems(self) -> Iterator[str]:
-        g, world, micro = self.global_batch, self.world, self.micro_batch
+        assert self.world == 1 or self.replays == 1, "several ranks make their own micro-batches"
+        g, world, micro = self.global_batch, self._ranks, self.micro_batch
         if g < 1 or world < 1 or (micro is not None and micro < 1):
             yield f"data.global_batch is {g}, data.micro_batch {micro}, on {world} ranks: all must be positive"
-        elif not 0 <= self.rank < world:
-            yield f"rank is {self.rank}, expected 0 to {world - 1}"
+        elif not 0 <= self.rank < self.world:
+            yield f"rank is {self.rank}, expected 0 to {self.world - 1}"
         elif g % world:
             near = sorted({max(world, g // world * world), (g // world + 1) * world})
             yield f"data.global_batch {g} is no multiple of the {world} ranks: use {' or '.join(map(str, near))}"
@@ -71,17 +79,23 @@ class Layout:
     @property
     def size(self) -> int:
         """Samples of one micro-batch."""
-        return self.global_batch // self.world if self.micro_batch is None else self.micro_batch
+        return self.global_batch // self._ranks if self.micro_batch is None else self.micro_batch
 
     @property
     def accumulate(self) -> int:
-        """Micro-batches of an update on one rank."""
+        """Micro-batches of an update on one process."""
         return self.global_batch // self.world // self.size
 
+    def place(self, part: int) -> tuple[int, int]:
+        """Whose micro-batch `part` of this process is: (rank, number on that rank)."""
+        rank, number = divmod(part, self.accumulate // self.replays)
+        return self.rank + rank, number
+
     def positions(self, update: int, part: int) -> range:
-        """The positions of the order that make up micro-batch `part` of an update on this rank."""
-        first = update * self.global_batch + self.rank + part * self.size * self.world
-        return range(first, first + self.size * self.world, self.world)
+        """The positions of the order that make up micro-batch `part` of an update on this process."""
+        rank, number = self.place(part)
+        first = update * self.global_batch + rank + number * self.size * self._ranks
+        return range(first, first + self.size * self._ranks, self._ranks)
 
 
 class Stream:

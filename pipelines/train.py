@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,8 @@ from ..shared import checkpoint, dist
 from ..shared.errors import UserError
 from ..shared.optim import build_optimizer, freeze, set_learning_rate
 from ..shared.schedule import factor
-from ..shared.system import Batch, Preview, Step, System
+from ..shared.system import Batch, Context, Preview, Step, System
+from ..shared.tokenizer import Tokenizer
 from . import runs
 from ._begin import begin
 from ._devices import build_fabric, seed_draws
@@ -36,7 +37,7 @@ from ._sharding import Whole, full, recompute_blocks, sharded
 from ._stop import Stop
 from .console import Bar, Console
 from .export import export_system
-from .finetune import find_start
+from .finetune import Start, find_start
 from .held_out import evaluation_batches
 from .preflight import open_data, preflight
 from .recipe import Recipe
@@ -81,23 +82,12 @@ def pretrain(
     console = (console or Console()) if fabric.is_global_zero else Console(quiet=True)
 
     # 1. What to train, on what
-    sources = [(data, 1.0)] if isinstance(data, (str, Path)) else list(data)
-    mixture = [(DataSet.open(source), weight) for source, weight in sources]
+    mixture = open_sets(data)
     held_out = None if eval_data is None else DataSet.open(eval_data)
-    entry = family(recipe.system)
-    start = find_start(recipe, entry, model, out, resume)
-    context = open_data([d for d, _ in mixture], held_out, tokenizer or start.tokenizer)
-    system = recipe.build(entry, context, start.config)
-    origin = start.fill(system, entry)
-    frozen = freeze(system, recipe.optim.freeze)
-    # a system that starts from a trained tower brings that tower's tokenizer
-    context = replace(context, tokenizer=context.tokenizer or getattr(system.objective, "tokenizer", None))
+    start = find_start(recipe, family(recipe.system), model, out, resume)
     layout = Layout(recipe.data.global_batch, recipe.data.micro_batch, fabric.global_rank, fabric.world_size)
-    stream = Stream(mixture[0][0] if len(mixture) == 1 else mixture, system.objective, layout, seed=recipe.seed, lanes=recipe.data.lanes,
-                    window=recipe.data.window, on_bad=recipe.data.on_bad, max_bad=recipe.data.max_bad)
-    lines = [*preflight(recipe, system, stream, held_out, fabric, out), *origin]
-    if frozen:
-        lines.append(f"frozen ({', '.join(recipe.optim.freeze)}): {len(frozen)} tensors")
+    parts = Parts.of(recipe, mixture, held_out, start, tokenizer, layout)
+    lines = [*preflight(recipe, parts.system, parts.stream, held_out, fabric, out), *parts.lines]
     for line in lines:
         console.say(line)
     if dry_run:
@@ -105,91 +95,82 @@ def pretrain(
 
     # 2. The run's directory, and where to start
     run = runs.Run(out)
-    found, _lock = begin(run, recipe, system, context, start.source, resume, stream.order_state(), console)
+    found, _lock = begin(run, recipe, parts.system, parts.context, start.source, resume, parts.stream.order_state(), console)
 
     # 3. Devices, optimizer, state
-    whole = Whole(system) if sharded(recipe, fabric.world_size) else None
-    if recipe.activation_checkpointing:
-        recompute_blocks(system)
-    module = fabric.setup_module(_Loss(system))
-    optimizer = build_optimizer(system, recipe.optim)
-    if recipe.compile:
-        system.compile()
-    job = Job(recipe, fabric, system, module, optimizer, stream, held_out, run, console, whole)
+    job = parts.job(recipe, fabric, held_out, run, console)
     if found is not None:
         job.restore(found)
     return _train(job, Stop(max_seconds))
+
+
+def open_sets(data: Data) -> list[tuple[DataSet, float]]:
+    """The data sets of a run with their weights."""
+    sources = [(data, 1.0)] if isinstance(data, (str, Path)) else list(data)
+    return [(DataSet.open(source), weight) for source, weight in sources]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What is trained on what, before any device, optimizer or directory comes in."""
+
+    system: System
+    context: Context
+    stream: Stream
+    lines: list[str]
+    """Where its weights come from and which are frozen, for people."""
+
+    @classmethod
+    def of(cls, recipe: Recipe, data: Sequence[tuple[DataSet, float]], held_out: DataSet | None, start: Start,
+           tokenizer: str | Path | Tokenizer | None, layout: Layout) -> Self:
+        """The system with its first weights, and the stream that it reads."""
+        entry = family(recipe.system)
+        context = open_data([d for d, _ in data], held_out, tokenizer or start.tokenizer)
+        system = recipe.build(entry, context, start.config)
+        lines = start.fill(system, entry)
+        frozen = freeze(system, recipe.optim.freeze)
+        if frozen:
+            lines.append(f"frozen ({', '.join(recipe.optim.freeze)}): {len(frozen)} tensors")
+        # a system that starts from a trained tower brings that tower's tokenizer
+        context = replace(context, tokenizer=context.tokenizer or getattr(system.objective, "tokenizer", None))
+        stream = Stream(data[0][0] if len(data) == 1 else data, system.objective, layout, seed=recipe.seed, lanes=recipe.data.lanes,
+                        window=recipe.data.window, on_bad=recipe.data.on_bad, max_bad=recipe.data.max_bad)
+        return cls(system, context, stream, lines)
+
+    def job(self, recipe: Recipe, fabric: Fabric, held_out: DataSet | None, run: runs.Run, console: Console) -> Job:
+        """The run at its beginning: the system on its devices, with a fresh optimizer."""
+        system = self.system
+        whole = Whole(system) if sharded(recipe, fabric.world_size) else None
+        if recipe.activation_checkpointing:
+            recompute_blocks(system)
+        module = fabric.setup_module(_Loss(system))
+        optimizer = build_optimizer(system, recipe.optim)
+        if recipe.compile:
+            system.compile()
+        return Job(recipe, fabric, system, module, optimizer, self.stream, held_out, run, console, whole)
 
 
 # --- the loop --------------------------------------------------------------------------------------------------------
 
 
 def _train(job: Job, stop: Stop) -> dict[str, Any]:
-    """Make updates until the recipe's end, a signal, or the end of the time."""
-    recipe, fabric, system, optimizer = job.recipe, job.fabric, job.system, job.optimizer
-    accumulate, world = job.stream.layout.accumulate, fabric.world_size
-    loader = job.stream.loader(job.update, workers=recipe.data.workers, prefetch=recipe.data.prefetch,
-                               pin_memory=fabric.device.type == "cuda")
-    steps = cast("Any", fabric.setup_optimizers(optimizer))
+    """Make updates until the recipe's end, a signal, or the end of the time; log, evaluate and save between them."""
+    recipe, fabric, system = job.recipe, job.fabric, job.system
+    loop = Updates(job)
     logbook = runs.Logbook(job.run, recipe, job.update) if fabric.is_global_zero else None
-    finite = _FiniteCheck()
-    ending: Ending = "complete"
-    lr = 0.0
-    system.train()
+    ending: Ending | None = None
     with stop, job.console.progress(f"pretrain {recipe.name}", total=recipe.max_updates) as bar:
         bar.advance(job.update)
         job.clock.start()
         while job.update < recipe.max_updates and not job.best.over:
-            # 1. Fetch the update's micro-batches.
-            with job.clock.waiting():
-                batches = [next(loader) for _ in range(accumulate)]
-
-            # 2. Add up the counts over micro-batches and ranks; the wish to stop travels with them.
-            totals = dist.sum_over_ranks(_counts(batches) | {_ASKED: int(stop.asked), _LATE: int(stop.late)})
-            if totals[_ASKED] or totals[_LATE]:
-                ending = "asked to stop" if totals[_ASKED] else "out of time"
+            ending = loop.make(stop)
+            if ending is not None:
                 break
-            # DDP averages over ranks, the loss is a sum over them: hence `world`
-            scale = {name: world / total if total else 0.0 for name, total in totals.items()}
-
-            # 3. Forward and backward; gradients travel between ranks with the last micro-batch only.
-            for part, batch in enumerate(batches):
-                seed_draws(recipe.seed, job.update, fabric.global_rank, part)
-                work = _Work(fabric.to_device(batch), job.carries.get(part), scale)
-                with fabric.no_backward_sync(job.module, enabled=world > 1 and part < accumulate - 1):
-                    fabric.backward(job.module(work))
-                step = work.result()
-                job.carries[part] = step.carry
-                job.meter.add(step, batch.counts)
-
-            # 4. Clip, and stop before a gradient that is not finite reaches the weights.
-            norm = _clip(fabric, job.module, steps, recipe.optim.clip)
-            finite.watch(job.update, norm)
-            finite.check()
-
-            # 5. Step.
-            lr = recipe.optim.lr * factor(recipe.schedule, job.update, recipe.max_updates)
-            set_learning_rate(optimizer, lr)
-            steps.step()
-            optimizer.zero_grad(set_to_none=True)
-            system.after_update(job.update)
-
-            # 6. Count.
-            job.update += 1
-            job.tokens += totals[_TOKENS]
-            job.bad += totals[_BAD]
-            for name, value in (item for batch in batches for item in batch.reads.items()):
-                job.reads[name] = job.reads.get(name, 0) + value
-            job.bad_records += [{"update": job.update, **asdict(record)} for batch in batches for record in batch.bad]
-            job.meter.put("grad_norm", norm, 1)
-            job.clock.update(recipe.data.global_batch, totals[_TOKENS])
             bar.advance()
-
-            # 7. Log, evaluate, save.
             last = job.update == recipe.max_updates
             if job.update % recipe.log.every == 0 or last:
-                finite.check(wait=True)
-                _log(job, lr, logbook, bar)
+                loop.finite.check(wait=True)
+                _log(job, loop.lr, logbook, bar)
             if recipe.evaluate.every and job.update % recipe.evaluate.every == 0 and not last:
                 with job.clock.paused():
                     _evaluate(job, logbook)
@@ -197,13 +178,12 @@ def _train(job: Job, stop: Stop) -> dict[str, Any]:
             due = recipe.checkpoint.every and job.update % recipe.checkpoint.every == 0
             if (due or better) and not (last or job.best.over):
                 with job.clock.paused():
-                    finite.check(wait=True)
+                    loop.finite.check(wait=True)
                     _save(job, logbook)
-        finite.check(wait=True)
-        if ending == "complete" and job.update < recipe.max_updates:
-            ending = "no progress"
+        loop.finite.check(wait=True)
+        ending = ending or ("complete" if job.update == recipe.max_updates else "no progress")
         if ending in ("out of time", "no progress") and job.meter:
-            _log(job, lr, logbook, bar)
+            _log(job, loop.lr, logbook, bar)
         if ending != "asked to stop":
             _evaluate(job, logbook)
         _save(job, logbook)
@@ -220,6 +200,72 @@ def _train(job: Job, stop: Stop) -> dict[str, Any]:
         job.console.say(f"{ending} after update {job.update}; the network is in {job.run.export}")
     return {"out": str(job.run.directory), "updates": job.update, "ending": ending, "train": job.trained, "eval": job.evaluated,
             "rank": fabric.global_rank}
+
+
+class Updates:
+    """Makes the updates of a job one by one, from where it stands, and writes nothing: what trains and what replays both drive it."""
+
+    def __init__(self, job: Job) -> None:
+        """Get ready to make update number `job.update`."""
+        data = job.recipe.data
+        self.job = job
+        self.lr = 0.0
+        """The learning rate of the update before."""
+        self.finite = _FiniteCheck()
+        self._loader = job.stream.loader(job.update, workers=data.workers, prefetch=data.prefetch,
+                                         pin_memory=job.fabric.device.type == "cuda")
+        self._optimizer = cast("Any", job.fabric.setup_optimizers(job.optimizer))
+        job.system.train()
+
+    def make(self, stop: Stop | None = None) -> Ending | None:
+        """Make one update; or make none, and say why the run ends before it."""
+        job, recipe, fabric, system = self.job, self.job.recipe, self.job.fabric, self.job.system
+        layout, world = job.stream.layout, fabric.world_size
+
+        # 1. Fetch the update's micro-batches.
+        with job.clock.waiting():
+            batches = [next(self._loader) for _ in range(layout.accumulate)]
+
+        # 2. Add up the counts over micro-batches and ranks; the wish to stop travels with them.
+        wishes = {_ASKED: int(stop is not None and stop.asked), _LATE: int(stop is not None and stop.late)}
+        totals = dist.sum_over_ranks(_counts(batches) | wishes)
+        if totals[_ASKED] or totals[_LATE]:
+            return "asked to stop" if totals[_ASKED] else "out of time"
+        # DDP averages over ranks, the loss is a sum over them: hence `world`
+        scale = {name: world / total if total else 0.0 for name, total in totals.items()}
+
+        # 3. Forward and backward; gradients travel between ranks with the last micro-batch only.
+        for part, batch in enumerate(batches):
+            seed_draws(recipe.seed, job.update, *layout.place(part))
+            work = _Work(fabric.to_device(batch), job.carries.get(part), scale)
+            with fabric.no_backward_sync(job.module, enabled=world > 1 and part < layout.accumulate - 1):
+                fabric.backward(job.module(work))
+            step = work.result()
+            job.carries[part] = step.carry
+            job.meter.add(step, batch.counts)
+
+        # 4. Clip, and stop before a gradient that is not finite reaches the weights.
+        norm = _clip(fabric, job.module, self._optimizer, recipe.optim.clip)
+        self.finite.watch(job.update, norm)
+        self.finite.check()
+
+        # 5. Step.
+        self.lr = recipe.optim.lr * factor(recipe.schedule, job.update, recipe.max_updates)
+        set_learning_rate(job.optimizer, self.lr)
+        self._optimizer.step()
+        job.optimizer.zero_grad(set_to_none=True)
+        system.after_update(job.update)
+
+        # 6. Count.
+        job.update += 1
+        job.tokens += totals[_TOKENS]
+        job.bad += totals[_BAD]
+        for name, value in (item for batch in batches for item in batch.reads.items()):
+            job.reads[name] = job.reads.get(name, 0) + value
+        job.bad_records += [{"update": job.update, **asdict(record)} for batch in batches for record in batch.bad]
+        job.meter.put("grad_norm", norm, 1)
+        job.clock.update(recipe.data.global_batch, totals[_TOKENS])
+        return None
 
 
 _TOKENS, _BAD, _ASKED, _LATE = ":tokens", ":bad", ":asked", ":late"  # no count of a system starts with a colon
