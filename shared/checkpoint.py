@@ -9,9 +9,10 @@ A checkpoint is one directory:
 
 It is written under a temporary name, flushed to the disk and renamed into place, so a directory called
 `update-*` is complete or damaged by something else; the manifest tells which. Names are never used twice:
-until the new checkpoint stands, the old one is untouched. torch's distributed checkpoint (DCP) slices and
-reassembles tensors, so a run may continue on another number of ranks; its storage here is safetensors,
-because DCP's own metadata file is a pickle and loading a pickle executes it.
+until the new checkpoint stands, the old one is untouched. torch's distributed checkpoint (DCP) says which
+rank has which part of a tensor and reassembles them, so a run may continue on another number of ranks; its
+storage here is safetensors, because DCP's own metadata file is a pickle and loading a pickle executes it.
+`shared/saver.py` writes checkpoints beside the training.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from . import dist
+from ._pieces import Piece, Shares, is_sharded, pieces_of, write
 from .errors import UserError
 
 if TYPE_CHECKING:
@@ -74,7 +76,7 @@ def name_of(update: int) -> str:
 
 
 def save(directory: Path, update: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Checkpoint:
-    """Write a checkpoint; every rank calls it with its own tensors, and returns when it stands.
+    """Write a checkpoint; every rank calls it with its own tensors, and returns when it stands (`Saver` does not wait).
 
     Args:
         directory: the run's `checkpoints/`; made if it is missing.
@@ -86,18 +88,43 @@ def save(directory: Path, update: int, tensors: Mapping[str, Tensor], state: Map
     Raises:
         UserError: where the disk is full or not writable; earlier checkpoints are as they were.
     """
+    pieces = Shares().mine(pieces_of(without_aliases(tensors)))
+    return write_together(directory, update, pieces, json.dumps(state, ensure_ascii=False))
+
+
+def write_together(directory: Path, update: int, pieces: Sequence[Piece], state: str, after: Callable[[], None] | None = None,
+                   group: Any = None) -> Checkpoint:
+    """Write a checkpoint whose pieces the ranks have shared out (`Shares`); every rank calls it.
+
+    Args:
+        directory: the run's `checkpoints/`.
+        update: updates made so far.
+        pieces: what this rank writes.
+        state: JSON; rank 0's is written.
+        after: what rank 0 does once the checkpoint stands.
+        group: the ranks' process group; None for the one they train with.
+    """
     final = directory / name_of(update)
-    if _on_rank_0(lambda: final.exists() and damage(final) is None, directory):
-        return Checkpoint(final, update)
-    temporary = directory / str(_on_rank_0(lambda: _start(directory, update), directory))
-    try:
-        _together(lambda: _write_shard(temporary, tensors), directory)
-        hashes = dist.gather_json(_together(lambda: _hash_mine(temporary), directory))
-        files = {name: entry for part in hashes for name, entry in part.items()}
-        _on_rank_0(lambda: _publish(temporary, final, update, files, state), directory)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+
+    def together(work: Callable[[], Any]) -> list[Any]:
+        return _together(work, directory, group)
+
+    def on_rank_0(work: Callable[[], Any]) -> Any:
+        return together(work if dist.rank() == 0 else lambda: None)[0]
+
+    name = on_rank_0(lambda: None if final.exists() and damage(final) is None else _start(directory, update))
+    if name is not None:
+        temporary = directory / str(name)
+        shard = f"shard-{dist.rank() + 1:05d}-model-00001-of-00001.safetensors"
+        try:
+            parts = together(lambda: {shard: write(temporary / shard, pieces)} if pieces else {})
+            files = {name: entry for part in parts for name, entry in part.items()}
+            on_rank_0(lambda: _publish(temporary, final, update, files, state))
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    if after is not None:
+        on_rank_0(after)
     return Checkpoint(final, update)
 
 
@@ -108,35 +135,14 @@ def _start(directory: Path, update: int) -> str:
     return name
 
 
-def _write_shard(temporary: Path, tensors: Mapping[str, Tensor]) -> None:
-    import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint.api import CheckpointException
-
-    state = {name: tensor if tensor.is_contiguous() else tensor.contiguous() for name, tensor in _without_aliases(tensors).items()}
-    writer = dcp.HuggingFaceStorageWriter(str(temporary), save_distributed=True)
-    try:
-        with warnings.catch_warnings():  # one rank without a process group is what we mean, not an accident
-            warnings.simplefilter("ignore")
-            dcp.save(state, storage_writer=writer, no_dist=not dist.active())
-    except CheckpointException as error:
-        # DCP wraps what happened on each rank; the reason is the first of them
-        reason = next(iter(error.failures.values()))
-        raise (reason[0] if isinstance(reason, tuple) else reason) from None
-
-
-def _hash_mine(temporary: Path) -> dict[str, Any]:
-    """Sizes and hashes of the files this rank wrote (DCP numbers them by rank, from 1)."""
-    return {path.name: _entry(path) for path in sorted(temporary.glob(f"shard-{dist.rank() + 1:05d}-*"))}
-
-
 def _entry(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"bytes": path.stat().st_size, "sha256": digest}
 
 
-def _publish(temporary: Path, final: Path, update: int, files: dict[str, Any], state: Mapping[str, Any]) -> None:
-    write_durably(temporary / STATE, json.dumps(state, ensure_ascii=False))
+def _publish(temporary: Path, final: Path, update: int, files: dict[str, Any], state: str) -> None:
+    write_durably(temporary / STATE, state)
     files[STATE] = _entry(temporary / STATE)
     manifest = {"format": FORMAT, "update": update, "files": files}
     write_durably(temporary / MANIFEST, json.dumps(manifest, indent=1))
@@ -164,42 +170,37 @@ def sync_directory(path: Path) -> None:
         os.close(handle)
 
 
-def _together(work: Callable[[], Any], directory: Path) -> Any:
-    """Do `work` on every rank; where it fails on one, raise on all, so that no rank waits for another."""
+def _together(work: Callable[[], Any], directory: Path, group: Any) -> list[Any]:
+    """Do `work` on every rank and give all results (JSON); where it fails on one, raise on all, so that no rank waits for another."""
     result: Any = None
     caught: Exception | None = None
     try:
         result = work()
     except Exception as error:
         caught = error
-    stories = dist.gather_json(None if caught is None else _story(caught))
+    outcomes = dist.gather_json([result, None if caught is None else _story(caught)], group)
     if caught is not None and not isinstance(caught, OSError):
         raise caught
+    stories = [story for _, story in outcomes]
     failed = next((f"{story} (rank {r})" if len(stories) > 1 else story for r, story in enumerate(stories) if story is not None), None)
     if failed is not None:
         raise UserError(
             f"cannot write a checkpoint to {directory}: {failed}; earlier checkpoints are intact: "
             "make room or set the permissions, and run the same command again to resume"
         ) from caught
-    return result
-
-
-def _on_rank_0(work: Callable[[], Any], directory: Path) -> Any:
-    """Do `work` on rank 0 and give its result (JSON) to all."""
-    return dist.gather_json(_together(work if dist.rank() == 0 else lambda: None, directory))[0]
+    return [result for result, _ in outcomes]
 
 
 def _story(error: Exception) -> str:
     return error.strerror or str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
 
 
-def _without_aliases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def without_aliases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Leave out names of tensors that are listed already (tied weights): loading fills both."""
     seen: set[tuple[int, ...]] = set()
     kept: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        # a DTensor has no memory of its own, its shard on this rank has
-        local: Tensor = cast("Any", tensor).to_local() if hasattr(tensor, "to_local") else tensor
+        local: Tensor = cast("Any", tensor).to_local() if is_sharded(tensor) else tensor
         place = (local.data_ptr(), *local.shape, *local.stride()) if local.numel() else (id(tensor),)
         if place not in seen:
             seen.add(place)
@@ -324,7 +325,7 @@ def load(path: Path, tensors: Mapping[str, Tensor], ignore: Callable[[str], bool
     """
     import torch.distributed.checkpoint as dcp
 
-    wanted = _without_aliases(tensors)
+    wanted = without_aliases(tensors)
     there = {name: entry for name, entry in stored(path).items() if not ignore(name)}
     problems = [f"missing {name}" for name in wanted if name not in there]
     problems += [f"unexpected {name}" for name in there if name not in wanted]

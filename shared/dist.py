@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, cast
 
 import torch
@@ -109,14 +110,37 @@ def all_gather_with_grad(tensor: Tensor, sizes: list[int] | None = None) -> Tens
     return cast("Tensor", _Gather.apply(tensor, sizes if sizes is not None else first_dims(tensor)))
 
 
-def gather_json(value: Any) -> list[Any]:
-    """Every rank's `value` (anything JSON can hold), in the order of the ranks; nothing is pickled."""
+def gather_json(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
+    """Every rank's `value` (anything JSON can hold), in the order of the ranks; nothing is pickled.
+
+    Args:
+        value: this rank's.
+        group: all ranks in a process group of its own (`background_group`), for a thread beside the one that trains.
+    """
     if world_size() == 1:
         return [value]
+    device = _device(torch.device("cpu")) if group is None else torch.device("cpu")
     data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-    sizes = first_dims(data)
-    rows = all_gather_with_grad(data, sizes)
-    return [json.loads(bytes(part.tolist())) for part in rows.split(sizes)]
+    sizes = torch.zeros(world_size(), dtype=torch.int64, device=device)
+    sizes[rank()] = len(data)
+    dist.all_reduce(sizes, group=group)
+    longest = int(sizes.max())
+    padded = torch.zeros(longest, dtype=torch.uint8, device=device)
+    padded[: len(data)] = data
+    everyone = torch.empty(world_size() * longest, dtype=torch.uint8, device=device)
+    dist.all_gather_into_tensor(everyone, padded, group=group)
+    rows = everyone.view(-1, longest).cpu().numpy()
+    return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes.tolist())]
+
+
+def background_group(timeout: timedelta) -> dist.ProcessGroup | None:
+    """All ranks in a process group of their own, on the host, so that a second thread's collectives never mix with the loop's.
+
+    Every rank must call it. None without other ranks.
+    """
+    if world_size() == 1:
+        return None
+    return cast("dist.ProcessGroup", dist.new_group(backend="gloo", timeout=timeout))
 
 
 def on_rank_0(work: Callable[[], Any]) -> Any:
