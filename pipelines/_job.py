@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..shared import checkpoint, dist
+from ..shared.saver import Saver
 from ..shared.system import System
 from . import runs
 from ._best import Best
@@ -55,6 +56,7 @@ class Job:
         """Start measuring."""
         self.meter = Meter(self.fabric.device)
         self.best = Best(self.recipe.evaluate)
+        self.saver = Saver(self.run.checkpoints, self.recipe.checkpoint.asynchronous)
 
     def plain(self) -> System:
         """The system with all its weights on this rank; every rank must call it."""

@@ -100,7 +100,7 @@ class Clock:
     def __init__(self) -> None:
         self.elapsed = 0.0
         """Seconds of training, over all starts of the run."""
-        self._window = self._wait = 0.0
+        self._window = self._wait = self._save = 0.0
         self._updates = self._samples = self._tokens = 0
         self._since = 0.0
 
@@ -121,6 +121,14 @@ class Clock:
         self.start()
 
     @contextmanager
+    def saving(self) -> Generator[None]:
+        """A block that saves: its time counts as that only."""
+        since = time.perf_counter()
+        with self.paused():
+            yield
+        self._save += time.perf_counter() - since
+
+    @contextmanager
     def waiting(self) -> Generator[None]:
         """A block that waits for data."""
         since = time.perf_counter()
@@ -138,7 +146,7 @@ class Clock:
         with self.paused():
             seconds, updates = max(self._window, 1e-9), max(self._updates, 1)
             rates = {"samples_per_s": self._samples / seconds, "tokens_per_s": self._tokens / seconds, "step_s": seconds / updates,
-                     "data_wait_s": self._wait / updates, "elapsed_s": self.elapsed}
-            self._window = self._wait = 0.0
+                     "data_wait_s": self._wait / updates, "save_s": self._save, "elapsed_s": self.elapsed}
+            self._window = self._wait = self._save = 0.0
             self._updates = self._samples = self._tokens = 0
         return rates

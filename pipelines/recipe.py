@@ -112,6 +112,9 @@ class CheckpointSettings:
     """Checkpoints of updates divisible by this are never removed; 0: none."""
     keep_best: bool = False
     """Save at every evaluation that is better than all before, keep that checkpoint, and export it at the end."""
+    asynchronous: bool = True
+    """Write checkpoints beside the training, which is held only until the state is copied; the copy takes as much host memory as the
+    rank writes of a checkpoint."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from .recipe import record
 from .runs import Run, open_run
 
 _COUNTERS = frozenset({"split", "update", "samples", "epoch", "tokens", "bad", "lr", "grad_norm", "seconds",
-                       "tokens_per_s", "samples_per_s", "data_wait_s", "step_s", "elapsed_s"})  # fmt: skip
+                       "tokens_per_s", "samples_per_s", "data_wait_s", "save_s", "step_s", "elapsed_s"})  # fmt: skip
 _MAX_FIGURES = 6
 
 

@@ -159,7 +159,7 @@ def _train(job: Job, stop: Stop) -> dict[str, Any]:
     loop = Updates(job)
     logbook = runs.Logbook(job.run, recipe, job.update) if fabric.is_global_zero else None
     ending: Ending | None = None
-    with stop, job.console.progress(f"pretrain {recipe.name}", total=recipe.max_updates) as bar:
+    with stop, job.saver, job.console.progress(f"pretrain {recipe.name}", total=recipe.max_updates) as bar:
         bar.advance(job.update)
         job.clock.start()
         while job.update < recipe.max_updates and not job.best.over:
@@ -177,7 +177,7 @@ def _train(job: Job, stop: Stop) -> dict[str, Any]:
             better = recipe.checkpoint.keep_best and job.best.update == job.update
             due = recipe.checkpoint.every and job.update % recipe.checkpoint.every == 0
             if (due or better) and not (last or job.best.over):
-                with job.clock.paused():
+                with job.clock.saving():
                     loop.finite.check(wait=True)
                     _save(job, logbook)
         loop.finite.check(wait=True)
@@ -186,7 +186,7 @@ def _train(job: Job, stop: Stop) -> dict[str, Any]:
             _log(job, loop.lr, logbook, bar)
         if ending != "asked to stop":
             _evaluate(job, logbook)
-        _save(job, logbook)
+        _save(job, logbook, wait=True)
     if logbook is not None:
         logbook.close()
     if ending == "asked to stop":
@@ -414,12 +414,12 @@ def _evaluate(job: Job, logbook: runs.Logbook | None) -> None:
         job.console.say(f"evaluation after update {job.update}: loss {row['loss']:.4f}  {others}")
 
 
-def _save(job: Job, logbook: runs.Logbook | None) -> None:
-    """Save the state; older checkpoints go once the new one stands."""
+def _save(job: Job, logbook: runs.Logbook | None, wait: bool = False) -> None:
+    """Save the state, beside the updates that follow unless it is to `wait`; older checkpoints go once the new one stands."""
     if logbook is not None:
         logbook.sync()
-    tensors, state = job.state()
-    checkpoint.save(job.run.checkpoints, job.update, tensors, state)
     settings = job.recipe.checkpoint
-    dist.on_rank_0(lambda: checkpoint.prune(job.run.checkpoints, settings.keep_last, settings.keep_every,
-                                             job.best.update if settings.keep_best else None))
+    best = job.best.update if settings.keep_best else None
+    tensors, state = job.state()
+    job.saver.save(job.update, tensors, state, wait=wait,
+                   after=lambda: checkpoint.prune(job.run.checkpoints, settings.keep_last, settings.keep_every, best))

@@ -20,7 +20,7 @@ from polymodal.shared.optim import OptimSettings
 from polymodal.shared.schedule import ScheduleSettings
 from torch import Tensor, nn
 
-TIMES = ("samples_per_s", "tokens_per_s", "step_s", "data_wait_s", "elapsed_s", "seconds")
+TIMES = ("samples_per_s", "tokens_per_s", "step_s", "data_wait_s", "save_s", "elapsed_s", "seconds")
 
 
 @dataclass

@@ -28,7 +28,7 @@ SMALL = ["model.hidden_size=16", "model.num_hidden_layers=2", "model.num_attenti
          "model.max_position_embeddings=24"]
 SHORT = ["data.global_batch=8", "data.window=16", "max_updates=24", "log.every=4", "log.tensorboard=false", "evaluate.every=6",
          "checkpoint.every=5", "precision=32", "accelerator=cpu", "schedule.warmup=2", "objective.max_length=24"]
-TIMES = ("samples_per_s", "tokens_per_s", "step_s", "data_wait_s", "elapsed_s", "seconds")
+TIMES = ("samples_per_s", "tokens_per_s", "step_s", "data_wait_s", "save_s", "elapsed_s", "seconds")
 
 
 def sentences(count, seed):

@@ -19,7 +19,7 @@ from polymodal.pipelines.pack import pack
 from polymodal.pipelines.recipe import recipe
 from polymodal.shared.tokenizer import Tokenizer
 
-TIMES = ("samples_per_s", "tokens_per_s", "step_s", "data_wait_s", "elapsed_s", "seconds")
+TIMES = ("samples_per_s", "tokens_per_s", "step_s", "data_wait_s", "save_s", "elapsed_s", "seconds")
 OVERRIDES = ("model.n_embd=16", "model.n_layer=1", "model.n_head=2", "model.n_positions=32", "model.resid_pdrop=0.1", "data.global_batch=8",
              "data.window=16", "max_updates=120", "log.every=4", "log.tensorboard=false", "checkpoint.every=8", "precision=32",
              "accelerator=cpu")

@@ -20,7 +20,7 @@ from polymodal.pipelines.recipe import recipe
 from polymodal.shared.errors import UserError
 from polymodal.shared.tokenizer import Tokenizer
 
-TIMES = ("samples_per_s", "tokens_per_s", "step_s", "data_wait_s", "elapsed_s", "seconds")
+TIMES = ("samples_per_s", "tokens_per_s", "step_s", "data_wait_s", "save_s", "elapsed_s", "seconds")
 OVERRIDES = ["model.d_model=16", "model.d_embed=16", "model.n_layer=2", "model.n_head=2", "model.d_head=8", "model.d_inner=32",
              "model.mem_len=20", "data.global_batch=4", "max_updates=24", "log.every=1", "log.tensorboard=false", "evaluate.every=12",
              "checkpoint.every=6", "checkpoint.keep_last=9", "precision=32", "accelerator=cpu", "schedule.warmup=2"]

@@ -23,7 +23,7 @@ from polymodal.shared.schedule import ScheduleSettings
 from polymodal.shared.system import Batch, Family, Objective, Preview, Step, System, Term
 from torch import Tensor, nn
 
-TIMES = ("samples_per_s", "tokens_per_s", "step_s", "data_wait_s", "elapsed_s", "seconds")
+TIMES = ("samples_per_s", "tokens_per_s", "step_s", "data_wait_s", "save_s", "elapsed_s", "seconds")
 
 
 @dataclass(kw_only=True)
