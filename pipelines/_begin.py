@@ -20,8 +20,8 @@ _FIXED = ("system", "task", "size", "model", "objective", "seed", "optim.name")
 
 
 def begin(run: runs.Run, recipe: Recipe, system: System, context: Context, model: str, resume: str | Path, order: Mapping[str, Any],
-           console: Console) -> tuple[checkpoint.Checkpoint | None, Any]:
-    """Take the directory, find the checkpoint to start from, and write what describes the run."""
+           started: Mapping[str, Any], console: Console) -> tuple[checkpoint.Checkpoint | None, Any]:
+    """Take the directory, find the checkpoint to start from, and write what describes the run and this start of it."""
     held: list[Any] = []
 
     def take() -> str | None:
@@ -33,7 +33,8 @@ def begin(run: runs.Run, recipe: Recipe, system: System, context: Context, model
             _check_same(runs.open_run(start.path.parent.parent), recipe, context, start)
             check_order(start.state()["order"], order)
             console.say(f"resuming after update {start.update} from {start.path}")
-        runs.describe(run.directory, recipe, cast("Any", system.net).config, context, model)
+        where = {"update": 0, "checkpoint": ""} if start is None else {"update": start.update, "checkpoint": str(start.path.absolute())}
+        runs.describe(run.directory, recipe, cast("Any", system.net).config, context, model, {**where, **started})
         return None if start is None else str(start.path)
 
     dist.barrier()  # until every rank has looked at the directory as it was

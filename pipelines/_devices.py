@@ -61,8 +61,12 @@ def _strategy(recipe: Recipe, world: int, accelerator: str) -> Literal["auto"] |
 
 def seed_draws(*key: object) -> None:
     """Seed torch's generators (dropout) from the place in a run: nothing needs saving, nothing depends on the past."""
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
-    torch.manual_seed(int.from_bytes(digest, "little"))
+    torch.manual_seed(draw_seed(*key))
+
+
+def draw_seed(*key: object) -> int:
+    """The seed that `seed_draws` sets."""
+    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little")
 
 
 def _leave() -> None:

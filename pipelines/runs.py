@@ -2,7 +2,7 @@
 
     RUN/recipe.yaml        the resolved recipe; can be passed to `polymodal pretrain` again
     RUN/system.json        family, task, config and class names: what is needed to build the network; the model it began with
-    RUN/environment.json   versions, hardware and command of every start
+    RUN/environment.json   versions, hardware, command, data, layout and recipe of every start
     RUN/metrics.jsonl      one JSON object a line: training ("split": "train") and evaluation ("split": "eval")
     RUN/samples.jsonl      what the model made of held-out examples at each evaluation; pictures in RUN/previews/
     RUN/bad.jsonl          samples that were skipped, and why
@@ -71,6 +71,11 @@ class Run:
     def metrics(self, split: str | None = None) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl, all or those of one split (`train`, `eval`)."""
         return [row for row in read_lines(self.directory / METRICS) if split in (None, row.get("split"))]
+
+    def starts(self) -> list[dict[str, Any]]:
+        """What environment.json says of every start, oldest first."""
+        path = self.directory / ENVIRONMENT
+        return json.loads(path.read_text(encoding="utf-8"))["starts"] if path.is_file() else []
 
     def samples(self) -> list[dict[str, Any]]:
         """The lines of samples.jsonl."""
@@ -166,17 +171,22 @@ def lock(directory: Path) -> IO[str]:
     return file
 
 
-def describe(directory: Path, resolved: Recipe, config: Any, context: Context, model: str = "") -> None:
-    """Write recipe.yaml, system.json, the tokenizer, and this start's environment; `model` is what the run began with."""
+def describe(directory: Path, resolved: Recipe, config: Any, context: Context, model: str = "",
+             started: Mapping[str, Any] | None = None) -> None:
+    """Write recipe.yaml, system.json, the tokenizer, and what there is to know about this start (`_started.py`).
+
+    `model` is what the run began with.
+    """
     checkpoint.write_durably(directory / RECIPE, resolved.to_yaml())
     described = {"system": resolved.system, "task": resolved.task, "model": model, "config": config.to_dict(),
                  "objective": resolved.objective, "classes": context.classes}
     checkpoint.write_durably(directory / SYSTEM, json.dumps(described, indent=1, ensure_ascii=False))
     if context.tokenizer is not None:
         context.tokenizer.save(directory / "tokenizer")
-    path = directory / ENVIRONMENT
-    starts = json.loads(path.read_text(encoding="utf-8"))["starts"] if path.is_file() else []
-    checkpoint.write_durably(path, json.dumps({"starts": [*starts, environment()]}, indent=1))
+    starts = [*Run(directory).starts(), {**environment(), **(started or {})}]
+    temporary = directory / f".tmp-{ENVIRONMENT}"  # a start that is killed here must not damage what is known of those before
+    checkpoint.write_durably(temporary, json.dumps({"starts": starts}, indent=1, ensure_ascii=False))
+    temporary.replace(directory / ENVIRONMENT)
     checkpoint.sync_directory(directory)
 
 

@@ -34,6 +34,7 @@ from ._fabric import Fabric
 from ._job import Job
 from ._meter import Meter
 from ._sharding import Whole, full, recompute_blocks, sharded
+from ._started import started
 from ._stop import Stop
 from .console import Bar, Console
 from .export import export_system
@@ -95,7 +96,8 @@ def pretrain(
 
     # 2. The run's directory, and where to start
     run = runs.Run(out)
-    found, _lock = begin(run, recipe, parts.system, parts.context, start.source, resume, parts.stream.order_state(), console)
+    found, _lock = begin(run, recipe, parts.system, parts.context, start.source, resume, parts.stream.order_state(),
+                         started(recipe, parts.stream, held_out, fabric), console)
 
     # 3. Devices, optimizer, state
     job = parts.job(recipe, fabric, held_out, run, console)
