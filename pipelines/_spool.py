@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from .order import random_bits
-from .shards import write_atomic
+from .shards import passing, write_atomic
 from .sources import Record, Ref
 
 _RUN_BYTES = 64 << 20
@@ -71,10 +71,15 @@ class Spool:
         for i, column in enumerate(("number", "size", "identity")):
             rows[column] = np.array([r[i] for r in self._rows], dtype=np.uint64)
         rows["end"] = np.cumsum([len(r[3]) for r in self._rows])
-        with (self._folder / f"{name}.bin").open("wb") as file:
+        # under names of their own first: a worker taken for dead may still be writing the same run
+        places = [self._folder / f"{name}.bin", self._folder / f"{name}.npy"]
+        data, rows_file = (passing(place) for place in places)
+        with data.open("wb") as file:
             file.writelines(r[3] for r in self._rows)
-        with (self._folder / f"{name}.npy").open("wb") as file:
+        with rows_file.open("wb") as file:
             np.save(file, rows, allow_pickle=False)
+        data.replace(places[0])
+        rows_file.replace(places[1])
         self.runs.append(name)
         self._rows, self._bytes = [], 0
 

@@ -13,14 +13,10 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import multiprocessing
 import os
 import re
 import shutil
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
@@ -30,11 +26,12 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from ..shared.errors import BadSample, UserError
+from ._crew import Crew, Lost, Piece, Place, crew, do_all
 from ._fit import fit, in_sequence
 from ._spool import Spool, gather, held_out, save_json, table
 from .console import Bar, Console
 from .order import permutation
-from .shards import INDEX, TOKENIZER, Index, Shard, idx_name, scan, write_atomic
+from .shards import INDEX, TOKENIZER, Index, Shard, idx_name, passing, scan, write_atomic
 from .sources import LABEL, Plan, Reading, Record, Ref, Unit, plan, records, sorted_classes
 
 if TYPE_CHECKING:
@@ -72,7 +69,7 @@ def pack(sources: Sequence[str | Path] | str | Path, out: str | Path, *, kind: s
          image_field: str = "image", caption_field: str = "caption", label_field: str | None = None, pair_field: str | None = None,
          target_field: str | None = None, classes: Sequence[str] | None = None, in_order: bool = False,
          shuffle: int | None = 0, holdout: float = 0.0, holdout_out: str | Path | None = None, on_bad: str = "raise",
-         workers: int | None = None, console: Console | None = None) -> Index:
+         workers: int | None = None, on: str = "local", ray_address: str | None = None, console: Console | None = None) -> Index:
     """Write WebDataset shards and their index from files of a common kind.
 
     Args:
@@ -100,6 +97,8 @@ def pack(sources: Sequence[str | Path] | str | Path, out: str | Path, *, kind: s
         holdout_out: the folder of the held-out data set.
         on_bad: ``raise`` stops at the first record that cannot be used, ``skip`` counts and lists them.
         workers: processes; by default one for each core, or this one alone where there is little to do.
+        on: ``local`` processes, or a ``ray`` cluster whose machines see the sources and `out` under the same paths.
+        ray_address: HOST:PORT of the cluster; by default the one that this machine belongs to.
         console: where progress goes; silent by default.
 
     Returns:
@@ -126,6 +125,7 @@ def pack(sources: Sequence[str | Path] | str | Path, out: str | Path, *, kind: s
     if tokenizer is not None and reading.columns:
         raise UserError(f"--tokenize joins texts to rows of tokens, which have no {', '.join(reading.columns.values())}: fine-tuning "
                         f"reads raw text, so leave --tokenize out, or {', '.join(reading.columns)}")
+    place = Place(on, workers, ray_address)
     found = plan(given, reading)
     tok = _load_tokenizer(tokenizer, found.kind, block) if tokenizer is not None else None
     options = Options(reading, shuffle, shard_bytes, block if tok else 0, tok.fingerprint if tok else "",
@@ -135,7 +135,9 @@ def pack(sources: Sequence[str | Path] | str | Path, out: str | Path, *, kind: s
     if done is not None:
         return done
     try:
-        indexes = _pack(sides, found, options, tok, workers, console)
+        indexes = _pack(sides, found, options, tok, place, console)
+    except Lost:
+        raise
     except UserError:  # bad input: nothing is kept; after a kill or a full disk the next run continues
         for side in sides:
             shutil.rmtree(side / WORK, ignore_errors=True)
@@ -151,27 +153,32 @@ def pack(sources: Sequence[str | Path] | str | Path, out: str | Path, *, kind: s
     return indexes[0]
 
 
-def _pack(sides: list[Path], found: Plan, options: Options, tok: Tokenizer | None, workers: int | None, console: Console) -> list[Index]:
+def _pack(sides: list[Path], found: Plan, options: Options, tok: Tokenizer | None, place: Place, console: Console) -> list[Index]:
     """Read, write, finish."""
     work = sides[0] / WORK
     if tok is not None:
         tok.save(work / TOKENIZER)
-    if workers is None:
-        workers = 1 if sum(f[1] for f in found.files) < _SMALL else os.cpu_count() or 1
-    with console.progress("reading", sum(u.size for u in found.units)) as bar:
-        tasks = [(partial(_read, unit, i, options, work), work / "units" / f"{i:06d}.json", unit.size)
-                 for i, unit in enumerate(found.units)]
-        units = _run(tasks, workers, bar)
-    bad = [row for unit in units for row in unit["bad"]]
-    for row in bad[:10]:
-        console.warn(f"skipped: {row}")
-    names = [name for unit in units for name in unit["classes"]]
-    if names and not found.classes:
-        found = replace(found, classes=sorted_classes(names))
-    jobs, below = _cut([run for unit in units for run in unit["runs"]], work, options, sides, bad)
-    with console.progress("writing", sum(job.records for job in jobs)) as bar:
-        tasks = [(partial(_write, job, options, work, below, found.classes), job.entry, job.records) for job in jobs]
-        entries = _run(tasks, workers, bar)
+    size = sum(f[1] for f in found.files)
+    if place.on == "local" and place.workers is None and size < _SMALL:
+        place = replace(place, workers=1)
+    most = max(len(found.units), size // options.shard_bytes + len(sides))
+    with crew(place, most=most, folder=work, reads=[(path, n) for path, n, _ in found.files], preload=(__name__, "webdataset.writer"),
+              warn=console.warn) as hands:
+        with console.progress("reading", sum(u.size for u in found.units)) as bar:
+            tasks = [(Piece(partial(_read, unit, i, options, work), unit.size, f"reading {unit.path or unit.files[0][0]}"),
+                      work / "units" / f"{i:06d}.json") for i, unit in enumerate(found.units)]
+            units = _do(tasks, hands, bar)
+        bad = [row for unit in units for row in unit["bad"]]
+        for row in bad[:10]:
+            console.warn(f"skipped: {row}")
+        names = [name for unit in units for name in unit["classes"]]
+        if names and not found.classes:
+            found = replace(found, classes=sorted_classes(names))
+        jobs, below = _cut([run for unit in units for run in unit["runs"]], work, options, sides, bad)
+        with console.progress("writing", sum(job.records for job in jobs)) as bar:
+            tasks = [(Piece(partial(_write, job, options, work, below, found.classes), job.records, f"writing shard {job.number}"),
+                      job.entry) for job in jobs]
+            entries = _do(tasks, hands, bar)
     bad_count = sum(unit["bad_count"] for unit in units)
     return [_finish(side, held, found, options, [e for e, job in zip(entries, jobs, strict=True) if job.held == held], bad_count,
                     work / TOKENIZER) for held, side in enumerate(sides)]
@@ -230,52 +237,14 @@ def _lock(side: Path) -> IO[str]:
     return file
 
 
-def _run(tasks: Iterable[tuple[Callable[[], Any], Path, int]], workers: int, bar: Bar) -> list[Any]:
-    """Run tasks whose result is a JSON file; those whose file exists are done already."""
-    rows = list(tasks)
-    open_tasks = [(do, size) for do, path, size in rows if not path.exists()]
-    bar.advance(sum(size for _, path, size in rows if path.exists()))
-    if workers <= 1 or len(open_tasks) <= 1:
-        for do, size in open_tasks:
-            do()
-            bar.advance(size)
-    else:
-        context = multiprocessing.get_context("forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn")
-        if context.get_start_method() == "forkserver":
-            context.set_forkserver_preload([__name__, "webdataset.writer"])  # imported once, not by each process
-        waiting = iter(open_tasks)
-        with ProcessPoolExecutor(min(workers, len(open_tasks)), mp_context=context, initializer=_watch_parent,
-                                 initargs=(os.getpid(),)) as pool:
-            running: dict[Future[Any], int] = {}
-            try:
-                while True:
-                    while len(running) < 2 * workers and (task := next(waiting, None)) is not None:
-                        running[pool.submit(task[0])] = task[1]
-                    if not running:
-                        break
-                    for future in wait(running, return_when=FIRST_COMPLETED).done:
-                        size = running.pop(future)
-                        future.result()
-                        bar.advance(size)
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-    return [json.loads(path.read_text()) for _, path, _ in rows]
-
-
-def _watch_parent(parent: int) -> None:
-    """End this process when the one that packs is gone (killed), so that no orphan goes on writing."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each process has one core
-
-    def watch() -> None:
-        while True:
-            try:
-                os.kill(parent, 0)
-            except OSError:
-                os._exit(1)
-            time.sleep(0.5)
-
-    threading.Thread(target=watch, daemon=True).start()
+def _do(tasks: Sequence[tuple[Piece, Path]], hands: Crew, bar: Bar) -> list[Any]:
+    """Do pieces whose result is a JSON file, and read those; one whose file is there is done already."""
+    # a listing, as a network's file system may go on denying a name that was asked for too early
+    there = {path for folder in {path.parent for _, path in tasks} for path in folder.iterdir()}
+    done = [path in there for _, path in tasks]
+    bar.advance(sum(piece.size for (piece, _), is_done in zip(tasks, done, strict=True) if is_done))
+    do_all(hands, [piece for (piece, _), is_done in zip(tasks, done, strict=True) if not is_done], bar.advance)
+    return [json.loads(path.read_text()) for _, path in tasks]
 
 
 # ---- 1. read
@@ -425,7 +394,7 @@ def _write(job: Job, options: Options, work: Path, below: int, classes: tuple[st
     from webdataset.writer import TarWriter
 
     path = job.folder / f"{job.number:06d}.tar"
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary = passing(path)
     stats = {"tokens": 0, "documents": 0, "cut": 0}
     numbers = {name: i for i, name in enumerate(classes)}
     found = gather(work / "units", job.ranges, bool(job.held), below)

@@ -18,6 +18,7 @@ import itertools
 import json
 import mmap
 import os
+import secrets
 import threading
 import zlib
 from bisect import bisect_right
@@ -220,9 +221,14 @@ def idx_name(shard: str) -> str:
     return shard.removesuffix(".tar") + ".idx"
 
 
+def passing(path: Path) -> Path:
+    """A name beside `path` to write under until the file is whole; no other process has it, on any machine."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+
+
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that it is either absent (or old) or whole, also after a power cut."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = passing(path)
     try:
         with temporary.open("wb") as file:
             file.write(data)

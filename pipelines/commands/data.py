@@ -59,7 +59,10 @@ def pack(
     holdout: Annotated[float, typer.Option(help="Hold samples out: a fraction below 1, or their number.")] = 0.0,
     holdout_out: Annotated[Path | None, typer.Option(help="Folder of the held-out data set.")] = None,
     on_bad: Annotated[str, typer.Option(help="raise: stop at what cannot be used; skip: leave it out and count it.")] = "raise",
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes. Default: all cores.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes, or workers of the cluster. Default: one for each core.")] = None,
+    on: Annotated[str, typer.Option(metavar="local|ray", help="Where the work is done: processes here, or a Ray cluster.")] = "local",
+    ray_address: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="The cluster's head. Default: the cluster of this machine.")
+                           ] = None,
     json: Annotated[bool, typer.Option("--json", help="Last line on stdout is one JSON object.")] = False,
 ) -> None:
     """Write WebDataset shards and their index from text, tables, pictures or tars. A killed run continues when it is run again."""
@@ -75,7 +78,8 @@ def pack(
                text_field=text_field, image_field=image_field, caption_field=caption_field, label_field=label_field,
                pair_field=pair_field, target_field=target_field, classes=None if classes is None else read_names(classes, "--classes"),
                in_order=in_order, shuffle=None if keep_order else shuffle,
-               holdout=holdout, holdout_out=holdout_out, on_bad=on_bad, workers=workers, console=console)
+               holdout=holdout, holdout_out=holdout_out, on_bad=on_bad, workers=workers, on=on, ray_address=ray_address,
+               console=console)
     seconds = round(time.perf_counter() - began, 3)
     console.finish({"out": str(out), "kind": made.kind, "samples": made.samples, "shards": len(made.shards),
                     "bytes": sum(s.size for s in made.shards), "schema": dict(made.schema), "seconds": seconds})
