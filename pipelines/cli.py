@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import importlib
 import pkgutil
+import re
 import sys
 from collections.abc import Sequence
 from functools import cache
@@ -76,6 +77,9 @@ def _explain(error: Exception) -> tuple[int, str]:
             return 2, f"error: no space left on the device while writing{path}: free some space and run the command again"
         if isinstance(error, (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)) or error.errno == errno.EROFS:
             return 2, f"error: {error.strerror or error}:{path}: check the path and its permissions"
+    if re.search(r"gloo/transport|NCCL error|ncclRemoteError", str(error)):
+        return 1, ("error: the contact with another rank broke: that rank ended first, and its own lines say why; the same command "
+                   "goes on from the newest checkpoint (--debug shows the traceback)")
     return 1, f"internal error: {type(error).__name__}: {error} (run again with --debug for the traceback)"
 
 
