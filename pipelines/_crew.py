@@ -7,6 +7,7 @@ one is raised that a run in order would have met first.
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -19,11 +20,12 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from ..shared.errors import UserError
 
 KINDS = ("local", "ray")
+LOCK = "lock"
 _GPUS = "CUDA_VISIBLE_DEVICES"
 
 
@@ -269,3 +271,18 @@ def _begin(parent: int, count: Any, cards: Sequence[str]) -> None:
 def alone() -> None:
     """A worker has one core to itself; other workers have the others."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def claim(folder: Path, busy: str) -> IO[str]:
+    """Make a folder for finished pieces, and keep a second run from it (which is told `busy`) until the file is closed.
+
+    The lock is the kernel's: it ends with this process, however that ends.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / LOCK).open("w")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise UserError(busy) from None
+    return file

@@ -26,12 +26,14 @@ class _TextFeatures(Protocol):
 
 
 @runtime_checkable
-class _PictureFeatures(Protocol):
+class PictureFeatures(Protocol):
     """A network with a picture vector of its own (CLIP)."""
 
     preprocessing: Any
 
-    def get_image_features(self, pixel_values: Tensor) -> Tensor: ...
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        """[B, D] of normalised pixels."""
+        ...
 
 
 @torch.inference_mode()
@@ -88,14 +90,14 @@ def embed(
 @torch.inference_mode()
 def embed_pictures(
     model: nn.Module,
-    paths: Sequence[Path],
+    pictures: Sequence[Path] | Sequence[Image.Image],
     *,
     batch_size: int = 32,
     normalize: bool = True,
     advance: Callable[[float], None] = lambda count: None,
 ) -> Tensor:
-    """Vectors of picture files by a network that has picture features (CLIP), fp32 [N, D]; arguments as in `embed`."""
-    if not isinstance(model, _PictureFeatures):
+    """Vectors of pictures, or of their files, by a network that has picture features (CLIP), fp32 [N, D]; arguments as in `embed`."""
+    if not isinstance(model, PictureFeatures):
         raise UserError(f"{type(model).__name__} has no picture vectors: load CLIP")
     device = next(model.parameters()).device
     normalise = Normalize(model.preprocessing).to(device)
@@ -103,8 +105,8 @@ def embed_pictures(
     model.eval()
     parts: list[Tensor] = []
     try:
-        for start in range(0, len(paths), batch_size):
-            chosen = paths[start:start + batch_size]
+        for start in range(0, len(pictures), batch_size):
+            chosen = pictures[start:start + batch_size]
             pixels = torch.stack([model.preprocessing.pixels(_picture(p)) for p in chosen]).to(device)
             rows = model.get_image_features(normalise(pixels)).float()
             parts.append((nn.functional.normalize(rows, dim=-1) if normalize else rows).cpu())
@@ -114,8 +116,10 @@ def embed_pictures(
     return torch.cat(parts) if parts else torch.zeros(0, 0)
 
 
-def _picture(path: Path) -> Image.Image:
-    """A picture file, read by the same careful decoder as the stream's."""
+def _picture(path: Path | Image.Image) -> Image.Image:
+    """A picture, or its file, read by the same careful decoder as the stream's."""
+    if isinstance(path, Image.Image):
+        return path
     try:
         return Sample(path.name, {path.suffix.lower().lstrip("."): path.read_bytes()}, source=str(path.parent)).image()
     except BadSample as error:

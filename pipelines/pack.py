@@ -10,7 +10,6 @@ depend on the input and the options alone, never on the processes.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -26,7 +25,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from ..shared.errors import BadSample, UserError
-from ._crew import Crew, Lost, Piece, Place, crew, do_all
+from ._crew import LOCK, Crew, Lost, Piece, Place, claim, crew, do_all
 from ._fit import fit, in_sequence
 from ._spool import Spool, gather, held_out, save_json, table
 from .console import Bar, Console
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
     from ..shared.tokenizer import Tokenizer
 
 WORK = ".pack"
-_LOCK = "lock"
 _LISTED = 1000
 _SMALL = 8 << 20
 """Below this many bytes starting processes takes longer than it saves."""
@@ -216,25 +214,14 @@ def _claim(sides: list[Path], found: Plan, options: Options) -> tuple[Index | No
         for side in reversed(sides):
             shutil.rmtree(side / WORK, ignore_errors=True)
         return Index.from_json((sides[0] / INDEX).read_bytes(), str(sides[0] / INDEX)), []
-    locks = [_lock(side) for side in sides]
+    locks = [claim(side / WORK, f"another process is packing into {str(side)!r}: wait for it, or choose another folder") for side in sides]
     for side in sides:
-        for left in () if same else [p for p in (side / WORK).iterdir() if p.name != _LOCK]:
+        for left in () if same else [p for p in (side / WORK).iterdir() if p.name != LOCK]:
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         (side / WORK / "shards").mkdir(exist_ok=True)
     (sides[0] / WORK / "units").mkdir(exist_ok=True)
     write_atomic(saved, json.dumps(identity).encode())
     return None, locks
-
-
-def _lock(side: Path) -> IO[str]:
-    """Keep a second run from the same folder; freed when this process ends, however it ends."""
-    (side / WORK).mkdir(parents=True, exist_ok=True)
-    file = (side / WORK / _LOCK).open("w")
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise UserError(f"another process is packing into {str(side)!r}: wait for it, or choose another folder") from None
-    return file
 
 
 def _do(tasks: Sequence[tuple[Piece, Path]], hands: Crew, bar: Bar) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,11 +16,15 @@ def register(app: typer.Typer) -> None:
 
 
 def classify(
-    inputs: Annotated[list[str], typer.Argument(
-        metavar="IMAGE|FOLDER|TEXT|FILE|-...", show_default=False,
+    inputs: Annotated[list[str] | None, typer.Argument(
+        metavar="[IMAGE|FOLDER|TEXT|FILE|-]...", show_default=False,
         help="Pictures (JPEG, PNG, WebP), folders of them, or - for stdin: one picture, or paths, one a line. For a model of texts: "
-             "texts, files with one a line (txt, or jsonl with text and text_pair), or - for stdin.")],
-    model: Annotated[str, typer.Option(help="Model directory, run, checkpoint, or hub id: a CLIP, a ViT, a fine-tuned BERT ...")],
+             "texts, files with one a line (txt, or jsonl with text and text_pair), or - for stdin.")] = None,
+    model: Annotated[str, typer.Option(help="Model directory, run, checkpoint, or hub id: a CLIP, a ViT, a fine-tuned BERT ...")
+                     ] = ...,  # type: ignore[assignment]
+    data: Annotated[str | None, typer.Option(help="Classify a packed data set (folder or address) instead, into --out. A killed run "
+                                             "continues when it is run again.")] = None,
+    out: Annotated[Path | None, typer.Option(help="With --data: the .jsonl file, one sample a line.")] = None,
     labels: Annotated[str | None, typer.Option(metavar="cat,dog|FILE", help="Class names, for CLIP; a file has one a line.")] = None,
     template: Annotated[list[str] | None, typer.Option(
         help='Prompt with {} for the class name, or openai (80 prompts), or simple (7); may be repeated. '
@@ -27,18 +32,41 @@ def classify(
     top: Annotated[int, typer.Option(min=1, help="Classes to show for each picture or text.")] = 5,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures or texts that run together.")] = 32,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ... Default: a GPU if there is one.")] = None,
+    on_bad: Annotated[str, typer.Option(help="With --data: raise stops at a sample that cannot be used; skip leaves it out and counts it.")
+                      ] = "raise",
+    workers: Annotated[int | None, typer.Option(min=1, help="With --data: processes, or workers of the cluster, each with the model. "
+                                                "Default: one for each core, or GPU.")] = None,
+    on: Annotated[str, typer.Option(metavar="local|ray", help="With --data: processes here, or a Ray cluster.")] = "local",
+    ray_address: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="The cluster's head. Default: the cluster of this machine.")
+                           ] = None,
     json: Annotated[bool, typer.Option("--json", help="Last line on stdout is one JSON object.")] = False,
 ) -> None:  # fmt: skip
     """Classify pictures by any class names (CLIP) or texts and pictures by the classes of a model that was trained for them."""
     import torch
 
+    from ...shared.errors import UserError
+    from .._crew import Place
     from ..classify_text import classify_texts, text_classifier, texts
     from ..console import Console
     from ..frontdoor import load
     from ..names import read_names
 
     console = Console(json=json)
+    place = Place(on, workers, ray_address)
     names = None if labels is None else read_names(labels)
+    if data is not None:
+        from .._bulk_models import Classify
+        from ..bulk import full, opened, run_over, said
+
+        samples, file = opened(data, inputs or (), out, (".jsonl",))
+        work = Classify(full(model), None if names is None else tuple(names), tuple(template or ()), top, batch_size)
+        done = run_over(samples, data, work, file, array=None, device=device, on_bad=on_bad, place=place, console=console)
+        console.finish({"model": model, "data": data, "out": str(file), **said(done, console)}, f"{done.count} samples: {file}")
+        return
+    if not inputs:
+        raise UserError("nothing to classify: give pictures, texts, files, - for stdin, or --data")
+    if out is not None or place != Place():
+        raise UserError("--out, --workers and --on belong to --data: pack the files into a data set first, or leave these options out")
     loaded = load(model, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
     by_text = text_classifier(loaded, model, names, template or ())
     if by_text is not None:

@@ -159,26 +159,52 @@ def embed(
     model: Annotated[str, typer.Option(help="Model directory, run, checkpoint, or hub id.")] = ...,  # type: ignore[assignment]
     tokenizer: Annotated[str | None, typer.Option(help="Where the tokenizer is. Default: with the model.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the vectors to a .npy array [N, D] or to .jsonl instead of stdout.")] = None,
+    data: Annotated[str | None, typer.Option(help="Embed a packed data set (folder or address) instead, into --out. A killed run "
+                                             "continues when it is run again.")] = None,
+    of: Annotated[str | None, typer.Option(metavar="text|image", help="With --data: what becomes vectors. Default: what there is.")] = None,
     max_length: Annotated[int | None, typer.Option(min=1, help="Cut texts to so many tokens. Default: what the model takes.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Leave the vectors' lengths as they are, instead of 1.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts that run together.")] = 32,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ... Default: a GPU if there is one.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Last line on stdout is one JSON object.")] = False,
+    on_bad: Annotated[str, typer.Option(help="With --data: raise stops at a sample that cannot be used; skip leaves it out and counts it.")
+                      ] = "raise",
+    workers: Annotated[int | None, typer.Option(min=1, help="With --data: processes, or workers of the cluster, each with the model. "
+                                                "Default: one for each core, or GPU.")] = None,
+    on: Annotated[str, typer.Option(metavar="local|ray", help="With --data: processes here, or a Ray cluster.")] = "local",
+    ray_address: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="The cluster's head. Default: the cluster of this machine.")
+                           ] = None,
 ) -> None:
     """Turn texts (or pictures, with CLIP) into vectors."""
     from ...shared.errors import UserError
     from ..console import Console
+    from .._bulk_models import VECTOR, Embed, chosen_field, length_of
+    from .._crew import Place
+    from ..bulk import full, opened, run_over, said
     from ..embed import embed as run
-    from ..embed import embed_pictures, sentence_length
+    from ..embed import embed_pictures
     from ..inputs import open_model, open_text_model, texts
 
     if out is not None and out.suffix not in (".npy", ".jsonl"):
         raise UserError(f"--out {out} must end in .npy or .jsonl")
     if out is not None and not out.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.parent}; make it first")
-    pictures = _pictures(inputs or [])
     console = Console(json=json)
     if pictures:
+    place = Place(on, workers, ray_address)
+    if data is not None:
+        samples, file = opened(data, inputs or (), out, (".npy", ".jsonl"))
+        work = Embed(full(model), chosen_field(samples.index.fields, model, of), None if tokenizer is None else full(tokenizer), max_length,
+                     not raw, batch_size)
+        done = run_over(samples, data, work, file, array=VECTOR if file.suffix == ".npy" else None, device=device, on_bad=on_bad,
+                        place=place, console=console)
+        dimension = done.shapes[VECTOR][0]
+        console.finish({"model": model, "data": data, "dimension": dimension, "out": str(file), **said(done, console)},
+                       f"{done.count} vectors of {dimension} numbers: {file}")
+        return
+    if of is not None or place != Place():
+        raise UserError("--of, --workers and --on belong to --data: pack the files into a data set first, or leave these options out")
+    pictures = _pictures(inputs or [])
         names = [str(p) for p in pictures]
         loaded = open_model(model, device)
         with console.progress("embedding", len(names)) as bar:
@@ -186,8 +212,7 @@ def embed(
     else:
         names = texts(inputs)
         loaded, vocabulary = open_text_model(model, tokenizer, device)
-        origin: Any = getattr(loaded, "origin", None)
-        limit = max_length or (sentence_length(origin.directory) if origin is not None and origin.directory is not None else None)
+        limit = max_length or length_of(loaded)
         with console.progress("embedding", len(names)) as bar:
             vectors = run(loaded, names, vocabulary, max_length=limit, batch_size=batch_size, normalize=not raw, advance=bar.advance)
     kind = "image" if pictures else "text"
