@@ -23,6 +23,7 @@ from polymodal.pipelines.export import export
 from polymodal.pipelines.frontdoor import load
 from polymodal.pipelines.pack import pack
 from polymodal.pipelines.recipe import recipe
+from polymodal.shared import checkpoint
 from polymodal.shared.errors import UserError
 from polymodal.shared.tokenizer import Tokenizer
 
@@ -99,6 +100,23 @@ def test_killed_at_a_random_update_it_continues_bit_for_bit(data, whole, tmp_pat
     assert rows(out) == rows(whole), f"killed after update {there[-1:]}"
     for name, tensor in load(out).state_dict().items():
         assert torch.equal(tensor, load(whole).state_dict()[name])
+
+
+def test_saving_beside_the_training_changes_nothing(data, whole, tmp_path):
+    """The same lines, weights, moments and states, to the last bit; `whole` saved beside its updates."""
+    assert runs.Run(whole).recipe().checkpoint.asynchronous
+    here(data, tmp_path / "run", [*OVERRIDES, "checkpoint.asynchronous=false"])
+    assert rows(tmp_path / "run") == rows(whole)
+    found, expected = (checkpoint.all_checkpoints(runs.Run(out).checkpoints) for out in (tmp_path / "run", whole))
+    assert [c.update for c in found] == [c.update for c in expected] == [36, 40]
+    for one, other in zip(found, expected):
+        parts = [{k: v for k, v in c.state().items() if k not in ("elapsed_s", "recipe")} for c in (one, other)]
+        assert parts[0] == parts[1]
+        files = [json.loads((c.path / checkpoint.MANIFEST).read_text())["files"] for c in (one, other)]
+        hashes = [{k: v for k, v in named.items() if k.startswith("shard-")} for named in files]
+        assert hashes[0] == hashes[1] != {}
+    held = [row["save_s"] for row in runs.Run(whole).metrics("train")]
+    assert [row["update"] for row, s in zip(runs.Run(whole).metrics("train"), held) if s] == [8, 16, 20, 28, 32, 40]
 
 
 def test_export_is_what_the_checkpoint_holds(data, whole, tmp_path):
