@@ -267,22 +267,28 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, data):
         go(toy_recipe(), data, tmp_path / "run")
 
 
-def test_a_full_disk_leaves_the_last_checkpoint_and_the_run_continues(tmp_path, data, monkeypatch):
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_full_disk_leaves_the_last_checkpoint_and_the_run_continues(tmp_path, data, monkeypatch, asynchronous):
     go(toy_recipe(), data, tmp_path / "whole")
-    write = checkpoint._write_shard
+    write, updates = checkpoint.write, []
+    this = toy_recipe(checkpoint=CheckpointSettings(every=5, asynchronous=asynchronous))
 
-    def full(temporary, tensors):
-        if "update-00000010" in temporary.name:
-            (temporary / "half").write_bytes(b"x" * 10)
+    def full(path, pieces):
+        updates.append(path.parent.name[5:20])
+        if "update-00000010" in path.parent.name:
+            path.write_bytes(b"x" * 10)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(temporary, tensors)
+        return write(path, pieces)
 
-    monkeypatch.setattr(checkpoint, "_write_shard", full)
+    monkeypatch.setattr(checkpoint, "write", full)
     with pytest.raises(UserError, match="No space left on device; earlier checkpoints are intact"):
-        go(toy_recipe(), data, tmp_path / "run")
+        go(this, data, tmp_path / "run")
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["update-00000005"]
-    monkeypatch.setattr(checkpoint, "_write_shard", write)
-    assert go(toy_recipe(), data, tmp_path / "run")["ending"] == "complete"
+    assert updates == ["update-00000005", "update-00000010"]
+    last = rows(tmp_path / "run", "train")[-1]["update"]
+    assert last == (15 if asynchronous else 9), "at the next contact"
+    monkeypatch.setattr(checkpoint, "write", write)
+    assert go(this, data, tmp_path / "run")["ending"] == "complete"
     assert rows(tmp_path / "run") == rows(tmp_path / "whole")
 
 
