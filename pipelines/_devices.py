@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import hashlib
 import os
 from collections.abc import Mapping
 from datetime import timedelta
@@ -14,6 +13,7 @@ import torch
 from ..shared.errors import UserError, raise_problems
 from ._fabric import DDPStrategy, Fabric, ModelParallelStrategy
 from ._sharding import layout_problems, parallelize, sharded
+from .order import draw_seed
 from .recipe import Precision, Recipe
 
 TIMEOUT = timedelta(minutes=10)
@@ -62,11 +62,6 @@ def _strategy(recipe: Recipe, world: int, accelerator: str) -> Literal["auto"] |
 def seed_draws(*key: object) -> None:
     """Seed torch's generators (dropout) from the place in a run: nothing needs saving, nothing depends on the past."""
     torch.manual_seed(draw_seed(*key))
-
-
-def draw_seed(*key: object) -> int:
-    """The seed that `seed_draws` sets."""
-    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little")
 
 
 def _leave() -> None:

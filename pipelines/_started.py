@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ._devices import choose_precision
-from ._fabric import Fabric
 from .recipe import Recipe
 from .shards import DataSet
 from .stream import Stream
 
-HIDDEN = "***"
-"""Stands in an address where its secrets were (`_redact.py`); such an address opens nothing."""
+if TYPE_CHECKING:
+    from ._fabric import Fabric
 
 
 def started(recipe: Recipe, stream: Stream, held_out: DataSet | None, fabric: Fabric) -> dict[str, Any]:

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from ..shared.system import Preview
     from ..shared.tokenizer import Tokenizer
     from .runs import Run
-    from .stream import Stream
 
 _SHOWN = 300
 _CELL, _CAPTION, _COLUMNS = 128, 30, 8
@@ -119,6 +118,18 @@ def pictures(samples: Sequence[Sample], path: Path, classes: Sequence[str] = ())
         cells.append((picture, next(iter(rows.values()), sample.key)))
     if not cells:
         raise UserError("the samples hold no pictures to draw (fields jpg, png or webp)")
+    return _grid(cells, path)
+
+
+def draw_previews(previews: Sequence[Preview], path: Path) -> int:
+    """Write a grid of the pictures that an objective made, as the network gets them; returns how many there are."""
+    cells = [(Image.fromarray(p.image), next((value for _, value in p.rows), "")) for p in previews if p.image is not None]
+    if not cells:
+        raise UserError("the objective makes no pictures of these samples")
+    return _grid(cells, path)
+
+
+def _grid(cells: Sequence[tuple[Image.Image, str]], path: Path) -> int:
     width = min(_COLUMNS, len(cells))
     page = Image.new("RGB", (width * _CELL, -(-len(cells) // width) * (_CELL + _CAPTION)), (255, 255, 255))
     draw = ImageDraw.Draw(page)
@@ -130,20 +141,6 @@ def pictures(samples: Sequence[Sample], path: Path, classes: Sequence[str] = ())
         draw.multiline_text((x + 3, y + _CELL), "\n".join(textwrap.wrap(ascii_only, 21)[:2]), fill=(0, 0, 0), font_size=10)
     page.save(path, format="PNG")
     return len(cells)
-
-
-def made(stream: Stream, update: int, part: int = 0, limit: int = 4) -> list[tuple[int, str, list[Preview]]]:
-    """What the objective made of the first samples of a micro-batch: (sample id, key, previews of its examples)."""
-    rows: list[tuple[int, str, list[Preview]]] = []
-    for sample, rng in stream.samples(update, part, limit):
-        if isinstance(sample, BadSample):
-            rows.append((-1, str(sample), []))
-            continue
-        try:
-            rows.append((sample.index, sample.key, [stream.objective.describe(e) for e in stream.objective.example(sample, rng)]))
-        except BadSample as error:
-            rows.append((sample.index, f"{sample.key}: {error}", []))
-    return rows
 
 
 def run_summary(run: Run) -> dict[str, Any]:

@@ -83,6 +83,11 @@ def generator(seed: int, epoch: int, sample_index: int, purpose: str) -> np.rand
     return np.random.Generator(_philox("generator", seed, epoch, sample_index, purpose))
 
 
+def draw_seed(*key: object) -> int:
+    """The seed of torch's generators (dropout) at a place in a run."""
+    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little")
+
+
 @dataclass(frozen=True)
 class SourceOrder:
     """The endless order of one data set.

@@ -75,7 +75,12 @@ class Run:
     def starts(self) -> list[dict[str, Any]]:
         """What environment.json says of every start, oldest first."""
         path = self.directory / ENVIRONMENT
-        return json.loads(path.read_text(encoding="utf-8"))["starts"] if path.is_file() else []
+        if not path.is_file():
+            return []
+        try:
+            return [dict(start) for start in json.loads(path.read_text(encoding="utf-8"))["starts"]]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise UserError(f"{path} is damaged ({type(error).__name__}: {error}): remove it; the run forgets its earlier starts") from None
 
     def samples(self) -> list[dict[str, Any]]:
         """The lines of samples.jsonl."""

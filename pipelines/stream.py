@@ -56,13 +56,13 @@ class Layout:
         raise_problems(self._problems(), "the batch cannot be divided")
 
     @property
-    def _ranks(self) -> int:
+    def ranks(self) -> int:
         """Ranks that the samples are dealt to."""
         return self.world * self.replays
 
     def _problems(self) -> Iterator[str]:
         assert self.world == 1 or self.replays == 1, "several ranks make their own micro-batches"
-        g, world, micro = self.global_batch, self._ranks, self.micro_batch
+        g, world, micro = self.global_batch, self.ranks, self.micro_batch
         if g < 1 or world < 1 or (micro is not None and micro < 1):
             yield f"data.global_batch is {g}, data.micro_batch {micro}, on {world} ranks: all must be positive"
         elif not 0 <= self.rank < self.world:
@@ -79,7 +79,7 @@ class Layout:
     @property
     def size(self) -> int:
         """Samples of one micro-batch."""
-        return self.global_batch // self._ranks if self.micro_batch is None else self.micro_batch
+        return self.global_batch // self.ranks if self.micro_batch is None else self.micro_batch
 
     @property
     def accumulate(self) -> int:
@@ -94,8 +94,8 @@ class Layout:
     def positions(self, update: int, part: int) -> range:
         """The positions of the order that make up micro-batch `part` of an update on this process."""
         rank, number = self.place(part)
-        first = update * self.global_batch + rank + number * self.size * self._ranks
-        return range(first, first + self.size * self._ranks, self._ranks)
+        first = update * self.global_batch + rank + number * self.size * self.ranks
+        return range(first, first + self.size * self.ranks, self.ranks)
 
 
 class Stream:
@@ -144,19 +144,30 @@ class Stream:
         places = [self.order.locate(p) for p in self.layout.positions(update, part)]
         maker = Maker(self.objective, self.on_bad)
         for place, sample in zip(places, self._read(places), strict=True):
-            maker.add(self.index(place), sample, self._rng(place), self._partner(place), partial(self._name, place))
+            maker.add(self.index(place), sample, self._rng(place), self._partner(place), partial(self.name, place))
         if not maker.examples:
             self._stand_in(places[0], maker)
         return maker.batch()
 
-    def samples(self, update: int, part: int = 0, limit: int | None = None) -> Iterator[tuple[Sample | BadSample, np.random.Generator]]:
-        """The samples of a micro-batch as an objective gets them, each with its generator; for looking at."""
-        places = [self.order.locate(p) for p in self.layout.positions(update, part)[:limit]]
+    def samples(self, positions: Sequence[int]) -> Iterator[tuple[Sample | BadSample, np.random.Generator]]:
+        """The samples at some positions as an objective gets them, each with its generator; for looking at."""
+        places = [self.order.locate(p) for p in positions]
         for place, sample in zip(places, self._read(places), strict=True):
             partner = self._partner(place)
             if isinstance(sample, Sample):
                 sample.partner = partner if isinstance(partner, Sample) else None
             yield partner if isinstance(partner, BadSample) else sample, self._rng(place)
+
+    def alone(self, position: int) -> Batch | None:
+        """The sample at a position as a batch of its own; None where it is bad."""
+        place = self.order.locate(position)
+        maker = Maker(self.objective, "skip")
+        maker.add(self.index(place), self._read([place])[0], self._rng(place), self._partner(place), partial(self.name, place))
+        return maker.batch() if maker.examples else None
+
+    def draws(self, position: int) -> np.random.Generator:
+        """A new generator for what is drawn for the sample at a position."""
+        return self._rng(self.order.locate(position))
 
     def index(self, place: Place) -> int:
         """The sample's number among all data sets of the stream: `Sample.index`."""
@@ -165,7 +176,8 @@ class Stream:
     def _rng(self, place: Place) -> np.random.Generator:
         return generator(self.seed, place.epoch, self.index(place), "example")
 
-    def _name(self, place: Place) -> tuple[str, str]:
+    def name(self, place: Place) -> tuple[str, str]:
+        """(key, shard) of a sample, without reading it."""
         return self.sets[place.source].locate(place.sample)
 
     def _read(self, places: Sequence[Place]) -> list[Sample | BadSample]:
@@ -203,10 +215,10 @@ class Stream:
         for step in range(1, min(len(window), _STAND_INS)):
             sample = int(window[(at + step) % len(window)])
             near = Place(place.source, place.position, epoch, sample)
-            maker.add(self.index(near), self._read([near])[0], self._rng(near), self._partner(near), partial(self._name, near))
+            maker.add(self.index(near), self._read([near])[0], self._rng(near), self._partner(near), partial(self.name, near))
             if maker.examples:
                 return
-        raise UserError(f"no usable sample near {self._name(place)[0]!r} of {data.directory}; the last reason: {maker.bad[-1].reason}")
+        raise UserError(f"no usable sample near {self.name(place)[0]!r} of {data.directory}; the last reason: {maker.bad[-1].reason}")
 
     def loader(self, start_update: int = 0, *, workers: int = 0, prefetch: int = 2, pin_memory: bool = False) -> Iterator[Batch]:
         """The micro-batches of this rank from an update on, without end, whatever the number of workers.
@@ -344,15 +356,15 @@ class Read:
 
 
 def describe_update(stream: Stream, update: int) -> list[Read]:
-    """Every sample of an update, over all ranks, in the order of the positions."""
+    """Every sample of an update, over all ranks (those of `Layout.replays`, too), in the order of the positions."""
     found: list[Read] = []
     layout = stream.layout
     for i in range(layout.global_batch):
         position = update * layout.global_batch + i
         place = stream.order.locate(position)
         key, shard = stream.sets[place.source].locate(place.sample)
-        part = i // layout.world // layout.size
-        found.append(Read(position, i % layout.world, part, place.epoch, stream.index(place), key, shard, place.source))
+        part = i // layout.ranks // layout.size
+        found.append(Read(position, i % layout.ranks, part, place.epoch, stream.index(place), key, shard, place.source))
     return found
 
 

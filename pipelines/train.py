@@ -26,7 +26,6 @@ from ..shared.errors import UserError
 from ..shared.optim import build_optimizer, freeze, set_learning_rate
 from ..shared.schedule import factor
 from ..shared.system import Batch, Context, Preview, Step, System
-from ..shared.tokenizer import Tokenizer
 from . import runs
 from ._begin import begin
 from ._devices import build_fabric, seed_draws
@@ -87,7 +86,8 @@ def pretrain(
     held_out = None if eval_data is None else DataSet.open(eval_data)
     start = find_start(recipe, family(recipe.system), model, out, resume)
     layout = Layout(recipe.data.global_batch, recipe.data.micro_batch, fabric.global_rank, fabric.world_size)
-    parts = Parts.of(recipe, mixture, held_out, start, tokenizer, layout)
+    context = open_data([d for d, _ in mixture], held_out, tokenizer or start.tokenizer)
+    parts = Parts.of(recipe, mixture, context, start, layout)
     lines = [*preflight(recipe, parts.system, parts.stream, held_out, fabric, out), *parts.lines]
     for line in lines:
         console.say(line)
@@ -123,11 +123,9 @@ class Parts:
     """Where its weights come from and which are frozen, for people."""
 
     @classmethod
-    def of(cls, recipe: Recipe, data: Sequence[tuple[DataSet, float]], held_out: DataSet | None, start: Start,
-           tokenizer: str | Path | Tokenizer | None, layout: Layout) -> Self:
+    def of(cls, recipe: Recipe, data: Sequence[tuple[DataSet, float]], context: Context, start: Start, layout: Layout) -> Self:
         """The system with its first weights, and the stream that it reads."""
         entry = family(recipe.system)
-        context = open_data([d for d, _ in data], held_out, tokenizer or start.tokenizer)
         system = recipe.build(entry, context, start.config)
         lines = start.fill(system, entry)
         frozen = freeze(system, recipe.optim.freeze)

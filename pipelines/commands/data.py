@@ -1,19 +1,13 @@
-"""`polymodal pack | index | inspect`: make data sets, look at them."""
+"""`polymodal pack | index`: make data sets."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from ...shared.tokenizer import Tokenizer
-    from ..console import Console
-    from ..shards import DataSet
-
 ORDER = 20
-_LISTED = 12
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
@@ -21,7 +15,6 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command("pack")(pack)
     app.command("index")(index)
-    app.command("inspect")(inspect)
 
 
 def _size(text: str) -> int:
@@ -100,135 +93,3 @@ def index(
         made = build_index(directory, force=force, advance=bar.advance)
     console.finish({"directory": str(directory), "samples": made.samples, "shards": len(made.shards), "fields": list(made.fields)},
                    f"{directory}: {made.samples} samples in {len(made.shards)} shards, fields {', '.join(made.fields)}")
-
-
-def inspect(
-    target: Annotated[str, typer.Argument(metavar="DATA|RUN", help="Data set (folder or address), or the directory of a run.")],
-    samples: Annotated[int, typer.Option(min=0, help="Show this many samples, spread over the data set.")] = 3,
-    sample: Annotated[list[int] | None, typer.Option(help="Show the sample of this number (can be repeated).")] = None,
-    pictures: Annotated[Path | None, typer.Option(help="Write a picture grid (PNG) of the samples, or of 32.")] = None,
-    verify: Annotated[bool, typer.Option("--verify", help="Read every shard and compare it with the index.")] = False,
-    update: Annotated[int | None, typer.Option(min=0, help="Show the samples of this update, what the recipe's objective makes of them.")
-                      ] = None,
-    recipe: Annotated[str | None, typer.Option(help="Recipe whose order and objective --update shows: a name or a YAML file.")] = None,
-    data: Annotated[str | None, typer.Option(help="Data set that the RUN trains on, for --update.")] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="Tokenizer. Default: the data set's or the run's own.")] = None,
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a recipe key: a.b=c.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Last line on stdout is one JSON object.")] = False,
-) -> None:
-    """Show what a data set holds (shards, fields, samples, pictures, the samples of any update), or how far a run is."""
-    from ...shared.errors import UserError
-    from ..console import Console
-    from ..shards import DataSet
-
-    console = Console(json=json)
-    facts: dict[str, Any]
-    config: Any = None
-    if (Path(target) / "recipe.yaml").is_file():
-        from ..runs import open_run
-
-        facts = _show_run(target, console)
-        config = open_run(target).config()  # of a run that began with a model, the recipe does not say the size
-        recipe = str(Path(target) / "recipe.yaml")
-        own = Path(target) / "tokenizer"
-        tokenizer = tokenizer or (str(own) if own.is_dir() else None)
-        if update is not None and data is None:
-            raise UserError("--update of a run needs --data: the data set that it trains on")
-        opened = DataSet.open(data) if update is not None and data is not None else None
-    else:
-        opened = DataSet.open(target)
-        tok = _tokenizer(opened, tokenizer)
-        facts = _show_data(opened, list(sample or []), samples, pictures, verify, tok, console)
-    if update is not None and opened is not None:
-        facts["update"] = _show_update(opened, update, recipe, overrides or [], _tokenizer(opened, tokenizer), console, config)
-    console.finish(facts)
-
-
-def _show_run(target: str, console: Console) -> dict[str, Any]:
-    from ..inspect import run_lines, run_summary
-    from ..runs import open_run
-
-    facts = run_summary(open_run(target))
-    for line in run_lines(facts):
-        console.say(line)
-    return facts
-
-
-def _show_data(data: DataSet, chosen: list[int], samples: int, pictures: Path | None, verify: bool, tok: Tokenizer | None,
-               console: Console) -> dict[str, Any]:
-    """Say what a data set is and what some of its samples are."""
-    from ...shared.errors import UserError
-    from ..inspect import pictures as draw
-    from ..inspect import sample_rows, spread, summary, summary_lines
-    from ..shards import verify as check
-
-    facts = summary(data)
-    for line in summary_lines(facts):
-        console.say(line)
-    if verify:
-        problems = check(data)
-        if problems:
-            raise UserError(f"{data.directory} changed after it was indexed: {'; '.join(problems)}")
-        console.say(f"verified: {len(data.index.shards)} shards are what the index says")
-        facts["verified"] = True
-    for i in chosen:
-        if not 0 <= i < len(data):
-            raise UserError(f"--sample {i}: the data set has the samples 0 to {len(data) - 1}")
-    classes = data.index.schema.get("classes", [])
-    facts["examples"] = []
-    for found in data.read_many(chosen or spread(len(data), samples)):
-        if isinstance(found, Exception):
-            console.say(f"BAD: {found}")
-            facts["examples"].append({"bad": str(found)})
-            continue
-        rows = sample_rows(found, classes, tok)
-        facts["examples"].append({"sample": found.index, "key": found.key, "shard": found.source, "fields": dict(rows)})
-        console.say(f"sample {found.index} {found.key} ({found.source})")
-        for name, value in rows:
-            console.say(f"  {name}: {value}")
-    if pictures is not None:
-        found = data.read_many(chosen or spread(len(data), 32))
-        facts["pictures"] = draw([s for s in found if not isinstance(s, Exception)], pictures, classes)
-        console.say(f"{facts['pictures']} pictures: {pictures}")
-    return facts
-
-
-def _tokenizer(data: DataSet, source: str | None) -> Tokenizer | None:
-    from ...shared.tokenizer import Tokenizer
-
-    place = source or data.tokenizer_dir
-    return None if place is None else Tokenizer.load(place)
-
-
-def _show_update(data: DataSet, update: int, recipe: str | None, overrides: list[str], tok: Tokenizer | None,
-                 console: Console, config: Any) -> dict[str, Any]:
-    """Say which samples an update trains on, and what the objective makes of the first ones."""
-    from ...registry import family
-    from ...shared.errors import UserError
-    from ...shared.system import Context
-    from ..inspect import made
-    from ..recipe import recipe as resolve
-    from ..stream import Layout, Stream, describe_update
-
-    if recipe is None:
-        raise UserError("--update needs --recipe: its batch, seed, lanes and window determine the order (a run's recipe.yaml will do)")
-    chosen = resolve(recipe, overrides)
-    classes = data.index.schema.get("classes")
-    system = chosen.build(family(chosen.system), Context(tok, tuple(classes) if classes else None), config)
-    stream = Stream(data, system.objective, Layout(chosen.data.global_batch), seed=chosen.seed, lanes=chosen.data.lanes,
-                    window=chosen.data.window, on_bad=chosen.data.on_bad, max_bad=chosen.data.max_bad)
-    reads = describe_update(stream, update)
-    console.say(f"update {update} of {chosen.name} (epoch {stream.epoch(update):.3f}) trains on {len(reads)} samples:")
-    for read in reads[:_LISTED]:
-        console.say(f"  {read.sample_id:>9}  {read.key}  {read.shard}")
-    if len(reads) > _LISTED:
-        console.say(f"  ... {len(reads) - _LISTED} more (all with --json)")
-    examples: list[dict[str, Any]] = []
-    for sample_id, key, previews in made(stream, update):
-        console.say(f"the objective makes of {key}:" if previews else f"BAD: {key}")
-        for preview in previews:
-            for name, value in preview.rows:
-                console.say(f"  {name}: {value}")
-        examples.append({"sample": sample_id, "key": key, "examples": [[list(r) for r in p.rows] for p in previews]})
-    return {"update": update, "epoch": stream.epoch(update), "sample_ids": [r.sample_id for r in reads], "keys": [r.key for r in reads],
-            "examples": examples}

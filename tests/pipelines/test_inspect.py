@@ -1,6 +1,7 @@
 import contextlib
 import io
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -112,7 +113,7 @@ def test_the_command_shows_a_data_set(texts, images, tmp_path):
 @pytest.mark.parametrize("data", ["data", "rows"])
 def test_the_command_shows_the_samples_of_an_update_and_what_becomes_of_them(texts, data):
     arguments = ["--recipe", "bert-tiny", "--tokenizer", texts / "tokenizer", "--set", "data.global_batch=6", "--set", "seed=5"]
-    facts = last(polymodal("inspect", texts / data, "--update", 7, "--samples", 0, "--json", *arguments))["update"]
+    facts = last(polymodal("inspect", texts / data, "--update", 8, "--samples", 0, "--json", *arguments))["update"]
     chosen = recipe("bert-tiny", ["data.global_batch=6", "seed=5"])
 
     class Nothing:
@@ -128,8 +129,13 @@ def test_a_run_can_be_inspected(texts, tmp_path):
     done = polymodal("pretrain", "bert-tiny", "--data", texts / "rows", "--out", tmp_path / "run", "--max-updates", 3,
                      "--set", "data.global_batch=4", "--set", "log.every=1", "--set", "schedule.warmup=1")
     assert done.returncode == 0, done.stderr
-    facts = last(polymodal("inspect", tmp_path / "run", "--update", 2, "--data", texts / "rows", "--json"))
-    assert facts["recipe"] == "bert-tiny" and facts["last"]["train"]["update"] == 3 and facts["checkpoints"] == ["update-00000003"]
-    assert len(facts["update"]["sample_ids"]) == 4 and facts["exported"]
+    for more in ((), ("--data", texts / "rows")):
+        facts = last(polymodal("inspect", tmp_path / "run", "--update", 2, "--json", *more))
+        assert facts["recipe"] == "bert-tiny" and facts["last"]["train"]["update"] == 3 and facts["checkpoints"] == ["update-00000003"]
+        assert len(facts["update"]["sample_ids"]) == 4 and facts["exported"] and facts["update"]["row"]["update"] == 2
+    for path in ((tmp_path / "run" / "checkpoints").glob("update-*")):
+        shutil.rmtree(path)
+    (tmp_path / "run" / "environment.json").unlink()  # as a run of long ago that says nothing of its data
     done = polymodal("inspect", tmp_path / "run", "--update", 2)
     assert done.returncode == 2 and "--data" in done.stderr
+    assert len(last(polymodal("inspect", tmp_path / "run", "--update", 2, "--json", "--data", texts / "rows"))["update"]["keys"]) == 4

@@ -1,0 +1,198 @@
+"""`polymodal inspect`: look at data sets and at runs, at any update of a run, and make it again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from ...shared.tokenizer import Tokenizer
+    from ..console import Console
+    from ..shards import DataSet
+    from ..stream import Stream
+
+ORDER = 21
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("inspect")(inspect)
+
+
+def inspect(
+    target: Annotated[str, typer.Argument(metavar="DATA|RUN", help="Data set (folder or address), or the directory of a run.")],
+    samples: Annotated[int, typer.Option(min=0, help="Show this many samples: spread over the data set, or the first of the update.")] = 3,
+    sample: Annotated[list[int] | None, typer.Option(help="Show the sample of this number (can be repeated).")] = None,
+    pictures: Annotated[Path | None, typer.Option(help="Write a picture grid (PNG) of the samples, or of 32; with --update, of what the "
+                                                  "objective made of them.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Read every shard and compare it with the index.")] = False,
+    update: Annotated[int | None, typer.Option(min=1, help="Show what this update reads, what the objective makes of it and what is drawn. "
+                                               "Update 1 is the first, as in metrics.jsonl.")] = None,
+    replay: Annotated[bool, typer.Option("--replay", help="Make --update of a run again and compare it with metrics.jsonl; writes nothing.")
+                      ] = False,
+    recipe: Annotated[str | None, typer.Option(help="Recipe whose order and objective --update of a data set shows: a name or a YAML file.")
+                      ] = None,
+    data: Annotated[list[str] | None, typer.Option(help="Where the data set of the RUN lies now, for --update; several for a mixture. "
+                                                   "Default: where it lay.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Tokenizer. Default: the data set's own.")] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a recipe key for --update of a data set: a.b=c.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Last line on stdout is one JSON object.")] = False,
+) -> None:
+    """Show what a data set holds, or how far a run is; what any update is made of; and make an update of a run again."""
+    from ...shared.errors import UserError
+    from ..console import Console
+    from ..shards import DataSet
+
+    console = Console(json=json)
+    chosen = list(sample or [])
+    if replay and update is None:
+        raise UserError("--replay makes one update again: say which with --update N, numbered as in metrics.jsonl")
+    if (Path(target) / "recipe.yaml").is_file():
+        given = {"--recipe": recipe, "--set": overrides, "--tokenizer": tokenizer}
+        if any(value for value in given.values()):
+            raise UserError(f"{', '.join(name for name, value in given.items() if value)}: a run has a recipe and a tokenizer of its own, "
+                            "leave it out; to look at the data as another recipe reads it, inspect the data set")
+        if update is None:
+            facts = _show_run(target, console)
+        else:
+            facts, differs = _show_past(target, update, list(data or []), None if json else samples, chosen, pictures, replay, console)
+            console.finish(facts)
+            if differs:
+                raise typer.Exit(1)
+            return
+    else:
+        if replay or data:
+            raise UserError(f"{target} is no run: --replay and --data are for the directory of a run")
+        opened = DataSet.open(target)
+        tok = _tokenizer(opened, tokenizer)
+        facts = _show_data(opened, [] if update else chosen, samples if update is None else 0, None if update else pictures, verify, tok,
+                           console)
+        if update is not None:
+            stream, title, masks = _planned(opened, recipe, overrides or [], tok)
+            facts["update"] = {"update": update, **_show_update(stream, update - 1, None if json else samples, chosen, pictures,
+                                                                f"update {update} of {title}", masks, console)}
+    console.finish(facts)
+
+
+def _show_run(target: str, console: Console) -> dict[str, Any]:
+    from ..inspect import run_lines, run_summary
+    from ..runs import open_run
+
+    facts = run_summary(open_run(target))
+    for line in run_lines(facts):
+        console.say(line)
+    return facts
+
+
+def _show_past(target: str, update: int, data: list[str], samples: int | None, chosen: list[int], pictures: Path | None, replay: bool,
+               console: Console) -> tuple[dict[str, Any], bool]:
+    """Show an update of a run, and with `replay` make it again; also, whether something else came out."""
+    from ...registry import family
+    from ..inspect import run_summary
+    from ..past import Past
+    from ..runs import open_run
+
+    past = Past(open_run(target), update)
+    entry = family(past.recipe.system)
+    facts = run_summary(past.run)
+    result: dict[str, Any] | None = None
+    if replay:
+        from .. import replay as again
+
+        top = max(samples or 0, 5)
+        facts["replay"] = result = again.replay(past, data, top=top, console=console)
+        for line in again.lines(result, past, top):
+            console.say(line)
+        if not chosen and samples:  # what they are made of
+            chosen = [entry["sample"] for entry in (result["samples"] or [])[:samples]]
+    facts["update"] = {"update": update, **_show_update(past.stream(data), past.index, samples, chosen, pictures,
+                                                        f"update {update} of {past.run.directory}", list(entry.masks), console)}
+    before, row = past.window
+    if row is not None:
+        facts["update"]["row"] = row
+    if result is None and row is not None:
+        console.say(f"metrics.jsonl: updates {before + 1} to {row['update']} had a mean loss of {row['loss']:.6g} and a mean gradient norm "
+                    f"of {row['grad_norm']:.6g}; --replay makes them again")
+    return facts, result is not None and result["verdict"] == "different"
+
+
+def _show_data(data: DataSet, chosen: list[int], samples: int, pictures: Path | None, verify: bool, tok: Tokenizer | None,
+               console: Console) -> dict[str, Any]:
+    """Say what a data set is and what some of its samples are."""
+    from ...shared.errors import UserError
+    from ..inspect import pictures as draw
+    from ..inspect import sample_rows, spread, summary, summary_lines
+    from ..shards import verify as check
+
+    facts = summary(data)
+    for line in summary_lines(facts):
+        console.say(line)
+    if verify:
+        problems = check(data)
+        if problems:
+            raise UserError(f"{data.directory} changed after it was indexed: {'; '.join(problems)}")
+        console.say(f"verified: {len(data.index.shards)} shards are what the index says")
+        facts["verified"] = True
+    for i in chosen:
+        if not 0 <= i < len(data):
+            raise UserError(f"--sample {i}: the data set has the samples 0 to {len(data) - 1}")
+    classes = data.index.schema.get("classes", [])
+    facts["examples"] = []
+    for found in data.read_many(chosen or spread(len(data), samples)):
+        if isinstance(found, Exception):
+            console.say(f"BAD: {found}")
+            facts["examples"].append({"bad": str(found)})
+            continue
+        rows = sample_rows(found, classes, tok)
+        facts["examples"].append({"sample": found.index, "key": found.key, "shard": found.source, "fields": dict(rows)})
+        console.say(f"sample {found.index} {found.key} ({found.source})")
+        for name, value in rows:
+            console.say(f"  {name}: {value}")
+    if pictures is not None:
+        found = data.read_many(chosen or spread(len(data), 32))
+        facts["pictures"] = draw([s for s in found if not isinstance(s, Exception)], pictures, classes)
+        console.say(f"{facts['pictures']} pictures: {pictures}")
+    return facts
+
+
+def _tokenizer(data: DataSet, source: str | None) -> Tokenizer | None:
+    from ...shared.tokenizer import Tokenizer
+
+    place = source or data.tokenizer_dir
+    return None if place is None else Tokenizer.load(place)
+
+
+def _planned(data: DataSet, recipe: str | None, overrides: list[str], tok: Tokenizer | None) -> tuple[Stream, str, list[str]]:
+    """The stream of a data set as a recipe reads it, what to call it, and the names of its attention masks."""
+    from ...registry import family
+    from ...shared.errors import UserError
+    from ...shared.system import Context
+    from ..recipe import recipe as resolve
+    from ..stream import Layout, Stream
+
+    if recipe is None:
+        raise UserError("--update needs --recipe: its batch, seed, lanes and window determine the order")
+    chosen = resolve(recipe, overrides)
+    entry = family(chosen.system)
+    classes = data.index.schema.get("classes")
+    system = chosen.build(entry, Context(tok, tuple(classes) if classes else None))
+    stream = Stream(data, system.objective, Layout(chosen.data.global_batch, chosen.data.micro_batch), seed=chosen.seed,
+                    lanes=chosen.data.lanes, window=chosen.data.window, on_bad=chosen.data.on_bad, max_bad=chosen.data.max_bad)
+    return stream, chosen.name, list(entry.masks)
+
+
+def _show_update(stream: Stream, index: int, samples: int | None, chosen: list[int], pictures: Path | None, title: str, masks: list[str],
+                 console: Console) -> dict[str, Any]:
+    """Say what update number `index` (counted from 0) is made of."""
+    from ..inspect import draw_previews
+    from ..past import lines, show
+
+    shown = show(stream, index, samples, chosen)
+    for line in lines(shown.facts, title, masks):
+        console.say(line)
+    if pictures is not None:
+        shown.facts["pictures"] = draw_previews(shown.previews, pictures)
+        console.say(f"{shown.facts['pictures']} pictures: {pictures}")
+    return shown.facts
