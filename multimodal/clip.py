@@ -17,7 +17,7 @@ batch norm of the ResNet uses each rank's own statistics. Parity: transformers C
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -238,8 +238,8 @@ class CLIPPretraining(System):
 
     def forward(self, batch: PairBatch, carry: Any = None) -> Step:
         """The summed loss over this rank's pairs, against the pairs of all ranks."""
-        image, text = self.image_embeds(batch.images), self.text_embeds(batch)
-        sizes = first_dims(image)
+        sizes = first_dims(batch.images)
+        image, text = self.image_embeds(batch.images, max(sizes)), self.text_embeds(batch, max(sizes))
         offset = sum(sizes[: rank()])
         all_image, all_text = all_gather_with_grad(image, sizes), all_gather_with_grad(text, sizes)
         scale = self.net.logit_scale.exp()
@@ -254,13 +254,17 @@ class CLIPPretraining(System):
             }
         return Step({"contrastive": Term(total, "pairs", labels=targets)}, metrics)
 
-    def image_embeds(self, images: Tensor) -> Tensor:
-        """Unit vectors [B, projection_dim] of uint8 pictures."""
-        features = self._in_chunks(len(images), lambda low, high: self.net.get_image_features(self.normalize(images[low:high])))
+    def undivided(self) -> Iterable[nn.Module]:
+        """A locked text tower: captions that this rank knows may be new to another."""
+        return () if self.memo is None else (self.net.text,)
+
+    def image_embeds(self, images: Tensor, most: int | None = None) -> Tensor:
+        """Unit vectors [B, projection_dim] of uint8 pictures; `most` is the largest B of all ranks, where they run together."""
+        features = self._in_chunks(len(images), lambda low, high: self.net.get_image_features(self.normalize(images[low:high])), most)
         return F.normalize(at_least_fp32(features), dim=-1)
 
-    def text_embeds(self, batch: PairBatch) -> Tensor:
-        """Unit vectors [B, projection_dim] of the packed captions."""
+    def text_embeds(self, batch: PairBatch, most: int | None = None) -> Tensor:
+        """Unit vectors [B, projection_dim] of the packed captions; `most` as in `image_embeds`."""
         texts = PackedTexts(batch.input_ids, batch.position_ids, batch.lengths)
 
         def pooled(part: PackedTexts) -> Tensor:
@@ -270,17 +274,23 @@ class CLIPPretraining(System):
             with torch.no_grad():
                 states = self.memo(batch.keys, lambda rows: pooled(texts.select(rows)))
         else:
-            states = self._in_chunks(len(batch.lengths), lambda low, high: pooled(texts.select(range(low, high))))
+            states = self._in_chunks(len(batch.lengths), lambda low, high: pooled(texts.select(range(low, high))), most)
         return F.normalize(at_least_fp32(self.net.text_projection(states)), dim=-1)
 
-    def _in_chunks(self, count: int, tower: Callable[[int, int], Tensor]) -> Tensor:
-        """Run a tower over rows [low, high) at a time; only its features are kept, the rest is computed again for the gradient."""
-        if self.chunk is None or count <= self.chunk:
+    def _in_chunks(self, count: int, tower: Callable[[int, int], Tensor], most: int | None = None) -> Tensor:
+        """Run a tower over rows [low, high) at a time; only its features are kept, the rest is computed again for the gradient.
+
+        Ranks with fewer rows than `most` (a sample was bad) run it as often as the others: their weights may be divided.
+        """
+        most = most or count
+        if self.chunk is None or most <= self.chunk:
             return tower(0, count)
-        bounds = [(low, min(low + self.chunk, count)) for low in range(0, count, self.chunk)]
-        if not torch.is_grad_enabled():
-            return torch.cat([tower(*b) for b in bounds])
-        return torch.cat([checkpoint(tower, *b, use_reentrant=False) for b in bounds])
+        parts: list[Tensor] = []
+        for low in range(0, most, self.chunk):
+            bounds = (min(low, count - 1), min(low + self.chunk, count))
+            part = checkpoint(tower, *bounds, use_reentrant=False) if torch.is_grad_enabled() else tower(*bounds)
+            parts.append(part[: max(0, count - low)])  # behind the last row it was read once more, for nothing
+        return torch.cat(parts)
 
     @torch.no_grad()
     def after_update(self, update: int) -> None:

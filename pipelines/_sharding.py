@@ -3,18 +3,26 @@
 Zhao et al., "PyTorch FSDP: Experiences on Scaling Fully Sharded Data Parallel" (https://arxiv.org/abs/2304.11277); Chen et al.,
 "Training Deep Nets with Sublinear Memory Cost" (https://arxiv.org/abs/1604.06174). No family is known here: the unit of both is the
 `Block`. Whatever lies outside of blocks (embeddings, heads, tied weights, position biases) is one unit of its own, the root.
+Parameters that have no rows (CLIP's logit scale), and the parts that a system keeps to itself (`System.undivided`), stay whole on
+every rank, as under DDP.
+
+A network is built with weights on rank 0 alone. The other ranks build it on torch's meta device and are sent one unit after the other,
+of which each keeps its rows before the next one comes.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+import torch.distributed
 from torch import Tensor, nn
 
+from ..shared import dist
 from ..shared.block import Block
 from ..shared.stack import Stack
 from ..shared.system import System
@@ -56,14 +64,17 @@ def system_problems(recipe: Recipe, system: System, world: int) -> Iterator[str]
     """What keeps this system from being sharded."""
     if not sharded(recipe, world):
         return
-    if system.coupled:
-        yield f"{recipe.system} compares all samples of a batch and cannot be trained with strategy fsdp yet: use strategy=ddp"
-    scalars = [name for name, p in system.named_parameters() if p.dim() == 0]
-    if scalars:
-        yield f"strategy fsdp divides the rows of tensors and {', '.join(scalars)} has none: use strategy=ddp"
     norms = [name for name, m in system.named_modules() if isinstance(m, _BATCH_NORMS)]
     if norms:
         yield f"{recipe.system} has norms over the batch ({norms[0]} ...), whose averages strategy fsdp does not share: use strategy=ddp"
+
+
+# --- building and dividing -------------------------------------------------------------------------------------------
+
+
+def building(recipe: Recipe, rank: int, world: int) -> AbstractContextManager[Any]:
+    """Where a rank builds the system: without weights where rank 0 will send them."""
+    return torch.device("meta") if sharded(recipe, world) and rank else nullcontext()
 
 
 def parallelize(recipe: Recipe) -> Callable[[nn.Module, DeviceMesh], nn.Module]:
@@ -74,13 +85,54 @@ def parallelize(recipe: Recipe) -> Callable[[nn.Module, DeviceMesh], nn.Module]:
 
         # one axis says that there are no copies to keep equal
         used = mesh if mesh.size(0) > 1 else mesh["tensor_parallel"]
+        device = torch.device(mesh.device_type, torch.cuda.current_device()) if mesh.device_type == "cuda" else torch.device("cpu")
+        arrivals = _Arrivals()
         for block in _units(module):
+            arrivals.fill(block)
             fully_shard(block, mesh=used, reshard_after_forward=recipe.reshard_after_forward)
+        arrivals.fill(module)
+        whole = set(undivided(module))
+        for parameter in whole:
+            parameter.data = parameter.data.to(device)
         # the root's weights are needed first in the backward pass: giving them up in between would only cost
-        fully_shard(module, mesh=used, reshard_after_forward=False)
+        fully_shard(module, mesh=used, reshard_after_forward=False, ignored_params=whole)
         return module
 
     return divide
+
+
+class _Arrivals:
+    """Gives every rank rank 0's weights and buffers, a part of the network at a time."""
+
+    def __init__(self) -> None:
+        self._here: dict[int, Tensor] = {}
+
+    def fill(self, module: nn.Module) -> None:
+        """Send what is not divided yet; every rank must call it."""
+        for part in module.modules():
+            parameters = part.named_parameters(recurse=False, remove_duplicate=False)  # a tied one at each of its places
+            for name, tensor in [*parameters, *part.named_buffers(recurse=False, remove_duplicate=False)]:
+                if not hasattr(tensor, "to_local"):
+                    setattr(part, name, self._received(tensor))
+        self._here.clear()
+
+    def _received(self, tensor: Tensor) -> Tensor:
+        if id(tensor) not in self._here:
+            new = tensor
+            if tensor.is_meta:
+                empty = torch.empty_like(tensor, device="cpu")
+                new = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+            _broadcast(new)
+            self._here |= {id(tensor): new, id(new): new}
+        return self._here[id(tensor)]
+
+
+def _broadcast(tensor: Tensor) -> None:
+    """Overwrite a tensor on the host with rank 0's."""
+    flat = tensor.detach().contiguous()
+    torch.distributed.broadcast(flat.view(-1).view(torch.uint8), src=0)  # as bytes: not every type can be sent
+    if flat.data_ptr() != tensor.data_ptr():
+        tensor.detach().copy_(flat)
 
 
 def _units(module: nn.Module) -> list[nn.Module]:
@@ -94,8 +146,34 @@ def _units(module: nn.Module) -> list[nn.Module]:
         inside = {id(m) for m in block.modules()}
         return all(owners[id(p)] <= inside for p in block.parameters())
 
-    shared = {id(b) for m in module.modules() if isinstance(m, Stack) and m.num_layers > len(m.blocks) for b in m.blocks}
-    return [m for m in module.modules() if isinstance(m, Block) and id(m) not in shared and own(m)]
+    apart = {id(b) for m in module.modules() if isinstance(m, Stack) and m.num_layers > len(m.blocks) for b in m.blocks}
+    apart |= {id(b) for m in _kept(module) for b in m.modules()}
+    return [m for m in module.modules() if isinstance(m, Block) and id(m) not in apart and own(m)]
+
+
+def _kept(module: nn.Module) -> Iterator[nn.Module]:
+    """What the systems in a module keep to themselves."""
+    return (part for system in module.modules() if isinstance(system, System) for part in system.undivided())
+
+
+def undivided(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters that stay whole on every rank: those without rows, and those of parts that ranks run on their own."""
+    kept = {id(p) for part in _kept(module) for p in part.parameters()}
+    return [p for p in module.parameters() if p.dim() == 0 or id(p) in kept]
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Average the gradients of parameters that every rank has whole; one that no rank has a gradient of keeps none."""
+    trained = [p for p in parameters if p.requires_grad]
+    if not trained:
+        return
+    there = torch.tensor([float(p.grad is not None) for p in trained], device=trained[0].device)
+    flat = torch.cat([*((torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1).float() for p in trained), there])
+    flat = dist.all_reduce_sum(flat) / dist.world_size()
+    *gradients, there = flat.split([*(p.numel() for p in trained), len(trained)])
+    for parameter, gradient, ranks in zip(trained, gradients, there.tolist()):
+        if ranks:
+            parameter.grad = gradient.to(parameter.dtype).view_as(parameter)
 
 
 def gathered_share(system: System) -> float:

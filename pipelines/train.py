@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..registry import family
 from ..shared import checkpoint, dist
 from ..shared.errors import UserError
-from ..shared.optim import build_optimizer, freeze, set_learning_rate
+from ..shared.optim import build_optimizer, clip_gradients, freeze, set_learning_rate
 from ..shared.schedule import factor
 from ..shared.system import Batch, Context, Preview, Step, System
 from . import runs
@@ -32,7 +32,7 @@ from ._devices import build_fabric, seed_draws
 from ._fabric import Fabric
 from ._job import Job
 from ._meter import Meter
-from ._sharding import Whole, full, recompute_blocks, sharded
+from ._sharding import Whole, average_gradients, building, recompute_blocks, sharded, undivided
 from ._started import started
 from ._stop import Stop
 from .console import Bar, Console
@@ -84,7 +84,8 @@ def pretrain(
     # 1. What to train, on what
     mixture = open_sets(data)
     held_out = None if eval_data is None else DataSet.open(eval_data)
-    start = find_start(recipe, family(recipe.system), model, out, resume)
+    with building(recipe, fabric.global_rank, fabric.world_size):
+        start = find_start(recipe, family(recipe.system), model, out, resume)
     layout = Layout(recipe.data.global_batch, recipe.data.micro_batch, fabric.global_rank, fabric.world_size)
     context = open_data([d for d, _ in mixture], held_out, tokenizer or start.tokenizer)
     parts = Parts.of(recipe, mixture, context, start, layout)
@@ -126,8 +127,9 @@ class Parts:
     def of(cls, recipe: Recipe, data: Sequence[tuple[DataSet, float]], context: Context, start: Start, layout: Layout) -> Self:
         """The system with its first weights, and the stream that it reads."""
         entry = family(recipe.system)
-        system = recipe.build(entry, context, start.config)
-        lines = start.fill(system, entry)
+        with building(recipe, layout.rank, layout.world):
+            system = recipe.build(entry, context, start.config)
+            lines = start.fill(system, entry)
         frozen = freeze(system, recipe.optim.freeze)
         if frozen:
             lines.append(f"frozen ({', '.join(recipe.optim.freeze)}): {len(frozen)} tensors")
@@ -244,8 +246,11 @@ class Updates:
             job.carries[part] = step.carry
             job.meter.add(step, batch.counts)
 
+        if job.whole is not None:
+            average_gradients(undivided(system))
+
         # 4. Clip, and stop before a gradient that is not finite reaches the weights.
-        norm = _clip(fabric, job.module, self._optimizer, recipe.optim.clip)
+        norm = _clip(job.module, recipe.optim.clip)
         self.finite.watch(job.update, norm)
         self.finite.check()
 
@@ -313,12 +318,10 @@ class _Loss(nn.Module):
         return cast("Tensor", sum(parts))
 
 
-def _clip(fabric: Fabric, module: nn.Module, optimizer: Any, limit: float | None) -> Tensor:
+def _clip(module: nn.Module, limit: float | None) -> Tensor:
     """Clip the gradient to `limit` and return its norm before that."""
     # an endless limit measures the norm and changes nothing
-    norm = fabric.clip_gradients(cast("Any", module), optimizer, max_norm=limit or float("inf"), error_if_nonfinite=False)
-    assert norm is not None
-    return full(norm.detach())
+    return clip_gradients(module.parameters(), limit or float("inf"))
 
 
 class _FiniteCheck:

@@ -11,7 +11,7 @@ the `Stack`s in a system, whatever its family: embeddings lie below the first bl
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -78,19 +78,20 @@ def parameter_groups(module: nn.Module, settings: OptimSettings) -> list[dict[st
         assert any(_matches(name, pattern) for name in names), f"no_decay names {pattern!r}, which is no parameter"
     matrices = {id(p) for p in _hidden_matrices(module)}
     places = layer_places(module) if settings.layer_decay != 1 else {}
-    groups: dict[tuple[bool, bool, float], list[Tensor]] = {}
+    groups: dict[tuple[bool, bool, float, bool], list[Tensor]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             decayed = parameter.ndim >= 2 and not any(_matches(name, pattern) for pattern in patterns)
             fallback = settings.name == "muon" and id(parameter) not in matrices
             scale = settings.layer_decay ** places[name].above if name in places else 1.0
-            groups.setdefault((decayed, fallback, scale), []).append(parameter)
+            divided = hasattr(parameter, "to_local")  # a kernel that steps many tensors at once takes either kind, not both
+            groups.setdefault((decayed, fallback, scale, divided), []).append(parameter)
     if not groups:
         raise UserError("nothing to train: every parameter is frozen; unlock a part of the model")
     return [
         {"params": parameters, "weight_decay": settings.weight_decay if decayed else 0.0} | ({"use_fallback": True} if fallback else {})
         | ({"lr_scale": scale} if scale != 1 else {})
-        for (decayed, fallback, scale), parameters in groups.items()
+        for (decayed, fallback, scale, _), parameters in groups.items()
     ]
 
 
@@ -182,6 +183,24 @@ def build_optimizer(module: nn.Module, settings: OptimSettings) -> Optimizer:
     return _BUILDERS[settings.name](parameter_groups(module, settings), settings)
 
 
+def clip_gradients(parameters: Iterable[Tensor], limit: float) -> Tensor:
+    """Scale the gradients so that their norm is at most `limit`; returns the norm before, over all ranks where they are divided.
+
+    Tensors in one piece and divided ones may stand together; the former are the same on every rank and count once.
+    """
+    trained = [p for p in parameters if p.grad is not None]
+    kinds = [[p for p in trained if hasattr(p, "to_local") is divided] for divided in (False, True)]
+    norms: list[Tensor] = []
+    for gradients in ([p.grad for p in kind if p.grad is not None] for kind in kinds):
+        if gradients:
+            norm: Any = torch.nn.utils.get_total_norm(gradients)
+            norms.append(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+    total = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+    for kind in kinds:
+        torch.nn.utils.clip_grads_with_norm_(kind, limit, total)
+    return total.detach()
+
+
 def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
     """Use `lr` for the next step; lower layers use their share of it."""
     for group in optimizer.param_groups:
@@ -211,7 +230,8 @@ def _muon(groups: list[dict[str, Any]], s: OptimSettings) -> Optimizer:
 
 
 def _sgd(groups: list[dict[str, Any]], s: OptimSettings) -> Optimizer:
-    return torch.optim.SGD(groups, lr=s.lr, momentum=s.momentum, nesterov=s.nesterov, fused=True)
+    whole = not any(hasattr(p, "to_local") for group in groups for p in group["params"])  # torch has no fused SGD for divided tensors
+    return torch.optim.SGD(groups, lr=s.lr, momentum=s.momentum, nesterov=s.nesterov, fused=whole)
 
 
 def _adagrad(groups: list[dict[str, Any]], s: OptimSettings) -> Optimizer:

@@ -179,6 +179,13 @@ class System(nn.Module, ABC):
     def forward(self, batch: Any, carry: Any = None) -> Step:
         """Compute the loss terms of one micro-batch."""
 
+    def undivided(self) -> Iterable[nn.Module]:
+        """Parts that a rank may run without the others, such as a frozen tower that reads only what it has not read before.
+
+        A strategy that divides weights over the ranks leaves theirs whole on each: to gather weights, all ranks must come together.
+        """
+        return ()
+
     def after_update(self, update: int) -> None:
         """Run after optimizer update number `update` (counted from 0): clamp, moving average ..."""
 

@@ -57,9 +57,9 @@ def run(case: Case, recipe: Recipe, root: Path, out: Path, *, double: bool = Fal
 def _recorded(made: Made, double: bool) -> Iterator[None]:
     clip, build = train._clip, Recipe.build
 
-    def keep(fabric: Any, module: nn.Module, optimizer: Any, limit: float | None) -> Tensor:
+    def keep(module: nn.Module, limit: float | None) -> Tensor:
         made.gradients.append({n.split("system.", 1)[1]: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None})
-        return clip(fabric, module, optimizer, limit)
+        return clip(module, limit)
 
     def exact(self: Recipe, *arguments: Any) -> nn.Module:
         return build(self, *arguments).double() if double else build(self, *arguments)

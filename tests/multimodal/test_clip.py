@@ -261,6 +261,20 @@ def test_chunked_towers_give_the_same_gradient(chunk):
         assert (expected[name] - found[name]).abs().max() <= 1e-9 * expected[name].abs().max() + 1e-15, name
 
 
+def test_a_rank_with_fewer_rows_runs_its_towers_as_often_as_the_others():
+    """Where weights are divided, all ranks gather them together; the passes that are too many change nothing."""
+    one, other = system({"chunk": 2}).double(), system({"chunk": 2}).double()
+    batch = batch_of(one, 3)
+    runs: list[int] = []
+    other.net.vision.register_forward_hook(lambda *_: runs.append(1))
+    for made, most in ((one, 3), (other, 7)):
+        (made.image_embeds(batch.images, most).sum() + made.text_embeds(batch, most).sum()).backward()
+    assert len(runs) == 2 * 4, "four pieces, forward and again"
+    for (name, ours), theirs in zip(other.named_parameters(), one.parameters(), strict=True):
+        if ours.grad is not None:
+            torch.testing.assert_close(ours.grad, theirs.grad, msg=name)
+
+
 def test_chunks_and_batch_statistics_exclude_each_other():
     resnet = {"vision_config": {"layers": [1, 1, 1, 1], "width": 8, "image_size": 32, "head_width": 32}}
     with pytest.raises(UserError, match="batch statistics"):

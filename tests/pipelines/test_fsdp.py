@@ -11,13 +11,15 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 from contract.cases import Case, batch_of, cases, prepare, samples_of
 from contract.runs import TIMES, short
 from polymodal.pipelines import train
-from polymodal.pipelines._sharding import _units, layout_problems, recompute_blocks, system_problems
+from polymodal.pipelines._devices import build_fabric
+from polymodal.pipelines._sharding import _units, building, full, layout_problems, recompute_blocks, system_problems, undivided
 from polymodal.pipelines.console import Console
 from polymodal.pipelines.frontdoor import load
 from polymodal.pipelines.plan import Cluster, plan
@@ -25,20 +27,27 @@ from polymodal.pipelines.recipe import CheckpointSettings, EvaluateSettings, rec
 from polymodal.pipelines.runs import Run
 from polymodal.shared.block import Block
 from polymodal.shared.errors import UserError
-from polymodal.shared.optim import OptimSettings
-from torch import Tensor
+from polymodal.shared.optim import OptimSettings, clip_gradients
+from torch import Tensor, nn
 
-CHOSEN = ("gpt2-tiny", "bert-tiny", "t5-tiny")
+CHOSEN = ("gpt2-tiny", "bert-tiny", "t5-tiny", "clip-tiny")
 
 
-def chosen() -> list[Case]:
-    """A decoder, an encoder and both."""
-    return [case.still() for case in cases() if case.name in CHOSEN]
+def named(name: str) -> Case:
+    """One case without dropout."""
+    return next(case for case in cases() if case.name == name).still()
+
+
+def chosen() -> dict[str, Case]:
+    """A decoder, an encoder, both, and a loss over the whole batch, also with towers that run piece by piece."""
+    clip = named("clip-tiny")
+    pieces = replace(clip, recipe=replace(clip.recipe, objective={**clip.recipe.objective, "chunk": 1}))
+    return {name: named(name) for name in CHOSEN} | {"clip-tiny-chunk": pieces}
 
 
 def fit(case: Case, root: Path, out: Path, world: int, **more: Any) -> None:
     """Train with AdamW, whose state must move between ranks too; every rank calls it."""
-    made = short(case.recipe, micro=2, **({
+    made = short(case.recipe, micro=None if case.build().coupled else 2, **({
         "updates": 4, "strategy": "fsdp", "devices": world, "optim": OptimSettings("adamw", lr=1e-3, eps=1e-4, clip=0.5),
         "checkpoint": CheckpointSettings(every=2, keep_last=9), "evaluate": EvaluateSettings(batch=8, every=3, previews=2),
     } | more))
@@ -72,7 +81,7 @@ def same(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     path = tmp_path_factory.mktemp("data")
-    for case in chosen():  # the ranks must not write them both
+    for case in chosen().values():  # the ranks must not write them both
         prepare(path, case)
     return path
 
@@ -83,8 +92,8 @@ def alone(root, tmp_path_factory):
     out = tmp_path_factory.mktemp("alone")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    for case in chosen():
-        fit(case, root, out / case.name, 1)
+    for name, case in chosen().items():
+        fit(case, root, out / name, 1)
     torch.set_num_threads(threads)
     return out
 
@@ -93,24 +102,24 @@ def alone(root, tmp_path_factory):
 def test_sharded_ranks_train_as_one_and_runs_move_between_layouts(root, alone, tmp_path):
     """2 ranks -> 1 process -> 4 ranks with two copies of two shards: losses, norms before clipping, evaluations, weights, exports."""
     ranks(2, "first", root, tmp_path)
-    for case in chosen():
-        out = tmp_path / case.name
-        same(rows(out), rows(alone / case.name))
+    for name, case in chosen().items():
+        out = tmp_path / name
+        same(rows(out), rows(alone / name))
         assert max(r["grad_norm"] for r in rows(out) if r["split"] == "train") > 0.5, "nothing was clipped"
-        expected, found = (Run(p / case.name).system().state_dict() for p in (alone, tmp_path))
-        for name, tensor in expected.items():
-            torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6)
+        expected, found = (Run(p / name).system().state_dict() for p in (alone, tmp_path))
+        for key, tensor in expected.items():
+            torch.testing.assert_close(found[key], tensor, rtol=1e-4, atol=1e-6)
         exported = load(out).state_dict()
         assert all(torch.equal(t, exported[n]) for n, t in Run(out).system().net.state_dict().items())
         assert len(list((out / "checkpoints" / "update-00000004").glob("shard-*"))) == 2
         fit(case, root, out, 1, updates=6, strategy="auto")
-        fit(case, root, alone / case.name, 1, updates=8)
+        fit(case, root, alone / name, 1, updates=8)
     ranks(4, "second", root, tmp_path)
-    for case in chosen():
-        last, expected = ([r for r in rows(p / case.name) if r["update"] > 4 and r["split"] == "train"] for p in (tmp_path, alone))
+    for name in chosen():
+        last, expected = ([r for r in rows(p / name) if r["update"] > 4 and r["split"] == "train"] for p in (tmp_path, alone))
         same(last, expected)
         assert [r["update"] for r in last] == [5, 6, 7, 8]
-        same(rows(tmp_path / case.name)[-1:], rows(alone / case.name)[-1:])
+        same(rows(tmp_path / name)[-1:], rows(alone / name)[-1:])
 
 
 @pytest.mark.parametrize("name", [*CHOSEN, "transformer_xl-tiny"])
@@ -141,7 +150,7 @@ def test_blocks_that_are_computed_again_give_the_same_gradients(name):
 
 
 def test_units_are_the_blocks_that_run_once_and_share_nothing():
-    for case in chosen():
+    for case in chosen().values():
         system = case.build()
         assert _units(system) == [m for m in system.modules() if isinstance(m, Block)] != []
     system = next(c for c in cases() if c.name == "bert-tiny").build()
@@ -160,10 +169,40 @@ def test_what_cannot_be_sharded_is_refused_with_all_reasons():
         recipe("gpt2-tiny", ["shard_size=4"])
     with pytest.raises(UserError, match="shard_size is 1, expected at least 2"):
         recipe("gpt2-tiny", ["strategy=fsdp", "shard_size=1"])
-    clip = next(c for c in cases() if c.family.name == "clip")
-    problems = list(system_problems(replace(clip.recipe, strategy="fsdp"), clip.build(), 2))
-    assert "all samples of a batch" in problems[0] and "net.logit_scale" in problems[1]
-    assert not list(system_problems(clip.recipe, clip.build(), 2))
+    norms = next(c for c in cases() if c.name == "clip-tiny-resnet")
+    assert "norms over the batch" in next(system_problems(replace(norms.recipe, strategy="fsdp"), norms.build(), 2))
+    assert not list(system_problems(norms.recipe, norms.build(), 2))
+    assert not list(system_problems(replace(norms.recipe, strategy="fsdp"), named("clip-tiny").build(), 2))
+
+
+def test_what_stays_whole():
+    """Numbers without rows, and what a rank runs without the others."""
+    system = named("clip-tiny").build()
+    assert undivided(system) == [system.net.logit_scale]
+    with patch.object(type(system), "undivided", lambda self: (self.net.text,)):
+        assert {id(p) for p in undivided(system)} == {id(p) for p in (*system.net.text.parameters(), system.net.logit_scale)}
+        assert _units(system) == list(system.net.vision.encoder.blocks)
+
+
+def test_a_gradient_in_one_piece_counts_once():
+    whole = nn.Parameter(torch.tensor(1.0))
+    whole.grad = torch.tensor(3.0)
+    other = nn.Parameter(torch.ones(2))
+    other.grad = torch.tensor([0.0, 4.0])
+    unused = nn.Parameter(torch.ones(2))
+    assert clip_gradients([whole, other, unused], 1.0) == 5.0
+    assert whole.grad.item() == pytest.approx(0.6) and other.grad.tolist() == pytest.approx([0.0, 0.8]) and unused.grad is None
+
+
+@pytest.mark.parametrize("case", cases(), ids=lambda c: c.name)
+def test_every_system_can_be_built_without_weights(case):
+    """As the ranks that are sent theirs build it."""
+    with building(replace(case.recipe, strategy="fsdp"), 1, 2):
+        empty = case.build()
+    real = case.build()
+    assert all(t.is_meta for t in (*empty.parameters(), *empty.buffers())) and not any(t.is_meta for t in real.parameters())
+    for ours, theirs in ((empty.named_parameters, real.named_parameters), (empty.named_buffers, real.named_buffers)):
+        assert [(n, t.shape, t.dtype, t.requires_grad) for n, t in ours()] == [(n, t.shape, t.dtype, t.requires_grad) for n, t in theirs()]
 
 
 def test_plan_divides_the_memory():
@@ -187,9 +226,30 @@ def test_plan_divides_the_memory():
 def main(root: Path, out: Path, stage: str) -> None:
     """As one rank."""
     torch.set_num_threads(1)
+    world = int(os.environ["WORLD_SIZE"])
     less: dict[str, Any] = {"updates": 8, "shard_size": 2, "activation_checkpointing": True, "reshard_after_forward": False}
-    for case in chosen():
-        fit(case, root, out / case.name, int(os.environ["WORLD_SIZE"]), **({} if stage == "first" else less))
+    for name, case in chosen().items():
+        if stage == "first":
+            fresh(case, world)
+        fit(case, root, out / name, world, **({} if stage == "first" else less))
+
+
+def fresh(case: Case, world: int) -> None:
+    """The weights of a run that begins are those of one process, bit for bit, and only rank 0 ever had them all."""
+    made = short(case.recipe, strategy="fsdp", devices=world)
+    fabric = build_fabric(made)
+    with building(made, fabric.global_rank, world):
+        system = case.build()
+    assert all(p.is_meta for p in system.parameters()) == (fabric.global_rank > 0)
+    fabric.setup_module(system)
+    alone = case.build()
+    tied = [name for name, _ in alone.named_parameters(remove_duplicate=False)]
+    assert [name for name, _ in system.named_parameters(remove_duplicate=False)] == tied
+    for (name, ours), theirs in zip(system.named_parameters(), alone.parameters(), strict=True):
+        assert torch.equal(full(ours.detach()), theirs), name
+        assert ours.requires_grad == theirs.requires_grad
+    for ours, theirs in zip(system.buffers(), alone.buffers(), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 if __name__ == "__main__":
