@@ -20,6 +20,7 @@ from ..seq2seq.generate import generate_ids
 from ._bench_machine import fast_bfloat16, need
 from ._bench_systems import copy_weights, fresh, rules_of
 from .bench import Agreement, Case, Cases, Contender, Options
+from .quantize import quantize
 
 PEERS = ("transformers",)
 
@@ -50,6 +51,7 @@ class Work:
     beams: int = 1
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
+    quantize: str | None = None
 
     def prompts(self) -> Tensor:
         """Random ids [B, S], none of them special."""
@@ -68,6 +70,8 @@ def write(writer: Writer) -> Tensor:
 def ours(work: Work) -> Writer:
     """Our side."""
     net = fresh(partial(work.peer.build, work.config), 0).to(work.device, work.dtype).eval()
+    if work.quantize is not None:
+        net = quantize(net, work.quantize)
     prompts = work.prompts()
     return lambda: generate_ids(net, prompts, max_new_tokens=work.new, num_beams=work.beams, eos_token_id=-1)
 
@@ -100,6 +104,15 @@ def agree(work: Work) -> Agreement:
     return Agreement("share of tokens that differ (in float32)", apart, 0.0)
 
 
+def near(work: Work) -> Agreement:
+    """How far the logits after the prompts move."""
+    exact = fresh(partial(work.peer.build, work.config), 0).eval()
+    fewer = quantize(fresh(partial(work.peer.build, work.config), 0).eval(), str(work.quantize))
+    with torch.inference_mode():
+        a, b = (net(work.prompts()).logits[:, -1] for net in (fewer, exact))
+    return Agreement("relative change of the logits by int8", ((a - b).norm() / b.norm()).item(), 0.05)
+
+
 def cases(options: Options) -> Cases:
     """GPT-2 small, one prompt and eight; with 4 beams, and T5 small with 4 beams."""
     options.peer("generate", PEERS)
@@ -120,3 +133,13 @@ def cases(options: Options) -> Cases:
             about = f"{work.batch} prompts of {work.prompt} tokens, {new} new tokens each, {str(dtype).removeprefix('torch.')}"
             sides = (Contender("polymodal", partial(ours, work), write), Contender("transformers", partial(theirs, work), write))
             yield Case(name + (" bf16" if dtype == torch.bfloat16 else ""), about, "tokens", work.batch * new, sides, partial(agree, work))
+    if options.device != "cpu":
+        return
+    for batch in batches:
+        whole = Work(GPT2, decoder, batch, prompt, new)
+        work = replace(whole, quantize="int8")
+        sides = (Contender("polymodal, int8", partial(ours, work), write),
+                 Contender("polymodal, float32", partial(ours, whole), write, same_work=False),
+                 Contender("transformers, float32", partial(theirs, whole), write, same_work=False))
+        yield Case(f"GPT-2 greedy int8, batch {batch}", f"{batch} prompts of {prompt} tokens, {new} new tokens each", "tokens", batch * new,
+                   sides, partial(near, work))

@@ -109,6 +109,7 @@ class Job:
     fabric: Fabric
     tokenizer_source: str | None = None
     seed: int | None = None
+    quantize: str | None = None
     described: dict[str, Any] = field(default_factory=dict)
     """What the record says about the model, filled when it is loaded."""
     facts: dict[str, Any] = field(default_factory=dict)
@@ -122,7 +123,7 @@ class Job:
     @cached_property
     def model(self) -> nn.Module:
         """The network; of a run that has ended the exported one."""
-        net = frontdoor.load(self.source, device=self.device)
+        net = frontdoor.load(self.source, device=self.device, quantize=cast("Any", self.quantize))
         origin = cast("frontdoor.Origin | None", getattr(net, "origin", None))
         path = Path(self.source)
         if (path / checkpoint.MANIFEST).is_file():
@@ -140,6 +141,8 @@ class Job:
 
     def system(self, overrides: Mapping[str, Any]) -> System:
         """The system with its objective: a run's own, or that of the model's family with `overrides` of its objective settings."""
+        if self.quantize is not None:
+            raise UserError("quantize is for inference, and the system's own objective computes its loss on whole weights: give a window")
         if any((Path(self.source) / name).is_file() for name in (checkpoint.MANIFEST, runs.RECIPE)):
             if overrides:
                 raise UserError(f"{self.source} is a run and brings its own objective: leave the settings of the objective out, or give "
@@ -230,7 +233,7 @@ def evaluate(
     predictions: str | Path | None = None, force: bool = False, batch_size: int | None = None, limit: int | None = None,
     seed: int | None = None, on_bad: Literal["raise", "skip"] = "raise", workers: int = 0,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto", devices: int | None = None, precision: Precision = "32",
-    console: Console | None = None,
+    quantize: str | None = None, console: Console | None = None,
 ) -> dict[str, Any]:
     """Measure a model on a data set.
 
@@ -250,6 +253,7 @@ def evaluate(
         device: what to run on; auto takes a GPU where there is one.
         devices: processes on this machine; by default one for each GPU, or one. Under torchrun the launcher decides.
         precision: 32, bf16-mixed, or auto, as in recipes.
+        quantize: ``int8``, see `polymodal.pipelines.quantize`.
         console: where lines and progress go.
 
     Returns:
@@ -265,7 +269,7 @@ def evaluate(
     fabric = build_fabric(Recipe(name="evaluate", system="", accelerator=device, devices="auto" if devices is None else devices,
                                  precision=precision))
     console = (console or Console()) if fabric.is_global_zero else Console(quiet=True)
-    job = Job(str(model), dataset, fabric, None if tokenizer is None else str(tokenizer), seed)
+    job = Job(str(model), dataset, fabric, None if tokenizer is None else str(tokenizer), seed, quantize)
     chosen = min(limit or len(dataset), len(dataset))
     size = batch_size or task.batch_size
     numbers = Numbers({})
@@ -287,7 +291,7 @@ def evaluate(
     record = {
         "format": FORMAT, "version": 1, "task": task.name, "method": methods[0],
         "settings": {**asdict(cast("Any", task)), "batch_size": size, "limit": limit, "seed": job.seed or 0, "on_bad": on_bad,
-                     "precision": precision},
+                     "precision": precision} | ({} if quantize is None else {"quantize": quantize}),
         "data": {"source": dataset.directory, "fingerprint": dataset.fingerprint, "kind": dataset.index.kind, "samples": len(dataset),
                  "measured": used, "skipped": chosen - used, "bad": bad[:LISTED_BAD]},
         "model": {"source": redact(model), **job.described}, **job.facts,

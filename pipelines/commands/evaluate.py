@@ -26,6 +26,7 @@ BatchSize = Annotated[int | None, typer.Option(min=1, help="Samples that run tog
 Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="What to run on; auto takes a GPU where there is one.")]
 Devices = Annotated[int | None, typer.Option(min=1, help="Processes on this machine. Default: one for each GPU, or one.")]
 Precision = Annotated[str, typer.Option(metavar="32|bf16-mixed|auto", help="Number format.")]
+Quantize = Annotated[str | None, typer.Option(metavar="int8", help="Fewer bits for the weights, on a CPU.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes of each rank that read and decode.")]
 Labels = Annotated[str | None, typer.Option(metavar="cat,dog|FILE", help="Names in place of the data's, in the order of their numbers.")]
 
@@ -53,7 +54,7 @@ def perplexity(
                                                    help="A setting of the objective, where the model is no run; repeatable.")] = None,
     tokenizer: TokenizerAt = None, limit: Limit = None, on_bad: OnBad = "raise", seed: Seed = None, out: Out = None, force: Force = False,
     batch_size: BatchSize = None, device: Device = "auto", devices: Devices = None, precision: Precision = "32", workers: Workers = 0,
-    json: Json = False,
+    quantize: Quantize = None, json: Json = False,
 ) -> None:
     r"""How well texts are predicted: by the system's own objective, by a sliding window, or masking each word alone.
 
@@ -66,7 +67,7 @@ def perplexity(
 
     task = Perplexity(window, stride, pseudo, tuple(memory or ()), eos, _settings(set_ or []))
     _run(task, model, data, tokenizer=tokenizer, limit=limit, on_bad=on_bad, seed=seed, out=out, force=force, batch_size=batch_size,
-         device=device, devices=devices, precision=precision, workers=workers, json=json)
+         device=device, devices=devices, precision=precision, quantize=quantize, workers=workers, json=json)
 
 
 def zero_shot(
@@ -140,7 +141,7 @@ def generate(
     max_source_tokens: Annotated[int | None, typer.Option(min=1, help="Cut longer texts to so many tokens.")] = None,
     tokenizer: TokenizerAt = None, limit: Limit = None, on_bad: OnBad = "raise", seed: Seed = None, out: Out = None,
     predictions: Predictions = None, force: Force = False, batch_size: BatchSize = None, device: Device = "auto", devices: Devices = None,
-    precision: Precision = "32", workers: Workers = 0, json: Json = False,
+    precision: Precision = "32", workers: Workers = 0, quantize: Quantize = None, json: Json = False,
 ) -> None:
     r"""Let a model write a text for each sample and compare it with the target: ROUGE, BLEU.
 
@@ -151,7 +152,7 @@ def generate(
 
     task = Generation(prefix, max_new_tokens, num_beams, length_penalty, no_repeat_ngram_size, max_source_tokens)
     _run(task, model, data, tokenizer=tokenizer, limit=limit, on_bad=on_bad, seed=seed, out=out, predictions=predictions, force=force,
-         batch_size=batch_size, device=device, devices=devices, precision=precision, workers=workers, json=json)
+         batch_size=batch_size, device=device, devices=devices, precision=precision, quantize=quantize, workers=workers, json=json)
 
 
 def compare(

@@ -36,6 +36,7 @@ def summarize(
         help="A file with the right summary of each document, one a line; of one document, all of it. Scores with ROUGE and BLEU.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pieces that run together.")] = 16,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ... Default: a GPU if there is one.")] = None,
+    quantize: Annotated[str | None, typer.Option(metavar="int8", help="Fewer bits for the weights: faster on CPUs, not exact.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Last line on stdout is one JSON object.")] = False,
 ) -> None:
     """Summarize texts; long ones are cut at sentences and the summaries merged."""
@@ -51,7 +52,7 @@ def summarize(
     chosen = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens or None, "num_beams": num_beams,
               "no_repeat_ngram_size": no_repeat_ngram_size, "length_penalty": length_penalty}
     options: Options = {name: value for name, value in chosen.items() if value is not None}  # type: ignore[assignment]
-    loaded, vocabulary = open_text_model(model, tokenizer, device)
+    loaded, vocabulary = open_text_model(model, tokenizer, device, quantize)
     written = summaries(loaded, [d.text for d in found], vocabulary, prefix=prefix, max_length=max_length, batch_size=batch_size,
                         progress=console.progress, **options)
     if empty := sum(not w.text for w in written):

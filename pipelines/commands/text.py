@@ -68,6 +68,7 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="Of the draws.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts that run together.")] = 16,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ... Default: a GPU if there is one.")] = None,
+    quantize: Annotated[str | None, typer.Option(metavar="int8", help="Fewer bits for the weights: faster on CPUs, not exact.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Last line on stdout is one JSON object.")] = False,
 ) -> None:
     """Continue texts with a language model."""
@@ -89,7 +90,7 @@ def generate(
     screen = not json and sys.stdout.isatty()
     interactive = not inputs and screen and sys.stdin.isatty()
     prompts = [] if interactive else texts(inputs)
-    loaded, vocabulary = open_text_model(model, tokenizer, device)
+    loaded, vocabulary = open_text_model(model, tokenizer, device, quantize)
     if interactive:
         _converse(loaded, vocabulary, settings)
         return
@@ -158,15 +159,14 @@ def embed(
              "pictures for CLIP.")] = None,
     model: Annotated[str, typer.Option(help="Model directory, run, checkpoint, or hub id.")] = ...,  # type: ignore[assignment]
     tokenizer: Annotated[str | None, typer.Option(help="Where the tokenizer is. Default: with the model.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the vectors to a .npy array [N, D] or to .jsonl instead of stdout.")] = None,
     data: Annotated[str | None, typer.Option(help="Embed a packed data set (folder or address) instead, into --out. A killed run "
                                              "continues when it is run again.")] = None,
     of: Annotated[str | None, typer.Option(metavar="text|image", help="With --data: what becomes vectors. Default: what there is.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the vectors to a .npy array [N, D] or to .jsonl instead of stdout.")] = None,
     max_length: Annotated[int | None, typer.Option(min=1, help="Cut texts to so many tokens. Default: what the model takes.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Leave the vectors' lengths as they are, instead of 1.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts that run together.")] = 32,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ... Default: a GPU if there is one.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Last line on stdout is one JSON object.")] = False,
     on_bad: Annotated[str, typer.Option(help="With --data: raise stops at a sample that cannot be used; skip leaves it out and counts it.")
                       ] = "raise",
     workers: Annotated[int | None, typer.Option(min=1, help="With --data: processes, or workers of the cluster, each with the model. "
@@ -174,13 +174,14 @@ def embed(
     on: Annotated[str, typer.Option(metavar="local|ray", help="With --data: processes here, or a Ray cluster.")] = "local",
     ray_address: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="The cluster's head. Default: the cluster of this machine.")
                            ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Last line on stdout is one JSON object.")] = False,
 ) -> None:
     """Turn texts (or pictures, with CLIP) into vectors."""
     from ...shared.errors import UserError
-    from ..console import Console
     from .._bulk_models import VECTOR, Embed, chosen_field, length_of
     from .._crew import Place
     from ..bulk import full, opened, run_over, said
+    from ..console import Console
     from ..embed import embed as run
     from ..embed import embed_pictures
     from ..inputs import open_model, open_text_model, texts
@@ -190,7 +191,6 @@ def embed(
     if out is not None and not out.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.parent}; make it first")
     console = Console(json=json)
-    if pictures:
     place = Place(on, workers, ray_address)
     if data is not None:
         samples, file = opened(data, inputs or (), out, (".npy", ".jsonl"))
@@ -205,6 +205,7 @@ def embed(
     if of is not None or place != Place():
         raise UserError("--of, --workers and --on belong to --data: pack the files into a data set first, or leave these options out")
     pictures = _pictures(inputs or [])
+    if pictures:
         names = [str(p) for p in pictures]
         loaded = open_model(model, device)
         with console.progress("embedding", len(names)) as bar:
