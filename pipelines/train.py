@@ -29,7 +29,7 @@ from ..shared.system import Batch, Context, Preview, Step, System
 from . import runs
 from ._begin import begin
 from ._devices import build_fabric, seed_draws
-from ._fabric import Fabric
+from ._fabric import DDPStrategy, Fabric
 from ._job import Job
 from ._meter import Meter
 from ._sharding import Whole, average_gradients, building, recompute_blocks, sharded, undivided
@@ -147,6 +147,8 @@ class Parts:
             recompute_blocks(system)
         module = fabric.setup_module(_Loss(system))
         optimizer = build_optimizer(system, recipe.optim)
+        if isinstance(fabric.strategy, DDPStrategy):
+            settle_buckets(fabric, module)
         if recipe.compile:
             system.compile()
         return Job(recipe, fabric, system, module, optimizer, self.stream, held_out, run, console, whole)
@@ -311,11 +313,24 @@ class _Loss(nn.Module):
         super().__init__()
         self.system = system
 
-    def forward(self, work: _Work) -> Tensor:
-        """The micro-batch's share of the loss of the global batch."""
+    def forward(self, work: _Work | None) -> Tensor:
+        """The micro-batch's share of the loss of the global batch; without one a loss whose gradient is zero everywhere."""
+        if work is None:
+            return cast("Tensor", sum((p * 0).sum() for p in self.system.parameters() if p.requires_grad))
         work.step = step = cast("Step", self.system(work.batch, work.carry))
         parts = [term.total * (term.weight * work.scale[term.count]) for term in step.terms.values()]
         return cast("Tensor", sum(parts))
+
+
+def settle_buckets(fabric: Fabric, module: Any) -> None:
+    """Let DDP find its final order of gradients before the first update, on a loss without numbers.
+
+    It puts the gradients into buckets anew after the first backward pass of a process, in the order in which they came. Where three or
+    more ranks add up, the order of additions depends on a number's place in its bucket, so a run that is continued would round otherwise
+    than one that was never stopped. The engine walks backwards through a sum, which is about the order of a real backward pass.
+    """
+    fabric.backward(module(None))
+    module.zero_grad(set_to_none=True)
 
 
 def _clip(module: nn.Module, limit: float | None) -> Tensor:
