@@ -10,7 +10,8 @@ from ..shared import checkpoint, dist
 from ..shared.errors import UserError
 from ..shared.system import Context, System
 from ..shared.tokenizer import Tokenizer
-from . import runs
+from . import _heartbeat, runs
+from ._health import drop_outdated
 from .console import Console
 from .recipe import Recipe
 from .stream import check_order
@@ -28,6 +29,9 @@ def begin(run: runs.Run, recipe: Recipe, system: System, context: Context, model
         run.directory.mkdir(parents=True, exist_ok=True)
         held.append(runs.lock(run.directory))
         checkpoint.clean(run.checkpoints)
+        _heartbeat.clear(run.directory)
+        for name in drop_outdated(run):
+            console.say(f"checkpoint {name} learnt from updates that the run has gone back to leave out: it is removed")
         start = _start(run, resume, console)
         if start is not None:
             _check_same(runs.open_run(start.path.parent.parent), recipe, context, start)

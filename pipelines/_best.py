@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from ..shared import checkpoint
 from ..shared.errors import UserError
 from .recipe import EvaluateSettings
 
 HIGHER = ("accuracy", "f1", "auc", "precision", "recall", "rouge", "bleu", "top")
 """What is in the names of numbers that are better when they are higher."""
+
+
+def bests(directory: Path, newest: int) -> set[int]:
+    """The best evaluations that the newest checkpoints know of: whichever of them a run goes on from, its best one must be there."""
+    found = (c.state().get("best", {}).get("update") for c in checkpoint.all_checkpoints(directory)[-newest:])
+    return {update for update in found if update is not None}
 
 
 class Best:

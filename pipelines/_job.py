@@ -16,6 +16,8 @@ from ..shared.system import System
 from . import runs
 from ._best import Best
 from ._fabric import Fabric
+from ._health import Health, decisions
+from ._heartbeat import MAKING, Heartbeat
 from ._meter import Clock, Meter
 from ._sharding import Whole
 from .console import Console
@@ -51,12 +53,19 @@ class Job:
     trained: dict[str, Any] = field(default_factory=dict)
     evaluated: dict[str, Any] = field(default_factory=dict)
     clock: Clock = field(default_factory=Clock)
+    heart: Heartbeat = field(default_factory=Heartbeat)
+    """Where this rank says what it does."""
 
     def __post_init__(self) -> None:
         """Start measuring."""
         self.meter = Meter(self.fabric.device)
         self.best = Best(self.recipe.evaluate)
+        self.health = Health(self.recipe.health, self.fabric.device)
         self.saver = Saver(self.run.checkpoints, self.recipe.checkpoint.asynchronous)
+
+    def at(self, phase: str, part: int = 0) -> None:
+        """Say what this rank does now (`PHASES`); costs next to nothing."""
+        self.heart.mark(phase, self.update + (phase in MAKING), part)
 
     def plain(self) -> System:
         """The system with all its weights on this rank; every rank must call it."""
@@ -81,7 +90,7 @@ class Job:
             "update": self.update, "tokens": self.tokens, "bad": self.bad, "elapsed_s": self.clock.elapsed,
             "order": self.stream.order_state(), "world": self.fabric.world_size, "accumulate": self.stream.layout.accumulate,
             "meter": self.meter.state(), "optim": scalars, "carries": dist.gather_json(skeleton),
-            "recipe": self.recipe.to_dict(), "best": self.best.state(),
+            "recipe": self.recipe.to_dict(), "best": self.best.state(), "health": self.health.state(),
         }
         return {**runs.model_tensors(self.system), **tensors, **carried}, state
 
@@ -94,6 +103,8 @@ class Job:
         self.clock.elapsed = state["elapsed_s"]
         if "best" in state:
             self.best.restore(state["best"])
+        self.health.decided = [range(*pair) for pair in dist.on_rank_0(lambda: decisions(self.run))]
+        self.health.restore(state.get("health", {}), self.update)
         self.meter.restore(state["meter"])
         self.carries = self._carried(start, state)
         last: list[dict[str, Any]] = dist.on_rank_0(lambda: [row for row in self.run.metrics("eval") if row["update"] <= self.update][-1:])

@@ -50,6 +50,13 @@ class Meter:
         for name, (total, count) in step.metrics.items():
             self.put(name, total, count)
 
+    def merge(self, other: Meter) -> None:
+        """Add what another meter has added up (without its labels)."""
+        self._weights |= other._weights
+        for name, pair in other._sums.items():
+            old = self._sums.get(name)
+            self._sums[name] = pair if old is None else old + pair
+
     def means(self) -> dict[str, float]:
         """The mean of everything over all ranks, and `loss`, the weighted sum of the terms. Every rank must call it."""
         names = sorted(self._sums)

@@ -118,6 +118,42 @@ class CheckpointSettings:
 
 
 @dataclass(frozen=True)
+class HealthSettings:
+    """What happens to an update that goes wrong, and how ranks show that they live. See docs/health.md."""
+
+    policy: Literal["raise", "skip", "rewind"] = "raise"
+    """raise ends the run. skip leaves the weights as they are and goes on. rewind goes back to the last checkpoint before it and leaves
+    out the updates that led there."""
+    spike: float | None = None
+    """A gradient norm more than so many times the median of the last `window` ones is wrong too; null: only one that is not finite."""
+    window: int = 100
+    """Gradient norms that a spike is compared with; before there are as many, nothing is a spike."""
+    skip_updates: int = 1
+    """rewind: updates to leave out; the last of them is the one that went wrong."""
+    max_rewinds: int = 10
+    """rewind: after so many, the next one ends the run."""
+    max_skips: int = 10
+    """skip: after so many in a row, the next one ends the run."""
+    leave_out: tuple[tuple[int, int], ...] = ()
+    """Updates that make no step, as [first, last] pairs of numbers as the log has them: their samples are read and counted only."""
+    heartbeat: float = 10.0
+    """Seconds between two signs of life of each rank, RUN/heartbeats; 0: none."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers without meaning."""
+        wrong = [f"{name} is {value}, expected at least {least}" for name, value, least in (
+            ("window", self.window, 1), ("skip_updates", self.skip_updates, 1), ("max_rewinds", self.max_rewinds, 0),
+            ("max_skips", self.max_skips, 0), ("heartbeat", self.heartbeat, 0),
+        ) if value < least]
+        if self.spike is not None and not self.spike > 1:
+            wrong.append(f"spike is {self.spike}, expected a factor above 1, such as 10, or null")
+        wrong += [f"leave_out has {list(pair)}, expected the first and the last update to leave out, counted from 1"
+                  for pair in self.leave_out if not 1 <= pair[0] <= pair[1]]
+        if wrong:
+            raise UserError("; ".join(wrong))
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Everything that determines a run except the data and the tokenizer."""
 
@@ -159,6 +195,7 @@ class Recipe:
     log: LogSettings = field(default_factory=LogSettings)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    health: HealthSettings = field(default_factory=HealthSettings)
 
     def __post_init__(self) -> None:
         """Refuse numbers without meaning."""

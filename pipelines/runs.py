@@ -6,6 +6,8 @@
     RUN/metrics.jsonl      one JSON object a line: training ("split": "train") and evaluation ("split": "eval")
     RUN/samples.jsonl      what the model made of held-out examples at each evaluation; pictures in RUN/previews/
     RUN/bad.jsonl          samples that were skipped, and why
+    RUN/events.jsonl       updates that went wrong, and what was done about them
+    RUN/heartbeats/        what each rank does, written anew every few seconds
     RUN/checkpoints/update-00001000/
     RUN/tokenizer/
     RUN/export/            the network in the reference library's layout
@@ -21,7 +23,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -40,7 +42,7 @@ from .console import finite
 from .recipe import Recipe, recipe
 
 RECIPE, SYSTEM, ENVIRONMENT = "recipe.yaml", "system.json", "environment.json"
-METRICS, SAMPLES, BAD = "metrics.jsonl", "samples.jsonl", "bad.jsonl"
+METRICS, SAMPLES, BAD, EVENTS = "metrics.jsonl", "samples.jsonl", "bad.jsonl", "events.jsonl"
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,10 @@ class Run:
     def samples(self) -> list[dict[str, Any]]:
         """The lines of samples.jsonl."""
         return read_lines(self.directory / SAMPLES)
+
+    def events(self) -> list[dict[str, Any]]:
+        """The lines of events.jsonl."""
+        return read_lines(self.directory / EVENTS)
 
     def context(self) -> Context:
         """What the data told the system."""
@@ -219,12 +225,22 @@ class Logbook:
 
     def __init__(self, run: Run, resolved: Recipe, update: int) -> None:
         """Continue after `update` updates: lines of later ones, written before a crash, are removed."""
-        self._run = run
-        for name in (METRICS, SAMPLES, BAD):
-            _keep_until(run.directory / name, update)
-        self._metrics = (run.directory / METRICS).open("a", encoding="utf-8")
-        self._board = _tensorboard(run.directory, resolved.log.tensorboard, update)
+        self._run, self._recipe = run, resolved
         self._wandb = _wandb(run.directory, resolved)
+        self._open(update)
+
+    def _open(self, update: int) -> None:
+        for name in (METRICS, SAMPLES, BAD):
+            _keep(self._run.directory / name, lambda row: row["update"] <= update)
+        # a skipped update is found again; how a run ended, and what a rewind has decided, stays true
+        _keep(self._run.directory / EVENTS, lambda row: row["update"] <= update or row["event"] != "skip")
+        self._metrics = (self._run.directory / METRICS).open("a", encoding="utf-8")
+        self._board = _tensorboard(self._run.directory, self._recipe.log.tensorboard, update)
+
+    def go_back(self, update: int) -> None:
+        """Continue after `update` updates once more: lines of later ones are removed."""
+        self._close()
+        self._open(update)
 
     def row(self, row: Mapping[str, Any]) -> None:
         """Add one line of metrics."""
@@ -261,23 +277,35 @@ class Logbook:
             with (self._run.directory / BAD).open("a", encoding="utf-8") as file:
                 file.write(text)
 
+    def event(self, record: Mapping[str, Any]) -> None:
+        """Add what happened to an update, and wait until it is on the disk."""
+        path = self._run.directory / EVENTS
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(finite(record)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        checkpoint.sync_directory(path.parent)
+
     def sync(self) -> None:
         """Wait until the metrics are on the disk."""
         os.fsync(self._metrics.fileno())
 
     def close(self) -> None:
         """Finish writing."""
-        self._metrics.close()
-        if self._board is not None:
-            self._board.close()
+        self._close()
         if self._wandb is not None:
             self._wandb.finish()
 
+    def _close(self) -> None:
+        self._metrics.close()
+        if self._board is not None:
+            self._board.close()
 
-def _keep_until(path: Path, update: int) -> None:
-    """Leave only complete lines of updates up to `update`."""
+
+def _keep(path: Path, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
+    """Leave only complete lines that are wanted."""
     if path.exists():
-        kept = [row for row in read_lines(path) if row["update"] <= update]
+        kept = [row for row in read_lines(path) if wanted(row)]
         temporary = path.with_name(f".tmp-{path.name}")
         checkpoint.write_durably(temporary, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
         temporary.replace(path)

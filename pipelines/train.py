@@ -28,8 +28,10 @@ from ..shared.schedule import factor
 from ..shared.system import Batch, Context, Preview, Step, System
 from . import runs
 from ._begin import begin
+from ._best import bests
 from ._devices import build_fabric, seed_draws
 from ._fabric import DDPStrategy, Fabric
+from ._health import act
 from ._job import Job
 from ._meter import Meter
 from ._sharding import Whole, average_gradients, building, recompute_blocks, sharded, undivided
@@ -102,9 +104,10 @@ def pretrain(
 
     # 3. Devices, optimizer, state
     job = parts.job(recipe, fabric, held_out, run, console)
-    if found is not None:
-        job.restore(found)
-    return _train(job, Stop(max_seconds))
+    with job.heart.start(run.directory, fabric.global_rank, fabric.world_size, recipe.health.heartbeat):
+        if found is not None:
+            job.restore(found)
+        return _train(job, Stop(max_seconds))
 
 
 def open_sets(data: Data) -> list[tuple[DataSet, float]]:
@@ -165,26 +168,34 @@ def _train(job: Job, stop: Stop) -> dict[str, Any]:
     ending: Ending | None = None
     with stop, job.saver, job.console.progress(f"pretrain {recipe.name}", total=recipe.max_updates) as bar:
         bar.advance(job.update)
+        if recipe.health.policy == "rewind":
+            _save(job, logbook)  # there must be one to go back to
         job.clock.start()
         while job.update < recipe.max_updates and not job.best.over:
+            before = job.update
             ending = loop.make(stop)
             if ending is not None:
                 break
-            bar.advance()
             last = job.update == recipe.max_updates
-            if job.update % recipe.log.every == 0 or last:
-                loop.finite.check(wait=True)
+            log, evaluate, save = (bool(every) and job.update % every == 0
+                                   for every in (recipe.log.every, recipe.evaluate.every, recipe.checkpoint.every))
+            if log or evaluate or save or last:
+                job.health.settle()  # nothing is written of an update that went wrong
+            act(job, loop, logbook)
+            bar.advance(job.update - before)
+            if job.update <= before:
+                continue  # the run went back
+            if log or last:
                 _log(job, loop.lr, logbook, bar)
-            if recipe.evaluate.every and job.update % recipe.evaluate.every == 0 and not last:
+            if evaluate and not last:
                 with job.clock.paused():
                     _evaluate(job, logbook)
             better = recipe.checkpoint.keep_best and job.best.update == job.update
-            due = recipe.checkpoint.every and job.update % recipe.checkpoint.every == 0
-            if (due or better) and not (last or job.best.over):
+            if (save or better) and not (last or job.best.over):
                 with job.clock.saving():
-                    loop.finite.check(wait=True)
                     _save(job, logbook)
-        loop.finite.check(wait=True)
+        job.health.settle()
+        act(job, loop, logbook)
         ending = ending or ("complete" if job.update == recipe.max_updates else "no progress")
         if ending in ("out of time", "no progress") and job.meter:
             _log(job, loop.lr, logbook, bar)
@@ -199,6 +210,7 @@ def _train(job: Job, stop: Stop) -> dict[str, Any]:
         if (best := job.best_checkpoint()) is not None:
             checkpoint.load(best.path, runs.model_tensors(system), ignore=lambda name: not name.startswith("model/"))
             job.console.say(f"the best {recipe.evaluate.monitor} was {job.best.value:.4f}, after update {best.update}: that is exported")
+        job.at("exporting")
         finished = job.plain()
         dist.on_rank_0(lambda: export_system(finished, job.run.export, job.run.tokenizer()))
         job.console.say(f"{ending} after update {job.update}; the network is in {job.run.export}")
@@ -211,71 +223,104 @@ class Updates:
 
     def __init__(self, job: Job) -> None:
         """Get ready to make update number `job.update`."""
-        data = job.recipe.data
+        self._loader: Any = None
         self.job = job
         self.lr = 0.0
         """The learning rate of the update before."""
-        self.finite = _FiniteCheck()
-        self._loader = job.stream.loader(job.update, workers=data.workers, prefetch=data.prefetch,
-                                         pin_memory=job.fabric.device.type == "cuda")
         self._optimizer = cast("Any", job.fabric.setup_optimizers(job.optimizer))
+        self.restart()
+
+    def restart(self) -> None:
+        """Go on from where the job stands now."""
+        job, data = self.job, self.job.recipe.data
+        if self._loader is not None:
+            self._loader.close()  # its workers and what it fetches ahead
+        self._loader: Any = job.stream.loader(job.update, workers=data.workers, prefetch=data.prefetch,
+                                              pin_memory=job.fabric.device.type == "cuda")
+        job.optimizer.zero_grad(set_to_none=True)
         job.system.train()
 
     def make(self, stop: Stop | None = None) -> Ending | None:
         """Make one update; or make none, and say why the run ends before it."""
-        job, recipe, fabric, system = self.job, self.job.recipe, self.job.fabric, self.job.system
-        layout, world = job.stream.layout, fabric.world_size
+        job = self.job
 
         # 1. Fetch the update's micro-batches.
+        job.at("reading")
         with job.clock.waiting():
-            batches = [next(self._loader) for _ in range(layout.accumulate)]
+            batches = [next(self._loader) for _ in range(job.stream.layout.accumulate)]
 
-        # 2. Add up the counts over micro-batches and ranks; the wish to stop travels with them.
+        # 2. Add up the counts over micro-batches and ranks; wishes to stop, and what is wrong with earlier updates, travel with them.
+        job.at("counting")
         wishes = {_ASKED: int(stop is not None and stop.asked), _LATE: int(stop is not None and stop.late)}
-        totals = dist.sum_over_ranks(_counts(batches) | wishes)
+        totals = dist.sum_over_ranks(_counts(batches) | wishes | {_ILL: int(job.health.suspects())})
+        if totals[_ILL]:
+            job.health.settle()
+            return None
         if totals[_ASKED] or totals[_LATE]:
             return "asked to stop" if totals[_ASKED] else "out of time"
-        # DDP averages over ranks, the loss is a sum over them: hence `world`
-        scale = {name: world / total if total else 0.0 for name, total in totals.items()}
 
-        # 3. Forward and backward; gradients travel between ranks with the last micro-batch only.
-        for part, batch in enumerate(batches):
-            seed_draws(recipe.seed, job.update, *layout.place(part))
-            work = _Work(fabric.to_device(batch), job.carries.get(part), scale)
-            with fabric.no_backward_sync(job.module, enabled=world > 1 and part < layout.accumulate - 1):
-                fabric.backward(job.module(work))
-            step = work.result()
-            job.carries[part] = step.carry
-            job.meter.add(step, batch.counts)
+        # 3. Learn from them, unless this update is left out.
+        self.lr = job.recipe.optim.lr * factor(job.recipe.schedule, job.update, job.recipe.max_updates)
+        if job.health.leaves_out(job.update) or not self._learn(batches, totals):
+            job.health.left_out(job.update)
 
-        if job.whole is not None:
-            average_gradients(undivided(system))
-
-        # 4. Clip, and stop before a gradient that is not finite reaches the weights.
-        norm = _clip(job.module, recipe.optim.clip)
-        self.finite.watch(job.update, norm)
-        self.finite.check()
-
-        # 5. Step.
-        self.lr = recipe.optim.lr * factor(recipe.schedule, job.update, recipe.max_updates)
-        set_learning_rate(job.optimizer, self.lr)
-        self._optimizer.step()
-        job.optimizer.zero_grad(set_to_none=True)
-        system.after_update(job.update)
-
-        # 6. Count.
+        # 4. Count.
         job.update += 1
         job.tokens += totals[_TOKENS]
         job.bad += totals[_BAD]
         for name, value in (item for batch in batches for item in batch.reads.items()):
             job.reads[name] = job.reads.get(name, 0) + value
         job.bad_records += [{"update": job.update, **asdict(record)} for batch in batches for record in batch.bad]
-        job.meter.put("grad_norm", norm, 1)
-        job.clock.update(recipe.data.global_batch, totals[_TOKENS])
+        job.clock.update(job.recipe.data.global_batch, totals[_TOKENS])
         return None
 
+    def _learn(self, batches: Sequence[Batch], totals: Mapping[str, int]) -> bool:
+        """Make a step; False, with the weights as they were, where the gradient is known to be wrong."""
+        job, recipe, fabric, system = self.job, self.job.recipe, self.job.fabric, self.job.system
+        layout, world = job.stream.layout, fabric.world_size
+        measured, carries = Meter(fabric.device), dict(job.carries)
+        buffers = [(b, b.clone()) for b in system.buffers()] if recipe.health.policy == "skip" else []
+        # DDP averages over ranks, the loss is a sum over them: hence `world`
+        scale = {name: world / total if total else 0.0 for name, total in totals.items()}
 
-_TOKENS, _BAD, _ASKED, _LATE = ":tokens", ":bad", ":asked", ":late"  # no count of a system starts with a colon
+        # Forward and backward; gradients travel between ranks with the last micro-batch only.
+        for part, batch in enumerate(batches):
+            seed_draws(recipe.seed, job.update, *layout.place(part))
+            work = _Work(fabric.to_device(batch), carries.get(part), scale)
+            job.at("forward", part)
+            with fabric.no_backward_sync(job.module, enabled=world > 1 and part < layout.accumulate - 1):
+                loss = job.module(work)
+                job.at("backward", part)
+                fabric.backward(loss)
+            step = work.result()
+            carries[part] = step.carry
+            measured.add(step, batch.counts)
+
+        if job.whole is not None:
+            average_gradients(undivided(system))
+
+        # Clip, and leave the weights alone where the gradient is wrong.
+        job.at("stepping")
+        norm = _clip(job.module, recipe.optim.clip)
+        if not job.health.sound(job.update, norm):
+            job.health.explain(measured.means().get("loss"))
+            for buffer, kept in buffers:
+                buffer.copy_(kept)
+            job.optimizer.zero_grad(set_to_none=True)
+            return False
+        measured.put("grad_norm", norm, 1)
+        job.meter.merge(measured)
+        job.carries = carries
+
+        # Step.
+        set_learning_rate(job.optimizer, self.lr)
+        self._optimizer.step()
+        job.optimizer.zero_grad(set_to_none=True)
+        system.after_update(job.update)
+        return True
+
+
+_TOKENS, _BAD, _ASKED, _LATE, _ILL = ":tokens", ":bad", ":asked", ":late", ":ill"  # no count of a system starts with a colon
 
 
 def _counts(batches: Sequence[Batch]) -> dict[str, int]:
@@ -339,43 +384,14 @@ def _clip(module: nn.Module, limit: float | None) -> Tensor:
     return clip_gradients(module.parameters(), limit or float("inf"))
 
 
-class _FiniteCheck:
-    """Finds gradients that are not finite without making the host wait for a GPU."""
-
-    def __init__(self) -> None:
-        self._pending: list[tuple[int, Tensor, Any]] = []
-
-    def watch(self, update: int, norm: Tensor) -> None:
-        """Remember an update's gradient norm; on a GPU it is copied in the background."""
-        if norm.device.type == "cuda":
-            there = torch.empty((), dtype=norm.dtype, pin_memory=True)
-            there.copy_(norm, non_blocking=True)
-            event = torch.cuda.Event()
-            event.record()
-            self._pending.append((update, there, event))
-        else:
-            self._pending.append((update, norm, None))
-
-    def check(self, wait: bool = False) -> None:
-        """Raise for the first bad norm among those that have arrived; `wait` for all of them."""
-        while self._pending:
-            update, norm, event = self._pending[0]
-            if event is not None and not wait and not event.query():
-                return
-            if event is not None:
-                event.synchronize()
-            self._pending.pop(0)
-            value = norm.item()
-            if not abs(value) < float("inf"):
-                raise UserError(f"the gradient of update {update + 1} is not finite ({value}): lower optim.lr or optim.clip, or lengthen "
-                                "schedule.warmup, and continue from the newest checkpoint")
-
-
 # --- log, evaluate, save ---------------------------------------------------------------------------------------------
 
 
 def _log(job: Job, lr: float, logbook: runs.Logbook | None, bar: Bar) -> None:
-    """Write the means since the last line."""
+    """Write the means since the last line, if there was any step."""
+    job.at("logging")
+    if not job.meter:
+        return
     means = job.meter.means()
     job.meter.reset()
     parts = dist.gather_json({"bad": job.bad_records, "reads": job.reads})
@@ -396,6 +412,7 @@ def _evaluate(job: Job, logbook: runs.Logbook | None) -> None:
     """Measure the held-out data on all ranks, and show what the model makes of some of it."""
     if job.held_out is None or job.evaluated.get("update") == job.update:
         return
+    job.at("evaluating")
     recipe, fabric, system = job.recipe, job.fabric, job.plain()
     settings = recipe.evaluate
     meter = Meter(fabric.device, chance=True)
@@ -436,8 +453,9 @@ def _save(job: Job, logbook: runs.Logbook | None, wait: bool = False) -> None:
     """Save the state, beside the updates that follow unless it is to `wait`; older checkpoints go once the new one stands."""
     if logbook is not None:
         logbook.sync()
-    settings = job.recipe.checkpoint
-    best = job.best.update if settings.keep_best else None
+    job.at("saving")
+    settings, directory = job.recipe.checkpoint, job.run.checkpoints
     tensors, state = job.state()
     job.saver.save(job.update, tensors, state, wait=wait,
-                   after=lambda: checkpoint.prune(job.run.checkpoints, settings.keep_last, settings.keep_every, best))
+                   after=lambda: checkpoint.prune(directory, settings.keep_last, settings.keep_every,
+                                                  bests(directory, settings.keep_last) if settings.keep_best else ()))

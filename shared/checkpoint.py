@@ -24,7 +24,7 @@ import re
 import shutil
 import uuid
 import warnings
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -275,11 +275,11 @@ def clean(directory: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def prune(directory: Path, keep_last: int, keep_every: int = 0, keep: int | None = None) -> None:
-    """Remove old checkpoints: all but the newest `keep_last`, every update divisible by `keep_every`, and update `keep`."""
+def prune(directory: Path, keep_last: int, keep_every: int = 0, keep: Collection[int] = ()) -> None:
+    """Remove old checkpoints: all but the newest `keep_last`, every update divisible by `keep_every`, and the updates `keep`."""
     assert keep_last >= 1
     for checkpoint in all_checkpoints(directory)[:-keep_last]:
-        if (keep_every == 0 or checkpoint.update % keep_every) and checkpoint.update != keep:
+        if (keep_every == 0 or checkpoint.update % keep_every) and checkpoint.update not in keep:
             # out of sight first: a removal that is interrupted must not look like a checkpoint
             hidden = checkpoint.path.with_name(f".tmp-old-{checkpoint.path.name}-{uuid.uuid4().hex}")
             checkpoint.path.rename(hidden)
@@ -375,7 +375,7 @@ def _running_keys(optimizer: Optimizer, group: Mapping[str, Any]) -> list[str]:
 
 
 def load_optimizer_state(path: Path, module: nn.Module, optimizer: Optimizer, scalars: Mapping[str, Any]) -> None:
-    """Give a fresh `optimizer` the state that `optimizer_state` named, from the checkpoint at `path`."""
+    """Give `optimizer` the state that `optimizer_state` named, from the checkpoint at `path`; what it has done so far is forgotten."""
     parameters = dict(module.named_parameters())
     tensors: dict[str, Tensor] = {}
     for name, (shape, dtype) in stored(path).items():
@@ -394,6 +394,8 @@ def load_optimizer_state(path: Path, module: nn.Module, optimizer: Optimizer, sc
     names = {id(p): name for name, p in parameters.items()}
     state: dict[int, dict[str, Any]] = {}
     for number, (group, stated) in enumerate(zip(optimizer.param_groups, fresh["param_groups"])):
+        for key in _running_keys(optimizer, group):
+            stated.pop(key)
         stated.update(per_place.pop(f"group-{number}", {}))
         for parameter, index in zip(group["params"], stated["params"]):
             values = per_place.pop(names[id(parameter)], None)

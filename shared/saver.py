@@ -91,6 +91,10 @@ class Saver:
             error, self._error = self._error, None
             raise error
 
+    def forget(self) -> None:
+        """Checkpoints may have been removed: none counts as written any more."""
+        self._update = None
+
     def __enter__(self) -> Self:
         return self
 
