@@ -308,6 +308,7 @@ def _join(data: DataSet, runner: Runner, parts: Sequence[Part], folder: Path, ou
     if done.bad and on_bad == "raise":
         raise UserError(f"{done.bad[0]} (--on-bad skip leaves such samples out and counts them)")
     if not done.count:
+        shutil.rmtree(folder, ignore_errors=True)
         raise UserError(f"none of {len(data)} samples could be used; the first reason: {done.bad[0]}")
     with console.progress("writing", done.count) as bar:
         if array is None:

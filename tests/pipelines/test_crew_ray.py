@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 import secrets
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
+import numpy as np
+import polymodal
 import pytest
+import torch
+from polymodal.pipelines import _crew_ray, sources
+from polymodal.pipelines import pack as packing
+from polymodal.pipelines._bulk_models import VECTOR, Classify, Embed
+from polymodal.pipelines._crew import Lost, Piece, Place, crew, do_all
+from polymodal.pipelines.bulk import run_over
+from polymodal.pipelines.console import Console
 from polymodal.pipelines.pack import pack
+from polymodal.pipelines.shards import DataSet
+from polymodal.shared.errors import UserError
+from polymodal.shared.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.slow
 
@@ -16,12 +38,14 @@ def cluster(tmp_path_factory):
     """A cluster of two cores on loopback; its secret dies with it."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16),
-                            "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "OMP_NUM_THREADS": "1"}.items():
+                            "OMP_NUM_THREADS": "1"}.items():
             patch.setenv(name, value)
         import ray
 
         here = ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100 << 20, log_to_driver=False, logging_level="ERROR",
                         configure_logging=False, _node_ip_address="127.0.0.1", _temp_dir=str(tmp_path_factory.mktemp("ray")))
+        # workers get the pieces of this file as they are here, and do not import it with all that it imports
+        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
         yield here.address_info["gcs_address"]
         ray.shutdown()
 
@@ -31,9 +55,163 @@ def contents(folder):
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+class Warnings(Console):
+    """Keeps what a person would have been told."""
+
+    def __init__(self):
+        super().__init__(quiet=True)
+        self.lines = []
+
+    def warn(self, line):
+        self.lines.append(line)
+
+
+@dataclass(frozen=True)
+class Touch:
+    """A piece that writes its number's file, or fails."""
+
+    folder: str
+    number: int
+    bad: tuple[int, ...] = ()
+
+    def __call__(self):
+        if self.number in self.bad:
+            time.sleep(0.2 if self.number == min(self.bad) else 0)  # the first is the slowest
+            raise UserError(f"piece {self.number} is bad")
+        Path(self.folder, str(self.number)).write_text(str(os.getpid()))
+
+
+def hands():
+    """The processes of workers whose cluster this process has started."""
+    parents, found = {}, []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with contextlib.suppress(OSError):
+                parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                if (folder / "cmdline").read_bytes().startswith(b"ray::Hand"):
+                    found.append(int(folder.name))
+
+    def ours(pid):
+        return pid == os.getpid() or (pid in parents and ours(parents[pid]))
+
+    return [pid for pid in found if ours(pid)]
+
+
+@contextlib.contextmanager
+def a_kill(folder, pattern, finished):
+    """Kill a worker's process as soon as so many files are there."""
+    killed, stop = [], threading.Event()
+
+    def watch():
+        while not stop.wait(0.002):
+            if len(list(folder.glob(pattern))) >= finished and (pids := hands()):
+                os.kill(pids[0], signal.SIGKILL)
+                killed.append(pids[0])
+                return
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    yield killed
+    stop.set()
+    thread.join()
+
+
 def test_packing_on_ray_gives_the_same_bytes(cluster, tmp_path, monkeypatch):
-    monkeypatch.setattr("polymodal.pipelines.sources._UNIT_BYTES", 20_000)
+    monkeypatch.setattr(sources, "_UNIT_BYTES", 20_000)
     (tmp_path / "a.txt").write_text("\n\n".join(f"text {i} " + "x" * (i % 97) for i in range(2000)))
     for on in ("local", "ray"):
         pack(tmp_path / "a.txt", tmp_path / on / "train", holdout=0.1, holdout_out=tmp_path / on / "eval", shard_bytes=150_000, on=on)
     assert contents(tmp_path / "local") == contents(tmp_path / "ray")
+
+
+def test_a_killed_worker_changes_nothing_when_packing(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "_UNIT_BYTES", 20_000)
+    (tmp_path / "a.txt").write_text("\n\n".join(f"text {i} " + "x" * (i % 97) for i in range(20_000)))
+    pack(tmp_path / "a.txt", tmp_path / "local", shard_bytes=2_000_000)
+    console = Warnings()
+    with a_kill(tmp_path / "ray", ".pack/units/*.json", 4) as killed:
+        pack(tmp_path / "a.txt", tmp_path / "ray", shard_bytes=2_000_000, on="ray", console=console)
+    assert killed and "a worker died over" in console.lines[0]
+    assert contents(tmp_path / "local") == contents(tmp_path / "ray")
+
+
+def test_a_killed_command_goes_on_elsewhere(cluster, tmp_path, monkeypatch):
+    """What a run on the cluster has finished, a run on this machine takes over."""
+    (tmp_path / "in").mkdir()
+    for i in range(60):
+        (tmp_path / "in" / f"{i}.txt").write_text("\n\n".join(f"text {i} {j}" for j in range(200)))
+    monkeypatch.chdir(tmp_path)
+    pack("in", "whole", shard_bytes=2_000_000)
+    out = tmp_path / "out"
+    run = subprocess.Popen([sys.executable, "-m", "polymodal", "pack", "in", "--out", "out", "--shard-bytes", "2000000", "--on", "ray",
+                            "--ray-address", cluster], stderr=subprocess.PIPE, text=True)
+    while run.poll() is None and len(list(out.glob(".pack/units/*.json"))) < 5:
+        time.sleep(0.002)
+    assert run.poll() is None, run.stderr.read()
+    run.kill()
+    run.communicate()
+    until = time.monotonic() + 30
+    while hands() and time.monotonic() < until:  # Ray ends them when their command is gone
+        time.sleep(0.1)
+    assert not hands()
+    done = len(list(out.glob(".pack/units/*.json")))
+    again, read = [], packing._read
+    monkeypatch.setattr(packing, "_read", lambda unit, *rest: (again.append(unit), read(unit, *rest)))
+    pack("in", "out", shard_bytes=2_000_000)
+    assert done >= 5 and len(again) == 60 - done
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """A data set of 700 texts and tiny models for them."""
+    folder = tmp_path_factory.mktemp("texts")
+    words = ["red", "green", "blue", "cat", "dog", "house", "tree", "river"]
+    rng = np.random.default_rng(0)
+    (folder / "a.txt").write_text("\n\n".join(" ".join(rng.choice(words, int(n))) for n in rng.integers(1, 30, 700)))
+    pack(folder / "a.txt", folder / "data", shuffle=None)
+    tok = Tokenizer.train([" ".join(words)] * 3, "wordpiece", 40)
+    for task in ("", "classify"):
+        torch.manual_seed(0)
+        system = polymodal.system("bert", size="tiny", task=task, tokenizer=tok, classes=["good", "bad"] if task else None, hidden_size=16,
+                                  num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, max_position_embeddings=32)
+        polymodal.save(system.net, folder / f"model{task}", tokenizer=tok)
+    return folder
+
+
+def test_vectors_and_classes_on_ray_are_those_of_this_machine_though_a_worker_is_killed(cluster, texts, tmp_path):
+    data = DataSet.open(texts / "data")
+    for name, work, array in (("v.npy", Embed(str(texts / "model"), "text", batch_size=1), VECTOR),
+                              ("c.jsonl", Classify(str(texts / "modelclassify"), batch_size=1), None)):
+        console = Warnings()
+        for place in (Place(workers=1), Place("ray", 2)):
+            (tmp_path / place.on).mkdir(exist_ok=True)
+            with a_kill(tmp_path / "ray", f".{name}.parts/*.safetensors", 1) as killed:
+                done = run_over(data, str(texts / "data"), work, tmp_path / place.on / name, array=array, place=place, console=console)
+            assert done.count == 700
+        assert killed and "a worker died over samples" in console.lines[0]
+    assert contents(tmp_path / "local") == contents(tmp_path / "ray") and len(contents(tmp_path / "ray")) == 3
+
+
+def test_errors_on_ray_are_those_of_a_run_in_order(cluster, tmp_path):
+    with crew(Place("ray", 2), most=8, folder=tmp_path) as those:
+        for bad in ((5, 6), (0, 1), (7,)):
+            with pytest.raises(UserError, match=f"^piece {min(bad)} is bad$"):
+                do_all(those, [Piece(Touch(str(tmp_path), i, bad), 1, str(i)) for i in range(8)], lambda size: None)
+    assert not list(tmp_path.glob(".*")), "no mark stays"
+
+
+def test_a_piece_that_kills_its_workers_ends_the_run(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(_crew_ray, "TRIES", 2)
+    console = Warnings()
+    with crew(Place("ray", 2), most=2, folder=tmp_path, warn=console.warn) as those, pytest.raises(Lost, match="deadly: 2 workers died"):
+        do_all(those, [Piece(partial(os._exit, 1), 1, "deadly")], lambda size: None)
+    assert len(console.lines) == 1
+
+
+def test_a_machine_without_the_storage_is_named(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(_crew_ray, "_PATIENCE", 0.0)
+    (tmp_path / "a").write_text("12345")
+    for reads, message in (([(str(tmp_path / "b"), 5)], "cannot read .*/b'"), ([(str(tmp_path / "a"), 4)], "has 5 bytes on .* and 4 here")):
+        with crew(Place("ray"), most=1, folder=tmp_path, reads=reads) as those, pytest.raises(UserError, match=message):
+            do_all(those, [Piece(Touch(str(tmp_path), 0), 1, "0")], lambda size: None)
