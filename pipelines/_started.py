@@ -27,6 +27,6 @@ def started(recipe: Recipe, stream: Stream, held_out: DataSet | None, fabric: Fa
 
 
 def _source(data: DataSet) -> Mapping[str, Any]:
-    # a data set's own name is without secrets; a folder's is made whole, as a run may be looked at from elsewhere
+    # a remote data set's name is its address without its secrets; a folder's is made whole, as a run may be looked at from elsewhere
     place = data.directory if data.remote else str(Path(data.directory).absolute())
     return {"source": place, "samples": len(data), "fingerprint": data.fingerprint}

@@ -17,7 +17,6 @@ from torch import Tensor
 from ..shared import checkpoint
 from ..shared.errors import BadSample, UserError
 from ..shared.settings import build_settings
-from ._redact import HIDDEN
 from .inspect import sample_rows
 from .order import draw_seed
 from .recipe import Recipe
@@ -126,13 +125,11 @@ class Past:
         source = part.get("source")
         if source is None:
             raise UserError(f"--update of {self.run.directory} needs --data: the run does not say where {_named(part)} lay")
-        if HIDDEN in source:
-            raise UserError(f"--update of {self.run.directory} needs --data: {source} had a login or a signature, which is not kept")
         try:
             data = DataSet.open(source)
         except UserError as error:
-            raise UserError(f"the data that {self.run.directory} trained on cannot be opened: {error}; give it with --data where it lies "
-                            "elsewhere now") from None
+            raise UserError(f"the data that {self.run.directory} trained on cannot be opened: {error}; give it with --data if it lies "
+                            "elsewhere now, or with the login or signature of its address, which a run does not keep") from None
         if data.fingerprint != part["fingerprint"]:
             raise UserError(f"{source} has changed since {self.run.directory} trained on it: it has {len(data)} samples with fingerprint "
                             f"{data.fingerprint[:12]} and had {part['samples']} with {part['fingerprint'][:12]}; give the data set as it "

@@ -41,8 +41,8 @@ TOLERANCE = 1e-5
 _TINY = 1e-8
 """Differences are taken relative to at least this."""
 _MACHINE = ("torch", "processor", "threads", "gpus")
-_INCONSEQUENTIAL = ("name", "max_updates", "log", "evaluate", "checkpoint", "devices", "num_nodes", "accelerator", "strategy", "shard_size",
-                    "reshard_after_forward", "health")
+_LASTING = ("optim", "precision", "activation_checkpointing", "compile")
+"""What a replay keeps as it was at its beginning; the rest of the recipe changes where the run's did."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ def replay(past: Past, data: Sequence[str] = (), *, losses: bool = True, top: in
     Returns:
         `from` (updates at the beginning), `row` (the line of the log), `compared` ({name: [logged, replayed, relative difference]}, None
         where there is no line), `verdict` ("bitwise", "close", "different" or None), `update` (the update's own loss, terms and gradient
-        norm), `samples` (each one's loss, highest first), `trouble` (what went wrong in it, or None), `notes`.
+        norm), `samples` (each one's loss, highest first), `coupled` (a sample has no loss of its own), `trouble` (what went wrong in the
+        update, or None), `notes` (why numbers may differ).
 
     Raises:
         UserError: the run did not reach the update, or there is nothing to begin from, or the data is not what it was.
@@ -132,24 +133,22 @@ def _notes(past: Past, start: int, end: int) -> list[str]:
         notes.append("the run does not say on what machine it ran")
     notes += [f"{name} was {then[name]} and is {now[name]}" for name in _MACHINE if name in then and then[name] != now[name]
               and name != "threads"]
-    changed = {key for index in _borders(past, start, end) for key in _differing(past.recipe, past.at(index + 1).recipe)}
+    first = _lasting(past.at(start + 1).recipe)
+    later = [_lasting(past.at(index + 1).recipe) for index in _borders(past, start, end)]
+    changed = {key for recipe in later for key, value in recipe.items() if value != first[key]}
     if changed:
-        notes.append(f"the recipe changed on the way ({', '.join(sorted(changed))}); the replay takes that of update {past.update}")
+        notes.append(f"{', '.join(sorted(changed))} changed when the run was continued; the replay keeps what was before")
     return notes
 
 
-def _differing(a: Recipe, b: Recipe) -> set[str]:
-    one, other = a.to_dict(), b.to_dict()
-    return {key for key in one if one[key] != other[key] and key not in _INCONSEQUENTIAL} - ({"data"} if _same_order(a, b) else set())
-
-
-def _same_order(a: Recipe, b: Recipe) -> bool:
-    return all(getattr(a.data, name) == getattr(b.data, name) for name in ("global_batch", "lanes", "window", "on_bad"))
+def _lasting(recipe: Recipe) -> dict[str, Any]:
+    values = {key: value for key, value in recipe.to_dict().items() if key in _LASTING}
+    return values | {"optim": {key: value for key, value in values["optim"].items() if key not in ("lr", "clip")}}
 
 
 def _borders(past: Past, start: int, end: int) -> list[int]:
-    """The numbers (from 0) of the updates between `start` and `end` that a start of the run began with, and the first one."""
-    return sorted({start, *(int(s["update"]) for s in past.starts if start < s["update"] < end)})
+    """The numbers (from 0) of the updates between `start` and `end` that a start of the run began with."""
+    return sorted({int(s["update"]) for s in past.starts if start < s["update"] < end})
 
 
 # --- the run again ---------------------------------------------------------------------------------------------------
@@ -168,14 +167,11 @@ def _threads(count: int | None) -> Generator[None]:
 
 def _build(past: Past, sets: list[tuple[DataSet, float]], way: _Way, console: Console) -> Job:
     """The run as it stood at the checkpoint."""
-    run, entry, index = past.run, family(past.recipe.system), 0 if way.start is None else way.start.update
-    device = past.started.get("device", past.recipe.accelerator)
-    if (device == "cuda" and not torch.cuda.is_available()) or (device == "mps" and not torch.backends.mps.is_available()):
-        way.notes.append(f"the run used {device}, which this machine does not have")
-        device = "auto"
-    recipe = replace(past.recipe, devices=1, num_nodes=1, strategy="auto", shard_size=None, accelerator=device,
-                     precision=past.started.get("precision", past.recipe.precision),
-                     checkpoint=replace(past.recipe.checkpoint, asynchronous=False))
+    run, entry = past.run, family(past.recipe.system)
+    first = past.at(1 if way.start is None else way.start.update + 1)
+    recipe = _recipe(first)
+    if recipe.accelerator != first.started.get("device", recipe.accelerator):
+        way.notes.append(f"the run used {first.started['device']}, which this machine does not have")
     fabric = build_fabric(recipe)
     model = run.described().get("model", "")
     if way.start is None and model:
@@ -183,8 +179,8 @@ def _build(past: Past, sets: list[tuple[DataSet, float]], way: _Way, console: Co
         start = find_start(recipe, entry, model, run.directory, "never")
     else:
         start = Start(model, run.config())
-    parts = Parts.of(recipe, sets, run.context(), start, past.layout)
-    parts = replace(parts, stream=_stream(past, index, sets, parts.system))
+    parts = Parts.of(recipe, sets, run.context(), start, first.layout)
+    parts = replace(parts, stream=_stream(first, sets, parts.system))
     job = parts.job(recipe, fabric, None, run, Console(quiet=True))
     job.health.decided = [range(*pair) for pair in decisions(run)]
     if way.start is not None:
@@ -192,9 +188,19 @@ def _build(past: Past, sets: list[tuple[DataSet, float]], way: _Way, console: Co
     return job
 
 
-def _stream(past: Past, index: int, sets: list[tuple[DataSet, float]], system: System) -> Stream:
-    """The stream in the layout that update number `index` (from 0) was made in."""
-    layout = past.at(index + 1).layout
+def _recipe(past: Past) -> Recipe:
+    """The recipe of an update, for one process on this machine."""
+    device = past.started.get("device", past.recipe.accelerator)
+    if (device == "cuda" and not torch.cuda.is_available()) or (device == "mps" and not torch.backends.mps.is_available()):
+        device = "auto"
+    return replace(past.recipe, devices=1, num_nodes=1, strategy="auto", shard_size=None, accelerator=device,
+                   precision=past.started.get("precision", past.recipe.precision),
+                   checkpoint=replace(past.recipe.checkpoint, asynchronous=False))
+
+
+def _stream(past: Past, sets: list[tuple[DataSet, float]], system: System) -> Stream:
+    """The stream in the layout that an update was made in."""
+    layout = past.layout
     if system.coupled:  # the samples of all ranks are compared with each other, so they are one batch here
         layout = Layout(layout.global_batch)
     data = past.recipe.data
@@ -210,11 +216,11 @@ def _make(past: Past, job: Job, sets: list[tuple[DataSet, float]], way: _Way, lo
     where = "the first weights" if way.start is None else f"checkpoint {way.start.path.name}"
     console.say(f"making updates {begin + 1} to {way.end} again from {where}")
     loop = Updates(job)
-    made: dict[str, Any] = {"update": None, "samples": None, "trouble": None, "line": {}}
+    made: dict[str, Any] = {"update": None, "samples": None, "coupled": job.system.coupled, "trouble": None, "line": {}}
     with console.progress(f"replay {past.recipe.name}", total=way.end - begin) as bar:
         while job.update < way.end:
-            if job.update in borders and job.update > begin:
-                _regroup(job, _stream(past, job.update, sets, job.system))
+            if job.update in borders:
+                _continue(job, past.at(job.update + 1), sets)
                 loop.restart()
             mine = job.update == past.index
             if mine and losses and not job.system.coupled:
@@ -239,12 +245,15 @@ def _make(past: Past, job: Job, sets: list[tuple[DataSet, float]], way: _Way, lo
     return made
 
 
-def _regroup(job: Job, stream: Stream) -> None:
-    """Go on as the run did when it was continued on other ranks or with other micro-batches."""
+def _continue(job: Job, past: Past, sets: list[tuple[DataSet, float]]) -> None:
+    """Go on as the run did when it was continued before an update: with another recipe, on other ranks, with other micro-batches."""
+    stream = _stream(past, sets, job.system)
+    job.recipe = _recipe(past)
+    job.health.settings = job.recipe.health
     if job.stream.layout != stream.layout:
         rows = checkpoint.join_rows([job.carries[part] for part in sorted(job.carries)])
         job.carries = {} if rows is None else dict.fromkeys(range(stream.layout.accumulate), rows)
-        job.stream = stream
+    job.stream = stream
 
 
 def _own(before: Mapping[str, Sequence[float]], after: Mapping[str, Any]) -> dict[str, float] | None:
@@ -370,7 +379,9 @@ def lines(result: Mapping[str, Any], past: Past, top: int = 5) -> list[str]:
         made.append(f"update {past.update} made no step: it is left out")
     else:
         made.append(f"update {past.update} itself: " + "  ".join(f"{k} {v:.6g}" for k, v in result["update"].items()))
-    if result["samples"]:
+    if result["coupled"]:
+        made.append("the system compares the samples of a batch: none has a loss of its own")
+    elif result["samples"]:
         made.append("the samples with the highest loss, each read by itself and without dropout:")
         made.append(f"  {'sample':>9}  {'loss':>10}  {'of the loss':>11}  {'gradient':>10}  key")
         whole = sum(entry["share"] for entry in result["samples"])

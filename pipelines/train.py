@@ -308,7 +308,8 @@ class Updates:
                 buffer.copy_(kept)
             job.optimizer.zero_grad(set_to_none=True)
             return False
-        measured.put("grad_norm", norm, 1)
+        # it is one number of all ranks: counted once, a line that several ranks began and another number of them ended is a plain mean
+        measured.put("grad_norm", norm * fabric.is_global_zero, int(fabric.is_global_zero))
         job.meter.merge(measured)
         job.carries = carries
 
