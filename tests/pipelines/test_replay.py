@@ -258,6 +258,35 @@ def test_an_update_that_was_left_out_is_left_out_again(data, tmp_path):
     assert found["verdict"] == "bitwise" and found["update"] is None
 
 
+@pytest.mark.parametrize("policy", ["skip", "rewind"])
+def test_what_the_health_of_a_run_decided_is_decided_again(data, tmp_path, policy):
+    out = tmp_path / "run"
+    go("bert-tiny", BERT, data.a, out, "health.spike=1.02", "health.window=3", f"health.policy={policy}", "health.max_skips=99",
+       "health.max_rewinds=99", "checkpoint.every=3", tokenizer=data.tok)
+    events = runs.Run(out).events()
+    assert {event["event"] for event in events} == {policy}
+    update = events[-1]["update"]
+    found = replay(past(out, update), losses=False)
+    assert found["verdict"] == "bitwise" and found["update"] is None
+    assert ("more than" in found["trouble"]) if policy == "skip" else found["trouble"] is None
+    assert replay(past(out, 14), losses=False)["verdict"] == "bitwise"
+
+
+def test_a_run_of_long_ago_needs_to_be_told_of_its_data(mixed, data, tmp_path):
+    shutil.copytree(mixed, tmp_path / "run")
+    known = json.loads((tmp_path / "run" / "environment.json").read_text())
+    for start in known["starts"]:
+        for name in ("update", "checkpoint", "micro_batch", "device", "precision", "data", "eval_data", "recipe"):
+            del start[name]
+    (tmp_path / "run" / "environment.json").write_text(json.dumps(known))
+    with pytest.raises(UserError, match="needs --data: the run does not say where 60 samples"):
+        replay(past(tmp_path / "run", 9))
+    assert replay(past(tmp_path / "run", 9), [str(data.b), str(data.a)], losses=False)["verdict"] == "bitwise"  # in any order
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    with pytest.raises(UserError, match="for one data set, not for a mixture"):
+        replay(past(tmp_path / "run", 9), [str(data.b), str(data.a)])
+
+
 def test_a_damaged_checkpoint_is_passed_over_and_what_cannot_be_is_said(mixed, tmp_path):
     shutil.copytree(mixed, tmp_path / "run")
     shard = next((tmp_path / "run" / "checkpoints" / "update-00000007").glob("*.safetensors"))
