@@ -43,11 +43,12 @@ class Maker:
         self.objective, self.on_bad = objective, on_bad
         self.examples: list[Any] = []
         self.used: list[int] = []
+        self.follows: list[int] = []
         self.bad: list[BadRecord] = []
 
     def add(self, index: int, sample: Sample | BadSample, rng: np.random.Generator, partner: Sample | BadSample | None,
-            name: Callable[[], tuple[str, str]]) -> None:
-        """Make the examples of one sample, or record why there are none."""
+            name: Callable[[], tuple[str, str]], follows: int | None = None) -> None:
+        """Make the examples of one sample, or record why there are none; `follows` as in `Batch`."""
         try:
             for found in (sample, partner):
                 if isinstance(found, BadSample):
@@ -65,11 +66,13 @@ class Maker:
             return
         self.examples.extend(made)
         self.used.append(index)
+        if follows is not None:
+            self.follows.append(follows)
 
     def batch(self) -> Batch:
         """The batch, with what the stream knows about it."""
         batch = self.objective.collate(self.examples)
-        batch.samples, batch.sample_ids, batch.bad = len(self.used), self.used, self.bad
+        batch.samples, batch.sample_ids, batch.follows, batch.bad = len(self.used), self.used, self.follows, self.bad
         return batch
 
 

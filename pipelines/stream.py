@@ -144,7 +144,7 @@ class Stream:
         places = [self.order.locate(p) for p in self.layout.positions(update, part)]
         maker = Maker(self.objective, self.on_bad)
         for place, sample in zip(places, self._read(places), strict=True):
-            maker.add(self.index(place), sample, self._rng(place), self._partner(place), partial(self.name, place))
+            maker.add(self.index(place), sample, self._rng(place), self._partner(place), partial(self.name, place), self._before(place))
         if not maker.examples:
             self._stand_in(places[0], maker)
         return maker.batch()
@@ -192,6 +192,14 @@ class Stream:
                 found[index] = result
         return [found[self.index(p)] for p in places]
 
+    def _before(self, place: Place) -> int | None:
+        """The sample that this one continues, where samples are read in sequence: the one before it in its lane and epoch, or -1."""
+        if not self.objective.sequential:
+            return None
+        order = self.order.sources[place.source]
+        same = (place.position - order.lanes) // order.samples == place.epoch
+        return self.index(place) - 1 if same else -1
+
     def _partner(self, place: Place) -> Sample | BadSample | None:
         """Another sample of the same shuffle window, drawn for this sample."""
         if not self.objective.needs_partner:
@@ -215,7 +223,8 @@ class Stream:
         for step in range(1, min(len(window), _STAND_INS)):
             sample = int(window[(at + step) % len(window)])
             near = Place(place.source, place.position, epoch, sample)
-            maker.add(self.index(near), self._read([near])[0], self._rng(near), self._partner(near), partial(self.name, near))
+            maker.add(self.index(near), self._read([near])[0], self._rng(near), self._partner(near), partial(self.name, near),
+                      -1 if self.objective.sequential else None)
             if maker.examples:
                 return
         raise UserError(f"no usable sample near {self.name(place)[0]!r} of {data.directory}; the last reason: {maker.bad[-1].reason}")

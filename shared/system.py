@@ -57,6 +57,9 @@ class Batch:
     """The task of this update, where a family draws one (UNITER, UniLM); else empty."""
     sample_ids: list[int] = field(default_factory=list)
     """`Sample.index` of each sample (set by the stream); identity for logs and feature memoisation."""
+    follows: list[int] = field(default_factory=list)
+    """Where the objective reads in sequence: the sample that each one continues, -1 for none (set by the stream). Lanes that meet where an
+    epoch begins do not continue each other. Empty: each continues the sample numbered before it."""
     bad: list[BadRecord] = field(default_factory=list)
     """Samples that were skipped while this batch was made (set by the stream)."""
     reads: dict[str, float] = field(default_factory=dict)

@@ -408,7 +408,7 @@ class TransformerXLSystem(System):
     """Transformer-XL's pretraining: the next token, with the memory as the carry.
 
     The carry holds `ids` (the samples that were read), `last` int64 [B] (their last tokens), and the memory: `keep` bool [B, M] and
-    `states`, [B, M, D] for each layer. A row goes on from the row of the sample before it, wherever that stood.
+    `states`, [B, M, D] for each layer. A row goes on from the row of the sample before it in its lane, wherever that stood.
     """
 
     net: TransfoXLLMHeadModel
@@ -438,7 +438,7 @@ class TransformerXLSystem(System):
         """The token before each row [B], and the rows' memory."""
         eos = self.net.config.eos_token_id or 0
         place: dict[int, int] = {sample: row for row, sample in enumerate(carry["ids"])} if carry is not None else {}
-        rows = [place.get(sample - 1, -1) for sample in batch.sample_ids]
+        rows = [place.get(sample, -1) for sample in batch.follows or [sample - 1 for sample in batch.sample_ids]]
         if carry is None or max(rows, default=-1) < 0:
             return torch.full_like(batch.ids[:, 0], eos), None
         last, keep, states = carry["last"], carry["keep"], carry["states"]
