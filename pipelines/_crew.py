@@ -240,10 +240,12 @@ def _processes(workers: int, cards: Sequence[str], preload: Sequence[str]) -> Ge
 
 def _cards() -> list[str]:
     """The GPUs that this process may use, as the environment names them."""
-    import torch
-
     named = [c.strip() for c in os.environ.get(_GPUS, "").split(",") if c.strip()]
-    return named or [str(i) for i in range(torch.cuda.device_count())]
+    if not named:
+        import torch
+
+        named = [str(i) for i in range(torch.cuda.device_count())]
+    return named
 
 
 def _begin(parent: int, count: Any, cards: Sequence[str]) -> None:
