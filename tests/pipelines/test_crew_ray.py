@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import secrets
 import signal
@@ -19,7 +20,7 @@ import numpy as np
 import polymodal
 import pytest
 import torch
-from polymodal.pipelines import _crew_ray, sources
+from polymodal.pipelines import _crew_ray, cli, sources
 from polymodal.pipelines import pack as packing
 from polymodal.pipelines._bulk_models import VECTOR, Classify, Embed
 from polymodal.pipelines._crew import Lost, Piece, Place, crew, do_all
@@ -215,3 +216,21 @@ def test_a_machine_without_the_storage_is_named(cluster, tmp_path, monkeypatch):
     for reads, message in (([(str(tmp_path / "b"), 5)], "cannot read .*/b'"), ([(str(tmp_path / "a"), 4)], "has 5 bytes on .* and 4 here")):
         with crew(Place("ray"), most=1, folder=tmp_path, reads=reads) as those, pytest.raises(UserError, match=message):
             do_all(those, [Piece(Touch(str(tmp_path), 0), 1, "0")], lambda size: None)
+
+
+@pytest.mark.timeout(600)
+def test_the_launch_script_trains_on_two_ranks(cluster, texts, tmp_path, monkeypatch):
+    """`launch --on ray` writes it and Ray Train starts it; the losses are those of one process."""
+    shape = [word for size in ("n_embd=16", "n_layer=1", "n_head=2", "n_positions=32") for word in ("--set", f"model.{size}")]
+    common = ["gpt2-tiny", "--data", str(texts / "data"), "--tokenizer", str(tmp_path / "tok"), "--max-updates", "3", "--set",
+              "accelerator=cpu", "--set", "precision=32", "--set", "data.global_batch=8", "--set", "log.every=1", *shape]
+    Tokenizer.train(["red green blue cat dog house tree river"] * 3, "byte-bpe", 270).save(tmp_path / "tok")
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(["launch", "--on", "ray", "--gpus", "2", "--max-restarts", "0", "--out", str(tmp_path / "two"), *common]) == 0
+    done = subprocess.run([sys.executable, "gpt2-tiny-ray.py"], env={**os.environ, "RAY_ADDRESS": cluster, "HOME": str(tmp_path)},
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert cli.run(["pretrain", "--out", str(tmp_path / "one"), *common]) == 0
+    one, two = ([json.loads(line) for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()] for run in ("one", "two"))
+    assert [r["update"] for r in two] == [1, 2, 3] and [r["samples"] for r in two] == [8, 16, 24]
+    assert [r["loss"] for r in two] == pytest.approx([r["loss"] for r in one], rel=1e-5)
