@@ -65,6 +65,23 @@ def take(iterator, count):
 
 
 @pytest.mark.parametrize(("world", "micro"), [(1, 4), (2, 3), (3, 2), (4, None), (12, 1)])
+def test_what_a_sample_continues_stood_in_the_same_micro_batch(data, world, micro):
+    """On any layout, also where epochs end and lanes of another length begin: there, nothing is continued."""
+    fresh = []
+    for rank in range(world):
+        stream = make(data, 12, micro, rank, world, Letters(sequential=True))
+        each = stream.layout.accumulate
+        for number in range(each, 60 * each):
+            batch, before = stream[number], stream[number - each].sample_ids
+            assert [f for f in batch.follows if f >= 0] == [b for b, f in zip(before, batch.follows, strict=True) if f >= 0]
+            assert all(f in (-1, s - 1) for f, s in zip(batch.follows, batch.sample_ids, strict=True))
+            fresh += [(number // each, s) for f, s in zip(batch.follows, batch.sample_ids, strict=True) if f < 0]
+    # 211 samples are 17 updates and 7 samples: each epoch begins 12 lanes anew
+    assert sorted(u for u, _ in fresh) == [17] * 5 + [18] * 7 + [35] * 10 + [36] * 2 + [52] * 3 + [53] * 9
+    assert not make(data)[0].follows
+
+
+@pytest.mark.parametrize(("world", "micro"), [(1, 4), (2, 3), (3, 2), (4, None), (12, 1)])
 def test_an_update_is_the_same_samples_and_draws_on_any_layout(data, world, micro):
     for update in (0, 5, 400):
         whole = make(data)[update]
