@@ -57,14 +57,13 @@ class _Way:
     notes: list[str]
 
 
-def replay(past: Past, data: Sequence[str] = (), *, losses: bool = True, top: int = 5, console: Console | None = None) -> dict[str, Any]:
+def replay(past: Past, data: Sequence[str] = (), *, losses: bool = True, console: Console | None = None) -> dict[str, Any]:
     """Make an update again.
 
     Args:
         past: the update.
         data: where the run's data sets lie, as far as the run does not know it or they have moved.
-        losses: also the loss of each sample, read by itself, where the system can tell samples apart.
-        top: of so many samples with the highest loss, also the norm of their part of the gradient.
+        losses: also the loss and gradient of each sample, read by itself, where the system can tell samples apart.
         console: where lines and progress go.
 
     Returns:
@@ -84,7 +83,7 @@ def replay(past: Past, data: Sequence[str] = (), *, losses: bool = True, top: in
     began = time.perf_counter()
     with _threads(past.started.get("threads")):
         job = _build(past, sets, way, console)
-        made = _make(past, job, sets, way, losses, top, console)
+        made = _make(past, job, sets, way, losses, console)
     line = made.pop("line")
     compared = compare(way.row, line) if way.row is not None and line else None
     return {"from": 0 if way.start is None else way.start.update, "checkpoint": None if way.start is None else str(way.start.path),
@@ -208,7 +207,7 @@ def _stream(past: Past, sets: list[tuple[DataSet, float]], system: System) -> St
                   max_bad=data.max_bad)
 
 
-def _make(past: Past, job: Job, sets: list[tuple[DataSet, float]], way: _Way, losses: bool, top: int, console: Console) -> dict[str, Any]:
+def _make(past: Past, job: Job, sets: list[tuple[DataSet, float]], way: _Way, losses: bool, console: Console) -> dict[str, Any]:
     """Make the updates up to the end of the line, and look closely at the one that is asked for."""
     logged = {int(row["update"]) for row in past.run.metrics("train")}
     borders = set(_borders(past, job.update, way.end))
@@ -224,7 +223,7 @@ def _make(past: Past, job: Job, sets: list[tuple[DataSet, float]], way: _Way, lo
                 loop.restart()
             mine = job.update == past.index
             if mine and losses and not job.system.coupled:
-                made["samples"] = sample_losses(job, top, console)
+                made["samples"] = sample_losses(job, console)
             before = job.meter.state()["sums"]
             loop.make()
             job.health.settle()
@@ -277,61 +276,49 @@ def _trouble(job: Job) -> str | None:
 # --- single samples --------------------------------------------------------------------------------------------------
 
 
-def sample_losses(job: Job, top: int, console: Console) -> list[dict[str, Any]]:
-    """The loss of each sample of the next update, read by itself and without dropout; highest first.
+def sample_losses(job: Job, console: Console) -> list[dict[str, Any]]:
+    """What each sample of the next update adds to it, read by itself and without dropout; the highest loss first.
 
-    Of the first `top`, `gradient` is the norm of the sample's part of the update's gradient. `share` is its part of the update's loss.
+    Returns:
+        For each sample `loss` (the mean over its own targets), `share` (its part of the update's loss) and `gradient` (the norm of its
+        part of the update's gradient).
     """
     system, layout, index = job.system, job.stream.layout, job.update
-    system.eval()
-    found: list[dict[str, Any]] = []
     counts: dict[str, int] = {}
+    for part in range(layout.accumulate):
+        for name, count in job.stream[index * layout.accumulate + part].counts.items():
+            counts[name] = counts.get(name, 0) + count
+    trained = [p for p in system.parameters() if p.requires_grad]
+    found: list[dict[str, Any]] = []
+    system.eval()
     with console.progress("samples", total=layout.global_batch) as bar, torch.compiler.set_stance("force_eager"):
         for part in range(layout.accumulate):
             for position in layout.positions(index, part):
                 bar.advance()
                 batch = job.stream.alone(position)
-                if batch is None:
-                    continue
-                with torch.no_grad():
-                    terms = _alone(job, batch, part)
-                place = job.stream.order.locate(position)
-                key, shard = job.stream.name(place)
-                found.append({"sample": job.stream.index(place), "key": key, "shard": shard, "position": position, "part": part,
-                              "terms": {n: [float(t), batch.counts[c], w, c] for n, (t, c, w) in terms.items()}, "tokens": batch.tokens})
-                for name, count in batch.counts.items():
-                    counts[name] = counts.get(name, 0) + count
-        for entry in found:
-            terms = entry.pop("terms")
-            entry["loss"] = sum(weight * total / count for total, count, weight, _ in terms.values() if count)
-            entry["share"] = sum(weight * total / counts[name] for total, _, weight, name in terms.values() if counts[name])
-        # what is not a number is what one looks for
-        found.sort(key=lambda entry: -entry["loss"] if math.isfinite(entry["loss"]) else -math.inf)
-        for entry in found[:top]:
-            batch = job.stream.alone(entry["position"])
-            assert batch is not None
-            entry["gradient"] = _gradient(job, batch, entry["part"], counts)
+                if batch is not None:
+                    place = job.stream.order.locate(position)
+                    key, shard = job.stream.name(place)
+                    found.append({"sample": job.stream.index(place), "key": key, "shard": shard, "position": position,
+                                  "tokens": batch.tokens, **_alone(job, batch, part, counts, trained)})
     system.train()
-    return found
+    # what is not a number is what one looks for
+    return sorted(found, key=lambda entry: -entry["loss"] if math.isfinite(entry["loss"]) else -math.inf)
 
 
-def _alone(job: Job, batch: Batch, part: int) -> dict[str, tuple[Tensor, str, float]]:
-    """The terms of one sample: (sum, name of its count, weight) of each."""
+def _alone(job: Job, batch: Batch, part: int, counts: Mapping[str, int], trained: Sequence[Tensor]) -> dict[str, float]:
+    """A sample's loss, and its parts of the update's loss and gradient."""
     seed_draws(job.recipe.seed, job.update, "sample", *batch.sample_ids)
     with job.fabric.autocast():
         step = job.system(job.fabric.to_device(batch), job.carries.get(part))
-    return {name: (term.total, term.count, term.weight) for name, term in step.terms.items()}
-
-
-def _gradient(job: Job, batch: Batch, part: int, counts: Mapping[str, int]) -> float:
-    """The norm of a sample's part of the update's gradient."""
-    terms = _alone(job, batch, part)
-    loss = sum(total * (weight / counts[name]) for total, name, weight in terms.values() if counts[name])
-    if not isinstance(loss, Tensor) or not loss.requires_grad:
-        return 0.0
-    trained = [p for p in job.system.parameters() if p.requires_grad]
-    gradients = [g for g in torch.autograd.grad(loss, trained, allow_unused=True) if g is not None]
-    return float(torch.stack([g.float().norm() for g in gradients]).norm())
+    terms = step.terms.values()
+    share = sum(term.total * (term.weight / counts[term.count]) for term in terms if counts[term.count])
+    norm = 0.0
+    if isinstance(share, Tensor) and share.requires_grad:
+        gradients = torch.autograd.grad(share, trained, allow_unused=True)
+        norm = float(torch.stack([g.float().norm() for g in gradients if g is not None]).norm())
+    return {"loss": sum(term.weight * float(term.total.detach()) / batch.counts[term.count] for term in terms if batch.counts[term.count]),
+            "share": float(share.detach()) if isinstance(share, Tensor) else share, "gradient": norm}
 
 
 # --- comparing -------------------------------------------------------------------------------------------------------
@@ -386,7 +373,9 @@ def lines(result: Mapping[str, Any], past: Past, top: int = 5) -> list[str]:
         made.append(f"  {'sample':>9}  {'loss':>10}  {'of the loss':>11}  {'gradient':>10}  key")
         whole = sum(entry["share"] for entry in result["samples"])
         made += [f"  {e['sample']:>9}  {e['loss']:>10.4f}  {e['share'] / whole if whole else 0:>11.1%}  {e['gradient']:>10.4g}  "
-                 f"{e['key']} ({e['shard']})" for e in result["samples"][:top] if "gradient" in e]
+                 f"{e['key']} ({e['shard']})" for e in result["samples"][:top]]
+        most = max(result["samples"], key=lambda e: e["gradient"] if math.isfinite(e["gradient"]) else math.inf)
+        made.append(f"the largest part of the gradient: {most['gradient']:.4g}, of sample {most['sample']} ({most['key']})")
     return made
 
 

@@ -23,7 +23,8 @@ def register(app: typer.Typer) -> None:
 
 def inspect(
     target: Annotated[str, typer.Argument(metavar="DATA|RUN", help="Data set (folder or address), or the directory of a run.")],
-    samples: Annotated[int, typer.Option(min=0, help="Show this many samples: spread over the data set, or the first of the update.")] = 3,
+    samples: Annotated[int, typer.Option(min=0, help="Show this many samples: spread over the data set, the first of the update, or with "
+                                        "--replay those with the highest loss.")] = 3,
     sample: Annotated[list[int] | None, typer.Option(help="Show the sample of this number (can be repeated).")] = None,
     pictures: Annotated[Path | None, typer.Option(help="Write a picture grid (PNG) of the samples, or of 32; with --update, of what the "
                                                   "objective made of them.")] = None,
@@ -101,9 +102,8 @@ def _show_past(target: str, update: int, data: list[str], samples: int | None, c
     if replay:
         from .. import replay as again
 
-        top = max(samples or 0, 5)
-        facts["replay"] = result = again.replay(past, data, top=top, console=console)
-        for line in again.lines(result, past, top):
+        facts["replay"] = result = again.replay(past, data, losses=samples != 0, console=console)
+        for line in again.lines(result, past, max(samples or 0, 5)):
             console.say(line)
         if not chosen and samples:  # what they are made of
             chosen = [entry["sample"] for entry in (result["samples"] or [])[:samples]]

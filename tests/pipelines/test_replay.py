@@ -120,8 +120,8 @@ def test_micro_batches_and_samples_add_up_to_the_update(data, tmp_path):
     again = replay(past(out, 8))
     assert again["verdict"] in ("bitwise", "close")
     assert [e["loss"] for e in again["samples"]] == pytest.approx([e["loss"] for e in found["samples"]], rel=1e-5)
-    norms = [entry["gradient"] for entry in again["samples"] if "gradient" in entry]
-    assert len(norms) == 5 and again["update"]["grad_norm"] <= sum(norms) * 8 / 5 * 1.5 and min(norms) > 0
+    norms = [entry["gradient"] for entry in again["samples"]]
+    assert max(norms) < again["update"]["grad_norm"] <= sum(norms) * (1 + 1e-5)  # they add up to the whole
 
 
 def test_the_micro_batches_of_all_ranks_are_made_by_one(data):
