@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import cached_property
 from typing import NamedTuple, ParamSpec, TypeVar
 
 import torch
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .mask import Mask
+from .tiled import pays, tiled_attention
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -85,10 +87,18 @@ class Dense(Plan):
             self.mask = ok if bias is None else bias
         else:
             self.mask = bias.masked_fill(~ok, float("-inf"))
+        self._ok = None if bias is None else ok
+
+    @cached_property
+    def _hidden(self) -> Tensor | None:
+        """Queries that the mask in a bias lets see no key."""
+        return None if self._ok is None else ~self._ok.any(-1, keepdim=True)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, dropout: float = 0.0) -> Tensor:
         """Attend; shapes as in `Plan`."""
         mask = self.mask
+        if pays(q, k, mask, dropout):
+            return tiled_attention(q, k, v, mask, causal=self.is_causal, hidden=self._hidden, scale=scale, dropout=dropout)
         if mask is not None and mask.dtype != torch.bool:
             mask = mask.to(q.dtype)  # under autocast the bias table stays in fp32
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=self.is_causal, scale=scale)

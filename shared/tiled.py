@@ -1,0 +1,161 @@
+"""Attention in training on CPUs where torch's kernel is slow: dropout of the weights, a bias that learns, short rows in bf16.
+
+In the first two cases SDPA falls back to products and softmax of the whole [B, H, Lq, Lk] scores, keeps them for the backward pass, and
+draws one number from a slow generator for each. Here the scores are made tile by tile, small enough for a core's cache, and made again
+in the backward pass (Dao et al., 2022, algorithm 4, with tiles of whole rows), so no more than a tile of them is ever held. Dropout
+takes 15 drawn bits for each weight, of 64 that one draw gives for four, and the same bits again in the backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+TILE = 1 << 18
+"""Scores of a tile: 1 MiB in fp32."""
+
+
+def pays(q: Tensor, k: Tensor, bias: Tensor | None, dropout: float) -> bool:
+    """Whether this call is faster here: in training, eager, on a CPU (measured by `polymodal bench attention`).
+
+    With dropout or a bias that learns: in half precision always, else from 256 x 256 scores on. Without them: short sequences in
+    bf16, where SDPA's kernel is slow on CPUs that have bf16 products but no AMX.
+    """
+    if q.device.type != "cpu" or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return False
+    size, half = q.shape[2] * k.shape[2], q.dtype in (torch.float16, torch.bfloat16)
+    if dropout > 0 or (bias is not None and bias.requires_grad):
+        return half or size >= 1 << 16
+    return q.dtype == torch.bfloat16 and q.requires_grad and size <= 1 << 16 and _no_amx()
+
+
+@cache
+def _no_amx() -> bool:
+    return not getattr(torch.cpu, "get_capabilities", dict)().get("amx_tile", False)
+
+
+def tiled_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, causal: bool = False, hidden: Tensor | None = None,
+                    scale: float | None = None, dropout: float = 0.0) -> Tensor:
+    """What `scaled_dot_product_attention` computes.
+
+    Args:
+        q: [B, H, Lq, d].
+        k: [B, H, Lk, d].
+        v: [B, H, Lk, d].
+        mask: broadcasts to [B, H, Lq, Lk]: bool (True may be seen), or added to the scores, with or without a gradient.
+        causal: query i sees the keys up to i; excludes a mask.
+        hidden: broadcasts to [B, H, Lq, 1]: queries that a float mask lets see no key.
+        scale: of the scores before the mask; by default 1 / sqrt(d).
+        dropout: probability for the attention weights, in steps of 1 / 32768. The draws follow torch's default generator.
+
+    Returns:
+        [B, H, Lq, d]. A query that sees no key gets zeros.
+    """
+    assert mask is None or not causal, "causal excludes a mask"
+    if causal:
+        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril()[None, None]
+    if mask is not None and mask.dtype == torch.bool:
+        hidden = ~mask.any(-1, keepdim=True)
+        mask = torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~(mask | hidden), -torch.inf)
+    elif mask is not None and hidden is not None:
+        mask = mask.masked_fill(hidden, 0.0)
+    seed = cast("int", torch.randint(1 << 62, ()).item()) if dropout else 0
+    out = cast("Tensor", _Tiled.apply(q, k, v, mask, q.shape[-1] ** -0.5 if scale is None else scale, dropout, seed))
+    return out if hidden is None else out.masked_fill(hidden, 0.0)
+
+
+class _Tiled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, dropout: float, seed: int) -> Tensor:
+        batch, heads, length = q.shape[:3]
+        out = v.new_empty(batch, length, heads, v.shape[3]).transpose(1, 2)  # heads side by side, as what follows reads them
+        tiles = _Tiles(q, k, bias, scale, dropout, seed)
+        for place in tiles:
+            weights = tiles.weights(place)
+            if dropout:
+                weights *= tiles.kept(place)
+            out[place] = torch.matmul(weights.to(v.dtype), v[place])
+        ctx.save_for_backward(q, k, v, bias)
+        ctx.settings = (scale, dropout, seed)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, bias = ctx.saved_tensors
+        scale, dropout, seed = ctx.settings
+        (gradient,) = gradients
+        d_q, d_k, d_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        wide = torch.promote_types(q.dtype, torch.float32)
+        d_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and ctx.needs_input_grad[3] else None
+        tiles = _Tiles(q, k, bias, scale, dropout, seed)
+        for place in tiles:
+            g = gradient[place]
+            weights = tiles.weights(place)
+            d_weights = torch.matmul(g, v[place].transpose(-1, -2)).to(wide)
+            if dropout:
+                kept = tiles.kept(place)
+                d_weights *= kept
+                d_v[place] = torch.matmul(kept.mul_(weights).to(g.dtype).transpose(-1, -2), g)
+            else:
+                d_v[place] = torch.matmul(weights.to(g.dtype).transpose(-1, -2), g)
+            # softmax: dS = P * (dP - rowsum(dP * P))
+            d_scores = torch._softmax_backward_data(d_weights, weights, -1, wide)  # pyright: ignore[reportPrivateUsage]  # noqa: SLF001
+            if d_bias is not None:
+                part = d_bias[tiles.of(place, d_bias)]
+                part += d_scores.sum_to_size(part.shape)
+            d_scores = d_scores.to(q.dtype)
+            d_q[place] = torch.matmul(d_scores, k[place]).mul_(scale)
+            d_k[place] = torch.matmul(d_scores.transpose(-1, -2), q[place]).mul_(scale)
+        return d_q, d_k, d_v, None if bias is None or d_bias is None else d_bias.to(bias.dtype), None, None, None
+
+
+Place = tuple[slice, slice]
+"""Rows of the batch, and heads."""
+
+
+class _Tiles:
+    """The attention weights, a tile at a time."""
+
+    def __init__(self, q: Tensor, k: Tensor, bias: Tensor | None, scale: float, dropout: float, seed: int) -> None:
+        self.q, self.k, self.bias, self.scale, self.seed = q, k, bias, scale, seed
+        self.wide = torch.promote_types(q.dtype, torch.float32)
+        self.limit = round(dropout * 32768)
+
+    def __iter__(self) -> Iterator[Place]:
+        batch, heads = self.q.shape[:2]
+        size = self.q.shape[2] * self.k.shape[2]
+        heads_each = min(heads, max(1, TILE // size))
+        rows_each = max(1, TILE // (size * heads)) if heads_each == heads else 1
+        for row in range(0, batch, rows_each):
+            for head in range(0, heads, heads_each):
+                yield slice(row, row + rows_each), slice(head, head + heads_each)
+
+    @staticmethod
+    def of(place: Place, tensor: Tensor) -> Place:
+        """The place in a tensor that may have one row or one head for all."""
+        rows, heads = (slice(None) if n == 1 else part for n, part in zip(tensor.shape[:2], place, strict=True))
+        return rows, heads
+
+    def weights(self, place: Place) -> Tensor:
+        """softmax(scale q k^T + bias), in fp32 or wider."""
+        scores = torch.matmul(self.q[place] * self.scale, self.k[place].transpose(-1, -2)).to(self.wide)
+        if self.bias is not None:
+            scores += self.bias[self.of(place, self.bias)]
+        return torch.softmax(scores, -1)
+
+    def kept(self, place: Place) -> Tensor:
+        """For each weight of a tile 0 (dropped) or 1 / the probability to be kept; the same at every call."""
+        rows, heads = self.q[place].shape[:2]
+        shape = (rows, heads, self.q.shape[2], self.k.shape[2])
+        count = shape[0] * shape[1] * shape[2] * shape[3]
+        first = (place[0].start * self.q.shape[1] + place[1].start) * 2654435761
+        generator = torch.Generator().manual_seed((self.seed + first) % (1 << 63))
+        drawn = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(1 << 63), None, generator=generator)
+        # 15 bits of each quarter, less the limit: the sign says which are dropped (integer operations, as CPUs compare slowly in torch)
+        signs = drawn.view(torch.int16)[:count].bitwise_and_(0x7FFF).sub_(self.limit).bitwise_right_shift_(15)
+        return signs.to(self.wide).add_(1).mul_(32768 / (32768 - self.limit)).view(shape) if self.limit < 32768 else (
+            torch.zeros(shape, dtype=self.wide))
