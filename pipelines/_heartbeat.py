@@ -197,7 +197,10 @@ class Rank:
 
     def does(self) -> str:
         """What it does, in words."""
-        return f"{PHASES[self.phase]} ({self.phase}, update {self.update}, for {_seconds(self.seconds)})"
+        if self.over:
+            return f"{PHASES[self.phase]} after update {self.update}, {_seconds(self.seconds)} ago" + (f": {self.why}" if self.why else "")
+        where = f"update {self.update}" if self.phase in MAKING else f"after update {self.update}"
+        return f"{PHASES[self.phase]} ({self.phase}, {where}, for {_seconds(self.seconds)})"
 
 
 def read(run: Path, now: float | None = None) -> list[Rank]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from .runs import Run
 
 _SHOWN = 300
+_RANKS, _EVENTS = 8, 5
 _CELL, _CAPTION, _COLUMNS = 128, 30, 8
 
 
@@ -153,7 +155,18 @@ def run_summary(run: Run) -> dict[str, Any]:
     return {"run": str(run.directory), "recipe": resolved.name, "system": resolved.system, "size": resolved.size,
             "max_updates": resolved.max_updates, "last": last, "skipped": len(read_lines(run.directory / BAD)),
             "previews": [p["rows"] for p in run.samples()[-2:]],
-            "checkpoints": [c.path.name for c in all_checkpoints(run.checkpoints)], "exported": run.export.is_dir()}
+            "checkpoints": [c.path.name for c in all_checkpoints(run.checkpoints)], "exported": run.export.is_dir(),
+            "events": run.events(), **_health(run, last.get("train", {}).get("step_s"))}
+
+
+def _health(run: Run, update_seconds: float | None) -> dict[str, Any]:
+    """How the ranks are, and what each of them does, the ones to look at first."""
+    from ._heartbeat import diagnose, read
+
+    ranks = read(run.directory)
+    found = diagnose(ranks, update_seconds or 0.0)
+    first = sorted(ranks, key=lambda rank: (rank.rank not in found.ranks, rank.rank))
+    return {"health": asdict(found), "ranks": [{**asdict(rank), "does": rank.does()} for rank in first]}
 
 
 def run_lines(facts: dict[str, Any]) -> list[str]:
@@ -163,8 +176,28 @@ def run_lines(facts: dict[str, Any]) -> list[str]:
     for split, row in facts["last"].items():
         numbers = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items() if k != "split")
         lines.append(f"last {split}: {numbers}")
+    lines += _health_lines(facts)
     if facts["skipped"]:
         lines.append(f"skipped samples: {facts['skipped']} (bad.jsonl)")
     for rows in facts["previews"]:
         lines += ["what the model made of a held-out example:", *(f"  {name}: {value}" for name, value in rows)]
+    return lines
+
+
+def _health_lines(facts: dict[str, Any]) -> list[str]:
+    from ._health import describe
+
+    health, ranks, events = facts["health"], facts["ranks"], facts["events"]
+    lines = [f"ranks: {health['state']}: {health['says']}"]
+    if health["state"] in ("running", "hanging", "failed"):
+        for rank in ranks[:_RANKS]:
+            mark = "*" if rank["rank"] in health["ranks"] else " "
+            lines.append(f" {mark}rank {rank['rank']} ({rank['host']}, process {rank['pid']}, {rank['process']}): {rank['does']}")
+            if health["state"] == "hanging":
+                lines += [f"      in {call}" for call in rank["at"]]
+        if len(ranks) > _RANKS:
+            lines.append(f"  ... {len(ranks) - _RANKS} more (all with --json)")
+    lines += [f"event: {describe(event)}" for event in events[-_EVENTS:]]
+    if len(events) > _EVENTS:
+        lines.append(f"  ... and {len(events) - _EVENTS} before (events.jsonl)")
     return lines

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from . import page
+from ._health import describe
 from .recipe import record
 from .runs import Run, open_run
 
 _COUNTERS = frozenset({"split", "update", "samples", "epoch", "tokens", "bad", "lr", "grad_norm", "seconds",
                        "tokens_per_s", "samples_per_s", "data_wait_s", "save_s", "step_s", "elapsed_s"})  # fmt: skip
 _MAX_FIGURES = 6
+_MAX_EVENTS = 5
 
 
 def report(directories: Sequence[str | Path], out: str | Path) -> dict[str, Any]:
@@ -53,7 +55,7 @@ def run_parts(run: Run, levels: dict[str, float] | None = None) -> list[str]:
     """
     recipe = run.recipe()
     train, held_out = run.metrics("train"), run.metrics("eval")
-    parts = [page.cards(_numbers(train, held_out))]
+    parts = [page.cards(_numbers(train, held_out)), *(page.paragraph(describe(event)) for event in run.events()[-_MAX_EVENTS:])]
     if train:
         parts.append(page.grid(*_figures(run, train, held_out, levels)))
     samples = run.samples()

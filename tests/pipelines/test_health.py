@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -14,102 +13,28 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from contract.letters import INF, NAN, POISON, Letters, go, known, letters
 from polymodal.pipelines import _health, runs, train
 from polymodal.pipelines._health import Health, describe, merged, missed
 from polymodal.pipelines.console import Console
 from polymodal.pipelines.pack import pack
-from polymodal.pipelines.recipe import CheckpointSettings, DataSettings, EvaluateSettings, HealthSettings, LogSettings, Recipe
+from polymodal.pipelines.recipe import CheckpointSettings, EvaluateSettings, HealthSettings, LogSettings
 from polymodal.pipelines.shards import DataSet
 from polymodal.pipelines.stream import Layout, Stream
 from polymodal.shared import checkpoint
 from polymodal.shared.errors import UserError
 from polymodal.shared.optim import OptimSettings
-from polymodal.shared.schedule import ScheduleSettings
 from polymodal.shared.settings import check_settings
-from polymodal.shared.system import Batch, Family, Objective, Step, System, Term
-from torch import Tensor, nn
 
 TIMES = ("samples_per_s", "tokens_per_s", "step_s", "data_wait_s", "save_s", "elapsed_s", "seconds")
-POISON = "z"
-INF, NAN = float("inf"), float("nan")
-
-
-@dataclass(kw_only=True)
-class LetterBatch(Batch):
-    x: Tensor
-    y: Tensor
-
-
-HARM = {"poison": 1.0}
-"""What is wrong with the world: not in the recipe, which must be the same for runs that are compared or continued."""
-
-
-class Letters(Objective):
-    """A text's letters against a sum of them and what nobody can know. A text with a `z` may be poisoned: its target is multiplied."""
-
-    def example(self, sample, rng):
-        text = sample.text()
-        target = text.count("a") - text.count("b") + len(text) % 7 + 1
-        yield [text.count(c) + rng.normal() * 0.01 for c in "abcde"], target * (HARM["poison"] if POISON in text else 1.0)
-
-    def collate(self, examples):
-        x, y = torch.tensor([e[0] for e in examples], dtype=torch.float32), torch.tensor([float(e[1]) for e in examples])
-        return LetterBatch(x=x, y=y, counts={"rows": len(examples)}, tokens=len(examples))
-
-
-@dataclass(frozen=True)
-class Config:
-    width: int = 8
-    batch_norm: bool = True
-    """False where ranks are compared: a checkpoint holds the statistics of one of them."""
-
-    def to_dict(self):
-        return {"width": self.width, "batch_norm": self.batch_norm}
-
-    @classmethod
-    def from_dict(cls, record):
-        return cls(**record)
-
-
-class Reader(System):
-    """With dropout, a norm over the batch, and a memory: whatever an update could leave behind."""
-
-    def __init__(self, config):
-        super().__init__()
-        width = config.width
-        norm = nn.BatchNorm1d(width) if config.batch_norm else nn.LayerNorm(width)
-        self.net = nn.Sequential(nn.Linear(5, width), norm, nn.Tanh(), nn.Dropout(0.1), nn.Linear(width, 1))
-        self.net.config = config
-        self.objective = Letters()
-
-    def forward(self, batch, carry=None):
-        out = self.net(batch.x)[:, 0] + (0.0 if carry is None else 0.1 * carry["mean"])
-        total = ((out - batch.y) ** 2).sum()
-        return Step({"square": Term(total, "rows")}, {}, {"mean": out.detach().mean()})
-
-
-FAMILY = Family(name="reader", title="Reader", paper="", year=2026, url="", objective="", equation="", symbols="", masks={}, config=Config,
-                sizes={"base": {}}, create=lambda c, s, _: Reader(c), settings=Config)
-
-
-def _export(system, out, tokenizer):
-    out.mkdir(exist_ok=True)
-    torch.save(system.state_dict(), out / "net.pt")
-
-
-PATCHES = ((train, "family", lambda name: FAMILY), (runs, "family", lambda name: FAMILY), (train, "export_system", _export))
-FAMILIES = "polymodal.pipelines.recipe.families"
+POISONED = 8
+"""The update, from 1, that reads the poisoned text."""
 
 
 @pytest.fixture(autouse=True)
-def reader(monkeypatch):
-    for where, name, value in PATCHES:
-        monkeypatch.setattr(where, name, value)
-    monkeypatch.setattr(FAMILIES, lambda: {"reader": FAMILY})
-
-
-POISONED = 8
-"""The update, from 1, that reads the poisoned text."""
+def reader():
+    with known():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -131,19 +56,6 @@ def data(tmp_path_factory):
             (root / f"train-{line}").rename(root / "train")
             return SimpleNamespace(train=root / "train", held=root / "held")
     raise AssertionError("no line is read in that update")
-
-
-def letters(health=None, **more):
-    return replace(Recipe(name="reader", system="reader", data=DataSettings(global_batch=8, lanes=4, window=64, micro_batch=2),
-                          max_updates=15, precision="32", accelerator="cpu", optim=OptimSettings(lr=0.02),
-                          schedule=ScheduleSettings("cosine", warmup=3), log=LogSettings(every=3, tensorboard=False),
-                          evaluate=EvaluateSettings(every=5), checkpoint=CheckpointSettings(every=3),
-                          health=HealthSettings(**({"heartbeat": 0.0, "window": 5} | (health or {})))), **more)
-
-
-def go(made, data, out, poison=1.0, **more):
-    with patch.dict(HARM, poison=poison):
-        return train.pretrain(made, data.train, out, **({"eval_data": data.held, "console": Console(quiet=True)} | more))
 
 
 def rows(out, split=None):
@@ -172,7 +84,7 @@ def same(a, b):
 def told(data, tmp_path_factory):
     """A run that was told from the start to leave the update out; no sample does any harm."""
     out = tmp_path_factory.mktemp("told") / "run"
-    with patch.object(*PATCHES[0]), patch.object(*PATCHES[1]), patch.object(*PATCHES[2]), patch(FAMILIES, lambda: {"reader": FAMILY}):
+    with known():
         go(letters({"leave_out": ((POISONED, POISONED),)}), data, out)
     return out
 
@@ -205,18 +117,15 @@ def test_a_poisoned_sample_is_left_out_bit_for_bit(tmp_path, data, told, policy,
     assert warned == [describe(event)] and "samples at positions 56 to 63 are left out" in warned[0]
 
 
-@pytest.mark.parametrize("policy", ["skip", "rewind"])
-def test_the_loss_is_the_clean_runs(tmp_path, data, policy):
-    """Six epochs, with the poisoned sample in each: as good as without poison, within 2 %; learning from it costs more than that."""
-    more = {"max_updates": 90, "evaluate": EvaluateSettings(), "log": LogSettings(every=90, tensorboard=False),
-            "checkpoint": CheckpointSettings(every=30), "optim": OptimSettings(lr=0.05)}
+def test_the_loss_is_the_clean_runs(tmp_path, data):
+    """Eight epochs, with the poisoned sample in each: as good as without poison, within 5 %; learning from it doubles the loss."""
+    more = {"max_updates": 120, "evaluate": EvaluateSettings(), "log": LogSettings(every=60, tensorboard=False), "model": {"linear": True},
+            "checkpoint": CheckpointSettings(every=30), "optim": OptimSettings("sgd", lr=0.01, clip=None)}
     clean = go(letters(**more), data, tmp_path / "clean")["eval"]["loss"]
-    result = go(letters({"policy": policy}, **more), data, tmp_path / "run", NAN)
-    assert len(runs.Run(tmp_path / "run").events()) == 6
-    spoilt = go(letters(**more), data, tmp_path / "spoilt", 1e6)["eval"]["loss"]
-    print(policy, clean, result["eval"]["loss"], spoilt)
-    assert result["eval"]["loss"] == pytest.approx(clean, rel=0.02)
-    assert abs(spoilt / clean - 1) > 0.02
+    result = go(letters({"policy": "rewind"}, **more), data, tmp_path / "run", NAN)
+    assert len(runs.Run(tmp_path / "run").events()) == 8
+    assert result["eval"]["loss"] == pytest.approx(clean, rel=0.05)
+    assert go(letters(**more), data, tmp_path / "spoilt", 100.0)["eval"]["loss"] > 1.5 * clean
 
 
 def test_the_event_lists_the_poisoned_sample(tmp_path, data):
@@ -429,7 +338,7 @@ def stage(name, data, out):
 
 
 def test_two_ranks_agree(tmp_path, data):
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__, str(data.train.parent),
                str(tmp_path)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240, check=False)
@@ -441,9 +350,7 @@ def test_two_ranks_agree(tmp_path, data):
 
 
 if __name__ == "__main__":
-    for where, name, value in PATCHES:
-        setattr(where, name, value)
-    with patch(FAMILIES, lambda: {"reader": FAMILY}):
+    with known():
         for chosen in STAGES:
             stage(chosen, SimpleNamespace(train=Path(sys.argv[1]) / "train", held=Path(sys.argv[1]) / "held"), Path(sys.argv[2]))
     print(json.dumps("done"))
