@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from ..shared.checkpoint import Checkpoint
     from ..shared.system import Batch, Preview
 
-_LISTED = 16
-_ROWS = 12
+_LISTED, _ROWS, _EXAMPLES, _LONGEST = 16, 12, 3, 600
+"""What people are shown of samples, of rows, of one sample's examples, and of the letters of a line; JSON has all."""
 
 
 # --- what a run remembers --------------------------------------------------------------------------------------------
@@ -277,9 +277,11 @@ def lines(facts: Mapping[str, Any], title: str, masks: Sequence[str] = ()) -> li
             made.append(f"  partner: sample {example['partner']['sample']} {example['partner']['key']}")
         if "bad" in example:
             made.append(f"  BAD: {example['bad']}")
-        for rows in example["examples"]:
+        for rows in example["examples"][:_EXAMPLES]:
             made.append("  the objective makes of it")
-            made += [f"    {name}: {value}" for name, value in rows]
+            made += [f"    {name}: {value if len(value) <= _LONGEST else value[:_LONGEST] + ' ...'}" for name, value in rows]
+        if len(example["examples"]) > _EXAMPLES:
+            made.append(f"  ... and {len(example['examples']) - _EXAMPLES} more examples (all with --json)")
     if facts["examples"]:
         made.append(f"every sample has a generator of its own: Philox, keyed by seed {facts['seed']}, its epoch and its number")
     return made
