@@ -25,6 +25,9 @@ TRIES = 4
 """A piece, or the start of a worker, is given up when so many workers in a row died over it."""
 _SEEN = 16
 _PATIENCE = 10.0
+"""Seconds in which storage must show what another machine wrote."""
+_START = 30.0
+"""Seconds after which a person is told that no worker has started."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,7 @@ class RayCrew:
     def finished(self) -> list[tuple[int, Failure | None]]:
         """Wait for at least one piece."""
         done: list[tuple[int, Failure | None]] = []
-        until = time.monotonic() + _PATIENCE
+        until = time.monotonic() + _START
         while not done:
             self._assign()
             over, _ = self._ray.wait([*self._running, *self._starting], num_returns=1, timeout=1)
@@ -157,9 +160,10 @@ class RayCrew:
             if not self._started and time.monotonic() > until:
                 until = float("inf")
                 need = "a core and a GPU" if self._need["num_gpus"] else "a core"
-                there = self._ray.cluster_resources()
-                self._warn(f"waiting for the cluster: a worker needs {need}; all machines together have {there.get('CPU', 0):g} cores and "
-                           f"{there.get('GPU', 0):g} GPUs")
+                there, free = self._ray.cluster_resources(), self._ray.available_resources()
+                kind = "GPU" if self._need["num_gpus"] else "CPU"
+                self._warn(f"no worker has started yet: each needs {need}; of {there.get(kind, 0):g} {kind}s of the cluster "
+                           f"{free.get(kind, 0):g} are free (Ctrl-C ends the waiting)")
         return done
 
     def _welcome(self, ref: Any) -> None:

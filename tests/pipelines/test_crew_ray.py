@@ -36,7 +36,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    """A cluster of two cores on loopback; its secret dies with it."""
+    """A cluster of two cores on this machine; its secret dies with it."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16),
                             "OMP_NUM_THREADS": "1"}.items():
@@ -136,7 +136,8 @@ def test_a_killed_worker_changes_nothing_when_packing(cluster, tmp_path, monkeyp
     assert contents(tmp_path / "local") == contents(tmp_path / "ray")
 
 
-def test_a_killed_command_goes_on_elsewhere(cluster, tmp_path, monkeypatch):
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_command_goes_on_elsewhere(cluster, tmp_path, monkeypatch, how):
     """What a run on the cluster has finished, a run on this machine takes over."""
     (tmp_path / "in").mkdir()
     for i in range(60):
@@ -149,8 +150,9 @@ def test_a_killed_command_goes_on_elsewhere(cluster, tmp_path, monkeypatch):
     while run.poll() is None and len(list(out.glob(".pack/units/*.json"))) < 5:
         time.sleep(0.002)
     assert run.poll() is None, run.stderr.read()
-    run.kill()
+    run.send_signal(how)
     run.communicate()
+    assert run.returncode == {signal.SIGKILL: -9, signal.SIGINT: 130}[how]
     until = time.monotonic() + 30
     while hands() and time.monotonic() < until:  # Ray ends them when their command is gone
         time.sleep(0.1)
@@ -208,6 +210,19 @@ def test_a_piece_that_kills_its_workers_ends_the_run(cluster, tmp_path, monkeypa
     with crew(Place("ray", 2), most=2, folder=tmp_path, warn=console.warn) as those, pytest.raises(Lost, match="deadly: 2 workers died"):
         do_all(those, [Piece(partial(os._exit, 1), 1, "deadly")], lambda size: None)
     assert len(console.lines) == 1
+
+
+def test_a_cluster_without_room_is_told(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(_crew_ray, "_START", 0.0)
+    lines = []
+
+    def warn(line):
+        lines.append(line)
+        raise KeyboardInterrupt  # what a person may do then
+
+    with crew(Place("ray"), most=1, folder=tmp_path, gpus=True, warn=warn) as those, pytest.raises(KeyboardInterrupt):
+        do_all(those, [Piece(Touch(str(tmp_path), 0), 1, "0")], lambda size: None)
+    assert len(lines) == 1 and "each needs a core and a GPU; of 0 GPUs of the cluster 0 are free" in lines[0]
 
 
 def test_a_machine_without_the_storage_is_named(cluster, tmp_path, monkeypatch):
