@@ -54,8 +54,6 @@ def layout_problems(recipe: Recipe, world: int, accelerator: str) -> Iterator[st
     if recipe.optim.name not in OPTIMIZERS:
         yield (f"optim.name is {recipe.optim.name}, which needs whole matrices, and strategy fsdp leaves each rank some rows of them: "
                f"use {', '.join(OPTIMIZERS)}, or strategy=ddp")
-    if recipe.compile:
-        yield "compile is true and strategy is fsdp, which do not go together yet: set compile=false, or strategy=ddp"
     if accelerator == "mps":
         yield "strategy is fsdp and accelerator is mps, which has one device: use cuda or cpu"
 
@@ -86,7 +84,7 @@ def parallelize(recipe: Recipe) -> Callable[[nn.Module, DeviceMesh], nn.Module]:
         # one axis says that there are no copies to keep equal
         used = mesh if mesh.size(0) > 1 else mesh["tensor_parallel"]
         device = torch.device(mesh.device_type, torch.cuda.current_device()) if mesh.device_type == "cuda" else torch.device("cpu")
-        arrivals = _Arrivals()
+        arrivals = _Arrivals(module)
         for block in _units(module):
             arrivals.fill(block)
             fully_shard(block, mesh=used, reshard_after_forward=recipe.reshard_after_forward)
@@ -104,11 +102,19 @@ def parallelize(recipe: Recipe) -> Callable[[nn.Module, DeviceMesh], nn.Module]:
 class _Arrivals:
     """Gives every rank rank 0's weights and buffers, a part of the network at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, module: nn.Module) -> None:
         self._here: dict[int, Tensor] = {}
+        self._kept = {id(p) for p in undivided(module)}
+        self._room = torch.empty(0, dtype=torch.uint8)
 
     def fill(self, module: nn.Module) -> None:
-        """Send what is not divided yet; every rank must call it."""
+        """Send what is not divided yet; every rank must call it. The weights lie where those of the call before lay."""
+        coming = [p for p in module.parameters() if p.is_meta and id(p) not in self._kept]
+        needed = sum(_room_for(p) for p in coming)
+        if needed > len(self._room):
+            self._room = torch.empty(0)
+            self._room = torch.empty(needed, dtype=torch.uint8)
+        self._used = 0
         for part in module.modules():
             parameters = part.named_parameters(recurse=False, remove_duplicate=False)  # a tied one at each of its places
             for name, tensor in [*parameters, *part.named_buffers(recurse=False, remove_duplicate=False)]:
@@ -120,11 +126,24 @@ class _Arrivals:
         if id(tensor) not in self._here:
             new = tensor
             if tensor.is_meta:
-                empty = torch.empty_like(tensor, device="cpu")
+                empty = self._empty(tensor)
                 new = nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
             _broadcast(new)
             self._here |= {id(tensor): new, id(new): new}
         return self._here[id(tensor)]
+
+
+    def _empty(self, tensor: Tensor) -> Tensor:
+        if id(tensor) in self._kept or not isinstance(tensor, nn.Parameter):
+            return torch.empty_like(tensor, device="cpu")
+        place = self._room[self._used : self._used + tensor.nbytes]
+        self._used += _room_for(tensor)
+        return place.view(tensor.dtype).view(tensor.shape)
+
+
+def _room_for(tensor: Tensor) -> int:
+    """Bytes of a tensor that another may follow in the same memory."""
+    return -(-tensor.nbytes // 64) * 64
 
 
 def _broadcast(tensor: Tensor) -> None:
@@ -181,6 +200,13 @@ def gathered_share(system: System) -> float:
     blocks = sorted((sum(p.numel() for p in block.parameters()) for block in _units(system)), reverse=True)
     total = sum(p.numel() for p in system.parameters())
     return (total - sum(blocks[2:])) / total
+
+
+def compile_blocks(module: nn.Module) -> None:
+    """Compile every block for itself; what gathers weights (hooks around it) stays outside. To be called before the module is sharded."""
+    for block in module.modules():
+        if isinstance(block, Block):
+            block.forward = torch.compile(block.forward)  # type: ignore[method-assign]
 
 
 def recompute_blocks(module: nn.Module) -> None:

@@ -59,13 +59,14 @@ def _read_index(path: Path) -> dict[str, Tensor]:
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:
+    device = torch.get_default_device()  # meta where names and shapes are enough
     if path.suffix == ".safetensors":
         try:
-            return load_file(path)
+            return {name: tensor.to(device) for name, tensor in load_file(path).items()}  # nothing is read before it is used
         except SafetensorError as error:
             raise UserError(f"{path} is damaged ({error}): copy it again") from None
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location=device, weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise UserError(f"{path} is a pickle file that holds more than tensors or is damaged, and is not opened "
                         f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); expected safetensors: "

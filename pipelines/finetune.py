@@ -77,7 +77,7 @@ def find_start(recipe: Recipe, family: Family, model: str | Path | None, out: Pa
         model = runs.open_run(out).described().get("model") or None
     if model is None:
         return Start()
-    net = frontdoor.load(model)
+    net = frontdoor.load(model, device=torch.get_default_device())
     origin: frontdoor.Origin = net.origin  # type: ignore[assignment]
     if origin.family != family.name:
         raise UserError(f"{model} holds a {origin.net.architecture} ({origin.family}), recipe {recipe.name} trains {family.name}: "

@@ -34,7 +34,7 @@ from ._fabric import DDPStrategy, Fabric
 from ._health import act
 from ._job import Job
 from ._meter import Meter
-from ._sharding import Whole, average_gradients, building, recompute_blocks, sharded, undivided
+from ._sharding import Whole, average_gradients, building, compile_blocks, recompute_blocks, sharded, undivided
 from ._started import started
 from ._stop import Stop
 from .console import Bar, Console
@@ -146,13 +146,15 @@ class Parts:
         """The run at its beginning: the system on its devices, with a fresh optimizer."""
         system = self.system
         whole = Whole(system) if sharded(recipe, fabric.world_size) else None
+        if recipe.compile and whole is not None:
+            compile_blocks(system)
         if recipe.activation_checkpointing:
             recompute_blocks(system)
         module = fabric.setup_module(_Loss(system))
         optimizer = build_optimizer(system, recipe.optim)
         if isinstance(fabric.strategy, DDPStrategy):
             settle_buckets(fabric, module)
-        if recipe.compile:
+        if recipe.compile and whole is None:
             system.compile()
         return Job(recipe, fabric, system, module, optimizer, self.stream, held_out, run, console, whole)
 

@@ -317,7 +317,7 @@ def load(path: Path, tensors: Mapping[str, Tensor], ignore: Callable[[str], bool
 
     Args:
         path: a checkpoint directory.
-        tensors: names to tensors of the right shape.
+        tensors: names to tensors of the right shape; those on the meta device are only checked.
         ignore: names of stored tensors that are not wanted.
 
     Raises:
@@ -338,7 +338,8 @@ def load(path: Path, tensors: Mapping[str, Tensor], ignore: Callable[[str], bool
         raise UserError(f"checkpoint {path} does not fit the model: {'; '.join(problems[:8])}{more}; use the recipe it was made with")
     with _reading(path), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dcp.load(dict(wanted), storage_reader=dcp.HuggingFaceStorageReader(str(path)), no_dist=not dist.active())
+        here = {name: tensor for name, tensor in wanted.items() if not tensor.is_meta}  # all ranks must come, even for nothing
+        dcp.load(here, storage_reader=dcp.HuggingFaceStorageReader(str(path)), no_dist=not dist.active())
 
 
 # --- optimizers ------------------------------------------------------------------------------------------------------

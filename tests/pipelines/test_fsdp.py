@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,16 @@ from unittest.mock import patch
 import pytest
 import torch
 from contract.cases import Case, batch_of, cases, prepare, samples_of
-from contract.runs import TIMES, short
+from contract.runs import TIMES, run, short
 from polymodal.pipelines import train
 from polymodal.pipelines._devices import build_fabric
 from polymodal.pipelines._sharding import _units, building, full, layout_problems, recompute_blocks, system_problems, undivided
 from polymodal.pipelines.console import Console
-from polymodal.pipelines.frontdoor import load
+from polymodal.pipelines.frontdoor import load, save
 from polymodal.pipelines.plan import Cluster, plan
-from polymodal.pipelines.recipe import CheckpointSettings, EvaluateSettings, recipe
+from polymodal.pipelines.recipe import CheckpointSettings, DataSettings, EvaluateSettings, recipe
 from polymodal.pipelines.runs import Run
+from polymodal.shared import dist
 from polymodal.shared.block import Block
 from polymodal.shared.errors import UserError
 from polymodal.shared.optim import OptimSettings, clip_gradients
@@ -122,6 +124,77 @@ def test_sharded_ranks_train_as_one_and_runs_move_between_layouts(root, alone, t
         same(rows(tmp_path / name)[-1:], rows(alone / name)[-1:])
 
 
+def variants(world: int) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Runs of two updates of a case under fsdp, all with accumulation: 8 samples are at least two micro-batches on each of two ranks."""
+    again = {"activation_checkpointing": True}
+    return {name: (case, {"strategy": "fsdp", "devices": world, "data": DataSettings(8, 2, lanes=4, window=16), **more})
+            for name, (case, more) in {
+                "sgd": ("gpt2-tiny", {**again, "optim": OptimSettings("sgd", lr=0.05, nesterov=True)}),
+                "adagrad": ("bert-tiny", {**again, "optim": OptimSettings("adagrad", lr=0.01, eps=0.1)}),
+                "bf16": ("gpt2-tiny", {**again, "precision": "bf16-mixed", "optim": OptimSettings("adamw", lr=1e-3)}),
+                "narrow": ("gpt2-tiny", {**again, "precision": "bf16-true", "optim": OptimSettings("adamw", lr=1e-3)}),
+                "started": ("gpt2-tiny", {}),
+                "compiled": ("vit-tiny", {**again, "compile": world > 1}),
+            }.items()}
+
+
+def make(root: Path, out: Path, world: int, names: Sequence[str]) -> None:
+    """Make variants, and write what they computed; every rank calls it."""
+    for name in names:
+        case, more = variants(world)[name]
+        start = {"model": root / "start"} if name == "started" else {}
+        made = run(named(case), short(named(case).recipe, **more), root, out / name, held=True, **start)
+        gradients = [{n: full(g).float() for n, g in update.items()} for update in made.gradients]
+        if dist.rank() == 0:
+            torch.save((gradients, made.rows), out / f"{name}.pt")
+
+
+def equal(found: Path, expected: Path, rel: float) -> None:
+    """Gradients of every update, by the largest number of each tensor, and losses."""
+    (ours, our_rows), (theirs, their_rows) = torch.load(found), torch.load(expected)
+    assert len(ours) == len(theirs) == 2
+    for update, wanted in zip(ours, theirs):
+        assert update.keys() == wanted.keys()
+        for name, tensor in wanted.items():
+            torch.testing.assert_close(update[name], tensor, rtol=0, atol=rel * tensor.abs().max().item() + 1e-8, msg=name)
+    assert [r["loss"] for r in our_rows] == pytest.approx([r["loss"] for r in their_rows], rel=rel)
+
+
+@pytest.fixture(scope="module")
+def more(tmp_path_factory):
+    """Data, a model to start from, and the variants on one process, without compilation."""
+    root, out = tmp_path_factory.mktemp("more"), tmp_path_factory.mktemp("variants")
+    for case, _ in variants(1).values():
+        prepare(root, named(case))
+    other = named("gpt2-tiny")
+    save(replace(other, recipe=replace(other.recipe, seed=5)).build().net, root / "start")
+    make(root, out, 1, list(variants(1)))
+    return root, out
+
+
+@pytest.mark.slow
+def test_optimizers_precisions_and_models_to_start_from(more, tmp_path):
+    """Accumulation, recomputation and other optimizers in fp32: the same gradients; in bf16 they differ by its rounding alone."""
+    root, alone = more
+    ranks(2, "sgd,adagrad,bf16,narrow,started", root, tmp_path)
+    for name in ("sgd", "adagrad", "started"):
+        equal(tmp_path / f"{name}.pt", alone / f"{name}.pt", 2e-5)
+    for name in ("bf16", "narrow"):
+        equal(tmp_path / f"{name}.pt", alone / f"{name}.pt", 0.05)
+        _, found = torch.load(tmp_path / f"{name}.pt")
+        assert found[-1]["loss"] < found[0]["loss"], "it learns"
+    first = [torch.load(alone / f"{name}.pt")[1][0]["loss"] for name in ("sgd", "started")]
+    assert first[0] != pytest.approx(first[1], rel=1e-4), "other weights than fresh ones"
+
+
+@pytest.mark.slow
+def test_compiled_blocks_give_the_same_gradients(more, tmp_path):
+    """torch.compile with its default backend on two ranks, against one process that compiles nothing."""
+    root, alone = more
+    ranks(2, "compiled", root, tmp_path)
+    equal(tmp_path / "compiled.pt", alone / "compiled.pt", 2e-5)
+
+
 @pytest.mark.parametrize("name", [*CHOSEN, "transformer_xl-tiny"])
 def test_blocks_that_are_computed_again_give_the_same_gradients(name):
     """With dropout, and with fewer tensors kept for the backward pass."""
@@ -160,11 +233,11 @@ def test_units_are_the_blocks_that_run_once_and_share_nothing():
 
 
 def test_what_cannot_be_sharded_is_refused_with_all_reasons():
-    made = recipe("gpt2-tiny", ["strategy=fsdp", "shard_size=4", "optim.name=muon", "compile=true"])
+    made = recipe("gpt2-tiny", ["strategy=fsdp", "shard_size=4", "optim.name=muon"])
     found = list(layout_problems(made, 6, "mps"))
-    assert len(found) == 4 and "use 2, 3, 6" in found[0] and "muon" in found[1] and "compile" in found[2] and "mps" in found[3]
+    assert len(found) == 3 and "use 2, 3, 6" in found[0] and "muon" in found[1] and "mps" in found[2]
     assert not list(layout_problems(made, 1, "cpu")), "one rank has nothing to divide"
-    assert not list(layout_problems(replace(made, shard_size=3, compile=False, optim=replace(made.optim, name="sgd")), 6, "cpu"))
+    assert not list(layout_problems(replace(made, shard_size=3, optim=replace(made.optim, name="sgd")), 6, "cpu"))
     with pytest.raises(UserError, match="only fsdp divides"):
         recipe("gpt2-tiny", ["shard_size=4"])
     with pytest.raises(UserError, match="shard_size is 1, expected at least 2"):
@@ -227,6 +300,9 @@ def main(root: Path, out: Path, stage: str) -> None:
     """As one rank."""
     torch.set_num_threads(1)
     world = int(os.environ["WORLD_SIZE"])
+    if stage not in ("first", "second"):
+        make(root, out, world, stage.split(","))
+        return
     less: dict[str, Any] = {"updates": 8, "shard_size": 2, "activation_checkpointing": True, "reshard_after_forward": False}
     for name, case in chosen().items():
         if stage == "first":
