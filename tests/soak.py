@@ -92,7 +92,7 @@ class Layout:
     every: int = 4
 
     def __str__(self) -> str:
-        how = f" {self.strategy}{f' of {self.shard_size}' if self.shard_size else ''}" if self.world > 1 else ""
+        how = f" {self.strategy.replace('auto', 'ddp')}{f' of {self.shard_size}' if self.shard_size else ''}" if self.world > 1 else ""
         return (f"{self.world} rank{'s' * (self.world > 1)}{how}, micro {self.micro or BATCH // self.world}, {self.workers} workers, "
                 f"{'asynchronous' if self.asynchronous else 'synchronous'} every {self.every}")
 
