@@ -195,7 +195,8 @@ def show(stream: Stream, index: int, limit: int | None = None, chosen: Sequence[
     reads = describe_update(stream, index)
     strange = [i for i in chosen if i not in {read.sample_id for read in reads}]
     if strange:
-        raise UserError(f"sample {strange[0]} is not in this update: it has {', '.join(str(r.sample_id) for r in reads[:_LISTED])} ...")
+        known = ", ".join(str(r.sample_id) for r in reads[:_LISTED]) + (" ..." if len(reads) > _LISTED else "")
+        raise UserError(f"sample {strange[0]} is not in this update: it has {known}")
     decoded = [read for read in reads if read.sample_id in chosen] if chosen else reads[:limit]
     whose = {layout.place(part): part for part in range(layout.accumulate)}
     parts = sorted({whose[read.rank, read.part] for read in decoded}) if limit is not None else list(range(layout.accumulate))

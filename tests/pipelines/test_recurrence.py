@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from polymodal.pipelines import runs, train
+from polymodal.pipelines import cli, runs, train
 from polymodal.pipelines.console import Console
 from polymodal.pipelines.frontdoor import load
 from polymodal.pipelines.held_out import evaluation_batches
@@ -149,14 +149,9 @@ def test_what_it_says_and_what_it_refuses(data, tmp_path):
         go(data, tmp_path / "other", "objective.max_length=8")
 
 
-def test_inspect_shows_the_samples_that_an_update_trains_on(data, whole, capsys):
-    import typer
-    from polymodal.pipelines.commands import data as commands
-
-    app = typer.Typer()
-    commands.register(app)
+def test_inspect_shows_the_samples_that_an_update_trains_on(whole, capsys):
     shown = []
-    for update in (0, 5):
-        app(["inspect", str(whole), "--data", data.train, "--update", str(update), "--json"], standalone_mode=False)
+    for update in (1, 6):
+        assert cli.run(["inspect", str(whole), "--update", str(update), "--json"]) == 0
         shown.append(json.loads(capsys.readouterr().out.splitlines()[-1])["update"]["sample_ids"])
     assert shown[1] == [i + 5 for i in shown[0]] and shown[0][0] == 0
