@@ -2,8 +2,8 @@
 
     RUN/heartbeats/rank-00000.json     {"rank": 0, "update": 812, "phase": "counting", "since": ..., "written": ..., "at": [...], ...}
 
-The loop marks its phases by storing a tuple. A thread writes the newest one, and where the code stands: the innermost calls of the thread
-that trains. A rank that is stuck in a read or in a collective keeps writing, for its thread still runs; one that is stopped, killed or cut
+The loop marks its phases by storing a tuple. A thread writes the newest one, and where the code stands, in the thread that
+trains. A rank that is stuck in a read or in a collective keeps writing, for its thread still runs; one that is stopped, killed or cut
 off does not. Nobody waits for anybody: no collective, no server, no lock.
 
 Ranks stand at a place (update, phase, micro-batch), and between two places of the loop where all of them must meet. So the ones that
@@ -49,6 +49,7 @@ MAKING = frozenset({"reading", "counting", "forward", "backward", "stepping"})
 _ORDER = {name: number for number, name in enumerate(PHASES)}
 _MEETING = (("torch", "distributed"), ("shared", "dist.py"))
 """Code that talks to other ranks, by the end of its path."""
+_PACKAGE = Path(__file__).parents[1]
 _CALLS = 4
 _DEEP = 12
 _MISSED = 3
@@ -124,17 +125,16 @@ def clear(run: Path) -> None:
 
 
 def _where(frame: FrameType | None) -> tuple[list[str], bool]:
-    """The innermost calls, the innermost first, and whether they lie in code that talks to other ranks."""
+    """The innermost call and the next ones in this package, and whether the innermost lie in code that talks to other ranks."""
     calls: list[str] = []
-    meeting = False
-    for depth in range(_DEEP):
-        if frame is None:
-            break
-        parts = Path(frame.f_code.co_filename).parts
-        if depth < _CALLS:
-            calls.append(f"{'/'.join(parts[-2:])}:{frame.f_lineno} {frame.f_code.co_name}")
-        meeting = meeting or any(parts[i : i + 2] == pair for pair in _MEETING for i in range(len(parts) - 1))
-        frame = frame.f_back
+    meeting, depth = False, 0
+    while frame is not None and len(calls) < _CALLS:
+        path = Path(frame.f_code.co_filename)
+        if depth == 0 or (path.is_relative_to(_PACKAGE) and "site-packages" not in path.parts):
+            calls.append(f"{'/'.join(path.parts[-2:])}:{frame.f_lineno} {frame.f_code.co_name}")
+        if depth < _DEEP:
+            meeting = meeting or any(path.parts[i : i + 2] == pair for pair in _MEETING for i in range(len(path.parts) - 1))
+        frame, depth = frame.f_back, depth + 1
     return calls, meeting
 
 
