@@ -138,7 +138,7 @@ def cases(options: Options) -> Cases:
     for batch in batches:
         whole = Work(GPT2, decoder, batch, prompt, new)
         work = replace(whole, quantize="int8")
-        sides = (Contender("polymodal, int8", partial(ours, work), write),
+        sides = (Contender("polymodal", partial(ours, work), write),
                  Contender("polymodal, float32", partial(ours, whole), write, same_work=False),
                  Contender("transformers, float32", partial(theirs, whole), write, same_work=False))
         yield Case(f"GPT-2 greedy int8, batch {batch}", f"{batch} prompts of {prompt} tokens, {new} new tokens each", "tokens", batch * new,

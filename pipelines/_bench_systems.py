@@ -24,11 +24,14 @@ from ..multimodal.clip import CLIPConfig
 from ..multimodal.pairs import PairBatch
 from ..registry import family
 from ..seq2seq.gpt import CausalBatch, GPT2Config
+from ..seq2seq.spans import Seq2SeqBatch, Seq2SeqExample, pad_pairs
+from ..seq2seq.t5 import T5Config
 from ..shared.convert import Rule, to_theirs
 from ..shared.corrupt import mask_tokens
 from ..shared.loss import IGNORE
 from ..shared.system import Batch, Context, System
 from ..text.bert import BertBatch, BertConfig
+from ..vision.vit import ImageBatch, ViTConfig
 from ._bench_machine import need
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -55,7 +58,7 @@ class Work:
 
     def still(self) -> Work:
         """The same without dropout, which draws differently on each side."""
-        off = {name: 0.0 for name in vars(self.config) if name.endswith(("_pdrop", "_dropout_prob"))}
+        off = {name: 0.0 for name in vars(self.config) if name.endswith(("_pdrop", "_dropout_prob", "dropout_rate"))}
         return replace(self, config=replace(self.config, **off))
 
 
@@ -274,6 +277,89 @@ def clip_flops(work: Work) -> float:
     return image + pixels + words + 6 * pairs * c.projection_dim * (vision.hidden_size + text.hidden_size + 2 * pairs)
 
 
+# -------------------------------------------------------------------------------------------------- T5
+
+
+def t5_batch(work: Work) -> Seq2SeqBatch:
+    """Random words and targets, as long as span corruption makes them of texts of 512 tokens (114)."""
+    rng = np.random.default_rng(work.seed)
+    config: T5Config = work.config
+    drawn = ((rng.integers(2, config.vocab_size, n), rng.integers(2, config.vocab_size, target_length(n))) for n in work.lengths)
+    examples = [Seq2SeqExample(*pair) for pair in drawn]
+    return pad_pairs(examples, config.pad_token_id, config.start_id)
+
+
+def target_length(source: int) -> int:
+    """Tokens of the target that belongs to a text with 15 % of its tokens in spans of 3."""
+    return max(2, round(source * 114 / 512))
+
+
+def t5_peer(work: Work, ours: System) -> tuple[nn.Module, Loss]:
+    """T5 of transformers; it makes the decoder's input of the labels."""
+    transformers = need("transformers")
+    module = transformers.T5ForConditionalGeneration(transformers.T5Config(**work.config.to_dict()))
+    module.config.decoder_start_token_id = work.config.start_id
+    copy_weights(ours.net, module, rules_of("t5", work.config))
+    batch = t5_batch(work)
+    inputs = on(work.device, {
+        "input_ids": batch.input_ids, "attention_mask": None if bool(batch.attention_mask.all()) else batch.attention_mask.long(),
+        "labels": padded(batch.targets, batch.lengths, IGNORE)})  # fmt: skip
+    return module, lambda m: m(**inputs, use_cache=False).loss
+
+
+def t5_flops(work: Work) -> float:
+    """Useful operations of a step; see the module. The attention across is that of s x t places."""
+    c: T5Config = work.config
+    inner, sources, targets = c.num_heads * c.d_kv, work.lengths, tuple(target_length(n) for n in work.lengths)
+    feed = (3 if "gated" in c.feed_forward_proj else 2) * c.d_model * c.d_ff
+    encoder = c.num_layers * (6 * (4 * c.d_model * inner + feed) * sum(sources) + 12 * inner * sum(s * s for s in sources))
+    each = 6 * (6 * c.d_model * inner + feed) * sum(targets) + 6 * inner * sum(t * t for t in targets)
+    across = 6 * 2 * c.d_model * inner * sum(sources) + 12 * inner * sum(s * t for s, t in zip(sources, targets))
+    return encoder + (c.num_decoder_layers or c.num_layers) * (each + across) + 6 * sum(targets) * c.d_model * c.vocab_size
+
+
+# ------------------------------------------------------------------------------------------------- ViT
+
+
+def vit_batch(work: Work) -> ImageBatch:
+    """Random pictures, one for each entry of `lengths`."""
+    config: ViTConfig = work.config
+    count = len(work.lengths)
+    generator = torch.Generator().manual_seed(work.seed)
+    return ImageBatch(counts={"images": count}, tokens=count * ((config.image_size // config.patch_size) ** 2 + 1),
+                      images=torch.randint(256, (count, 3, config.image_size, config.image_size), generator=generator, dtype=torch.uint8),
+                      labels=torch.randint(config.num_labels, (count,), generator=generator))  # fmt: skip
+
+
+def vit_peer(work: Work, ours: System) -> tuple[nn.Module, Loss]:
+    """Timm's VisionTransformer; pictures normalised beforehand."""
+    timm = need("timm")
+    c: ViTConfig = work.config
+    module = timm.models.VisionTransformer(
+        img_size=c.image_size, patch_size=c.patch_size, embed_dim=c.hidden_size, depth=c.num_hidden_layers,
+        num_heads=c.num_attention_heads, mlp_ratio=c.intermediate_size / c.hidden_size, num_classes=c.num_labels, global_pool="token")
+    copy_weights(ours.net, module, _vit_rules(c))
+    batch = vit_batch(work)
+    images, labels = cast(Any, ours).normalize(batch.images).to(work.device), batch.labels.to(work.device)
+    return module, lambda m: nn.functional.cross_entropy(m(images), labels)
+
+
+def vit_flops(work: Work) -> float:
+    """Useful operations of a step; see the module."""
+    c: ViTConfig = work.config
+    count, patches = len(work.lengths), (c.image_size // c.patch_size) ** 2
+    trunk = transformer_flops(c.num_hidden_layers, c.hidden_size, c.intermediate_size, (patches + 1,) * count, causal=False)
+    return trunk + 4 * 3 * c.patch_size**2 * c.hidden_size * patches * count + 6 * count * c.hidden_size * c.num_labels
+
+
+def _vit_rules(config: ViTConfig) -> Sequence[Rule]:
+    return next(x for x in family("vit").nets[0].layouts if x.name == "timm").rules(config)
+
+
+def _t5_rules(config: T5Config) -> Sequence[Rule]:
+    return rules_of("t5", config)
+
+
 def clip_rules(config: CLIPConfig) -> Sequence[Rule]:
     """The table of open_clip's layout."""
     return next(x for x in family("clip").nets[0].layouts if x.name == "open_clip").rules(config)
@@ -290,5 +376,7 @@ def _gpt2_rules(config: GPT2Config) -> Sequence[Rule]:
 SUBJECTS: dict[str, Subject] = {
     "bert": Subject(bert_batch, bert_peer, _bert_rules, bert_flops),
     "gpt2": Subject(gpt2_batch, gpt2_peer, _gpt2_rules, gpt2_flops),
+    "t5": Subject(t5_batch, t5_peer, _t5_rules, t5_flops),
+    "vit": Subject(vit_batch, vit_peer, _vit_rules, vit_flops, "timm"),
     "clip": Subject(clip_batch, clip_peer, clip_rules, clip_flops, "open_clip"),
 }

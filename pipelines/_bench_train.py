@@ -19,15 +19,18 @@ from torch import Tensor, nn
 
 from ..multimodal._clip_config import CLIPTextConfig, CLIPVisionConfig
 from ..multimodal.clip import CLIPConfig
+from ..registry import family
 from ..seq2seq.gpt import GPT2Config
+from ..seq2seq.t5 import T5Config
 from ..shared.convert import to_theirs
 from ..shared.system import System
 from ..text.bert import BertConfig
+from ..vision.vit import ViTConfig
 from ._bench_machine import fast_bfloat16
 from ._bench_systems import SUBJECTS, Loss, Work, our_loss, our_system
 from .bench import Agreement, Case, Cases, Contender, Options
 
-PEERS = ("transformers", "transformers-compiled", "open_clip", "open_clip-compiled")
+PEERS = ("transformers", "transformers-compiled", "open_clip", "open_clip-compiled", "timm", "timm-compiled")
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 LEARNING_RATE = 1e-5
 
@@ -99,7 +102,7 @@ def training_case(name: str, work: Work, compiled: bool = False) -> Case:
     if compiled:
         sides += [Contender("polymodal compiled", partial(ours, work, True), update),
                   Contender(f"{subject.library} compiled", partial(theirs, work, True), update)]
-    pictures = work.system == "clip"
+    pictures = work.system in ("clip", "vit")
     longest, count = max(work.lengths), len(work.lengths)
     what = f"{count} pictures with captions" if pictures else f"{count} sequences"
     about = f"one update, {what}, {work.tokens} tokens, longest {longest}, {str(work.dtype).removeprefix('torch.')}"
@@ -143,12 +146,22 @@ def works(quick: bool) -> list[tuple[str, Work]]:
     words: dict[str, Any] = {**SMALL, "vocab_size": 99, "eos_token_id": 98, "max_position_embeddings": 16} if quick else {}
     towers = CLIPConfig(vision_config=CLIPVisionConfig(num_hidden_layers=layers, **pixels),
                         text_config=CLIPTextConfig(num_hidden_layers=layers, **words))  # fmt: skip
+    brief: dict[str, Any] = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_heads": 2, "num_layers": 2, "vocab_size": 99,
+                             # one ReLU that bf16 turns over would be a tenth of so small a gradient
+                             "feed_forward_proj": "gated-gelu"} if quick else {}
+    seq2seq = T5Config(**brief)
+    few: dict[str, Any] = {**SMALL, "image_size": 32} if quick else {"num_labels": 1000}
+    shape: dict[str, Any] = {**family("vit").sizes["small"], **few, "num_hidden_layers": layers}
+    pictures = ViTConfig(**shape)
     full = (length,) * rows
     return [
         ("BERT, full rows", Work("bert", trunk, full).still()),
         ("BERT, natural lengths", Work("bert", trunk, natural_lengths(rows * 4, length)).still()),
         ("BERT, full rows, dropout 0.1", Work("bert", trunk, full)),
         ("GPT-2, full rows", Work("gpt2", decoder, full).still()),
+        ("T5-small, full rows", Work("t5", seq2seq, full[: max(2, rows // 2)]).still()),
+        ("T5-small, full rows, dropout 0.1", Work("t5", seq2seq, full[: max(2, rows // 2)])),
+        ("ViT-S/16", Work("vit", pictures, (0,) * (4 if quick else 16))),
         ("CLIP ViT-B/32 width", Work("clip", towers, caption_lengths(4 if quick else 32, length))),
     ]
 

@@ -74,16 +74,18 @@ class _Tiled(torch.autograd.Function):
         batch, heads, length = q.shape[:3]
         out = v.new_empty(batch, length, heads, v.shape[3]).transpose(1, 2)  # heads side by side, as what follows reads them
         tiles = _Tiles(q, k, bias, scale, dropout, seed)
-        for place in tiles:
-            weights = tiles.weights(place)
-            if dropout:
-                weights *= tiles.kept(place)
-            out[place] = torch.matmul(weights.to(v.dtype), v[place])
+        with torch.autocast("cpu", enabled=False):  # it would make the scores bf16 again
+            for place in tiles:
+                weights = tiles.weights(place)
+                if dropout:
+                    weights *= tiles.kept(place)
+                out[place] = torch.matmul(weights.to(v.dtype), v[place])
         ctx.save_for_backward(q, k, v, bias)
         ctx.settings = (scale, dropout, seed)
         return out
 
     @staticmethod
+    @torch.autocast("cpu", enabled=False)
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, bias = ctx.saved_tensors
         scale, dropout, seed = ctx.settings
@@ -95,7 +97,8 @@ class _Tiled(torch.autograd.Function):
         for place in tiles:
             g = gradient[place]
             weights = tiles.weights(place)
-            d_weights = torch.matmul(g, v[place].transpose(-1, -2)).to(wide)
+            # not rounded before the row's mean is taken off, either: what is left would be mostly rounding
+            d_weights = torch.matmul(g.to(wide), v[place].to(wide).transpose(-1, -2))
             if dropout:
                 kept = tiles.kept(place)
                 d_weights *= kept
@@ -142,7 +145,8 @@ class _Tiles:
 
     def weights(self, place: Place) -> Tensor:
         """softmax(scale q k^T + bias), in fp32 or wider."""
-        scores = torch.matmul(self.q[place] * self.scale, self.k[place].transpose(-1, -2)).to(self.wide)
+        # scores rounded to half precision would move the weights by several per cent
+        scores = torch.matmul(self.q[place].to(self.wide) * self.scale, self.k[place].to(self.wide).transpose(-1, -2))
         if self.bias is not None:
             scores += self.bias[self.of(place, self.bias)]
         return torch.softmax(scores, -1)

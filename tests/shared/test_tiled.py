@@ -118,3 +118,21 @@ def test_bf16_is_near_fp32():
     for a, b in zip(*results, strict=True):
         assert (a - b).norm() < 0.02 * a.norm()
     assert results[1][-1].dtype == torch.float32
+
+
+def test_bf16_is_as_exact_as_torchs_kernel():
+    """With large scores, whose rounding would move the weights: values and gradients against fp32."""
+    generator = torch.Generator().manual_seed(0)
+    rounded = [(torch.randn(2, 4, 48, 32, generator=generator) * scale).bfloat16() for scale in (3, 3, 1)]
+    upstream = torch.randn(2, 4, 48, 32, generator=generator)
+
+    def run(attend, parts):
+        parts = [t.clone().requires_grad_() for t in parts]
+        out = attend(*parts)
+        return [t.float() for t in (out, *torch.autograd.grad((out.float() * upstream).sum(), parts))]
+
+    exact = run(scaled_dot_product_attention, [t.float() for t in rounded])
+    with torch.autocast("cpu", torch.bfloat16):  # as in training, where it casts what it can
+        found = run(tiled_attention, rounded)
+    for mine, theirs, true in zip(found, run(scaled_dot_product_attention, rounded), exact, strict=True):
+        assert (mine - true).norm() < 1.5 * (theirs - true).norm()
