@@ -40,11 +40,12 @@ def blocks(page: Path, languages: str) -> list[str]:
     return re.findall(rf"^```(?:{languages})\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.S | re.M)
 
 
-SHELL = ("until", "export", "ls", "grep", "wait", "kill", "pkill")  # of docs/laptop_cluster.md, which a slow test runs
+SHELL = ("until", "export", "ls", "grep", "wait", "kill", "pkill",  # of docs/laptop_cluster.md, which a slow test runs
+         "ray")
 
 
 def command_lines(page: Path, languages: str = "sh|console") -> list[list[str]]:
-    lines = [line for block in blocks(page, languages) for line in block.splitlines()]
+    lines = [line for block in blocks(page, languages) for line in block.replace("\\\n", " ").splitlines()]
     return [words for line in lines if (words := _before_redirection(shlex.split(line, comments=True)))]
 
 
