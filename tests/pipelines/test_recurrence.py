@@ -155,3 +155,22 @@ def test_inspect_shows_the_samples_that_an_update_trains_on(whole, capsys):
         assert cli.run(["inspect", str(whole), "--update", str(update), "--json"]) == 0
         shown.append(json.loads(capsys.readouterr().out.splitlines()[-1])["update"]["sample_ids"])
     assert shown[1] == [i + 5 for i in shown[0]] and shown[0][0] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["skip", "rewind"])
+def test_an_update_that_goes_wrong_leaves_no_trace_in_the_memory(data, tmp_path, policy, monkeypatch):
+    """As if the run had been told from the start to leave it out: the update after it begins with a fresh memory in each lane."""
+    go(data, tmp_path / "told", "health.leave_out=[[9,9]]")
+    clip, made = train._clip, []
+
+    def poisoned(*arguments):
+        made.append(clip(*arguments))
+        return made[-1] * (float("nan") if len(made) == 9 else 1.0)
+
+    monkeypatch.setattr(train, "_clip", poisoned)
+    go(data, tmp_path / "run", f"health.policy={policy}")
+    event, = runs.Run(tmp_path / "run").events()
+    assert event["update"] == 9 and rows(tmp_path / "run") == rows(tmp_path / "told")
+    for name, tensor in load(tmp_path / "run").state_dict().items():
+        assert torch.equal(tensor, load(tmp_path / "told").state_dict()[name])
