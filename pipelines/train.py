@@ -34,6 +34,7 @@ from ._fabric import DDPStrategy, Fabric
 from ._health import act
 from ._job import Job
 from ._meter import Meter
+from ._profile import profiling
 from ._sharding import Whole, average_gradients, building, compile_blocks, recompute_blocks, sharded, undivided
 from ._started import started
 from ._stop import Stop
@@ -55,7 +56,7 @@ def pretrain(
     recipe: Recipe, data: Data, out: str | Path, *, model: str | Path | None = None, eval_data: str | Path | None = None,
     tokenizer: str | Path | None = None,
     max_updates: int | None = None, max_seconds: float | None = None, resume: str | Path = "auto", dry_run: bool = False,
-    console: Console | None = None,
+    profile: bool = False, console: Console | None = None,
 ) -> dict[str, Any]:
     """Pretrain or fine-tune what the recipe says, from its first update or from the newest checkpoint in `out`.
 
@@ -71,6 +72,7 @@ def pretrain(
         resume: `auto` continues from the newest checkpoint that verifies, `never` refuses a directory that holds
             checkpoints, a path continues from that checkpoint.
         dry_run: check everything and say what would be done, without writing anything.
+        profile: write a trace of three updates, after five others, into the run's `profile`.
         console: where lines and progress go.
 
     Returns:
@@ -107,7 +109,7 @@ def pretrain(
     with job.heart.start(run.directory, fabric.global_rank, fabric.world_size, recipe.health.heartbeat):
         if found is not None:
             job.restore(found)
-        return _train(job, Stop(max_seconds))
+        return _train(job, Stop(max_seconds), profile)
 
 
 def open_sets(data: Data) -> list[tuple[DataSet, float]]:
@@ -162,13 +164,14 @@ class Parts:
 # --- the loop --------------------------------------------------------------------------------------------------------
 
 
-def _train(job: Job, stop: Stop) -> dict[str, Any]:
+def _train(job: Job, stop: Stop, profile: bool = False) -> dict[str, Any]:
     """Make updates until the recipe's end, a signal, or the end of the time; log, evaluate and save between them."""
     recipe, fabric, system = job.recipe, job.fabric, job.system
     loop = Updates(job)
     logbook = runs.Logbook(job.run, recipe, job.update) if fabric.is_global_zero else None
     ending: Ending | None = None
-    with stop, job.saver, job.console.progress(f"pretrain {recipe.name}", total=recipe.max_updates) as bar:
+    with (stop, job.saver, job.console.progress(f"pretrain {recipe.name}", total=recipe.max_updates) as bar,
+          profiling(profile, job.run.directory, fabric.global_rank, job.console) as traced):
         bar.advance(job.update)
         if recipe.health.policy == "rewind":
             _save(job, logbook)  # there must be one to go back to
@@ -178,6 +181,7 @@ def _train(job: Job, stop: Stop) -> dict[str, Any]:
             ending = loop.make(stop)
             if ending is not None:
                 break
+            traced()
             last = job.update == recipe.max_updates
             log, evaluate, save = (bool(every) and job.update % every == 0
                                    for every in (recipe.log.every, recipe.evaluate.every, recipe.checkpoint.every))

@@ -41,7 +41,7 @@ def blocks(page: Path, languages: str) -> list[str]:
 
 
 SHELL = ("until", "export", "ls", "grep", "wait", "kill", "pkill",  # of docs/laptop_cluster.md, which a slow test runs
-         "ray")
+         "ray", "cat")
 
 
 def command_lines(page: Path, languages: str = "sh|console") -> list[list[str]]:

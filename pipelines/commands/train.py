@@ -29,6 +29,7 @@ Devices = Annotated[int | None, typer.Option(help="Processes on this machine; mo
 Resume = Annotated[str, typer.Option(metavar="auto|never|CHECKPOINT", help="Where to continue.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a value of the recipe; repeatable.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would happen, write nothing.")]
+Profile = Annotated[bool, typer.Option("--profile", help="Write a trace of three updates, after five others, into the run.")]
 Json = Annotated[bool, typer.Option("--json", help="Last line on stdout is one JSON object.")]
 
 
@@ -36,22 +37,26 @@ def pretrain(
     recipe: RecipeName, data: Data, out: Out,
     model: Annotated[str | None, typer.Option(help="Go on from these weights: model directory, run, checkpoint or hub id.")] = None,
     eval_data: EvalData = None, tokenizer: TokenizerPath = None, max_updates: MaxUpdates = None, max_seconds: MaxSeconds = None,
-    seed: Seed = None, devices: Devices = None, resume: Resume = "auto", set_: Set = None, dry_run: DryRun = False, json: Json = False,
+    seed: Seed = None, devices: Devices = None, resume: Resume = "auto", set_: Set = None, dry_run: DryRun = False,
+    profile: Profile = False, json: Json = False,
 ) -> None:
     """Pretrain a system. A run that was stopped or killed continues when the same command is given again."""
     train(recipe, data, out, model=model, eval_data=eval_data, tokenizer=tokenizer, max_seconds=max_seconds, resume=resume,
-          dry_run=dry_run, json=json, overrides=list(set_ or []), keys={"seed": seed, "devices": devices, "max_updates": max_updates})
+          dry_run=dry_run, profile=profile, json=json, overrides=list(set_ or []),
+          keys={"seed": seed, "devices": devices, "max_updates": max_updates})
 
 
 def finetune(
     recipe: RecipeName, data: Data, out: Out,
     model: Annotated[str, typer.Option(help="The weights to start from: model directory, run, checkpoint or hub id.")],
     eval_data: EvalData = None, tokenizer: TokenizerPath = None, max_updates: MaxUpdates = None, max_seconds: MaxSeconds = None,
-    seed: Seed = None, devices: Devices = None, resume: Resume = "auto", set_: Set = None, dry_run: DryRun = False, json: Json = False,
+    seed: Seed = None, devices: Devices = None, resume: Resume = "auto", set_: Set = None, dry_run: DryRun = False,
+    profile: Profile = False, json: Json = False,
 ) -> None:
     """Fine-tune a trained network (bert-classify, t5-text2text ...). The same command again continues a run that was stopped."""
     train(recipe, data, out, model=model, eval_data=eval_data, tokenizer=tokenizer, max_seconds=max_seconds, resume=resume,
-          dry_run=dry_run, json=json, overrides=list(set_ or []), keys={"seed": seed, "devices": devices, "max_updates": max_updates})
+          dry_run=dry_run, profile=profile, json=json, overrides=list(set_ or []),
+          keys={"seed": seed, "devices": devices, "max_updates": max_updates})
 
 
 def train(recipe: str, data: list[str], out: Path, *, overrides: list[str], keys: dict[str, int | None], json: bool,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import random
@@ -224,3 +225,16 @@ def test_a_signal_stops_a_process_with_exit_code_0(data, tmp_path):
     assert process.returncode == 0, errors
     assert "stopped after update" in output and "Traceback" not in errors
     assert len(list((out / "checkpoints").iterdir())) == 1
+
+
+def test_a_profile_is_a_trace_and_a_table(data, tmp_path):
+    here(data, tmp_path / "run", [*OVERRIDES, "max_updates=9", "evaluate.every=0"], profile=True)
+    folder = tmp_path / "run" / "profile"
+    names = [event.get("name", "") for event in json.loads(gzip.decompress((folder / "rank-00000.json.gz").read_bytes()))["traceEvents"]]
+    assert len({name for name in names if name.startswith("ProfilerStep#")}) == 3 and "aten::addmm" in names
+    assert "Self CPU" in (folder / "rank-00000.txt").read_text()
+
+
+def test_a_profile_of_too_short_a_run_says_so(data, tmp_path, capfd):
+    train.pretrain(recipe("gpt2-tiny", [*OVERRIDES, "max_updates=3"]), data.train, tmp_path / "run", tokenizer=data.tok, profile=True)
+    assert "ended before" in capfd.readouterr().err and not (tmp_path / "run" / "profile").exists()
