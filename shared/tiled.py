@@ -85,35 +85,39 @@ class _Tiled(torch.autograd.Function):
         return out
 
     @staticmethod
-    @torch.autocast("cpu", enabled=False)
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, bias = ctx.saved_tensors
-        scale, dropout, seed = ctx.settings
         (gradient,) = gradients
-        d_q, d_k, d_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        wide = torch.promote_types(q.dtype, torch.float32)
-        d_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and ctx.needs_input_grad[3] else None
-        tiles = _Tiles(q, k, bias, scale, dropout, seed)
-        for place in tiles:
-            g = gradient[place]
-            weights = tiles.weights(place)
-            # not rounded before the row's mean is taken off, either: what is left would be mostly rounding
-            d_weights = torch.matmul(g.to(wide), v[place].to(wide).transpose(-1, -2))
-            if dropout:
-                kept = tiles.kept(place)
-                d_weights *= kept
-                d_v[place] = torch.matmul(kept.mul_(weights).to(g.dtype).transpose(-1, -2), g)
-            else:
-                d_v[place] = torch.matmul(weights.to(g.dtype).transpose(-1, -2), g)
-            # softmax: dS = P * (dP - rowsum(dP * P))
-            d_scores = torch._softmax_backward_data(d_weights, weights, -1, wide)  # pyright: ignore[reportPrivateUsage]  # noqa: SLF001
-            if d_bias is not None:
-                part = d_bias[tiles.of(place, d_bias)]
-                part += d_scores.sum_to_size(part.shape)
-            d_scores = d_scores.to(q.dtype)
-            d_q[place] = torch.matmul(d_scores, k[place]).mul_(scale)
-            d_k[place] = torch.matmul(d_scores.transpose(-1, -2), q[place]).mul_(scale)
-        return d_q, d_k, d_v, None if bias is None or d_bias is None else d_bias.to(bias.dtype), None, None, None
+        with torch.autocast("cpu", enabled=False):
+            found = _gradients(gradient, v, _Tiles(q, k, bias, *ctx.settings), learns=ctx.needs_input_grad[3])
+        return (*found, None, None, None)
+
+
+def _gradients(gradient: Tensor, v: Tensor, tiles: _Tiles, *, learns: bool) -> tuple[Tensor | None, ...]:
+    """Of q, k, v and the bias."""
+    q, k, bias, scale, wide = tiles.q, tiles.k, tiles.bias, tiles.scale, tiles.wide
+    d_q, d_k, d_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    d_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and learns else None
+    for place in tiles:
+        g = gradient[place]
+        weights = tiles.weights(place)
+        # not rounded before the row's mean is taken off, either: what is left would be mostly rounding
+        d_weights = torch.matmul(g.to(wide), v[place].to(wide).transpose(-1, -2))
+        if tiles.dropout:
+            kept = tiles.kept(place)
+            d_weights *= kept
+            d_v[place] = torch.matmul(kept.mul_(weights).to(g.dtype).transpose(-1, -2), g)
+        else:
+            d_v[place] = torch.matmul(weights.to(g.dtype).transpose(-1, -2), g)
+        # softmax: dS = P * (dP - rowsum(dP * P))
+        d_scores = torch._softmax_backward_data(d_weights, weights, -1, wide)  # pyright: ignore[reportPrivateUsage]  # noqa: SLF001
+        if d_bias is not None:
+            part = d_bias[tiles.of(place, d_bias)]
+            part += d_scores.sum_to_size(part.shape)
+        d_scores = d_scores.to(q.dtype)
+        d_q[place] = torch.matmul(d_scores, k[place]).mul_(scale)
+        d_k[place] = torch.matmul(d_scores.transpose(-1, -2), q[place]).mul_(scale)
+    return d_q, d_k, d_v, None if bias is None or d_bias is None else d_bias.to(bias.dtype)
 
 
 Place = tuple[slice, slice]
@@ -124,7 +128,7 @@ class _Tiles:
     """The attention weights, a tile at a time."""
 
     def __init__(self, q: Tensor, k: Tensor, bias: Tensor | None, scale: float, dropout: float, seed: int) -> None:
-        self.q, self.k, self.bias, self.scale, self.seed = q, k, bias, scale, seed
+        self.q, self.k, self.bias, self.scale, self.dropout, self.seed = q, k, bias, scale, dropout, seed
         self.wide = torch.promote_types(q.dtype, torch.float32)
         self.limit = round(dropout * 32768)
 
