@@ -37,6 +37,7 @@ lint: setup
 docs: setup ## write the pages that are read off the code, then build the site into site/, without a network
 	$(RUN)/python -m polymodal.pipelines._cards docs
 	$(RUN)/python examples/draw_masks.py docs
+	$(RUN)/python examples/plot_results.py docs
 	NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build --strict --quiet
 
 bench: setup ## measured beside the peers on this machine

@@ -121,6 +121,13 @@ def test_mask_figures_are_up_to_date_and_show_what_their_code_says() -> None:
         assert places == {(q, k) for q, k in said[0, 0].nonzero().tolist()}, figure.name
 
 
+def test_the_page_of_results_is_up_to_date() -> None:
+    plot = example("plot_results")
+    for name, text in plot.pages().items():
+        assert (DOCS / name).read_text(encoding="utf-8") == text, f"run `make docs`: docs/{name} is old"
+    assert plot.draw([]).count("<rect") == 1 and plot.draw(plot.results()).count("<rect") == 1 + len(plot.results()) > 5
+
+
 # --- commands
 
 
