@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
@@ -19,17 +19,21 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from ..shared.optim import OptimSettings, build_optimizer
 from ..shared.system import Batch, Step, System
+from ._rehearsal_sharded import Division
 
 _aten = torch.ops.aten
 _ITEM, *_INDEXED = (getattr(_aten, name) for name in ("_local_scalar_dense", "index", "index_put", "index_put_", "_index_put_impl_"))
 _LARGE = 1 << 16
 """Float tensors that are made from nothing and have more elements than this are not filled with numbers."""
+_MOST_UPDATES = 64
+"""A memory of earlier text that has not filled up by then grows on unseen."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +53,14 @@ class Rehearsal:
     """The most that is there at once without counting gradients, for strategies that keep those all the time, or in parts."""
     flops: int
     """Of one update on this rank."""
+    gathered: int = 0
+    """With shards: what of the peak are gathered weights, gradients before they are divided, and what is on its way between ranks."""
+    whole: int = 0
+    """With shards: weights that are not divided."""
 
 
-def rehearse(system: System, batches: Sequence[Batch], optim: OptimSettings, *, accumulate: int, precision: str) -> Rehearsal:
+def rehearse(system: System, batches: Sequence[Batch], optim: OptimSettings, *, accumulate: int, precision: str, shards: int = 1,
+             reshard: bool = True) -> Rehearsal:
     """Rehearse an update of a system that lies on torch's meta device.
 
     Args:
@@ -60,6 +69,8 @@ def rehearse(system: System, batches: Sequence[Batch], optim: OptimSettings, *, 
         optim: the recipe's optimizer.
         accumulate: micro-batches of an update on a rank. All of them lie in memory; no more than two are run.
         precision: ``32``, ``bf16-mixed`` or ``bf16-true``.
+        shards: ranks that share one copy of the weights, as one of which the system is rehearsed.
+        reshard: with shards, whether a layer's weights are given up until its backward pass.
     """
     fake = FakeTensorMode(allow_non_fake_inputs=True, allow_fallback_kernels=False)  # a fallback would compute, with zeros
     parameters = _materialise(system, fake, torch.bfloat16 if precision == "bf16-true" else None)
@@ -76,27 +87,59 @@ def rehearse(system: System, batches: Sequence[Batch], optim: OptimSettings, *, 
     autocast = torch.autocast("cpu", torch.bfloat16) if precision == "bf16-mixed" else nullcontext()
     system.train()
     with ledger:
+        division = Division(ledger, system, shards, reshard) if shards > 1 else None
+        if division is not None:
+            ledger.travelling = division.travelling
         optimizer = build_optimizer(system, optim)
-        flops = gradients = 0
-        for update in range(2):  # the second one has the optimizer's state from the start, as all that follow
-            ledger.flops, carry = 0, None
-            for batch in run:
+        flops = gradients = update = kept = 0
+        carries: list[Any] = [None] * len(run)
+        # the second update has the optimizer's state from the start, as all that follow; a memory of earlier text fills up first
+        while update < 2 or (update < _MOST_UPDATES and _bytes(tree_leaves(carries)) > kept):
+            kept = _bytes(tree_leaves(carries))
+            ledger.flops = 0
+            ledger.restart()
+            for part, batch in enumerate(run):
+                if update:
+                    batch.follows = list(batch.sample_ids)  # each row goes on from itself
                 with autocast:
-                    step = cast("Step", system(batch, carry))
+                    step = cast("Step", system(batch, carries[part]))
                     loss = cast("Tensor", sum(t.total * (t.weight / max(1, totals[t.count])) for t in step.terms.values()))
-                loss.backward()
-                carry = step.carry
+                if division is None:
+                    loss.backward()
+                else:
+                    division.last = part == len(run) - 1
+                    division.backward(loss)
+                carries[part] = step.carry
                 del step, loss
             flops = ledger.flops * accumulate // len(run)
-            torch.nn.utils.clip_grad_norm_(parameters, optim.clip or float("inf"))
             gradients = sum(ledger.gradients.values())
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+
+            def learn() -> None:
+                torch.nn.utils.clip_grad_norm_(parameters, optim.clip or float("inf"))
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+
+            if division is None:
+                learn()
+            else:
+                division.step(learn)
+                if not update:
+                    ledger.add(division.rows(_states(optimizer, division.divided)))
             ledger.gradients.clear()
             system.after_update(update)
+            update += 1
     weights = _bytes([*system.parameters(), *system.buffers()])
     state = _bytes(tree_leaves([*optimizer.state.values()]))
-    return Rehearsal(weights, gradients, state, ledger.steady - weights - state, ledger.peak, ledger.steady, flops)
+    if division is None:
+        return Rehearsal(weights, gradients, state, ledger.steady - weights - state, ledger.peak, ledger.steady, flops)
+    divided = _bytes(division.divided)
+    mine = weights - divided + division.rows(division.divided) + division.rows(_states(optimizer, division.divided))
+    return Rehearsal(weights, gradients, state, ledger.peak - mine - ledger.beside, ledger.peak, ledger.peak, flops, ledger.beside,
+                     weights - divided)
+
+
+def _states(optimizer: Optimizer, parameters: Iterable[Tensor]) -> list[Tensor]:
+    return [t for p in parameters for t in tree_leaves(optimizer.state.get(p, {})) if isinstance(t, Tensor)]
 
 
 def _materialise(system: System, fake: FakeTensorMode, dtype: torch.dtype | None) -> list[Tensor]:
@@ -131,12 +174,31 @@ class _Ledger(TorchDispatchMode):
         self.peak = self.steady = before
         self.gradients: dict[int, int] = {}
         self.flops = 0
+        self.counting = True
+        self.travelling: Callable[[], int] = lambda: 0
+        """What of `now` is gathered or on its way, for a system that is divided."""
+        self.beside = 0
         self._known: dict[int, Any] = {}
 
     def own(self, tensors: Iterable[Tensor]) -> None:
         """Count tensors that are there from the start."""
         for tensor in tensors:
             self._count(tensor)
+
+    def add(self, size: int) -> None:
+        """Count bytes that no tensor stands for."""
+        self.now += size
+        self._look()
+
+    def restart(self) -> None:
+        """Forget the peak; what is there now stays."""
+        self.peak = self.steady = 0
+        self._look()
+
+    def _look(self) -> None:
+        if self.now > self.peak:
+            self.peak, self.beside = self.now, self.travelling()
+        self.steady = max(self.steady, self.now - sum(self.gradients.values()))
 
     def gradient(self, parameter: Tensor) -> None:
         """Remember how large a parameter's gradient is (a hook of autograd)."""
@@ -165,6 +227,8 @@ class _Ledger(TorchDispatchMode):
         return func(*args, **kwargs)
 
     def _count(self, tensor: Tensor) -> None:
+        if not self.counting:
+            return
         storage = tensor.untyped_storage()
         key = id(storage)
         if key in self._known and self._known[key]() is storage:
@@ -172,8 +236,7 @@ class _Ledger(TorchDispatchMode):
         size = storage.nbytes()
         self._known[key] = weakref.ref(storage, lambda _: self._free(key, size))
         self.now += size
-        self.peak = max(self.peak, self.now)
-        self.steady = max(self.steady, self.now - sum(self.gradients.values()))
+        self._look()
 
     def _free(self, key: int, size: int) -> None:
         self._known.pop(key, None)

@@ -85,7 +85,7 @@ def parallelize(recipe: Recipe) -> Callable[[nn.Module, DeviceMesh], nn.Module]:
         used = mesh if mesh.size(0) > 1 else mesh["tensor_parallel"]
         device = torch.device(mesh.device_type, torch.cuda.current_device()) if mesh.device_type == "cuda" else torch.device("cpu")
         arrivals = _Arrivals(module)
-        for block in _units(module):
+        for block in units(module):
             arrivals.fill(block)
             fully_shard(block, mesh=used, reshard_after_forward=recipe.reshard_after_forward)
         arrivals.fill(module)
@@ -154,7 +154,7 @@ def _broadcast(tensor: Tensor) -> None:
         tensor.detach().copy_(flat)
 
 
-def _units(module: nn.Module) -> list[nn.Module]:
+def units(module: nn.Module) -> list[nn.Module]:
     """The blocks that run once and share no weights with the rest: those may come and go on their own."""
     owners: dict[int, set[int]] = {}
     for each in module.modules():
@@ -193,13 +193,6 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     for parameter, gradient, ranks in zip(trained, gradients, there.tolist()):
         if ranks:
             parameter.grad = gradient.to(parameter.dtype).view_as(parameter)
-
-
-def gathered_share(system: System) -> float:
-    """The most of the weights that are gathered at once in training: the root's, and those of two blocks."""
-    blocks = sorted((sum(p.numel() for p in block.parameters()) for block in _units(system)), reverse=True)
-    total = sum(p.numel() for p in system.parameters())
-    return (total - sum(blocks[2:])) / total
 
 
 def compile_blocks(module: nn.Module) -> None:

@@ -19,6 +19,7 @@ from ..shared.tokenizer import STYLES, Tokenizer
 from .recipe import Recipe
 
 _MAX_WORDS = 1 << 13
+_LANE = 1 << 20  # rows of different texts have numbers that are far apart
 _WORDS = tuple("".join(letters) for letters in np.random.default_rng(0).choice(list("abcdefgh"), (100, 4)))
 
 
@@ -37,6 +38,10 @@ def synthetic_batch(recipe: Recipe, entry: Family, context: Context, config: Any
     """
     objective = _objective(recipe, entry, context, config)
     words, examples = 8, _examples(objective, 8, samples)
+    if objective.row_length is not None:
+        batch = objective.collate(examples)
+        batch.samples, batch.sample_ids = samples, [index * _LANE for index in range(samples)]
+        return batch
     while words < _MAX_WORDS:  # longer, until a sample would become two
         longer = _examples(objective, words * 2, samples)
         if len(longer) > len(examples) or _tokens(objective, longer) <= _tokens(objective, examples):
@@ -58,7 +63,8 @@ def _tokens(objective: Objective[Any], examples: list[Any]) -> int:
 def _examples(objective: Objective[Any], words: int, samples: int) -> list[Any]:
     found: list[Any] = []
     for index in range(samples):
-        sample, sample.partner = _sample(index, words), _sample(index + samples, words)
+        sample = _sample(index, words) if objective.row_length is None else _row(index, objective.row_length)
+        sample.partner = _sample(index + samples, words)
         found += objective.example(sample, np.random.default_rng(index))
     return found
 
@@ -66,6 +72,12 @@ def _examples(objective: Objective[Any], words: int, samples: int) -> list[Any]:
 def _sample(index: int, words: int) -> Sample:
     text = " ".join(np.random.default_rng(index).choice(_WORDS, words)).encode()
     return Sample(str(index), {"txt": text, "target.txt": text, "png": _picture(), "cls": b"0"}, index)
+
+
+def _row(index: int, length: int) -> Sample:
+    # ids that every vocabulary has
+    ids = np.random.default_rng(index).integers(0, len(_WORDS), length, dtype=np.uint16)
+    return Sample(str(index), {"tokens.u16": ids.astype("<u2").tobytes()}, index)
 
 
 @cache

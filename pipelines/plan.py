@@ -19,7 +19,7 @@ from ..shared.optim import freeze
 from ..shared.system import Batch, Context, Family, System
 from ._devices import choose_precision
 from ._rehearsal import Rehearsal, rehearse
-from ._sharding import gathered_share, layout_problems, recompute_blocks, sharded
+from ._sharding import layout_problems, recompute_blocks, sharded
 from ._synthetic import synthetic_batch
 from .console import Console
 from .finetune import Start, find_start
@@ -98,7 +98,7 @@ def plan(recipe: Recipe, data: Data | None, cluster: Cluster, *, model: str | Pa
         lines = draft.read(data, eval_data, tokenizer, machine, Path(out))
     found = draft.rehearse(layout)
     system = draft.build()
-    memory = rank_memory(found, recipe, layout, system)
+    memory = rank_memory(found, recipe, layout, machine.device.type)
     parameters = sum(p.numel() for p in system.parameters())
     result: dict[str, Any] = {
         "recipe": recipe.name, "world": cluster.world_size, "precision": precision, "parameters": parameters,
@@ -161,7 +161,9 @@ class _Draft:
         system = self.build()
         if self.recipe.activation_checkpointing:
             recompute_blocks(system)
-        return rehearse(system, self._batches(system, layout), self.recipe.optim, accumulate=layout.accumulate, precision=self.precision)
+        shards = (self.recipe.shard_size or layout.world) if sharded(self.recipe, layout.world) else 1
+        return rehearse(system, self._batches(system, layout), self.recipe.optim, accumulate=layout.accumulate, precision=self.precision,
+                        shards=shards, reshard=self.recipe.reshard_after_forward)
 
     def _batches(self, system: System, layout: Layout) -> list[Batch]:
         """Micro-batches of the first updates, as many as are looked at."""
@@ -193,23 +195,30 @@ def _precision(recipe: Recipe, machine: _Machine) -> str:
 # --- memory and time -------------------------------------------------------------------------------------------------
 
 
-def rank_memory(found: Rehearsal, recipe: Recipe, layout: Layout, system: System) -> dict[str, int]:
+def rank_memory(found: Rehearsal, recipe: Recipe, layout: Layout, device: str) -> dict[str, int]:
     """Bytes of one rank by what they hold, and the peak, under the recipe's strategy.
 
-    With strategy fsdp the peak is an upper bound: in training a rank holds its shards, the gathered weights and gradients of the
-    root and two blocks (one computes, one is on its way), and the activations; in evaluation its shards and a copy of all weights.
+    With strategy fsdp a rank holds its rows of all that, and at the peak `gathered`: the weights of the layers that compute or come
+    next, gradients that are not divided yet, and the buffers in which both travel. `staging` is the copy of this rank's part of a
+    checkpoint that is written beside the training: host memory, so it is part of the peak where that is the device's.
     """
+    parts = _on_device(found, recipe, layout)
+    saves = recipe.checkpoint.asynchronous and (0 < recipe.checkpoint.every < recipe.max_updates or recipe.checkpoint.keep_best)
+    staging = -(-(found.weights + found.optimizer) // layout.world) if saves else 0
+    return parts | {"staging": staging, "peak": parts["peak"] + (staging if device == "cpu" else 0)}
+
+
+def _on_device(found: Rehearsal, recipe: Recipe, layout: Layout) -> dict[str, int]:
     parts = {"weights": found.weights, "gradients": found.gradients, "optimizer": found.optimizer, "activations": found.activations}
     if layout.world == 1 and recipe.strategy in ("auto", "fsdp"):
         return {**parts, "peak": found.peak}
     if sharded(recipe, layout.world):
-        shards, share = recipe.shard_size or layout.world, gathered_share(system)
-        parts |= {name: -(-parts[name] // shards) for name in ("weights", "gradients", "optimizer")}
-        # until the last micro-batch, gradients stay in one piece; see `Fabric.no_backward_sync`
-        weights = found.weights * (share if recipe.reshard_after_forward else 1.0)
-        gathered = int(weights + found.gradients * (share if layout.accumulate == 1 else 1.0))
-        fixed = parts["weights"] + parts["gradients"] + parts["optimizer"]
-        return {**parts, "gathered": gathered, "peak": fixed + max(gathered + parts["activations"], found.weights)}
+        shards = recipe.shard_size or layout.world
+        parts |= {name: -(-parts[name] // shards) for name in ("gradients", "optimizer")}
+        parts["weights"] = found.whole - (-(found.weights - found.whole) // shards)
+        # evaluation and export put a copy of all weights on each rank
+        after = parts["weights"] + parts["optimizer"] + found.weights
+        return {**parts, "gathered": found.gathered, "peak": max(found.peak, after)}
     # DDP's buckets hold the gradients from the first update on
     return {**parts, "peak": found.steady + found.gradients}
 
@@ -234,7 +243,7 @@ def _too_large(draft: _Draft, cluster: Cluster, layout: Layout, memory: Mapping[
     while smaller:
         micro = smaller.pop(0)
         fewer = replace(layout, micro_batch=micro)
-        taken = rank_memory(draft.rehearse(fewer), draft.recipe, fewer, draft.build())["peak"]
+        taken = rank_memory(draft.rehearse(fewer), draft.recipe, fewer, _device(draft.recipe).type)["peak"]
         if taken <= cluster.memory:
             return f"{what}: set data.micro_batch={micro}, which takes {size(taken)}; the gradient stays the same"
         # memory grows with the micro-batch: one of twice the wanted share need not be tried
@@ -248,6 +257,7 @@ def _lines(result: Mapping[str, Any], recipe: Recipe, cluster: Cluster) -> list[
     aside = [f"{total - trained:,} frozen"] if trained < total else []
     aside += [f"{total - net:,} for training only"] if net < total else []
     gathered = f", gathered for use {size(memory['gathered'])}" if "gathered" in memory else ""
+    gathered += f", a checkpoint on its way {size(memory['staging'])} of host memory" if memory["staging"] else ""
     flops, ranks, kept = result["flops_per_update"], cluster.world_size, recipe.checkpoint
     lines = [
         f"parameters: {total:,}{f' ({chr(44).join(aside)})' if aside else ''}",

@@ -365,12 +365,13 @@ class SegmentObjective(Objective[SegmentExample]):
 
     sequential = True
 
-    def __init__(self, tokenizer: Tokenizer, settings: SegmentSettings) -> None:
-        """Make the data side."""
+    def __init__(self, tokenizer: Tokenizer, settings: SegmentSettings, row_length: int = 64) -> None:
+        """Make the data side; rows that are not there yet are taken to have `row_length` tokens."""
         if tokenizer.eos_id is None and tokenizer.sep_id is None:
             raise UserError("Transformer-XL needs a token that stands before a text; this tokenizer has none in the role eos")
         self.tokenizer = tokenizer
         self.max_length = settings.max_length
+        self.row_length = settings.max_length or row_length
 
     def example(self, sample: Sample, rng: np.random.Generator) -> Iterator[SegmentExample]:
         """The row as it is: documents follow each other, and the memory goes on across their ends."""
@@ -474,7 +475,7 @@ def create(config: TransfoXLConfig, settings: Mapping[str, Any], context: Contex
     def objective(tokenizer: Tokenizer) -> SegmentObjective:
         if tokenizer.vocab_size > config.vocab_size:
             raise UserError(f"the tokenizer has {tokenizer.vocab_size} entries, model.vocab_size is {config.vocab_size}")
-        return SegmentObjective(tokenizer, chosen)
+        return SegmentObjective(tokenizer, chosen, max(1, config.mem_len))  # the paper trains with both of one length
 
     return TransformerXLSystem(TransfoXLLMHeadModel(config), context.objective("transformer_xl", objective))
 

@@ -20,7 +20,7 @@ from contract.cases import Case, batch_of, cases, prepare, samples_of
 from contract.runs import TIMES, run, short
 from polymodal.pipelines import train
 from polymodal.pipelines._devices import build_fabric
-from polymodal.pipelines._sharding import _units, building, full, layout_problems, recompute_blocks, system_problems, undivided
+from polymodal.pipelines._sharding import building, full, layout_problems, recompute_blocks, system_problems, undivided, units
 from polymodal.pipelines.console import Console
 from polymodal.pipelines.frontdoor import load, save
 from polymodal.pipelines.plan import Cluster, plan
@@ -225,11 +225,11 @@ def test_blocks_that_are_computed_again_give_the_same_gradients(name):
 def test_units_are_the_blocks_that_run_once_and_share_nothing():
     for case in chosen().values():
         system = case.build()
-        assert _units(system) == [m for m in system.modules() if isinstance(m, Block)] != []
+        assert units(system) == [m for m in system.modules() if isinstance(m, Block)] != []
     system = next(c for c in cases() if c.name == "bert-tiny").build()
     first, second = [m for m in system.modules() if isinstance(m, Block)][:2]
     first.feed_forward.up.weight = second.feed_forward.up.weight
-    assert first not in _units(system) and second not in _units(system)
+    assert first not in units(system) and second not in units(system)
 
 
 def test_what_cannot_be_sharded_is_refused_with_all_reasons():
@@ -254,7 +254,7 @@ def test_what_stays_whole():
     assert undivided(system) == [system.net.logit_scale]
     with patch.object(type(system), "undivided", lambda self: (self.net.text,)):
         assert {id(p) for p in undivided(system)} == {id(p) for p in (*system.net.text.parameters(), system.net.logit_scale)}
-        assert _units(system) == list(system.net.vision.encoder.blocks)
+        assert units(system) == list(system.net.vision.encoder.blocks)
 
 
 def test_a_gradient_in_one_piece_counts_once():
