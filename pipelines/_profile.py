@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ def profiling(wanted: bool, directory: Path, rank: int, console: Console) -> Gen
     if not wanted:
         yield lambda: None
         return
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # it tells of every missing GPU
     activities = [torch.profiler.ProfilerActivity.CPU]
     if torch.cuda.is_available():
         activities.append(torch.profiler.ProfilerActivity.CUDA)
@@ -42,7 +44,7 @@ def profiling(wanted: bool, directory: Path, rank: int, console: Console) -> Gen
         console.say(f"profile of {_UPDATES} updates: {trace} (open it at ui.perfetto.dev or chrome://tracing), and a table beside it")
 
     schedule = torch.profiler.schedule(wait=_SETTLE - 1, warmup=1, active=_UPDATES, repeat=1)
-    with torch.profiler.profile(activities=activities, schedule=schedule, on_trace_ready=write, profile_memory=True) as profile:
+    with torch.profiler.profile(activities=activities, schedule=schedule, on_trace_ready=write) as profile:
         yield profile.step
     if not written:
         console.warn(f"--profile: the run ended before its update {_SETTLE + 1}, so there is no trace; give it more updates")
