@@ -257,7 +257,7 @@ def _lines(result: Mapping[str, Any], recipe: Recipe, cluster: Cluster) -> list[
     aside = [f"{total - trained:,} frozen"] if trained < total else []
     aside += [f"{total - net:,} for training only"] if net < total else []
     gathered = f", gathered for use {size(memory['gathered'])}" if "gathered" in memory else ""
-    gathered += f", a checkpoint on its way {size(memory['staging'])} of host memory" if memory["staging"] else ""
+    gathered += f", the copy of a checkpoint {size(memory['staging'])} (host memory)" if memory["staging"] else ""
     flops, ranks, kept = result["flops_per_update"], cluster.world_size, recipe.checkpoint
     lines = [
         f"parameters: {total:,}{f' ({chr(44).join(aside)})' if aside else ''}",
