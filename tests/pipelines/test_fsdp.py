@@ -125,7 +125,7 @@ def test_sharded_ranks_train_as_one_and_runs_move_between_layouts(root, alone, t
 
 
 def variants(world: int) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Runs of two updates of a case under fsdp, all with accumulation: 8 samples are at least two micro-batches on each of two ranks."""
+    """Runs of two updates of a case under fsdp, with accumulation where the loss allows it: on two ranks, two micro-batches of 2."""
     again = {"activation_checkpointing": True}
     return {name: (case, {"strategy": "fsdp", "devices": world, "data": DataSettings(8, 2, lanes=4, window=16), **more})
             for name, (case, more) in {
@@ -134,6 +134,8 @@ def variants(world: int) -> dict[str, tuple[str, dict[str, Any]]]:
                 "bf16": ("gpt2-tiny", {**again, "precision": "bf16-mixed", "optim": OptimSettings("adamw", lr=1e-3)}),
                 "narrow": ("gpt2-tiny", {**again, "precision": "bf16-true", "optim": OptimSettings("adamw", lr=1e-3)}),
                 "started": ("gpt2-tiny", {}),
+                "locked": ("clip-tiny", {"data": DataSettings(8, None, lanes=4, window=16),
+                                         "model": {**named("clip-tiny").recipe.model, "lock_text": True}}),
                 "compiled": ("vit-tiny", {**again, "compile": world > 1}),
             }.items()}
 
@@ -176,8 +178,8 @@ def more(tmp_path_factory):
 def test_optimizers_precisions_and_models_to_start_from(more, tmp_path):
     """Accumulation, recomputation and other optimizers in fp32: the same gradients; in bf16 they differ by its rounding alone."""
     root, alone = more
-    ranks(2, "sgd,adagrad,bf16,narrow,started", root, tmp_path)
-    for name in ("sgd", "adagrad", "started"):
+    ranks(2, "sgd,adagrad,bf16,narrow,started,locked", root, tmp_path)
+    for name in ("sgd", "adagrad", "started", "locked"):
         equal(tmp_path / f"{name}.pt", alone / f"{name}.pt", 2e-5)
     for name in ("bf16", "narrow"):
         equal(tmp_path / f"{name}.pt", alone / f"{name}.pt", 0.05)
