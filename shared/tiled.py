@@ -17,6 +17,8 @@ from torch import Tensor
 
 TILE = 1 << 18
 """Scores of a tile: 1 MiB in fp32."""
+_REHEARSED = 8
+"""Tiles of tensors without numbers, at most about so many."""
 
 
 def pays(q: Tensor, k: Tensor, bias: Tensor | None, dropout: float) -> bool:
@@ -131,12 +133,15 @@ class _Tiles:
         self.q, self.k, self.bias, self.scale, self.dropout, self.seed = q, k, bias, scale, dropout, seed
         self.wide = torch.promote_types(q.dtype, torch.float32)
         self.limit = round(dropout * 32768)
+        # tensors without numbers, which `plan` rehearses with, cost by the operation
+        scores = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2]
+        self.tile = TILE if type(q) is Tensor else max(TILE, scores // _REHEARSED)
 
     def __iter__(self) -> Iterator[Place]:
         batch, heads = self.q.shape[:2]
         size = self.q.shape[2] * self.k.shape[2]
-        heads_each = min(heads, max(1, TILE // size))
-        rows_each = max(1, TILE // (size * heads)) if heads_each == heads else 1
+        heads_each = min(heads, max(1, self.tile // size))
+        rows_each = max(1, self.tile // (size * heads)) if heads_each == heads else 1
         for row in range(0, batch, rows_each):
             for head in range(0, heads, heads_each):
                 yield slice(row, row + rows_each), slice(head, head + heads_each)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from polymodal.shared import tiled
 from polymodal.shared.tiled import tiled_attention
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import scaled_dot_product_attention
 
 SHAPES = [(2, 3, 9, 9), (1, 2, 5, 11), (3, 4, 1, 7), (5, 2, 16, 16)]
@@ -136,3 +137,16 @@ def test_bf16_is_as_exact_as_torchs_kernel():
         found = run(tiled_attention, rounded)
     for mine, theirs, true in zip(found, run(scaled_dot_product_attention, rounded), exact, strict=True):
         assert (mine - true).norm() < 1.5 * (theirs - true).norm()
+
+
+def test_tensors_without_numbers_take_few_tiles_of_the_same_whole():
+    with FakeTensorMode():
+        q = torch.empty(64, 8, 200, 16)
+    real = torch.empty(64, 8, 200, 16)
+    made = [list(tiled._Tiles(t, t, None, 1.0, 0.0, 0)) for t in (q, real)]
+    assert len(made[0]) <= 2 * tiled._REHEARSED < 64 < len(made[1])
+    for tiles in made:
+        seen = torch.zeros(64, 8, dtype=torch.int)
+        for place in tiles:
+            seen[place] += 1
+        assert bool((seen == 1).all())
