@@ -29,6 +29,7 @@ from ..seq2seq.t5 import T5Config
 from ..shared.convert import Rule, to_theirs
 from ..shared.corrupt import mask_tokens
 from ..shared.loss import IGNORE
+from ..shared.position import document_positions
 from ..shared.system import Batch, Context, System
 from ..text.bert import BertBatch, BertConfig
 from ..vision.vit import ImageBatch, ViTConfig
@@ -134,11 +135,6 @@ def padding_mask(lengths: tuple[int, ...]) -> Tensor | None:
     return padded(torch.ones(sum(lengths), dtype=torch.long), lengths, 0)
 
 
-def positions(lengths: tuple[int, ...]) -> Tensor:
-    """[1, T], from 0 in each sequence."""
-    return torch.cat([torch.arange(n) for n in lengths])[None]
-
-
 def on(device: str, inputs: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
     """The inputs that there are, on the device."""
     return {k: v.to(device) for k, v in inputs.items() if v is not None}
@@ -172,7 +168,7 @@ def bert_batch(work: Work) -> BertBatch:
         start += length
     masked, pairs = sum(map(len, rows)), len(work.lengths)
     return BertBatch(
-        counts={"masked": masked, "pairs": pairs}, tokens=work.tokens, lengths=work.lengths, position_ids=positions(work.lengths),
+        counts={"masked": masked, "pairs": pairs}, tokens=work.tokens, lengths=work.lengths, position_ids=document_positions(work.lengths),
         input_ids=torch.from_numpy(np.concatenate(ids))[None],
         token_type_ids=torch.cat([(torch.arange(n) > n // 2).long() for n in work.lengths])[None],
         target_rows=torch.from_numpy(np.concatenate(rows)), targets=torch.from_numpy(np.concatenate(targets)),
@@ -213,7 +209,7 @@ def gpt2_batch(work: Work) -> CausalBatch:
     ids = torch.from_numpy(rng.integers(0, work.config.vocab_size, work.tokens))
     targets = torch.cat([torch.cat([row[1:], torch.tensor([IGNORE])]) for row in ids.split(list(work.lengths))])
     return CausalBatch(counts={"targets": work.tokens - len(work.lengths)}, tokens=work.tokens, lengths=work.lengths,
-                       input_ids=ids[None], position_ids=positions(work.lengths), targets=targets)  # fmt: skip
+                       input_ids=ids[None], position_ids=document_positions(work.lengths), targets=targets)  # fmt: skip
 
 
 def gpt2_peer(work: Work, ours: System) -> tuple[nn.Module, Loss]:
@@ -247,7 +243,8 @@ def clip_batch(work: Work) -> PairBatch:
     ids[ends - 1] = text.vocab_size - 1  # the end-of-text token is the highest id, as in CLIP's vocabulary
     ids[torch.cat([torch.zeros(1, dtype=torch.long), ends[:-1]])] = text.vocab_size - 2
     return PairBatch(
-        counts={"pairs": pairs}, tokens=work.tokens, lengths=work.lengths, input_ids=ids[None], position_ids=positions(work.lengths),
+        counts={"pairs": pairs}, tokens=work.tokens, lengths=work.lengths, input_ids=ids[None],
+        position_ids=document_positions(work.lengths),
         images=torch.randint(256, (pairs, 3, size, size), generator=generator, dtype=torch.uint8),
         keys=tuple(bytes([i % 256, i // 256]) for i in range(pairs)),
     )  # fmt: skip

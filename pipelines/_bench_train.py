@@ -104,8 +104,10 @@ def training_case(name: str, work: Work, compiled: bool = False) -> Case:
                   Contender(f"{subject.library} compiled", partial(theirs, work, True), update)]
     pictures = work.system in ("clip", "vit")
     longest, count = max(work.lengths), len(work.lengths)
-    what = f"{count} pictures with captions" if pictures else f"{count} sequences"
-    about = f"one update, {what}, {work.tokens} tokens, longest {longest}, {str(work.dtype).removeprefix('torch.')}"
+    what = f"{count} {'pictures' if pictures else 'sequences'}"
+    if work.tokens:  # of the sequences or captions
+        what += f", {work.tokens} tokens, longest {longest}"
+    about = f"one update, {what}, {str(work.dtype).removeprefix('torch.')}"
     if work.tokens < longest * count and not pictures:
         about += f"; padded rows would be {work.tokens / longest / count:.0%} full"
     unit, amount = ("pictures", count) if pictures else ("tokens", work.tokens)

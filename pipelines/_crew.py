@@ -7,7 +7,6 @@ one is raised that a run in order would have met first.
 
 from __future__ import annotations
 
-import fcntl
 import multiprocessing
 import os
 import signal
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from ..shared.errors import UserError
+from ._lock import lock_file
 
 KINDS = ("local", "ray")
 LOCK = "lock"
@@ -276,15 +276,6 @@ def alone() -> None:
 
 
 def claim(folder: Path, busy: str) -> IO[str]:
-    """Make a folder for finished pieces, and keep a second run from it (which is told `busy`) until the file is closed.
-
-    The lock is the kernel's: it ends with this process, however that ends.
-    """
+    """Make a folder for finished pieces, and keep a second run from it (which is told `busy`) until the file is closed."""
     folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / LOCK).open("w")
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise UserError(busy) from None
-    return file
+    return lock_file(folder / LOCK, busy)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
+from ..shared.cpu import cpu_features
 from ..shared.errors import UserError, raise_problems
 from ._fabric import DDPStrategy, Fabric, ModelParallelStrategy
 from ._sharding import layout_problems, parallelize, sharded
@@ -86,8 +86,3 @@ def choose_precision(precision: Precision, accelerator: str) -> Literal["32", "b
     elif accelerator == "cpu":
         fast = any(cpu_features().get(name) for name in ("amx_bf16", "avx512_bf16"))
     return "bf16-mixed" if fast else "32"
-
-
-def cpu_features() -> Mapping[str, Any]:
-    """What this processor can do, as torch sees it; nothing where this torch cannot tell."""
-    return getattr(torch.cpu, "get_capabilities", dict)()

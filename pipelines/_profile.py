@@ -38,7 +38,7 @@ def profiling(wanted: bool, directory: Path, rank: int, console: Console) -> Gen
         folder.mkdir(exist_ok=True)
         trace = folder / f"rank-{rank:05d}.json.gz"
         profile.export_chrome_trace(str(trace))
-        order = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+        order = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
         trace.with_name(f"rank-{rank:05d}.txt").write_text(profile.key_averages().table(sort_by=order, row_limit=_ROWS), encoding="utf-8")
         written.append(trace)
         console.say(f"profile of {_UPDATES} updates: {trace} (open it at ui.perfetto.dev or chrome://tracing), and a table beside it")

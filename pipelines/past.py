@@ -142,8 +142,7 @@ class Past:
 
         recipe, data = self.recipe, self.sets(given)
         system = recipe.build(family(recipe.system), self.run.context(), self.run.config())
-        return Stream(data, system.objective, self.layout, seed=recipe.seed, lanes=recipe.data.lanes, window=recipe.data.window,
-                      on_bad=recipe.data.on_bad, max_bad=recipe.data.max_bad)
+        return recipe.stream(data, system.objective, self.layout)
 
     @cached_property
     def window(self) -> tuple[int, dict[str, Any] | None]:

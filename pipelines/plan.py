@@ -26,7 +26,7 @@ from .finetune import Start, find_start
 from .preflight import open_data, preflight
 from .recipe import Recipe
 from .shards import DataSet
-from .stream import Layout, Stream
+from .stream import Layout
 
 Data = str | Path | Sequence[tuple[str | Path, float]]
 _LOOKED_AT = 8
@@ -145,7 +145,7 @@ class _Draft:
         held_out = None if eval_data is None else DataSet.open(eval_data)
         self.context = open_data([d for d, _ in self.sets], held_out, tokenizer or self.start.tokenizer)
         system = self.build()
-        return preflight(self.recipe, system, self._stream(system, self.layout), held_out, machine, out)
+        return preflight(self.recipe, system, self.recipe.stream(self.sets, system.objective, self.layout), held_out, machine, out)
 
     def imagine(self, tokenizer: str | Path | None) -> list[str]:
         """Without data: synthetic samples, and the vocabulary of the config's defaults unless a tokenizer is given."""
@@ -169,13 +169,8 @@ class _Draft:
         """Micro-batches of the first updates, as many as are looked at."""
         if not self.sets:
             return [synthetic_batch(self.recipe, self.entry, self.context, self.config, layout.size)]
-        stream = self._stream(system, layout)
+        stream = self.recipe.stream(self.sets, system.objective, layout)
         return [stream[number] for number in range(min(_LOOKED_AT, layout.accumulate * self.recipe.max_updates))]
-
-    def _stream(self, system: System, layout: Layout) -> Stream:
-        settings = self.recipe.data
-        return Stream(self.sets[0][0] if len(self.sets) == 1 else self.sets, system.objective, layout, seed=self.recipe.seed,
-                      lanes=settings.lanes, window=settings.window, on_bad=settings.on_bad, max_bad=settings.max_bad)
 
 
 def _device(recipe: Recipe) -> torch.device:

@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from ..shared.cpu import cpu_features
 from ..shared.errors import UserError
 from ..shared.heads import LMHead
 
@@ -45,7 +46,7 @@ class Int8Linear(nn.Module):
         finally:
             torch.backends.quantized.engine = engine
         # without VNNI two products are added in 16 bits, which 8-bit inputs would overflow
-        self._seven_bits = not _capabilities().get("avx512_vnni")
+        self._seven_bits = not cpu_features().get("avx512_vnni")
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., in] to [..., out]."""
@@ -103,7 +104,3 @@ def _replace(module: nn.Module) -> int:
             setattr(module, name, _Int8Head(child))
             count += 1
     return count
-
-
-def _capabilities() -> dict[str, Any]:
-    return getattr(torch.cpu, "get_capabilities", dict)()

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import yaml
 
@@ -24,7 +24,11 @@ from ..shared.errors import UserError, raise_problems
 from ..shared.optim import OptimSettings
 from ..shared.schedule import ScheduleSettings
 from ..shared.settings import check_settings, unknown_key
-from ..shared.system import Context, Family, System
+from ..shared.system import Context, Family, Objective, System
+
+if TYPE_CHECKING:
+    from .shards import DataSet
+    from .stream import Layout, Mixture, Stream
 
 Precision = Literal["auto", "32", "bf16-mixed", "bf16-true"]
 
@@ -236,6 +240,14 @@ class Recipe:
             config = family.adapt(family.config(**_config_values(self, family)), context)
         task = family.task(self.task)
         return task.create(task.adapt(config, context), self.objective, context)
+
+    def stream(self, data: DataSet | Mixture, objective: Objective[Any], layout: Layout) -> Stream:
+        """What the run reads: `data` in this recipe's order, for this rank's share of each update."""
+        from .stream import Stream
+
+        settings = self.data
+        return Stream(data, objective, layout, seed=self.seed, lanes=settings.lanes, window=settings.window, on_bad=settings.on_bad,
+                      max_bad=settings.max_bad)
 
     def configure(self, family: Family, config: Any) -> Any:
         """`config` of a network that was loaded, with the overrides of `model`."""

@@ -202,9 +202,7 @@ def _stream(past: Past, sets: list[tuple[DataSet, float]], system: System) -> St
     layout = past.layout
     if system.coupled:  # the samples of all ranks are compared with each other, so they are one batch here
         layout = Layout(layout.global_batch)
-    data = past.recipe.data
-    return Stream(sets, system.objective, layout, seed=past.recipe.seed, lanes=data.lanes, window=data.window, on_bad=data.on_bad,
-                  max_bad=data.max_bad)
+    return past.recipe.stream(sets, system.objective, layout)
 
 
 def _make(past: Past, job: Job, sets: list[tuple[DataSet, float]], way: _Way, losses: bool, console: Console) -> dict[str, Any]:

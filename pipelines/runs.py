@@ -17,7 +17,6 @@ Rank 0 writes; every line and file is either complete or, after a crash, left ou
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import platform
@@ -37,6 +36,7 @@ from ..shared.checkpoint import Checkpoint
 from ..shared.errors import UserError
 from ..shared.system import Context, Preview, System
 from ..shared.tokenizer import Tokenizer
+from ._lock import lock_file
 from ._redact import redact
 from .console import finite
 from .recipe import Recipe, recipe
@@ -174,12 +174,7 @@ def check_directory(directory: Path, resume: str) -> None:
 
 def lock(directory: Path) -> IO[str]:
     """Keep other processes from writing the same run; freed when this process ends, however it ends."""
-    file = (directory / ".lock").open("w")
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # lockf: workers forked from here do not inherit it
-    except OSError:
-        raise UserError(f"another process is training in {directory}: wait for it, stop it, or use another --out") from None
-    return file
+    return lock_file(directory / ".lock", f"another process is training in {directory}: wait for it, stop it, or use another --out")
 
 
 def describe(directory: Path, resolved: Recipe, config: Any, context: Context, model: str = "",

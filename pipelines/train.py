@@ -140,9 +140,7 @@ class Parts:
             lines.append(f"frozen ({', '.join(recipe.optim.freeze)}): {len(frozen)} tensors")
         # a system that starts from a trained tower brings that tower's tokenizer
         context = replace(context, tokenizer=context.tokenizer or getattr(system.objective, "tokenizer", None))
-        stream = Stream(data[0][0] if len(data) == 1 else data, system.objective, layout, seed=recipe.seed, lanes=recipe.data.lanes,
-                        window=recipe.data.window, on_bad=recipe.data.on_bad, max_bad=recipe.data.max_bad)
-        return cls(system, context, stream, lines)
+        return cls(system, context, recipe.stream(data, system.objective, layout), lines)
 
     def job(self, recipe: Recipe, fabric: Fabric, held_out: DataSet | None, run: runs.Run, console: Console) -> Job:
         """The run at its beginning: the system on its devices, with a fresh optimizer."""

@@ -14,11 +14,10 @@ from functools import cached_property
 from typing import NamedTuple, ParamSpec, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .mask import Mask
-from .tiled import pays, tiled_attention
+from .tiled import attend
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -96,12 +95,7 @@ class Dense(Plan):
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, dropout: float = 0.0) -> Tensor:
         """Attend; shapes as in `Plan`."""
-        mask = self.mask
-        if pays(q, k, mask, dropout):
-            return tiled_attention(q, k, v, mask, causal=self.is_causal, hidden=self._hidden, scale=scale, dropout=dropout)
-        if mask is not None and mask.dtype != torch.bool:
-            mask = mask.to(q.dtype)  # under autocast the bias table stays in fp32
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=self.is_causal, scale=scale)
+        return attend(q, k, v, self.mask, causal=self.is_causal, hidden=lambda: self._hidden, scale=scale, dropout=dropout)
 
 
 class Documents(Plan):

@@ -8,17 +8,29 @@ takes 15 drawn bits for each weight, of 64 that one draw gives for four, and the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from .cpu import cpu_features
 
 TILE = 1 << 18
 """Scores of a tile: 1 MiB in fp32."""
 _REHEARSED = 8
 """Tiles of tensors without numbers, at most about so many."""
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, causal: bool = False, hidden: Callable[[], Tensor | None],
+           scale: float | None = None, dropout: float = 0.0) -> Tensor:
+    """Attention by torch's kernel, or in tiles where that is faster; arguments as in `tiled_attention`, `hidden` made only if needed."""
+    if pays(q, k, mask, dropout):
+        return tiled_attention(q, k, v, mask, causal=causal, hidden=hidden(), scale=scale, dropout=dropout)
+    if mask is not None and mask.dtype != torch.bool:
+        mask = mask.to(q.dtype)  # under autocast a bias stays in fp32
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scale)
 
 
 def pays(q: Tensor, k: Tensor, bias: Tensor | None, dropout: float) -> bool:
@@ -32,12 +44,8 @@ def pays(q: Tensor, k: Tensor, bias: Tensor | None, dropout: float) -> bool:
     size, half = q.shape[2] * k.shape[2], q.dtype in (torch.float16, torch.bfloat16)
     if dropout > 0 or (bias is not None and bias.requires_grad):
         return half or size >= 1 << 16
-    return q.dtype == torch.bfloat16 and q.requires_grad and size <= 1 << 16 and _no_amx()
-
-
-@cache
-def _no_amx() -> bool:
-    return not getattr(torch.cpu, "get_capabilities", dict)().get("amx_tile", False)
+    # what `plan` rehearses has no numbers; there the kernel, which keeps as little, is one operation in place of many
+    return q.dtype == torch.bfloat16 and q.requires_grad and size <= 1 << 16 and type(q) is Tensor and not cpu_features().get("amx_tile")
 
 
 def tiled_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, causal: bool = False, hidden: Tensor | None = None,

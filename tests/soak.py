@@ -153,7 +153,7 @@ def draw(seed: int, only: str = "") -> Trial:
         world = rng.choice([1, 2, 2, 3, 4])
         share = BATCH // world
         micro = None if coupled else rng.choice([None, *[m for m in range(1, share) if share % m == 0]][-3:])
-        fsdp = world > 1 and not coupled and rng.random() < 0.4
+        fsdp = world > 1 and rng.random() < 0.4
         shards = rng.choice([None, 2]) if fsdp and world == 4 else None
         return Layout(world, micro, "fsdp" if fsdp else "auto", shards, **moving)
 

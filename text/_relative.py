@@ -15,6 +15,7 @@ from ..shared.block import Block
 from ..shared.cache import LayerCache
 from ..shared.mask import Mask
 from ..shared.plan import Plan, Shape
+from ..shared.tiled import attend
 
 
 class Relative(Plan):
@@ -43,7 +44,7 @@ class Relative(Plan):
         """Attend; shapes as in `Plan`, `bias` [B, H, Lq, Lk] is added to the scores."""
         assert bias is not None, "this plan belongs to an attention that computes its bias"
         bias = bias.masked_fill(self.hidden, float("-inf"))
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale)
+        return attend(q, k, v, bias, hidden=lambda: self.hidden.all(-1, keepdim=True), scale=scale, dropout=dropout)
 
 
 def relative_shift(scores: Tensor, key_length: int) -> Tensor:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from .._options import DataOn, DataOnBad, DataWorkers, RayAddress
+
 ORDER = 55
 
 
@@ -32,13 +34,7 @@ def classify(
     top: Annotated[int, typer.Option(min=1, help="Classes to show for each picture or text.")] = 5,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures or texts that run together.")] = 32,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ... Default: a GPU if there is one.")] = None,
-    on_bad: Annotated[str, typer.Option(help="With --data: raise stops at a sample that cannot be used; skip leaves it out and counts it.")
-                      ] = "raise",
-    workers: Annotated[int | None, typer.Option(min=1, help="With --data: processes, or workers of the cluster, each with the model. "
-                                                "Default: one for each core, or GPU.")] = None,
-    on: Annotated[str, typer.Option(metavar="local|ray", help="With --data: processes here, or a Ray cluster.")] = "local",
-    ray_address: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="The cluster's head. Default: the cluster of this machine.")
-                           ] = None,
+    on_bad: DataOnBad = "raise", workers: DataWorkers = None, on: DataOn = "local", ray_address: RayAddress = None,
     json: Annotated[bool, typer.Option("--json", help="Last line on stdout is one JSON object.")] = False,
 ) -> None:  # fmt: skip
     """Classify pictures by any class names (CLIP) or texts and pictures by the classes of a model that was trained for them."""

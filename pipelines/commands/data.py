@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from .._options import RayAddress
+
 ORDER = 20
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
@@ -54,8 +56,7 @@ def pack(
     on_bad: Annotated[str, typer.Option(help="raise: stop at what cannot be used; skip: leave it out and count it.")] = "raise",
     workers: Annotated[int | None, typer.Option(min=1, help="Processes, or workers of the cluster. Default: one for each core.")] = None,
     on: Annotated[str, typer.Option(metavar="local|ray", help="Where the work is done: processes here, or a Ray cluster.")] = "local",
-    ray_address: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="The cluster's head. Default: the cluster of this machine.")
-                           ] = None,
+    ray_address: RayAddress = None,
     json: Annotated[bool, typer.Option("--json", help="Last line on stdout is one JSON object.")] = False,
 ) -> None:
     """Write WebDataset shards and their index from text, tables, pictures or tars. A killed run continues when it is run again."""

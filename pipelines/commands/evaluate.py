@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .._options import Quantize
+
 if TYPE_CHECKING:
     from ..evaluate import Task
 
@@ -26,7 +28,6 @@ BatchSize = Annotated[int | None, typer.Option(min=1, help="Samples that run tog
 Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="What to run on; auto takes a GPU where there is one.")]
 Devices = Annotated[int | None, typer.Option(min=1, help="Processes on this machine. Default: one for each GPU, or one.")]
 Precision = Annotated[str, typer.Option(metavar="32|bf16-mixed|auto", help="Number format.")]
-Quantize = Annotated[str | None, typer.Option(metavar="int8", help="Fewer bits for the weights, on a CPU.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes of each rank that read and decode.")]
 Labels = Annotated[str | None, typer.Option(metavar="cat,dog|FILE", help="Names in place of the data's, in the order of their numbers.")]
 

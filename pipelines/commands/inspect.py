@@ -170,7 +170,7 @@ def _planned(data: DataSet, recipe: str | None, overrides: list[str], tok: Token
     from ...shared.errors import UserError
     from ...shared.system import Context
     from ..recipe import recipe as resolve
-    from ..stream import Layout, Stream
+    from ..stream import Layout
 
     if recipe is None:
         raise UserError("--update needs --recipe: its batch, seed, lanes and window determine the order")
@@ -178,8 +178,7 @@ def _planned(data: DataSet, recipe: str | None, overrides: list[str], tok: Token
     entry = family(chosen.system)
     classes = data.index.schema.get("classes")
     system = chosen.build(entry, Context(tok, tuple(classes) if classes else None))
-    stream = Stream(data, system.objective, Layout(chosen.data.global_batch, chosen.data.micro_batch), seed=chosen.seed,
-                    lanes=chosen.data.lanes, window=chosen.data.window, on_bad=chosen.data.on_bad, max_bad=chosen.data.max_bad)
+    stream = chosen.stream(data, system.objective, Layout(chosen.data.global_batch, chosen.data.micro_batch))
     return stream, chosen.name, list(entry.masks)
 
 

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from .._options import Quantize
+
 ORDER = 51
 
 
@@ -36,7 +38,7 @@ def summarize(
         help="A file with the right summary of each document, one a line; of one document, all of it. Scores with ROUGE and BLEU.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pieces that run together.")] = 16,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ... Default: a GPU if there is one.")] = None,
-    quantize: Annotated[str | None, typer.Option(metavar="int8", help="Fewer bits for the weights: faster on CPUs, not exact.")] = None,
+    quantize: Quantize = None,
     json: Annotated[bool, typer.Option("--json", help="Last line on stdout is one JSON object.")] = False,
 ) -> None:
     """Summarize texts; long ones are cut at sentences and the summaries merged."""

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .._options import DataOn, DataOnBad, DataWorkers, Quantize, RayAddress
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -68,7 +70,7 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="Of the draws.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts that run together.")] = 16,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ... Default: a GPU if there is one.")] = None,
-    quantize: Annotated[str | None, typer.Option(metavar="int8", help="Fewer bits for the weights: faster on CPUs, not exact.")] = None,
+    quantize: Quantize = None,
     json: Annotated[bool, typer.Option("--json", help="Last line on stdout is one JSON object.")] = False,
 ) -> None:
     """Continue texts with a language model."""
@@ -167,13 +169,7 @@ def embed(
     raw: Annotated[bool, typer.Option("--raw", help="Leave the vectors' lengths as they are, instead of 1.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts that run together.")] = 32,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ... Default: a GPU if there is one.")] = None,
-    on_bad: Annotated[str, typer.Option(help="With --data: raise stops at a sample that cannot be used; skip leaves it out and counts it.")
-                      ] = "raise",
-    workers: Annotated[int | None, typer.Option(min=1, help="With --data: processes, or workers of the cluster, each with the model. "
-                                                "Default: one for each core, or GPU.")] = None,
-    on: Annotated[str, typer.Option(metavar="local|ray", help="With --data: processes here, or a Ray cluster.")] = "local",
-    ray_address: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="The cluster's head. Default: the cluster of this machine.")
-                           ] = None,
+    on_bad: DataOnBad = "raise", workers: DataWorkers = None, on: DataOn = "local", ray_address: RayAddress = None,
     json: Annotated[bool, typer.Option("--json", help="Last line on stdout is one JSON object.")] = False,
 ) -> None:
     """Turn texts (or pictures, with CLIP) into vectors."""

@@ -7,6 +7,8 @@ import itertools
 import pytest
 import torch
 from polymodal.shared import tiled
+from polymodal.shared.mask import Mask
+from polymodal.shared.plan import make_plan
 from polymodal.shared.tiled import tiled_attention
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import scaled_dot_product_attention
@@ -150,3 +152,30 @@ def test_tensors_without_numbers_take_few_tiles_of_the_same_whole():
         for place in tiles:
             seen[place] += 1
         assert bool((seen == 1).all())
+
+
+MASKS = {
+    "nothing": Mask(), "causal": Mask(causal=True), "window": Mask(window=(3, 2)), "causal window": Mask(causal=True, window=(4, 0)),
+    "padding": Mask(keep=torch.arange(12) < torch.tensor([[12], [7]])), "prefix": Mask(causal=True, prefix=torch.tensor([3, 8])),
+    "padding in front, causal": Mask(causal=True, keep=torch.arange(12) >= torch.tensor([[0], [5]])),  # the first queries see nothing
+    "documents": Mask(lengths=(5, 4, 3), causal=True),
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.parametrize("learns", [False, True])
+def test_every_plan_in_tiles_is_the_plan(name, learns, monkeypatch):
+    """Whatever mask reaches `attend`, with and without a learned bias: values and gradients."""
+    mask = MASKS[name]
+    batch = 1 if mask.lengths is not None else 2
+    results, used = [], []
+    for tiles in (False, True):
+        monkeypatch.setattr(tiled, "pays", lambda *_, tiles=tiles: used.append(tiles) or tiles)
+        q, k, v = inputs(batch, 3, 12, 12)
+        bias = torch.linspace(-2, 2, 3 * 144, dtype=torch.float64).view(1, 3, 12, 12).requires_grad_() if learns else None
+        out = make_plan(mask, batch, 12, 12, torch.device("cpu"), bias)(q, k, v)
+        parts = [q, k, v, *([] if bias is None else [bias])]
+        results.append((out, *torch.autograd.grad((out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum(), parts)))
+    assert used[-1], "the plan never came to `attend`"
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
