@@ -201,7 +201,8 @@ def without_aliases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     kept: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         local: Tensor = cast("Any", tensor).to_local() if is_sharded(tensor) else tensor
-        place = (local.data_ptr(), *local.shape, *local.stride()) if local.numel() else (id(tensor),)
+        # a shard without rows has no address, yet tied weights share its storage
+        place = (local.data_ptr() or cast("Any", local.untyped_storage())._cdata, *local.shape, *local.stride())
         if place not in seen:
             seen.add(place)
             kept[name] = tensor.detach()

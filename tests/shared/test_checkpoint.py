@@ -186,15 +186,18 @@ full = torch.arange(15.0).view(5, 3)
 sharded = distribute_tensor(full if action == "save" else torch.zeros(5, 3), mesh, [Shard(0)])
 other = distribute_tensor(full + 1 if action == "save" else torch.zeros(5, 3), mesh, [Shard(0)])
 same = torch.full((4,), 7.0) if action == "save" else torch.zeros(4)
+few = distribute_tensor(full[:1] if action == "save" else torch.zeros(1, 3), mesh, [Shard(0)])  # only the first rank has a row
+tied = {"few": few.detach(), "tied": few.detach()}
 if action == "save":
-    tensors = {"sharded": sharded, "other": other, "same": same, f"mine/{rank}": torch.tensor([rank])}
+    tensors = {"sharded": sharded, "other": other, "same": same, f"mine/{rank}": torch.tensor([rank]), **tied}
     checkpoint.save(Path(out), 5, tensors, {"world": world})
 else:
     found = checkpoint.newest(Path(out))
     mine = torch.zeros(1, dtype=torch.int64)
-    checkpoint.load(found.path, {"sharded": sharded, "other": other, "same": same}, ignore=lambda n: n.startswith("mine/"))
+    checkpoint.load(found.path, {"sharded": sharded, "other": other, "same": same, **tied}, ignore=lambda n: n.startswith("mine/"))
     assert torch.equal(sharded.full_tensor(), full), sharded
     assert torch.equal(other.full_tensor(), full + 1), other
+    assert torch.equal(few.full_tensor(), full[:1]), few
     assert torch.equal(same, torch.full((4,), 7.0))
 td.destroy_process_group()
 """
@@ -211,12 +214,18 @@ def test_sharded_by_two_ranks_read_by_one_and_three(tmp_path):
     assert _ranks(2, tmp_path, "save") == [0, 0]
     saved = checkpoint.newest(tmp_path / "ck")
     assert sorted(p.name for p in saved.path.glob("shard-*")) == [f"shard-0000{r}-model-00001-of-00001.safetensors" for r in (1, 2)]
-    tensors = {"sharded": torch.zeros(5, 3), "other": torch.zeros(5, 3), "same": torch.zeros(4),
+    tensors = {"sharded": torch.zeros(5, 3), "other": torch.zeros(5, 3), "same": torch.zeros(4), "few": torch.zeros(1, 3),
                "mine/0": torch.zeros(1, dtype=torch.int64), "mine/1": torch.zeros(1, dtype=torch.int64)}
     checkpoint.load(saved.path, copy.copy(tensors))
     assert torch.equal(tensors["sharded"], torch.arange(15.0).view(5, 3))
     assert tensors["mine/1"].item() == 1
     assert _ranks(3, tmp_path, "load") == [0, 0, 0]
+
+
+def test_tied_tensors_count_once_also_without_an_address():
+    for make in (lambda: torch.ones(2), lambda: torch.empty(0, 3), lambda: torch.empty(2, device="meta")):
+        one, other = make(), make()
+        assert list(checkpoint.without_aliases({"a": one, "tied": one.detach(), "b": other})) == ["a", "b"]
 
 
 def test_rows_of_several_trees_are_joined():
