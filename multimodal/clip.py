@@ -31,7 +31,7 @@ from ..shared.dist import all_gather_with_grad, first_dims, rank
 from ..shared.embed import TokenEmbedding
 from ..shared.errors import UserError
 from ..shared.loss import accuracy_sum, at_least_fp32, contrastive_sum
-from ..shared.mask import Mask
+from ..shared.mask import Mask, on_device
 from ..shared.settings import build_settings
 from ..shared.stack import Stack
 from ..shared.system import Context, Family, Layout, Net, Preview, Step, System, Term
@@ -71,7 +71,7 @@ class TextTower(nn.Module):
         if lengths is None:
             rows = torch.arange(len(input_ids), device=input_ids.device)
             return hidden, hidden[rows, self._ends(input_ids)]
-        count = torch.tensor(lengths, device=input_ids.device)
+        count = on_device(lengths, input_ids.device)
         starts = count.cumsum(0) - count
         steps = torch.arange(max(lengths), device=input_ids.device)
         ids = input_ids[0, (starts[:, None] + steps).clamp(max=input_ids.shape[1] - 1)]

@@ -22,6 +22,7 @@ from .. import text as text_families
 from ..shared.convert import Ignore, Rule, to_ours
 from ..shared.encoder import Encoder
 from ..shared.errors import UserError
+from ..shared.mask import on_device
 from ..shared.system import Family, Net
 
 Pooling = Literal["mean", "cls"]
@@ -81,7 +82,7 @@ class PretrainedText(nn.Module):
 
 def pool_packed(hidden: Tensor, lengths: Sequence[int], pooling: Pooling) -> Tensor:
     """Pool the documents of a packed row [T, D]: [N, D]."""
-    count = torch.tensor(lengths, device=hidden.device)
+    count = on_device(lengths, hidden.device)
     if pooling == "cls":
         return hidden[count.cumsum(0) - count]
     document = torch.repeat_interleave(torch.arange(len(lengths), device=hidden.device), count, output_size=hidden.shape[0])

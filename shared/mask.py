@@ -8,7 +8,7 @@ on chunks it gives local attention, under `vmap` it is FlexAttention's `mask_mod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -226,8 +226,12 @@ class Mask:
 
 def document_ids(lengths: Iterable[int], device: torch.device) -> Tensor:
     """The number of the document at each position of a packed row, int64 [T]."""
-    ids = [number for number, length in enumerate(lengths) for _ in range(length)]
-    return torch.tensor(ids, device=device)
+    return on_device([number for number, length in enumerate(lengths) for _ in range(length)], device)
+
+
+def on_device(values: Sequence[int] | Sequence[bool], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """Host numbers as a tensor [len(values)] on `device`, without waiting for it (as `torch.tensor(values, device=...)` does on CUDA)."""
+    return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
 
 
 def _on(tensor: Tensor | None, device: torch.device) -> Tensor | None:

@@ -11,12 +11,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
+from itertools import accumulate
 from typing import NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
-from .mask import Mask
+from .mask import Mask, on_device
 from .tiled import attend
 
 P = ParamSpec("P")
@@ -115,30 +116,38 @@ class Documents(Plan):
     def __init__(self, mask: Mask, shape: Shape, bias: Tensor | None) -> None:
         assert mask.lengths is not None
         self.lengths = list(mask.lengths)
-        starts = [0]
-        for length in self.lengths:
-            starts.append(starts[-1] + length)
         left, right = mask.window or (-1, -1)
         self.window = (left, 0 if mask.causal else right)
+        self.longest = max(self.lengths)
+        self.source = (mask, shape, bias)
         self.varlen = shape.device.type == "cuda" and bias is None and mask.keep is None
-        self.cumulative = torch.tensor(starts, dtype=torch.int32, device=shape.device) if self.varlen else None
+        self.cumulative = on_device([0, *accumulate(self.lengths)], shape.device, torch.int32) if self.varlen else None
 
+    @cached_property
+    def groups(self) -> list[tuple[list[int], Plan]]:
+        """The documents of each length, and how they are attended together; not made where one kernel takes them all."""
+        mask, shape, bias = self.source
+        starts = [0, *accumulate(self.lengths)]
         members: dict[int, list[int]] = {}
         for number, length in enumerate(self.lengths):
             members.setdefault(length, []).append(number)
-        self.groups: list[tuple[list[int], Plan]] = []
+        groups: list[tuple[list[int], Plan]] = []
         for length, numbers in members.items():
             spans = [slice(starts[n], starts[n] + length) for n in numbers]
             keep = None if mask.keep is None else torch.cat([mask.keep[:, s] for s in spans])
             part = None if bias is None else torch.cat([bias[:, :, s, s] for s in spans])
             inner = Mask(causal=mask.causal, window=mask.window, keep=keep)
-            self.groups.append((numbers, make_plan(inner, len(numbers), length, length, shape.device, part)))
+            groups.append((numbers, make_plan(inner, len(numbers), length, length, shape.device, part)))
+        return groups
 
-    @outside_graphs
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, dropout: float = 0.0) -> Tensor:
         """Attend; shapes as in `Plan`, with B = 1."""
         if self.varlen and dropout == 0.0 and q.dtype in (torch.float16, torch.bfloat16):
             return self._varlen(q, k, v, scale)
+        return self._one_by_one(q, k, v, scale, dropout)
+
+    @outside_graphs
+    def _one_by_one(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, dropout: float) -> Tensor:
         # split, not slices: the backward of a split is one concatenation
         pieces = [t.split(self.lengths, dim=2) for t in (q, k, v)]
         out: list[Tensor] = [q] * len(self.lengths)
@@ -157,10 +166,9 @@ class Documents(Plan):
         from torch.nn.attention.varlen import varlen_attn
 
         assert self.cumulative is not None
-        longest = max(self.lengths)
         rows = [t[0].transpose(0, 1) for t in (q, k, v)]  # [T, H, d], a view of the fused projection
         out = varlen_attn(
-            rows[0], rows[1], rows[2], self.cumulative, self.cumulative, longest, longest, scale=scale, window_size=self.window
+            rows[0], rows[1], rows[2], self.cumulative, self.cumulative, self.longest, self.longest, scale=scale, window_size=self.window
         )
         assert isinstance(out, Tensor)
         return out.transpose(0, 1)[None]

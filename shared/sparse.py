@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .mask import Mask
+from .mask import Mask, on_device
 from .plan import Plan, Shape
 
 
@@ -154,10 +154,10 @@ class Blocks(Plan):
         table = mask.blocks.heads[:, :n, :n][:, narrow]  # [H or 1, R, n]
         # The blocks that a row sees come first (a stable sort keeps their order); the rest is hidden below.
         order = table.int().argsort(dim=-1, descending=True, stable=True)[..., : self.width]
-        index = order.to(device)  # [H or 1, R, W]
-        self.index, self.rows = index, torch.tensor(narrow, device=device, dtype=torch.long)
+        index = order.to(device, non_blocking=True)  # [H or 1, R, W]
+        self.index, self.rows = index, on_device(narrow, device, torch.long)
         places = torch.tensor([*narrow, *wide], dtype=torch.long)
-        self.restore = places.argsort().to(device) if wide else None
+        self.restore = places.argsort().to(device, non_blocking=True) if wide else None
 
         allowed = mask.predicate(device)
         inside = torch.arange(size, device=device)
@@ -175,7 +175,7 @@ class Blocks(Plan):
             self.mask = ok  # [B or 1, H or 1, R, size, W * size]
         self.wide_rows = self.wide_mask = None
         if wide:
-            self.wide_rows = (torch.tensor(wide, device=device)[:, None] * size + inside).flatten()
+            self.wide_rows = (on_device(wide, device)[:, None] * size + inside).flatten()
             self.wide_mask = mask.part(allowed, self.wide_rows.clamp(max=length - 1), torch.arange(length, device=device))
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, dropout: float = 0.0) -> Tensor:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..shared.loss import IGNORE, linear_cross_entropy_sum
+from ..shared.mask import on_device
 
 
 class AdaptiveEmbedding(nn.Module):
@@ -141,7 +142,7 @@ class AdaptiveSoftmax(nn.Module):
 
     def _cluster_of(self, targets: Tensor) -> Tensor:
         """0 for the shortlist (and for what is ignored), else the cluster's number."""
-        return torch.bucketize(targets, torch.tensor(self.borders[1:-1], device=targets.device, dtype=targets.dtype), right=True)
+        return torch.bucketize(targets, on_device(self.borders[1:-1], targets.device, targets.dtype), right=True)
 
 
 def _weight(table: nn.Module) -> nn.Parameter:

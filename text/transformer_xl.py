@@ -46,7 +46,7 @@ from ..shared.config import Config
 from ..shared.convert import Alias, Ignore, Rename, Rule, Tied, affine, layers, prefixed
 from ..shared.errors import UserError, raise_problems
 from ..shared.loss import IGNORE
-from ..shared.mask import Mask
+from ..shared.mask import Mask, on_device
 from ..shared.plan import Shape
 from ..shared.position import sinusoids
 from ..shared.sample import Sample
@@ -444,8 +444,8 @@ class TransformerXLSystem(System):
             return torch.full_like(batch.ids[:, 0], eos), None
         last, keep, states = carry["last"], carry["keep"], carry["states"]
         if rows != list(range(len(last))):  # else they stand as they stood
-            index = torch.tensor([max(row, 0) for row in rows], device=last.device)
-            new = torch.tensor([row < 0 for row in rows], device=last.device)
+            index = on_device([max(row, 0) for row in rows], last.device)
+            new = on_device([row < 0 for row in rows], last.device)
             last = last[index].masked_fill(new, eos)
             keep = keep[index] & ~new[:, None]
             states = tuple(state[index] for state in states)
