@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin
 WORKERS ?= auto
+RESULTS ?= bench-gpu.json
 # One thread for each test process: the tests run side by side.
 TEST = OMP_NUM_THREADS=1 $(RUN)/pytest -n $(WORKERS)
 
@@ -44,7 +45,7 @@ bench: setup ## measured beside the peers on this machine
 	$(RUN)/polymodal bench --json
 
 bench-gpu: setup ## on a CUDA machine, under 9 minutes: numerics of every attention backend, then speed beside the peers
-	$(RUN)/polymodal bench gpu --seconds 450 --json
+	$(RUN)/polymodal bench gpu --seconds 440 --repetitions 3 --out $(RESULTS) --json
 
 lock: ## resolve requirements.lock again
 	uv pip compile --universal --python-version 3.11 --generate-hashes --extra dev --quiet \

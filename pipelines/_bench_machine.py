@@ -111,10 +111,28 @@ def matmul_rate(device: str, dtype: torch.dtype, *, size: int | None = None, qui
     return 2 * size**3 / best
 
 
+PUBLISHED = (
+    ("H100 PCIe", 756e12), ("H100 NVL", 835e12), ("H100", 989e12), ("H200", 989e12), ("A100", 312e12), ("B200", 2250e12),
+    ("L40S", 362e12), ("L4", 121e12),
+)
+"""Dense bf16 (and fp16) FLOP/s of cards by words of their name, the first that fits: data sheets, halved where they count sparsity.
+
+H100: SXM 989, PCIe 756, NVL 835 (https://resources.nvidia.com/en-us-tensor-core/nvidia-tensor-core-gpu-datasheet); H200: 989
+(https://www.nvidia.com/en-us/data-center/h200/); A100: 312 (https://www.nvidia.com/en-us/data-center/a100/); B200: 2250
+(https://www.nvidia.com/en-us/data-center/dgx-b200/, an eighth of it); L40S: 362; L4: 121 (https://www.nvidia.com/en-us/data-center/l4/).
+"""
+
+
+def published_rate(card: str) -> float | None:
+    """The dense bf16 FLOP/s that a card's data sheet says; None where the card is not in the table."""
+    words = card.replace("-", " ").split()
+    return next((rate for name, rate in PUBLISHED if set(name.split()) <= set(words)), None)
+
+
 def fast_bfloat16(device: str) -> bool:
     """Whether the hardware multiplies bf16 faster than fp32; without it bf16 is not worth a measurement."""
     if device == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     flags = _cpuinfo("flags").split()
     return "amx_bf16" in flags or "avx512_bf16" in flags
 
@@ -142,6 +160,7 @@ def describe(device: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "memory_gib": round(_memory(device) / 2**30, 1),
         "fast_bfloat16": fast_bfloat16(device),
+        "published_bfloat16_flops": (published_rate(torch.cuda.get_device_name()) or "unknown") if cuda else None,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,

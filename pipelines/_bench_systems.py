@@ -73,15 +73,15 @@ class Subject:
 
     batch: Callable[[Work], Batch]
     peer: Callable[[Work, System], tuple[nn.Module, Loss]]
-    """(the work, our system with the weights to take over) -> the peer's module on the CPU, its loss."""
+    """(the work, our system with the weights to take over) -> the peer's module, its loss."""
     rules: Callable[[Any], Sequence[Rule]]
     flops: Callable[[Work], float]
     library: str = "transformers"
 
 
 def our_system(work: Work) -> System:
-    """The family's own system on the CPU, as the trainer would build it, without a tokenizer."""
-    return fresh(lambda: family(work.system).create(work.config, {}, Context(net_only=True)), work.seed)
+    """The family's own system on the work's device, as the trainer would build it, without a tokenizer."""
+    return fresh(lambda: family(work.system).create(work.config, {}, Context(net_only=True)), work.seed, work.device)
 
 
 def our_loss(work: Work) -> Loss:
@@ -94,9 +94,9 @@ def our_loss(work: Work) -> Loss:
     return loss
 
 
-def fresh(build: Callable[[], ModuleT], seed: int) -> ModuleT:
-    """A module with its family's initialisation, and noise on its vectors."""
-    with torch.random.fork_rng(devices=[]):
+def fresh(build: Callable[[], ModuleT], seed: int, device: str = "cpu") -> ModuleT:
+    """A module with its family's initialisation, and noise on its vectors; drawn on its device, where a billion numbers take no minute."""
+    with torch.random.fork_rng(devices=[] if device == "cpu" else None), torch.device(device):
         torch.manual_seed(seed)
         module = build()
         with torch.no_grad():
@@ -179,7 +179,8 @@ def bert_batch(work: Work) -> BertBatch:
 def bert_peer(work: Work, ours: System) -> tuple[nn.Module, Loss]:
     """BERT of transformers: SDPA, the head on every position, as its class computes it."""
     transformers = need("transformers")
-    module = transformers.BertForPreTraining(transformers.BertConfig(**work.config.to_dict(), attn_implementation="sdpa"))
+    with torch.device(work.device):
+        module = transformers.BertForPreTraining(transformers.BertConfig(**work.config.to_dict(), attn_implementation="sdpa"))
     copy_weights(ours.net, module, rules_of("bert", work.config))
     batch = bert_batch(work)
     labels = torch.full((batch.tokens,), IGNORE)
@@ -215,7 +216,8 @@ def gpt2_batch(work: Work) -> CausalBatch:
 def gpt2_peer(work: Work, ours: System) -> tuple[nn.Module, Loss]:
     """GPT-2 of transformers: SDPA; it shifts the labels itself."""
     transformers = need("transformers")
-    module = transformers.GPT2LMHeadModel(transformers.GPT2Config(**work.config.to_dict(), attn_implementation="sdpa"))
+    with torch.device(work.device):
+        module = transformers.GPT2LMHeadModel(transformers.GPT2Config(**work.config.to_dict(), attn_implementation="sdpa"))
     copy_weights(ours.net, module, rules_of("gpt2", work.config))
     ids = gpt2_batch(work).input_ids[0]
     inputs = on(work.device, {"input_ids": padded(ids, work.lengths, 0), "attention_mask": padding_mask(work.lengths),
@@ -254,12 +256,13 @@ def clip_peer(work: Work, ours: System) -> tuple[nn.Module, Loss]:
     """CLIP of open_clip with its `ClipLoss`; captions padded to the context, pictures normalised beforehand."""
     open_clip = need("open_clip")
     layout = next(x for x in family("clip").nets[0].layouts if x.name == "open_clip")
-    module = open_clip.CLIP(**layout.write(ours.net)["model_cfg"], output_dict=False)
+    with torch.device(work.device):
+        module = open_clip.CLIP(**layout.write(ours.net)["model_cfg"], output_dict=False)
     copy_weights(ours.net, module, layout.rules(work.config))
     criterion = open_clip.ClipLoss()
     batch = clip_batch(work)
     texts = padded(batch.input_ids[0], work.lengths, 0, work.config.text_config.max_position_embeddings).to(work.device)
-    images = cast(Any, ours).normalize(batch.images).to(work.device)
+    images = cast(Any, ours).normalize(batch.images.to(work.device))
     return module, lambda m: criterion(*m(images, texts))
 
 
@@ -294,7 +297,8 @@ def target_length(source: int) -> int:
 def t5_peer(work: Work, ours: System) -> tuple[nn.Module, Loss]:
     """T5 of transformers; it makes the decoder's input of the labels."""
     transformers = need("transformers")
-    module = transformers.T5ForConditionalGeneration(transformers.T5Config(**work.config.to_dict()))
+    with torch.device(work.device):
+        module = transformers.T5ForConditionalGeneration(transformers.T5Config(**work.config.to_dict()))
     module.config.decoder_start_token_id = work.config.start_id
     copy_weights(ours.net, module, rules_of("t5", work.config))
     batch = t5_batch(work)
@@ -332,12 +336,13 @@ def vit_peer(work: Work, ours: System) -> tuple[nn.Module, Loss]:
     """Timm's VisionTransformer; pictures normalised beforehand."""
     timm = need("timm")
     c: ViTConfig = work.config
-    module = timm.models.VisionTransformer(
-        img_size=c.image_size, patch_size=c.patch_size, embed_dim=c.hidden_size, depth=c.num_hidden_layers,
-        num_heads=c.num_attention_heads, mlp_ratio=c.intermediate_size / c.hidden_size, num_classes=c.num_labels, global_pool="token")
+    with torch.device(work.device):
+        module = timm.models.VisionTransformer(
+            img_size=c.image_size, patch_size=c.patch_size, embed_dim=c.hidden_size, depth=c.num_hidden_layers,
+            num_heads=c.num_attention_heads, mlp_ratio=c.intermediate_size / c.hidden_size, num_classes=c.num_labels, global_pool="token")
     copy_weights(ours.net, module, _vit_rules(c))
     batch = vit_batch(work)
-    images, labels = cast(Any, ours).normalize(batch.images).to(work.device), batch.labels.to(work.device)
+    images, labels = cast(Any, ours).normalize(batch.images.to(work.device)), batch.labels.to(work.device)
     return module, lambda m: nn.functional.cross_entropy(m(images), labels)
 
 

@@ -95,10 +95,12 @@ def _gradient(parameter: Tensor) -> Tensor:
     return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.float()
 
 
-def training_case(name: str, work: Work, compiled: bool = False) -> Case:
-    """A case of training one system; `compiled` adds torch.compile on both sides."""
+def training_case(name: str, work: Work, compiled: bool = False, *, eager: bool = True) -> Case:
+    """A case of training one system; `compiled` adds torch.compile on both sides, without `eager` they are the only ones."""
     subject = SUBJECTS[work.system]
-    sides = [Contender("polymodal", partial(ours, work), update), Contender(subject.library, partial(theirs, work), update)]
+    sides: list[Contender] = []
+    if eager:
+        sides += [Contender("polymodal", partial(ours, work), update), Contender(subject.library, partial(theirs, work), update)]
     if compiled:
         sides += [Contender("polymodal compiled", partial(ours, work, True), update),
                   Contender(f"{subject.library} compiled", partial(theirs, work, True), update)]

@@ -5,7 +5,11 @@ sides compute the same thing and refuses to time them where they do not; then it
 (`race`), and weighs each side's memory in a process of its own (`peak_memory`).
 
 What is reported: medians with the smallest and largest repetition, useful units per second (padding is
-not useful), the share of this machine's matrix-product rate that a side reaches, measured in the same run.
+not useful), the share of this machine's matrix-product rate that a side reaches, measured in the same run,
+and on a card whose data sheet is known the share of that (MFU, `MFU` says what it is).
+
+The record is handed on after every case, so whatever ends a run (Ctrl-C, SIGTERM, even SIGKILL), what was measured is on disk. A
+case may have a limit in seconds and ends by itself; a side that does not fit into memory or breaks is recorded as that.
 """
 
 from __future__ import annotations
@@ -13,10 +17,13 @@ from __future__ import annotations
 import gc
 import json
 import multiprocessing
+import signal
 import statistics
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
@@ -26,12 +33,18 @@ from typing import Any
 import torch
 
 from ..shared.errors import UserError
-from ._bench_machine import Memory, cpu_time, describe, load_average, matmul_rate, synchronize, use_threads, watch_memory
+from ._bench_machine import MIB, Memory, cpu_time, describe, load_average, matmul_rate, synchronize, use_threads, watch_memory
 from .console import Console, finite
 
 BENCHMARKS = ("train", "generate", "attention", "stream", "tokenize", "startup")
 """What `polymodal bench` runs where nothing is named; each is a module `_bench_NAME` with `cases(options)`."""
 ALL = (*BENCHMARKS, "gpu")
+MFU = ("share_of_peak (MFU) = useful floating-point operations of one step (6 for each weight of a matrix and each token, attention "
+       "12 D s^2 a layer and sequence, half where causal, head 6 V D a predicted token; padding and recomputation not counted) / seconds "
+       "of the step / dense bf16 FLOP/s of the card's data sheet; share_of_matmul_rate: the same by the rate measured in this run")
+"""What the shares in a results file are."""
+LAP = 0.3
+"""On CUDA a repetition is as many steps as fill about so many seconds: a host that runs ahead of its device is part of training."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +121,12 @@ class Case:
     weigh: bool = True
     """Whether peak memory is measured."""
     warmup: int = 1
+    limit: float | None = None
+    """Seconds for the whole case. A side that is not ready by then (it compiles, say) is left out; what is ready is timed."""
+    apart: bool = False
+    """The sides run one after the other, each alone in memory, where they do not fit side by side."""
+    needs: int = 0
+    """Bytes without which it cannot run on a GPU; where the card has less the case is left out."""
 
 
 Cases = Iterator[Case]
@@ -122,39 +141,135 @@ class Laps:
     cpu_seconds: list[float] = field(default_factory=list)
     """CPU time of all threads and of processes that ended: what other work on the machine disturbs least."""
     memory: Memory | None = None
-    """On CUDA, the memory of one step after the warm-up."""
+    """On CUDA, what this side held after its warm-up, and the most during a step."""
+    failure: str | None = None
+    """Why it was not timed."""
+
+
+class OutOfTime(BaseException):
+    """A case's limit; no `Exception`, which compilers catch."""
+
+
+@contextmanager
+def deadline(at: float | None) -> Generator[None]:
+    """Raise `OutOfTime` inside at a time of `time.monotonic`, in the main thread of a system that has timers."""
+    if at is None or not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    left = at - time.monotonic()
+    if left <= 0:
+        raise OutOfTime
+
+    def ring(*_: object) -> None:
+        raise OutOfTime
+
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, left)
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def race(contenders: Sequence[Contender], repetitions: int, *, warmup: int = 1, device: str = "cpu",
-         clock: Callable[[], float] = time.perf_counter) -> list[Laps]:
+         clock: Callable[[], float] = time.perf_counter, end: float | None = None, apart: bool = False) -> list[Laps]:
     """Time every contender `repetitions` times.
 
     The sides take turns, and every second round runs backwards, so that neither a drifting machine nor
     the place in the round favours anyone.
+
+    Args:
+        contenders: the sides; the first one must get ready, another one that fails is recorded.
+        repetitions: timed ones.
+        warmup: steps before them.
+        device: whose memory is watched.
+        clock: seconds.
+        end: a time of `time.monotonic`. What is not ready by then is left out; rounds that would begin later are, too, but for one.
+        apart: one side after the other, each freed before the next.
     """
-    states = [c.prepare() for c in contenders]
+    if apart:
+        laps: list[Laps] = []
+        for contender in contenders:
+            laps += race([contender], repetitions, warmup=warmup, device=device, clock=clock, end=end) if not laps else _or_failure(
+                partial(race, [contender], repetitions, warmup=warmup, device=device, clock=clock, end=end))
+            _tidy(device)
+        return laps
     laps = [Laps() for _ in contenders]
-    for contender, state, lap in zip(contenders, states, laps, strict=True):
-        for _ in range(warmup):
-            contender.step(state)
-        if device == "cuda":
-            lap.memory = watch_memory(partial(contender.step, state), device)
+    states: dict[int, Any] = {}
+    for i, (contender, lap) in enumerate(zip(contenders, laps, strict=True)):
+        try:
+            with deadline(end):
+                states[i] = _ready(contender, lap, warmup, device)
+        except OutOfTime:
+            lap.failure = "out of time"
+        except UserError:
+            raise
+        except Exception as error:  # one side that breaks must not cost the others' results
+            lap.failure = _told(error)
+        if lap.failure is not None:
+            if i == 0:
+                raise SideFailed(f"{contender.name}: {lap.failure}")
+            _tidy(device, compiled=False)
+    ready = [i for i in range(len(contenders)) if i in states]
+    count = _steps_of_a_lap(contenders[0], states[0]) if device == "cuda" else 1
     gc.collect()
     gc.freeze()  # what is there already need not be looked at again at each collection
     try:
         for round_number in range(repetitions):
-            order = range(len(contenders)) if round_number % 2 == 0 else reversed(range(len(contenders)))
-            for i in order:
+            if round_number and end is not None and time.monotonic() > end:
+                break
+            for i in ready if round_number % 2 == 0 else reversed(ready):
                 gc.collect()
                 synchronize(device)
                 used, start = cpu_time(), clock()
-                contenders[i].step(states[i])
+                for _ in range(count):
+                    contenders[i].step(states[i])
                 synchronize(device)
-                laps[i].seconds.append(clock() - start)
-                laps[i].cpu_seconds.append(cpu_time() - used)
+                laps[i].seconds.append((clock() - start) / count)
+                laps[i].cpu_seconds.append((cpu_time() - used) / count)
     finally:
         gc.unfreeze()
     return laps
+
+
+class SideFailed(Exception):
+    """Our own side could not get ready, so there is nothing to compare with."""
+
+
+def _or_failure(run: Callable[[], list[Laps]]) -> list[Laps]:
+    try:
+        return run()
+    except SideFailed as error:
+        return [Laps(failure=str(error).partition(": ")[2])]
+
+
+def _told(error: Exception) -> str:
+    """An error in a line; memory that was not there needs no more words."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "out of memory"
+    return f"{type(error).__name__}: {(str(error).strip() or '?').splitlines()[0][:300]}"
+
+
+def _ready(contender: Contender, lap: Laps, warmup: int, device: str) -> Any:
+    """Prepare a side and warm it up; on CUDA see what it holds."""
+    held = torch.cuda.memory_allocated() if device == "cuda" else 0
+    state = contender.prepare()
+    for _ in range(warmup + 2 if device == "cuda" else warmup):  # allocator, autotuning, second compilations
+        contender.step(state)
+    if device == "cuda":
+        seen = watch_memory(partial(contender.step, state), device)
+        lap.memory = Memory(seen.before_mib - held / MIB, seen.peak_mib - held / MIB)
+    return state
+
+
+def _steps_of_a_lap(contender: Contender, state: Any) -> int:
+    """How many steps fill `LAP`, on CUDA."""
+    synchronize("cuda")
+    start = time.perf_counter()
+    contender.step(state)
+    synchronize("cuda")
+    return max(1, min(20, round(LAP / (time.perf_counter() - start))))
 
 
 def peak_memory(contender: Contender, steps: int = 2) -> Memory:
@@ -175,11 +290,16 @@ def measure(case: Case, options: Options, rates: Mapping[str, float], console: C
     Args:
         case: what is run.
         options: how.
-        rates: FLOP/s of this machine's matrix products by type, for the share that each side reaches.
+        rates: FLOP/s of this machine's matrix products by type, for the share that each side reaches; of the data sheet as
+            "published bfloat16".
         console: where progress goes.
     """
     console.say(f"{case.name}: {case.about}")
-    agreement = case.agree()
+    end = None if case.limit is None else time.monotonic() + case.limit
+    with deadline(end):
+        agreement = case.agree()
+    if options.device == "cuda" and case.contenders:
+        _tidy(options.device, compiled=False)
     console.say(f"  agreement: {agreement.what}: {agreement.difference:.3g} (tolerance {agreement.tolerance:g})")
     record: dict[str, Any] = {
         "case": case.name, "about": case.about, "unit": case.unit, "amount": case.amount, "flops": case.flops, "precision": case.precision,
@@ -191,10 +311,15 @@ def measure(case: Case, options: Options, rates: Mapping[str, float], console: C
         console.warn(f"{case.name}: the results differ by more than the tolerance, so nothing is timed")
     if not agreement.holds or not case.contenders:
         return record
-    raced = race(case.contenders, options.repetitions, warmup=case.warmup, device=options.device)
+    raced = race(case.contenders, options.repetitions, warmup=case.warmup, device=options.device, end=end, apart=case.apart)
+    record["failed"] = {c.name: lap.failure for c, lap in zip(case.contenders, raced, strict=True) if lap.failure is not None}
+    for name, failure in record["failed"].items():
+        console.warn(f"{case.name}: {name}: {failure}")
     for contender, lap in zip(case.contenders, raced, strict=True):
+        if lap.failure is not None:
+            continue
         memory = peak_memory(contender) if case.weigh and options.device == "cpu" and not options.quick else lap.memory
-        record["sides"].append(_side(case, contender, lap, rates.get(case.precision), memory))
+        record["sides"].append(_side(case, contender, lap, rates.get(case.precision), rates.get(f"published {case.precision}"), memory))
     ours = record["sides"][0]
     for side in record["sides"]:
         side["ours_is_faster_by"] = side["median_s"] / ours["median_s"]
@@ -203,7 +328,8 @@ def measure(case: Case, options: Options, rates: Mapping[str, float], console: C
     return record
 
 
-def _side(case: Case, contender: Contender, lap: Laps, rate: float | None, memory: Memory | None) -> dict[str, Any]:
+def _side(case: Case, contender: Contender, lap: Laps, rate: float | None, published: float | None,
+          memory: Memory | None) -> dict[str, Any]:
     seconds = lap.seconds
     median = statistics.median(seconds)
     flops = None if case.flops is None else case.flops / median
@@ -214,6 +340,7 @@ def _side(case: Case, contender: Contender, lap: Laps, rate: float | None, memor
         "per_second": case.amount / median,
         "flops_per_second": flops,
         "share_of_matmul_rate": None if flops is None or rate is None else flops / rate,
+        "share_of_peak": None if flops is None or published is None else flops / published,
         "memory": None if memory is None else {"before_mib": memory.before_mib, "peak_mib": memory.peak_mib, "step_mib": memory.step_mib},
     }
 
@@ -228,6 +355,8 @@ def _line(case: Case, side: dict[str, Any]) -> str:
     ]
     if share is not None:
         parts.append(f"{share:.0%} of the matmul rate")
+    if side["share_of_peak"] is not None:
+        parts.append(f"MFU {side['share_of_peak']:.1%}")
     if memory is not None:
         parts.append(f"step +{memory['step_mib']:.0f} MiB")
     if not side["same_work"]:
@@ -235,15 +364,67 @@ def _line(case: Case, side: dict[str, Any]) -> str:
     return "  ".join(parts)
 
 
-def run(names: Sequence[str], options: Options, console: Console) -> dict[str, Any]:
+def run(names: Sequence[str], options: Options, console: Console, keep: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
     """Run benchmarks; the whole record: machine, date, cases.
 
     Args:
         names: some of `ALL`; none means `BENCHMARKS`.
         options: how they are run.
         console: where lines go.
+        keep: gets the record as it stands after every case. A signal ends the run early, and the record says so (`interrupted`).
     """
     began = time.monotonic()
+    modules = _modules(names, options)
+    machine = describe(options.device)
+    types = [torch.float32, torch.bfloat16] if machine["fast_bfloat16"] else [torch.float32]
+    before = _rates(options, types)
+    published = machine["published_bfloat16_flops"]
+    console.say(f"{machine['processor']}, {machine['threads']} threads, {machine['capability']}, torch {machine['torch']}, "
+                + ", ".join(f"{name} matmul {rate / 1e12:.3f} TFLOP/s" for name, rate in before.items())
+                + (f", published dense bf16 {published / 1e12:.0f} TFLOP/s" if isinstance(published, float) else "")
+                + f", load {machine['load_average'][0]:.1f}")
+    rates = before | ({"published bfloat16": published} if isinstance(published, float) else {})
+    results: list[dict[str, Any]] = []
+    left_out: list[str] = []
+    machine |= {"matmul_flops": {"before": before, "after": before}, "load_average_after": machine["load_average"], "shares": MFU}
+    record: dict[str, Any] = {
+        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": "polymodal bench " + " ".join([*names, *_flags(options)]),
+        "quick": options.quick, "repetitions": options.repetitions, "machine": machine, "agreed": True, "results": results,
+        "left_out": left_out,
+    }
+    current = "the beginning"
+    try:
+        for name, module in modules.items():
+            for case in module.cases(options):
+                current = case.name
+                if options.only not in case.name:
+                    continue
+                if (why := _left_out(case, options, began)) is not None:
+                    left_out.append(f"{case.name}{why}")
+                    continue
+                results.append({"benchmark": name, **_measured(case, options, rates, console, first=not results)})
+                record["agreed"] = all(map(_fine, results))
+                if case.contenders:
+                    _tidy(options.device)
+                if keep is not None:
+                    keep(record)
+        machine["matmul_flops"]["after"] = _rates(options, types)
+    except KeyboardInterrupt:
+        console.warn(f"stopped in {current}; what was measured before is kept")
+        record["interrupted"] = current
+        record["agreed"] = False
+    if left_out:
+        console.warn(f"left out: {', '.join(left_out)}")
+    machine["load_average_after"] = load_average()
+    record["seconds"] = time.monotonic() - began
+    if keep is not None:
+        keep(record)
+    return record
+
+
+def _modules(names: Sequence[str], options: Options) -> dict[str, Any]:
+    """The benchmarks' modules by name, once everything that was asked for is there."""
     chosen = list(names) or list(BENCHMARKS)
     unknown = [n for n in chosen if n not in ALL]
     if unknown:
@@ -257,59 +438,74 @@ def run(names: Sequence[str], options: Options, console: Console) -> dict[str, A
         modules = {name: module for name, module in modules.items() if options.against in module.PEERS}
         if not modules:
             raise UserError(f"no benchmark knows the peer {options.against!r}")
-    machine = describe(options.device)
-    types = [torch.float32, torch.bfloat16] if machine["fast_bfloat16"] else [torch.float32]
-    before = _rates(options, types)
-    console.say(f"{machine['processor']}, {machine['threads']} threads, {machine['capability']}, torch {machine['torch']}, "
-                + ", ".join(f"{name} matmul {rate / 1e12:.3f} TFLOP/s" for name, rate in before.items())
-                + f", load {machine['load_average'][0]:.1f}")
-    results: list[dict[str, Any]] = []
-    left_out: list[str] = []
-    for name, module in modules.items():
-        for case in module.cases(options):
-            if options.only not in case.name:
-                continue
-            if options.seconds is not None and time.monotonic() - began > options.seconds:
-                left_out.append(case.name)
-                continue
-            try:
-                results.append({"benchmark": name, **measure(case, options, before, console)})
-            except UserError:
-                raise
-            except Exception as error:  # one case that breaks must not cost the others' results
-                console.warn(f"{case.name}: {type(error).__name__}: {error}")
-                results.append({"benchmark": name, "case": case.name, "error": f"{type(error).__name__}: {error}"})
-            if case.contenders:
-                _tidy(options.device)
-    if left_out:
-        console.warn(f"no time was left for: {', '.join(left_out)}")
-    machine["matmul_flops"] = {"before": before, "after": _rates(options, types)}
-    machine["load_average_after"] = load_average()
-    return {
-        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": "polymodal bench " + " ".join([*names, *_flags(options)]),
-        "quick": options.quick, "repetitions": options.repetitions, "machine": machine,
-        "agreed": all("error" not in r and r["agreement"]["holds"] for r in results), "results": results,
-        "left_out": left_out,
-    }
+    return modules
+
+
+def _left_out(case: Case, options: Options, began: float) -> str | None:
+    """Why a case is not run: nothing where time was short, else in words; None where it is run."""
+    if options.seconds is not None and time.monotonic() - began > options.seconds:
+        return ""
+    if options.device == "cuda" and case.needs > (room := torch.cuda.get_device_properties(0).total_memory):
+        return f" (needs {case.needs / 2**30:.0f} GiB, the card has {room / 2**30:.0f})"
+    return None
+
+
+def _measured(case: Case, options: Options, rates: Mapping[str, float], console: Console, *, first: bool) -> dict[str, Any]:
+    """`measure`, or what went wrong: one case that breaks must not cost the others' results."""
+    try:
+        return measure(case, options, rates, console)
+    except UserError as error:
+        if first:  # a mistake in how it was called, which all cases would make
+            raise
+        told = str(error)
+    except OutOfTime:
+        told = f"out of time: not ready after {case.limit:g} s"
+    except SideFailed as error:
+        told = str(error)
+    except Exception as error:
+        told = _told(error)
+    console.warn(f"{case.name}: {told}")
+    return {"case": case.name, "error": told}
+
+
+def _fine(result: Mapping[str, Any]) -> bool:
+    """Whether both sides agreed and nothing broke; a side that needed too much memory or time is a result."""
+    broken = [f for f in result.get("failed", {}).values() if f not in ("out of memory", "out of time")]
+    return "error" not in result and result["agreement"]["holds"] and not broken
+
+
+@contextmanager
+def stoppable() -> Generator[None]:
+    """Inside, SIGTERM (`timeout`, a batch system) ends a run as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _rates(options: Options, types: Sequence[torch.dtype]) -> dict[str, float]:
     return {str(t).removeprefix("torch."): matmul_rate(options.device, t, quick=options.quick) for t in types}
 
 
-def _tidy(device: str) -> None:
-    """Free what a case held, before the next one."""
+def _tidy(device: str, *, compiled: bool = True) -> None:
+    """Free what a case or a side held, before the next one; compiled code too."""
     gc.collect()
-    torch.compiler.reset()
+    if compiled:
+        torch.compiler.reset()
     if device == "cuda":
         torch.cuda.empty_cache()
 
 
 def save(record: Mapping[str, Any], path: Path) -> None:
-    """Write a results file, seconds to the microsecond."""
+    """Write a results file, seconds to the microsecond; there is a whole one at any time."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(finite(_rounded(record)), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    beside = path.with_name(path.name + ".part")
+    beside.write_text(json.dumps(finite(_rounded(record)), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    beside.replace(path)
 
 
 def _rounded(value: Any) -> Any:

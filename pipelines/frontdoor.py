@@ -124,7 +124,7 @@ def tokenizer(source: str | Path) -> Tokenizer:
 
 
 def load(source: str | Path, *, device: str | torch.device = "cpu", dtype: str | torch.dtype | None = None,
-         quantize: Quantization | None = None) -> nn.Module:
+         quantize: Quantization | None = None, prepack: bool = False) -> nn.Module:
     """Load a network with its weights, in eval mode.
 
     Args:
@@ -132,6 +132,8 @@ def load(source: str | Path, *, device: str | torch.device = "cpu", dtype: str |
         device: where to put it.
         dtype: such as "bfloat16"; float32 by default.
         quantize: "int8" for matrices of a quarter of the size, on a CPU (`polymodal.pipelines.quantize`); such a network only infers.
+        prepack: lay the matrices out for this CPU, which multiplies them faster then (`polymodal.pipelines.prepack`); such a network
+            only infers, too. Nothing changes where it would not pay.
 
     Returns:
         The family's network with the head that the directory describes. It has `.config` and `.architecture`;
@@ -144,11 +146,15 @@ def load(source: str | Path, *, device: str | torch.device = "cpu", dtype: str |
     system = _from_run(Path(source))
     model = system.net if system is not None else _from_directory(_directory(source))
     model = model.eval().to(device=device, dtype=target)
-    if quantize is None:
-        return model
-    from .quantize import quantize as fewer_bits
+    if quantize is not None:
+        from .quantize import quantize as fewer_bits
 
-    return fewer_bits(model, quantize)
+        model = fewer_bits(model, quantize)
+    if prepack:
+        from .prepack import prepack as laid_out
+
+        model = laid_out(model)
+    return model
 
 
 def parts(source: str | Path, place: str) -> nn.Module | None:

@@ -31,19 +31,21 @@ class Document:
     text: str
 
 
-def open_model(model: str, device: str | None, quantize: str | None = None) -> nn.Module:
-    """The model on `device`, by default on a GPU if there is one; with fewer bits on a CPU."""
+def open_model(model: str, device: str | None, quantize: str | None = None, *, prepack: bool = False) -> nn.Module:
+    """The model on `device`, by default on a GPU if there is one; with fewer bits, or laid out for it, on a CPU."""
     chosen = device or ("cuda" if torch.cuda.is_available() and quantize is None else "cpu")
     try:
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {chosen} cannot be used ({str(error).splitlines()[0]}); expected cpu or a GPU that is there") from None
-    return load(model, device=chosen, quantize=cast("Any", quantize))
+    return load(model, device=chosen, quantize=cast("Any", quantize), prepack=prepack)
 
 
-def open_text_model(model: str, tokenizer: str | None, device: str | None, quantize: str | None = None) -> tuple[nn.Module, Tokenizer]:
+def open_text_model(
+    model: str, tokenizer: str | None, device: str | None, quantize: str | None = None, *, prepack: bool = False,
+) -> tuple[nn.Module, Tokenizer]:
     """The model and its tokenizer."""
-    return open_model(model, device, quantize), find_tokenizer(tokenizer or model)
+    return open_model(model, device, quantize, prepack=prepack), find_tokenizer(tokenizer or model)
 
 
 def texts(inputs: list[str] | None) -> list[str]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..shared.cpu import cpu_features
 from ..shared.errors import UserError
-from ..shared.heads import LMHead
+from ._linears import replace_linears
 
 Quantization = Literal["int8"]
 
@@ -57,19 +57,6 @@ class Int8Linear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}"
 
 
-class _Int8Head(LMHead):
-    """A language model's head with an int8 copy of its matrix; it gives logits, and no loss to learn from."""
-
-    def __init__(self, head: LMHead) -> None:
-        nn.Module.__init__(self)  # no matrix of its own
-        self.transform = head.transform
-        self.project = Int8Linear(head.weight, head.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The logits of rows [..., D], as [..., V]."""
-        return self.project(self.hidden(x))
-
-
 def quantize(net: nn.Module, kind: str) -> nn.Module:
     """Give a network's matrices fewer bits, in place; it can then infer on a CPU, and neither train nor be saved.
 
@@ -86,21 +73,6 @@ def quantize(net: nn.Module, kind: str) -> nn.Module:
         raise UserError("int8 runs on the CPU and the model is on another device: use device cpu, or leave quantize out")
     if "fbgemm" not in torch.backends.quantized.supported_engines:
         raise UserError("int8 needs FBGEMM, which torch has on x86 processors only: leave quantize out, or use dtype bfloat16")
-    if not _replace(net):
+    if not replace_linears(net, Int8Linear):
         raise UserError(f"a {type(net).__name__} has no linear layers to quantize: leave quantize out")
     return net.requires_grad_(False)
-
-
-def _replace(module: nn.Module) -> int:
-    """Put int8 layers in the place of linear ones; how many."""
-    count = 0
-    for name, child in module.named_children():
-        if type(child) is nn.Linear:
-            setattr(module, name, Int8Linear(child.weight, child.bias))
-            count += 1
-            continue
-        count += _replace(child)
-        if isinstance(child, LMHead):
-            setattr(module, name, _Int8Head(child))
-            count += 1
-    return count

@@ -14,6 +14,9 @@ IGNORE = -100
 CHUNK_LOGITS = 1 << 24
 """Logits that `linear_cross_entropy_sum` holds at a time by default (64 MiB in fp32)."""
 
+CACHED_LOGITS = 1 << 19
+"""Of these, how many a CPU makes into gradients at a time (2 MiB in fp32)."""
+
 
 def at_least_fp32(x: Tensor) -> Tensor:
     """Half-precision numbers as fp32, others as they are: losses are never summed in half precision."""
@@ -46,54 +49,55 @@ def linear_cross_entropy_sum(hidden: Tensor, weight: Tensor, bias: Tensor | None
     Returns:
         The sum, a scalar in fp32 (fp64 for fp64 inputs).
     """
-    rows = chunk or max(1, CHUNK_LOGITS // weight.shape[0])
-    if torch.is_autocast_enabled(hidden.device.type):
-        dtype = torch.get_autocast_dtype(hidden.device.type)
-        hidden, weight = hidden.to(dtype), weight.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
-    with torch.autocast(hidden.device.type, enabled=False):
-        total = _LinearCrossEntropy.apply(hidden, weight, bias, targets, rows, torch.is_grad_enabled())
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    with torch.autocast(device, enabled=False):
+        total = _LinearCrossEntropy.apply(hidden.to(dtype), weight, bias, targets, chunk, torch.is_grad_enabled())
     assert isinstance(total, Tensor)
     return total
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
+    """In the type of `hidden`. The gradients of weight and bias are summed in fp32 at least, whatever the products' type."""
+
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, rows: int, learning: bool) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk: int | None, learning: bool) -> Tensor:
         wide = torch.float32 if hidden.dtype in (torch.float16, torch.bfloat16) else hidden.dtype
         needs_hidden, needs_weight, needs_bias = (learning and needs for needs in ctx.needs_input_grad[:3])
-        count, chunks = hidden.shape[0], max(1, -(-hidden.shape[0] // rows))
-        rows = -(-count // chunks)  # chunks of nearly one size
+        w, b = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
+        count, vocabulary = hidden.shape[0], weight.shape[0]
+        chunks = max(1, -(-count // (chunk or max(1, CHUNK_LOGITS // vocabulary))))
+        rows = max(1, -(-count // chunks))  # chunks of nearly one size
+        # A CPU goes over what its cache holds; a GPU, and a compiler, want everything at once.
+        cached = hidden.device.type == "cpu" and not torch.compiler.is_compiling()
+        block = max(1, CACHED_LOGITS // vocabulary) if cached else rows
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        # One chunk writes its gradient, several add theirs up in fp32.
-        grad_weight = torch.zeros_like(weight, dtype=wide) if needs_weight and chunks > 1 else None
-        grad_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and needs_bias else None
+        grad_weight = torch.empty_like(weight, dtype=wide) if needs_weight and count else None
+        grad_bias = torch.zeros_like(weight[:, 0], dtype=wide) if needs_bias else None
         total = hidden.new_zeros((), dtype=wide)
-        for start in range(0, count, max(rows, 1)):
+        for start in range(0, count, rows):
             x, target = hidden[start : start + rows], targets[start : start + rows]
-            log_p = F.linear(x, weight, bias).to(wide).log_softmax(-1)
+            logits = F.linear(x, w, b)  # and then the gradient, in the same place
             counted = (target != IGNORE)[:, None]
             index = target.clamp(min=0)[:, None]
-            total -= (log_p.gather(1, index) * counted).sum()
-            if not (needs_hidden or needs_weight or needs_bias):
-                continue
-            gradient = log_p.exp_().scatter_add_(1, index, log_p.new_full((1, 1), -1.0).expand_as(index))
-            if counted.device.type != "cpu" or not bool(counted.all()):  # on a GPU, looking costs more than doing
-                gradient.mul_(counted)
-            if grad_bias is not None:
-                grad_bias += gradient.sum(0)
-            gradient = gradient.to(hidden.dtype)
+            some_ignored = hidden.device.type != "cpu" or not bool(counted.all())  # on a GPU, looking costs more than doing
+            for first in range(0, x.shape[0], block):
+                part = slice(first, first + block)
+                log_p = logits[part].log_softmax(-1, dtype=wide)
+                total -= (log_p.gather(1, index[part]) * counted[part]).sum()
+                if not (needs_hidden or needs_weight or needs_bias):
+                    continue
+                gradient = log_p.exp_().scatter_add_(1, index[part], log_p.new_full((1, 1), -1.0).expand_as(index[part]))
+                if some_ignored:
+                    gradient.mul_(counted[part])
+                if grad_bias is not None:
+                    grad_bias += gradient.sum(0)
+                logits[part] = gradient
             if grad_hidden is not None:
-                torch.mm(gradient, weight, out=grad_hidden[start : start + rows])
-            if grad_weight is None:
-                grad_weight = gradient.T @ x if needs_weight else None
-            elif grad_weight.dtype == gradient.dtype:
-                grad_weight.addmm_(gradient.T, x)
-            else:
-                grad_weight += gradient.T @ x
-        if needs_weight and grad_weight is None:
-            grad_weight = torch.zeros_like(weight)
-        ctx.gradients = (grad_hidden, grad_weight, grad_bias)
+                torch.mm(logits, w, out=grad_hidden[start : start + rows])
+            if grad_weight is not None:
+                _add_product(grad_weight, logits.T, x, first=start == 0, cached=cached)
+        ctx.gradients = (grad_hidden, torch.zeros_like(weight) if needs_weight and grad_weight is None else grad_weight, grad_bias)
         ctx.types = (weight.dtype, bias.dtype if bias is not None else None)
         return total
 
@@ -113,6 +117,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor, *, first: bool, cached: bool) -> None:
+    """`total += a @ b`, or `=` where it is the first; `total` may be wider than the factors."""
+    if total.dtype == a.dtype:
+        torch.addmm(total, a, b, beta=0 if first else 1, out=total)
+        return
+    rows = max(1, CACHED_LOGITS * 8 // total.shape[1]) if cached else total.shape[0]
+    for start in range(0, total.shape[0], rows):
+        there, product = total[start : start + rows], a[start : start + rows] @ b
+        if first:
+            there.copy_(product)
+        else:
+            there += product
 
 
 def contrastive_sum(

@@ -29,15 +29,16 @@ def register(app: typer.Typer) -> None:
         json: Annotated[bool, typer.Option("--json", help="The last line on stdout is one JSON object.")] = False,
     ) -> int:
         """Measure speed and memory beside the peers, after checking that both compute the same thing."""
-        from ..bench import Options, run, save
+        from functools import partial
+
+        from ..bench import Options, run, save, stoppable
         from ..console import Console
 
         console = Console(json)
         if names and "gpu" in names:
             device = "cuda"
         options = Options(device=device, quick=quick, against=against, repetitions=repetitions, seconds=seconds, only=only)
-        record = run(names or [], options, console)
-        if out is not None:
-            save(record, out)
+        with stoppable():
+            record = run(names or [], options, console, None if out is None else partial(save, path=out))
         console.finish(record)
         return 0 if record["agreed"] else 1

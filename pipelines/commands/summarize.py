@@ -54,7 +54,7 @@ def summarize(
     chosen = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens or None, "num_beams": num_beams,
               "no_repeat_ngram_size": no_repeat_ngram_size, "length_penalty": length_penalty}
     options: Options = {name: value for name, value in chosen.items() if value is not None}  # type: ignore[assignment]
-    loaded, vocabulary = open_text_model(model, tokenizer, device, quantize)
+    loaded, vocabulary = open_text_model(model, tokenizer, device, quantize, prepack=True)
     written = summaries(loaded, [d.text for d in found], vocabulary, prefix=prefix, max_length=max_length, batch_size=batch_size,
                         progress=console.progress, **options)
     if empty := sum(not w.text for w in written):

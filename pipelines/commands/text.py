@@ -92,7 +92,7 @@ def generate(
     screen = not json and sys.stdout.isatty()
     interactive = not inputs and screen and sys.stdin.isatty()
     prompts = [] if interactive else texts(inputs)
-    loaded, vocabulary = open_text_model(model, tokenizer, device, quantize)
+    loaded, vocabulary = open_text_model(model, tokenizer, device, quantize, prepack=True)
     if interactive:
         _converse(loaded, vocabulary, settings)
         return

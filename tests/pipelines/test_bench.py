@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
+import time
+import weakref
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from polymodal.pipelines import _bench_gpu, _bench_startup, _bench_systems, _bench_tokenize, _bench_train, bench
+from polymodal.pipelines import _bench_gpu, _bench_machine, _bench_startup, _bench_systems, _bench_tokenize, _bench_train, bench
 from polymodal.pipelines._bench_report import table
 from polymodal.pipelines.bench import Agreement, Case, Contender, Options
 from polymodal.pipelines.console import Console
@@ -107,6 +114,104 @@ def test_a_case_that_breaks_does_not_cost_the_others(monkeypatch: pytest.MonkeyP
     assert not record["agreed"]
     monkeypatch.setattr(_bench_train, "cases", lambda options: iter([fine]))
     assert bench.run(["train"], Options(quick=True, repetitions=1, seconds=0), QUIET)["left_out"] == ["fine"]
+
+
+def _break() -> int:
+    raise RuntimeError("no kernel\nfor this")
+
+
+def _no_room() -> int:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB")
+
+
+def _compile_for_ever() -> int:
+    while True:
+        time.sleep(0.01)
+
+
+def _case(*prepare: Callable[[], object], **more: Any) -> Case:
+    sides = tuple(Contender(f"side {i}", p, repr) for i, p in enumerate(prepare))
+    return Case("c", "", "tokens", 1, sides, lambda: Agreement("it", 0, 0), **more)
+
+
+def _run(monkeypatch: pytest.MonkeyPatch, *todo: Case, keep: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
+    monkeypatch.setattr(_bench_train, "cases", lambda options: iter(todo))
+    return bench.run(["train"], TINY, QUIET, keep)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_side_that_fails_does_not_cost_the_others(monkeypatch: pytest.MonkeyPatch, apart: bool) -> None:
+    record = _run(monkeypatch, _case(int, _no_room, float, apart=apart))
+    (result,) = record["results"]
+    assert result["failed"] == {"side 1": "out of memory"}
+    assert [s["name"] for s in result["sides"]] == ["side 0", "side 2"] and record["agreed"]
+    record = _run(monkeypatch, _case(int, _break, apart=apart))
+    assert record["results"][0]["failed"] == {"side 1": "RuntimeError: no kernel"} and not record["agreed"]
+    record = _run(monkeypatch, _case(_no_room, int, apart=apart), _case(int))
+    assert record["results"][0]["error"] == "side 0: out of memory" and record["results"][1]["sides"] and not record["agreed"]
+    assert "| out of memory |" in table(record).replace("side 0: ", "")
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_case_has_a_limit(monkeypatch: pytest.MonkeyPatch, apart: bool) -> None:
+    record = _run(monkeypatch, _case(int, _compile_for_ever, int, limit=1.0, apart=apart))
+    assert record["results"][0]["failed"] == {"side 1": "out of time", "side 2": "out of time"}
+    assert len(record["results"][0]["sides"]) == 1 and record["agreed"]
+    record = _run(monkeypatch, _case(_compile_for_ever, int, limit=0.1, apart=apart), _case(int))
+    assert "out of time" in record["results"][0]["error"] and record["results"][1]["sides"]
+
+
+def test_sides_apart_are_never_in_memory_together() -> None:
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    class Weights:
+        def __init__(self) -> None:
+            assert not alive
+            alive.add(self)
+
+    log: list[Any] = []
+    laps = bench.race([Contender(n, Weights, lambda _, n=n: log.append(n)) for n in "ab"], 2, warmup=1, apart=True)
+    assert log == ["a"] * 3 + ["b"] * 3 and [len(lap.seconds) for lap in laps] == [2, 2]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_was_measured_is_on_disk_whatever_ends_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int) -> None:
+    seen: list[int] = []
+
+    def end() -> None:
+        seen.append(len(json.loads((tmp_path / "r.json").read_text())["results"]))  # there without any ending
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+
+    with bench.stoppable():
+        record = _run(monkeypatch, _case(int), _case(end), _case(int), keep=partial(bench.save, path=tmp_path / "r.json"))
+    assert seen == [1] and record["interrupted"] == "c" and not record["agreed"] and len(record["results"]) == 1
+    assert json.loads((tmp_path / "r.json").read_text())["interrupted"] == "c"
+    assert table(json.loads((tmp_path / "r.json").read_text())).count("side 0") == 1
+
+
+def test_a_case_that_cannot_fit_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=16 << 30))
+    began, options = time.monotonic(), Options(device="cuda", seconds=60)
+    assert bench._left_out(_case(int, needs=24 << 30), options, began) == " (needs 24 GiB, the card has 16)"
+    assert bench._left_out(_case(int, needs=8 << 30), options, began) is None
+    assert bench._left_out(_case(int), options, began - 61) == ""
+
+
+def test_published_rates() -> None:
+    found = [_bench_machine.published_rate(card) for card in
+             ("NVIDIA H100 80GB HBM3", "NVIDIA H100 PCIe", "NVIDIA H200", "NVIDIA A100-SXM4-80GB", "NVIDIA L40S", "Tesla T4")]
+    assert found == [989e12, 756e12, 989e12, 312e12, 362e12, None]
+
+
+def test_gpu_suite_measures_what_it_should(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_bench_gpu, "fast_bfloat16", lambda device: True)
+    todo = {t.name: t for t in _bench_gpu.trainings(Options(device="cuda"))}
+    millions = {name: round(_bench_gpu.weight_bytes(t.work) / 18e6) for name, t in todo.items()}
+    assert millions == {"GPT-2 124M, full rows": 124, "GPT 1.3B, full rows": 1314, "BERT large, full rows": 336, "CLIP ViT-L/14": 428,
+                        "BERT base, full rows": 110, "CLIP ViT-B/32": 151, "BERT base, natural lengths": 110, "T5 base, full rows": 223,
+                        "GPT-2 medium (350M), full rows": 355, "CLIP ViT-B/16": 150}
+    assert {t.work.dtype for t in todo.values()} == {torch.bfloat16} and [n for n, t in todo.items() if t.apart] == ["GPT 1.3B, full rows"]
 
 
 def test_memory_is_that_of_the_steps() -> None:
