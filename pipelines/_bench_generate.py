@@ -2,7 +2,8 @@
 
 One step is the whole continuation: reading the prompts, then one token at a time with cached keys and
 values. There is no end-of-text token, so both sides write the same number of tokens, and every one of
-them must be the same before anything is timed. Our weights are prepared as `polymodal generate` does after loading (`pipelines/prepack.py`).
+them must be the same before anything is timed. Our weights are laid out as `polymodal generate` does
+it after loading (`pipelines/prepack.py`).
 """
 
 from __future__ import annotations
