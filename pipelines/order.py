@@ -68,7 +68,22 @@ def random_bits(count: int, *key: str | int) -> np.ndarray:
 
 def permutation(count: int, *key: str | int) -> np.ndarray:
     """A random permutation of range(count), int64 [count], a pure function of the key."""
-    return np.argsort(random_bits(count, *key), kind="stable")
+    return _sorted_by(random_bits(count, *key))
+
+
+def _sorted_by(bits: np.ndarray) -> np.ndarray:
+    """`np.argsort(bits, kind="stable")` of random uint64 numbers, int64 [N], four times as fast.
+
+    numpy counts numbers of 16 bits instead of comparing them, so the highest 48 are sorted in three passes. The rest decides so seldom
+    that everything is sorted anew where it does.
+    """
+    if len(bits) < 8192:  # as fast either way
+        return np.argsort(bits, kind="stable")
+    order = np.argsort((bits >> np.uint64(16)).astype(np.uint16), kind="stable")
+    for shift in (32, 48):
+        order = order[np.argsort((bits[order] >> np.uint64(shift)).astype(np.uint16), kind="stable")]
+    ordered = bits[order]
+    return order if (ordered[1:] > ordered[:-1]).all() else np.argsort(bits, kind="stable")
 
 
 def generator(seed: int, epoch: int, sample_index: int, purpose: str) -> np.random.Generator:
@@ -166,10 +181,14 @@ class SourceOrder:
         if found is None:
             samples, ends = self._lane_pieces(epoch, lane)
             begin = number * self.window
-            places = np.arange(begin, min(begin + self.window, int(ends[-1])), dtype=np.int64)
-            piece = np.searchsorted(ends, places, side="right")
-            within = places - np.where(piece > 0, ends[piece - 1], 0)
-            found = (samples[piece] + within)[self._permuted(len(places), "window", epoch, lane, number)]
+            end = min(begin + self.window, int(ends[-1]))
+            low, high = (int(np.searchsorted(ends, place, side="right")) for place in (begin, end - 1))
+            tops = np.minimum(ends[low : high + 1], end)  # where the pieces of the window end in the lane
+            bottoms = np.concatenate([ends[low - 1 : low] if low else [0], tops[:-1]])
+            inside = np.maximum(bottoms, begin)
+            first = samples[low : high + 1] + (inside - bottoms)
+            read = np.repeat(first - (inside - begin), tops - inside) + np.arange(end - begin, dtype=np.int64)
+            found = read[self._permuted(end - begin, "window", epoch, lane, number)]
             _remember(self._windows, (epoch, lane, number), found)
         return found
 

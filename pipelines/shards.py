@@ -62,7 +62,7 @@ class Shard:
         shard = cls(record["name"], record["size"], record["sha256"], record["samples"], fields, record["idx_sha256"])
         texts = (shard.name, shard.sha256, shard.idx_sha256, *fields)
         numbers = (shard.size, shard.samples)
-        if not all(isinstance(t, str) for t in texts) or not all(type(n) is int and 0 < n < 2**62 for n in numbers) or not fields:
+        if set(map(type, texts)) != {str} or set(map(type, numbers)) != {int} or not 0 < min(numbers) <= max(numbers) < 2**62 or not fields:
             raise TypeError(f"the shard {str(record)[:200]} is not described as it should be")
         return shard
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from polymodal.pipelines.order import CYCLE, Order, SourceOrder, generator, permutation, quotas
+from polymodal.pipelines.order import CYCLE, Order, SourceOrder, _sorted_by, generator, permutation, quotas, random_bits
 
 FROZEN = [0, 7, 13, 18, 2, 8, 11, 17, 1, 9, 12, 16, 5, 6, 14, 20, 4, 10, 15, 19, 3]
 FROZEN_MIXTURE = [(1, 2), (1, 3), (1, 7), (0, 18), (0, 0), (0, 7), (0, 13), (1, 9), (0, 2), (0, 8), (0, 11), (1, 8)]
@@ -117,3 +117,12 @@ def test_generators_are_independent_by_key():
 @pytest.mark.parametrize("count", [1, 2, 1000])
 def test_permutation_is_a_permutation(count):
     assert sorted(permutation(count, "x", 1)) == list(range(count))
+
+
+@pytest.mark.parametrize("shift", [0, 16, 24, 40, 60, 63])
+@pytest.mark.parametrize("high", [True, False])
+def test_counting_sorts_as_comparing_does(shift, high):
+    """Also where the highest 48 bits leave the order open, and where numbers are equal."""
+    bits = random_bits(20_000, "a test", shift)
+    bits = bits >> np.uint64(shift) << np.uint64(shift) if high else bits >> np.uint64(shift)
+    assert np.array_equal(_sorted_by(bits), np.argsort(bits, kind="stable"))
