@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from ..shared.cpu import cpu_features
+from ..shared.cpu import cpu_features, keep_freed_memory
 from ..shared.errors import UserError, raise_problems
 from ._fabric import DDPStrategy, Fabric, ModelParallelStrategy
 from ._sharding import layout_problems, parallelize, sharded
@@ -36,6 +36,8 @@ def build_fabric(recipe: Recipe) -> Fabric:
     fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=nodes, strategy=_strategy(recipe, world, accelerator),
                     precision="32-true" if precision == "32" else precision)
     fabric.launch()
+    if accelerator == "cpu":
+        keep_freed_memory()
     if fabric.world_size != world:
         raise UserError(f"the launcher started {fabric.world_size} ranks, the recipe says {devices} devices on {nodes} nodes: "
                         "set devices and num_nodes to what was started")
