@@ -14,6 +14,9 @@ IGNORE = -100
 CHUNK_LOGITS = 1 << 24
 """Logits that `linear_cross_entropy_sum` holds at a time by default (64 MiB in fp32)."""
 
+DEVICE_CHUNK_LOGITS = 1 << 27
+"""The same on a GPU (512 MiB): every chunk reads and writes the whole gradient of the weight, and launches its own kernels."""
+
 CACHED_LOGITS = 1 << 19
 """Of these, how many a CPU makes into gradients at a time (2 MiB in fp32)."""
 
@@ -44,7 +47,7 @@ def linear_cross_entropy_sum(hidden: Tensor, weight: Tensor, bias: Tensor | None
         weight: [V, D].
         bias: [V] or None.
         targets: [N]; label -100 is ignored.
-        chunk: rows at a time; by default as many as make `CHUNK_LOGITS` logits.
+        chunk: rows at a time; by default as many as make `CHUNK_LOGITS` logits (on a GPU `DEVICE_CHUNK_LOGITS`).
 
     Returns:
         The sum, a scalar in fp32 (fp64 for fp64 inputs).
@@ -61,12 +64,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """In the type of `hidden`. The gradients of weight and bias are summed in fp32 at least, whatever the products' type."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk: int | None, learning: bool) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk: int | None,
+                learning: bool) -> Tensor:
         wide = torch.float32 if hidden.dtype in (torch.float16, torch.bfloat16) else hidden.dtype
         needs_hidden, needs_weight, needs_bias = (learning and needs for needs in ctx.needs_input_grad[:3])
         w, b = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
         count, vocabulary = hidden.shape[0], weight.shape[0]
-        chunks = max(1, -(-count // (chunk or max(1, CHUNK_LOGITS // vocabulary))))
+        most = chunk or max(1, (CHUNK_LOGITS if hidden.device.type == "cpu" else DEVICE_CHUNK_LOGITS) // vocabulary)
+        chunks = max(1, -(-count // most))
         rows = max(1, -(-count // chunks))  # chunks of nearly one size
         # A CPU goes over what its cache holds; a GPU, and a compiler, want everything at once.
         cached = hidden.device.type == "cpu" and not torch.compiler.is_compiling()

@@ -28,7 +28,9 @@ class Gpu(TorchDispatchMode):
         self.waits: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = {k: v for k, v in (kwargs or {}).items() if k != "generator"}  # fake random numbers come from no generator
+        kwargs = dict(kwargs or {})
+        if func is _aten.exponential_.default:
+            kwargs.pop("generator", None)  # which torch's imitation of it does not take
         out = func(*args, **kwargs)
         if func in (_aten._to_copy.default, _aten.copy_.default):
             source = args[1] if func is _aten.copy_.default else args[0]
