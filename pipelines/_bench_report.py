@@ -26,6 +26,8 @@ def table(record: Mapping[str, Any]) -> str:
         lines += _rows(result)
     if record["left_out"]:
         lines += ["", f"Left out for lack of time: {', '.join(record['left_out'])}."]
+    if "interrupted" in record:
+        lines += ["", f"Interrupted in {record['interrupted']}."]
     return "\n".join(lines)
 
 
@@ -50,7 +52,12 @@ def _rows(result: Mapping[str, Any]) -> list[str]:
             name if i == 0 else "", side["name"] + ("" if side["same_work"] else " (other work)"),
             f"{side['median_s']:.4g} ({side['min_s']:.4g} - {side['max_s']:.4g})", f"{side['per_second']:,.4g} {result['unit']}",
             "" if i == 0 else f"{side['ours_is_faster_by']:.2f}",
-            cpu, "" if share is None else f"{share:.0%}",
+            cpu, _shares(share, side.get("share_of_peak")),
             "" if memory is None else f"{memory['step_mib']:.0f}",
         )) + " |")  # fmt: skip
-    return rows
+    return rows + [f"| | {name} | {why} | | | | | |" for name, why in result.get("failed", {}).items()]
+
+
+def _shares(measured: float | None, published: float | None) -> str:
+    """The share of the measured rate, and of the data sheet's (MFU) where there is one."""
+    return ", ".join(([] if measured is None else [f"{measured:.0%}"]) + ([] if published is None else [f"MFU {published:.1%}"]))
