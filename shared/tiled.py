@@ -19,17 +19,23 @@ from .cpu import cpu_features
 
 TILE = 1 << 18
 """Scores of a tile: 1 MiB in fp32."""
+FEW = 64
+"""Keys below which a single row of bf16 is as fast as two."""
 _REHEARSED = 8
 """Tiles of tensors without numbers, at most about so many."""
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, causal: bool = False, hidden: Callable[[], Tensor | None],
-           scale: float | None = None, dropout: float = 0.0) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, causal: bool = False,
+           hidden: Callable[[], Tensor | None] | None = None, scale: float | None = None, dropout: float = 0.0) -> Tensor:
     """Attention by torch's kernel, or in tiles where that is faster; arguments as in `tiled_attention`, `hidden` made only if needed."""
     if pays(q, k, mask, dropout):
-        return tiled_attention(q, k, v, mask, causal=causal, hidden=hidden(), scale=scale, dropout=dropout)
+        return tiled_attention(q, k, v, mask, causal=causal, hidden=hidden and hidden(), scale=scale, dropout=dropout)
     if mask is not None and mask.dtype != torch.bool:
         mask = mask.to(q.dtype)  # under autocast a bias stays in fp32
+    single = q.shape[2] == 1 and not causal and k.shape[2] >= FEW
+    if single and q.dtype == torch.bfloat16 and q.device.type == "cpu" and not torch.is_grad_enabled():
+        # one row of bf16 is multiplied by a kernel so slow that two take two thirds of its time
+        return F.scaled_dot_product_attention(q.expand(-1, -1, 2, -1), k, v, attn_mask=mask, dropout_p=dropout, scale=scale)[:, :, :1]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scale)
 
 

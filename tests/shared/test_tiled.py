@@ -141,6 +141,26 @@ def test_bf16_is_as_exact_as_torchs_kernel():
         assert (mine - true).norm() < 1.5 * (theirs - true).norm()
 
 
+@pytest.mark.parametrize("masked", ["no", "bool", "bias"])
+def test_one_row_of_bf16_for_a_decoding_step(masked, monkeypatch):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(3, 2, n, 16).bfloat16() for n in (1, tiled.FEW, tiled.FEW))
+    mask = {"no": None, "bool": torch.rand(3, 1, 1, tiled.FEW) < 0.7, "bias": torch.randn(1, 2, 1, tiled.FEW)}[masked]
+    rows = []
+
+    def kernel(query, *args, **named):
+        rows.append(query.shape[2])
+        return scaled_dot_product_attention(query, *args, **named)
+
+    monkeypatch.setattr(tiled.F, "scaled_dot_product_attention", kernel)
+    with torch.no_grad():
+        found = tiled.attend(q, k, v, mask, hidden=lambda: None)
+    exact = mask.double() if masked == "bias" else mask
+    expected = scaled_dot_product_attention(q.double(), k.double(), v.double(), attn_mask=exact)
+    assert rows == [2] and found.shape == q.shape
+    assert (found - expected).norm() < 0.01 * expected.norm()
+
+
 def test_tensors_without_numbers_take_few_tiles_of_the_same_whole():
     with FakeTensorMode():
         q = torch.empty(64, 8, 200, 16)
