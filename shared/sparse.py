@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .mask import Mask, on_device
 from .plan import Plan, Shape
+from .tiled import attend
 
 
 class Local(Plan):
@@ -89,19 +90,14 @@ class Local(Plan):
             key = (*keys[first : last + 1], *more[0])
             value = (*values[first : last + 1], *more[1])
             if key:
-                out.append(_attend(query, torch.cat(key, dim=2), torch.cat(value, dim=2), mask, scale, dropout))
+                out.append(attend(query, torch.cat(key, dim=2), torch.cat(value, dim=2), mask, scale=scale, dropout=dropout))
             else:
                 out.append(torch.zeros_like(query))
         result = torch.cat(out, dim=2)
         if self.rows is not None:
-            own = _attend(q.index_select(2, self.rows), k, v, self.row_mask, scale, dropout)
+            own = attend(q.index_select(2, self.rows), k, v, self.row_mask, scale=scale, dropout=dropout)
             result = result.index_copy(2, self.rows, own)
         return result
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float | None, dropout: float) -> Tensor:
-    mask = mask if mask.dtype == torch.bool else mask.to(q.dtype)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scale)
 
 
 def _global_positions(mask: Mask) -> Tensor | None:
@@ -194,11 +190,11 @@ class Blocks(Plan):
             if mask.shape[0] * mask.shape[1] > 1:
                 mask = mask.expand(batch, heads, -1, -1, -1)
             mask = mask.permute(2, 0, 1, 3, 4).flatten(1, 2)  # [R, 1 or B * H, size, W * size]
-            out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scale)
+            out = attend(query, key, value, mask, scale=scale, dropout=dropout)
             parts.append(out.unflatten(1, (batch, heads)).permute(1, 2, 0, 3, 4))
         if self.wide_rows is not None:
             query = padded.index_select(2, self.wide_rows)
-            out = F.scaled_dot_product_attention(query, k, v, attn_mask=self.wide_mask, dropout_p=dropout, scale=scale)
+            out = attend(query, k, v, self.wide_mask, scale=scale, dropout=dropout)
             parts.append(out.unflatten(2, (-1, self.size)))
         out = torch.cat(parts, dim=2)
         if self.restore is not None:
