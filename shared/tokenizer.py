@@ -22,6 +22,7 @@ import numpy.typing as npt
 import tokenizers
 
 from ._tokenizer_clean import CLEANERS, spans
+from ._tokenizer_known import KnownWords, word_pattern
 from ._tokenizer_styles import ROLES, STYLES, Framing, Style, Template
 from .errors import UserError
 
@@ -61,8 +62,8 @@ class Tokenizer:
             if pipeline.token_to_id(token) is None:
                 raise UserError(f"the tokenizer names {token!r} as its {role} token, which is not in the vocabulary: "
                                 "the files do not belong together")
-        # encode_batch_fast leaves out offsets; older releases of tokenizers lack it
-        self._encode_many = getattr(pipeline, "encode_batch_fast", pipeline.encode_batch)
+        pattern = word_pattern(pipeline)
+        self._encode_many = self._encode_whole if pattern is None else KnownWords(pattern, self._encode_whole)
 
     # ------------------------------------------------------------------ files
 
@@ -207,6 +208,12 @@ class Tokenizer:
                 target[slice(width - len(row), None) if self.padding_side == "left" else slice(len(row))] = torch.tensor(row)
         return out
 
+    def _encode_whole(self, texts: Sequence[str]) -> list[list[int]]:
+        """What the pipeline makes of texts, without special tokens."""
+        # encode_batch_fast leaves out offsets; older releases of tokenizers lack it
+        encode = getattr(self._pipeline, "encode_batch_fast", self._pipeline.encode_batch)
+        return [found.ids for found in encode(texts, add_special_tokens=False)]
+
     def _cleaned(self, text: str) -> str:
         if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]  (callers without a type checker)
             raise UserError(f"a tokenizer takes strings, got {type(text).__name__}")
@@ -219,10 +226,8 @@ class Tokenizer:
             raise UserError("encode_batch takes a list of texts, got one string: use encode")
         if pairs is not None and len(pairs) != len(texts):
             raise UserError(f"got {len(texts)} texts and {len(pairs)} second texts: they must be as many")
-        first = [e.ids for e in self._encode_many([self._cleaned(t) for t in texts], add_special_tokens=False)]
-        second = None
-        if pairs is not None:
-            second = [e.ids for e in self._encode_many([self._cleaned(t) for t in pairs], add_special_tokens=False)]
+        first = self._encode_many([self._cleaned(t) for t in texts])
+        second = None if pairs is None else self._encode_many([self._cleaned(t) for t in pairs])
         if max_length is None:
             return first, second
         template = self.framing.single if pairs is None else self.framing.pair
