@@ -1,8 +1,8 @@
-"""Window attention, forward and backward, beside transformers' Longformer layer on the same weights.
+"""Windows and block tables, forward and backward, beside transformers' Longformer and BigBird layers on the same weights.
 
-A layer is projections, attention, output projection and post-norm residual, 12 heads of 64, one sequence,
-a window of 256 tokens to each side (Longformer's `attention_window` 512), no global tokens, no dropout.
-Full attention (SDPA, the same layer) runs beside them for orientation; it computes something else.
+A layer is projections, attention, output projection and post-norm residual, 12 heads of 64, one sequence, no dropout. Longformer: a
+window of 256 tokens to each side (its `attention_window` 512), no global tokens. BigBird: blocks of 64, 3 in the window, 3 random (those
+that its layer has drawn), 2 global. Full attention (SDPA, the same layer) runs beside them for orientation; it computes something else.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..shared.attention import Attention
 from ..shared.block import LayerNorm, Residual
 from ..shared.convert import Rule, affine, fused, to_theirs
 from ..shared.embed import normal_
-from ..shared.mask import Mask
+from ..shared.mask import Layout, Mask
 from . import _bench_relative
 from ._bench_machine import need
 from .bench import Agreement, Case, Cases, Contender, Options
@@ -41,7 +41,7 @@ class Work:
 
     length: int
     reach: int
-    """Tokens seen to each side."""
+    """Tokens seen to each side, or of a block."""
     hidden: int = 768
     heads: int = 12
     device: str = "cpu"
@@ -101,10 +101,9 @@ def _layer(work: Work) -> Layer:
     return layer
 
 
-def ours(work: Work, window: bool = True) -> Side:
-    """Our layer, with the window or seeing everything."""
+def ours(work: Work, mask: Mask) -> Side:
+    """Our layer with this mask."""
     layer, x = _layer(work).to(work.device), work.input()
-    mask = Mask(window=(work.reach, work.reach)) if window else Mask()
 
     def run() -> Tensor:
         with work.autocast():
@@ -136,9 +135,55 @@ def theirs(work: Work) -> Side:
     return Side(layer, x, run)
 
 
-def agree(work: Work) -> Agreement:
+def bigbird(work: Work, kept: list[Tensor] | None = None) -> Side:
+    """The layer of transformers: `BigBirdAttention`, which draws the same random blocks at each call; they are added to `kept`."""
+    transformers = need("transformers")
+    big_bird = transformers.models.big_bird.modeling_big_bird
+    config = transformers.BigBirdConfig(
+        hidden_size=work.hidden, num_attention_heads=work.heads, block_size=work.reach, num_random_blocks=3,
+        max_position_embeddings=work.length, layer_norm_eps=1e-5, attention_probs_dropout_prob=0.0, hidden_dropout_prob=0.0,
+    )  # fmt: skip
+    layer = big_bird.BigBirdAttention(config, seed=0)
+    found = layer.load_state_dict(to_theirs(RULES, _layer(work).state_dict()), strict=False)
+    assert not found.unexpected_keys and not found.missing_keys, found
+    layer.to(work.device).train()  # when it evaluates it sees no random blocks
+    if kept is not None:
+        gather = layer.self.torch_gather_b2
+        layer.self.torch_gather_b2 = lambda blocks, places: (kept.append(places), gather(blocks, places))[1]
+    x = work.input()
+    shown = torch.ones(1, work.length, device=work.device)
+    blocks, band, rows, columns = big_bird.BigBirdModel.create_masks_for_block_sparse_attn(shown, work.reach)
+
+    def run() -> Tensor:
+        with work.autocast():
+            return layer(x, band_mask=band, from_mask=rows, to_mask=columns, from_blocked_mask=blocks, to_blocked_mask=blocks)[0]
+
+    return Side(layer, x, run)
+
+
+def block_mask(work: Work) -> Mask:
+    """The blocks that BigBird's layer reads."""
+    kept: list[Tensor] = []
+    with torch.no_grad():
+        bigbird(work, kept).run()
+    drawn = kept[0][0].cpu()  # [H, n - 2, 3], of all blocks but the first and the last
+    n = work.length // work.reach
+    near = torch.ones(n, n, dtype=torch.bool).triu(-1).tril(1)
+    near[:, [0, -1]] = True
+    near[[0, -1]] = True
+    table = near.repeat(work.heads, 1, 1)
+    table[:, 1:-1].scatter_(2, drawn, torch.ones_like(drawn, dtype=torch.bool))
+    return Mask(blocks=Layout(table, work.reach))
+
+
+def window_mask(work: Work) -> Mask:
+    """As far as the window reaches."""
+    return Mask(window=(work.reach, work.reach))
+
+
+def agree(work: Work, mask: Callable[[Work], Mask], peer: Callable[[Work], Side]) -> Agreement:
     """Outputs, and gradients of the input, relative to the largest number of each."""
-    sides = [ours(work), theirs(work)]
+    sides = [ours(work, mask(work)), peer(work)]
     outputs = [step(s) for s in sides]
     gradients = [cast(Tensor, s.x.grad) for s in sides]
     apart = max(((a - b).abs().max() / b.abs().max()).item() for a, b in (outputs, gradients))
@@ -146,25 +191,40 @@ def agree(work: Work) -> Agreement:
 
 
 def cases(options: Options) -> Cases:
-    """Growing lengths at one window; attention by distance over a memory."""
+    """Growing lengths at one window; block tables; attention by distance over a memory."""
     options.peer("attention", PEERS)
     small: dict[str, Any] = {"hidden": 32, "heads": 2} if options.quick else {}
-    for length in (64, 128) if options.quick else (1024, 2048, 4096, 8192):
+    for length in (64, 128) if options.quick else (1024, 2048, 4096, 8192, 16384):
         yield window_case(Work(length, 8 if options.quick else 256, device=options.device, **small))
+    for length in (128,) if options.quick else (4096, 16384):
+        yield block_case(Work(length, 8 if options.quick else 64, device=options.device, **small))
     yield from _bench_relative.cases(options)
 
 
 def window_case(work: Work) -> Case:
     """One layer of window attention beside Longformer's; compared in fp32, timed as asked for."""
+    return _case(work, f"window attention, {work.length} tokens", f"{work.reach} seen to each side", window_mask, "Longformer", theirs)
+
+
+def block_case(work: Work) -> Case:
+    """One layer of attention by a block table beside BigBird's; compared in fp32, timed as asked for."""
+    seen = f"blocks of {work.reach}: 3 near, 3 random, 2 global"
+    return _case(work, f"block table, {work.length} tokens", seen, block_mask, "BigBird", bigbird)
+
+
+def _case(work: Work, name: str, seen: str, mask: Callable[[Work], Mask], peer_name: str, peer: Callable[[Work], Side]) -> Case:
     sides = (
-        Contender("polymodal", partial(ours, work), step),
-        Contender("transformers Longformer", partial(theirs, work), step),
-        Contender("polymodal, full attention", partial(ours, work, False), step, same_work=False),
+        Contender("polymodal", partial(_masked, work, mask), step),
+        Contender(f"transformers {peer_name}", partial(peer, work), step),
+        Contender("polymodal, full attention", partial(ours, work, Mask()), step, same_work=False),
     )
     kind = str(work.dtype).removeprefix("torch.")
-    about = f"one layer, {work.length} tokens, {work.reach} seen to each side, {kind}, forward and backward"
-    agreed = partial(agree, replace(work, dtype=torch.float32))
-    return Case(f"window attention, {work.length} tokens", about, "tokens", work.length, sides, agreed, precision=kind)
+    about = f"one layer, {work.length} tokens, {seen}, {kind}, forward and backward"
+    return Case(name, about, "tokens", work.length, sides, partial(agree, replace(work, dtype=torch.float32), mask, peer), precision=kind)
+
+
+def _masked(work: Work, mask: Callable[[Work], Mask]) -> Side:
+    return ours(work, mask(work))
 
 
 def gpu_cases(options: Options) -> Cases:

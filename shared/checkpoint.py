@@ -202,7 +202,7 @@ def without_aliases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         local: Tensor = cast("Any", tensor).to_local() if is_sharded(tensor) else tensor
         # a shard without rows has no address, yet tied weights share its storage
-        place = (local.data_ptr() or cast("Any", local.untyped_storage())._cdata, *local.shape, *local.stride())
+        place = (local.data_ptr() or cast("Any", local.untyped_storage())._cdata, *local.shape, *local.stride())  # noqa: SLF001
         if place not in seen:
             seen.add(place)
             kept[name] = tensor.detach()

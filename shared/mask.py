@@ -104,6 +104,11 @@ class Mask:
         tensors = (self.prefix, self.keep, self.lengths, self.global_tokens, self.blocks, self.extra)
         return all(t is None for t in tensors)
 
+    @property
+    def by_block(self) -> bool:
+        """Whether all queries of a block of the table see the same keys."""
+        return not self.causal and all(t is None for t in (self.window, self.lengths, self.global_tokens, self.extra))
+
     def predicate(self, device: torch.device) -> Predicate:
         """The meaning of the mask, with its tensors on `device`: the one definition for all backends."""
         window, offset, causal = self.window, self.offset, self.causal

@@ -161,18 +161,20 @@ class Blocks(Plan):
         h = torch.arange(mask.heads, device=device)
         self.mask: Tensor | None = None
         if narrow and self.width:
-            q = self.rows[:, None] * size + inside  # [R, size]
+            # where the queries of a block see the same, one stands for all
+            q = self.rows[:, None] * size + (inside[:1] if mask.by_block and self.pad == 0 else inside)  # [R, size or 1]
             k = (index[..., None] * size + inside).flatten(-2)  # [H or 1, R, W * size]
             q, k = q[None, None, :, :, None], k[None, :, :, None, :]
             real = (k < length) & (q < length)
             ok = allowed(b[:, None, None, None, None], h[:, None, None, None], q.clamp(max=length - 1), k.clamp(max=length - 1)) & real
             if ok.shape[0] * ok.shape[1] > 1:
                 ok = ok.expand(shape.batch, -1, -1, -1, -1)
-            self.mask = ok  # [B or 1, H or 1, R, size, W * size]
+            self.mask = ok  # [B or 1, H or 1, R, size or 1, W * size]
         self.wide_rows = self.wide_mask = None
         if wide:
             self.wide_rows = (on_device(wide, device)[:, None] * size + inside).flatten()
-            self.wide_mask = mask.part(allowed, self.wide_rows.clamp(max=length - 1), torch.arange(length, device=device))
+            if not (mask.by_block and mask.keep is None and self.pad == 0 and bool(mask.blocks.heads[:, wide, :n].all())):
+                self.wide_mask = mask.part(allowed, self.wide_rows.clamp(max=length - 1), torch.arange(length, device=device))
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, dropout: float = 0.0) -> Tensor:
         """Attend; shapes as in `Plan`."""
@@ -189,7 +191,7 @@ class Blocks(Plan):
             mask = self.mask
             if mask.shape[0] * mask.shape[1] > 1:
                 mask = mask.expand(batch, heads, -1, -1, -1)
-            mask = mask.permute(2, 0, 1, 3, 4).flatten(1, 2)  # [R, 1 or B * H, size, W * size]
+            mask = mask.permute(2, 0, 1, 3, 4).flatten(1, 2)  # [R, 1 or B * H, size or 1, W * size]
             out = attend(query, key, value, mask, scale=scale, dropout=dropout)
             parts.append(out.unflatten(1, (batch, heads)).permute(1, 2, 0, 3, 4))
         if self.wide_rows is not None:
