@@ -198,13 +198,15 @@ make_plan_for_documents = outside_graphs(make_plan)
 
 
 def _choose(mask: Mask, shape: Shape, bias: Tensor | None) -> type[Plan]:
-    from .flex import Flex
     from .sparse import Blocks, Local
 
     if Documents.supports(mask, shape, bias):
         return Documents
-    if shape.device.type == "cuda" and Flex.supports(mask, shape, bias) and Flex.pays(mask, shape):
-        return Flex
+    if shape.device.type == "cuda":
+        from .flex import Flex  # with it comes torch's compiler: a second or two, and 45 MiB
+
+        if Flex.supports(mask, shape, bias) and Flex.pays(mask, shape):
+            return Flex
     if Local.supports(mask, shape, bias) and Local.pays(mask, shape):
         return Local
     if Blocks.supports(mask, shape, bias) and Blocks.pays(mask, shape):

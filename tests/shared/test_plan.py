@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import fields, replace
 
 import numpy as np
@@ -362,3 +364,15 @@ def test_the_bias_table_may_stay_in_fp32_under_autocast() -> None:
 def test_a_mask_that_fits_nothing_says_why(make: object, says: str) -> None:
     with pytest.raises((UserError, ValueError), match=says):
         make()  # type: ignore[operator]
+
+
+def test_on_a_cpu_no_compiler_is_imported():
+    code = """
+import sys, torch
+from polymodal.shared.mask import Mask
+for mask in (Mask(causal=True), Mask(window=(1, 1))):
+    mask.plan(1, 8, 8, torch.device("cpu"))
+heavy = {"sympy", "polymodal.shared.flex", "torch.nn.attention.flex_attention"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
