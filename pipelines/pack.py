@@ -27,10 +27,11 @@ import numpy as np
 from ..shared.errors import BadSample, UserError
 from ._crew import LOCK, Crew, Lost, Piece, Place, claim, crew, do_all
 from ._fit import fit, in_sequence
+from ._shard_writer import ShardWriter
 from ._spool import Spool, gather, held_out, save_json, table
 from .console import Bar, Console
 from .order import permutation
-from .shards import INDEX, TOKENIZER, Index, Shard, idx_name, passing, scan, write_atomic
+from .shards import INDEX, TOKENIZER, Index, Shard, idx_name, passing, write_atomic
 from .sources import LABEL, Plan, Reading, Record, Ref, Unit, plan, records, sorted_classes
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ def _pack(sides: list[Path], found: Plan, options: Options, tok: Tokenizer | Non
     if place.on == "local" and place.workers is None and size < _SMALL:
         place = replace(place, workers=1)
     most = max(len(found.units), size // options.shard_bytes + len(sides))
-    with crew(place, most=most, folder=work, reads=[(path, n) for path, n, _ in found.files], preload=(__name__, "webdataset.writer"),
+    with crew(place, most=most, folder=work, reads=[(path, n) for path, n, _ in found.files], preload=(__name__,),
               warn=console.warn) as hands:
         with console.progress("reading", sum(u.size for u in found.units)) as bar:
             tasks = [(Piece(partial(_read, unit, i, options, work), unit.size, f"reading {unit.path or unit.files[0][0]}"),
@@ -198,7 +199,8 @@ def _claim(sides: list[Path], found: Plan, options: Options) -> tuple[Index | No
     Returns:
         The index where that run had finished but for tidying up, and locks that hold as long as they are open.
     """
-    identity = json.loads(json.dumps({"options": asdict(options), "units": [asdict(u) for u in found.units], "files": found.files,
+    units = [(u.kind, u.path, u.begin, u.end, u.files) for u in found.units]
+    identity = json.loads(json.dumps({"options": asdict(options), "units": units, "files": found.files,
                                       "sides": [str(s.resolve()) for s in sides]}))
     saved = sides[0] / WORK / "plan.json"
     same = saved.is_file() and json.loads(saved.read_text()) == identity
@@ -378,8 +380,6 @@ def _threshold(identities: np.ndarray, holdout: float) -> int:
 
 def _write(job: Job, options: Options, work: Path, below: int, classes: tuple[str, ...]) -> None:
     """Write one shard, its side file and its record."""
-    from webdataset.writer import TarWriter
-
     path = job.folder / f"{job.number:06d}.tar"
     temporary = passing(path)
     stats = {"tokens": 0, "documents": 0, "cut": 0}
@@ -387,24 +387,24 @@ def _write(job: Job, options: Options, work: Path, below: int, classes: tuple[st
     found = gather(work / "units", job.ranges, bool(job.held), below)
     try:
         with temporary.open("wb") as file:
-            with TarWriter(file, encoder=False, mtime=0, compress=False) as writer:
-                for i, (name, fields) in enumerate(_token_rows(found, job, options, stats) if options.block else found):
-                    if (named := fields.pop(LABEL, None)) is not None:
-                        assert isinstance(named, bytes)
-                        fields["cls"] = str(numbers[named.decode("utf-8")]).encode()
-                    label = re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:40]
-                    key = f"{job.number:06d}-{i:06d}" + (f"-{label}" if label else "")
-                    writer.write({"__key__": key, **{k: v.read() if isinstance(v, Ref) else v for k, v in fields.items()}})
+            writer = ShardWriter(file, path.name)
+            for i, (name, fields) in enumerate(_token_rows(found, job, options, stats) if options.block else found):
+                if (named := fields.pop(LABEL, None)) is not None:
+                    assert isinstance(named, bytes)
+                    fields["cls"] = str(numbers[named.decode("utf-8")]).encode()
+                label = re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:40]
+                key = f"{job.number:06d}-{i:06d}" + (f"-{label}" if label else "")
+                writer.add(key, {k: v.read() if isinstance(v, Ref) else v for k, v in fields.items()})
+            shard, where = writer.finish()
             file.flush()
             os.fsync(file.fileno())
-        shard, where = scan(temporary)
         write_atomic(job.folder / idx_name(path.name), where.to_bytes())
         temporary.replace(path)
     except BaseException:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
-    save_json(job.entry, {"shard": asdict(replace(shard, name=path.name)), "stats": stats})
+    save_json(job.entry, {"shard": asdict(shard), "stats": stats})
 
 
 def _token_rows(found: Iterable[tuple[str, dict[str, bytes | Ref]]], job: Job, options: Options,
@@ -436,8 +436,8 @@ def _finish(side: Path, held: int, found: Plan, options: Options, entries: list[
         rows = sum(s.samples for s in shards)
         schema |= {"tokenizer": options.tokenizer, "block": options.block, "tokens": tokens, "documents": documents, "documents_cut": cut,
                    "fill": tokens / (rows * options.block), **({"in_order": True} if options.in_order else {})}
-    names = [Path(f[0]).name for f in found.files]
-    listing = "\n".join(f"{Path(path).name} {size}" for path, size, _ in found.files)
+    names = [path.rpartition(os.sep)[2] for path, _, _ in found.files]
+    listing = "\n".join(f"{name} {size}" for name, (_, size, _) in zip(names, found.files, strict=True))
     source = (f"{len(names)} files: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}",
               f"names and sizes {hashlib.sha256(listing.encode()).hexdigest()[:16]}", *(["held out"] if held else []))
     index = Index(shards, "tokens" if options.block else found.kind, schema, source)

@@ -345,7 +345,7 @@ class DataSet:
                 return data
             opened.file = self._file(shard)
             self._spare()
-        data = _pread(opened.file, end - begin, begin)
+        data = pread(opened.file, end - begin, begin)
         if len(data) != end - begin:
             raise self._changed(shard, "it became shorter")
         return data
@@ -461,7 +461,8 @@ def _spans(where: Where) -> np.ndarray:
     return np.stack([begins, ends], axis=1).astype(np.int64)
 
 
-def _pread(file: int, size: int, offset: int) -> bytes:
+def pread(file: int, size: int, offset: int) -> bytes:
+    """`size` bytes of an open file from `offset` on; fewer where it ends."""
     data = os.pread(file, size, offset)
     while len(data) < size:
         more = os.pread(file, size - len(data), offset + len(data))
