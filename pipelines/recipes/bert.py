@@ -21,7 +21,7 @@ def bert_tiny() -> Recipe:
     return Recipe(
         name="bert-tiny", system="bert", size="tiny", model={"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
         objective={"nsp": False},
-        data=DataSettings(global_batch=32, window=1024),
+        data=DataSettings(global_batch=32, window=1024, workers=1),
         optim=OptimSettings(lr=2e-3, eps=1e-6, weight_decay=0.01),
         schedule=ScheduleSettings("linear", warmup=50),
         max_updates=500, log=LogSettings(every=10), evaluate=EvaluateSettings(every=100, limit=256),

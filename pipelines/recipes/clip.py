@@ -18,7 +18,7 @@ def clip_tiny() -> Recipe:
     """
     return Recipe(
         name="clip-tiny", system="clip", size="tiny",
-        data=DataSettings(global_batch=128, window=2048),
+        data=DataSettings(global_batch=128, window=2048, workers=1),
         optim=OptimSettings(lr=1e-3, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.1),
         schedule=ScheduleSettings("cosine", warmup=30),
         max_updates=500, log=LogSettings(every=10), evaluate=EvaluateSettings(every=100, limit=512),
