@@ -105,6 +105,9 @@ class RelativeAttention(Attention):
         assert isinstance(plan, Relative) and cache is None
         if memory is None:
             q, k, v = self.split(self.qkv(x), 3)
+        elif not isinstance(self.qkv, nn.Linear):  # laid out for inference: its weight cannot be split
+            q, k, v = self.split(self.qkv(torch.cat([memory, x], 1)), 3)
+            q = q[:, :, memory.shape[1] :]
         else:  # the memory has no queries
             inner = self.num_heads * self.head_size
             w_q, w_kv = self.qkv.weight.split((inner, 2 * inner))

@@ -15,6 +15,7 @@ from polymodal.pipelines.quantize import Int8Linear, quantize
 from polymodal.pipelines.recipe import recipe
 from polymodal.pipelines.train import pretrain
 from polymodal.shared.errors import UserError
+from polymodal.shared.mask import Mask
 from polymodal.shared.tokenizer import Tokenizer
 from torch import nn
 
@@ -110,3 +111,20 @@ def test_the_commands_take_it(trained, capsys):
     assert capsys.readouterr().out.startswith("word1 word2 word3")
     assert run(["evaluate", "perplexity", "--model", str(trained / "run"), "--data", str(trained / "held"), "--window", "64",
                 "--quantize", "int8"]) == 0
+
+
+def test_layers_without_a_weight_of_their_own_attend_to_a_memory():
+    """Transformer-XL splits its projection's weight to spare the memory's queries; quantized layers have none to split."""
+    from polymodal.shared.plan import Shape
+    from polymodal.text._relative import Relative, RelativeAttention
+
+    torch.manual_seed(0)
+    attention = RelativeAttention(32, 2, 16)
+    for parameter in attention.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    x, memory = torch.randn(2, 5, 32), torch.randn(2, 7, 32)
+    plan = Relative(Mask(causal=True, offset=7), Shape(2, 5, 12, x.device), positions=torch.randn(12, 32))
+    with torch.no_grad():
+        expected = attention(x, plan, memory)
+        found = quantize(attention, "int8")(x, plan, memory)
+    assert not torch.equal(found, expected) and (found - expected).norm() < 0.02 * expected.norm()
