@@ -171,7 +171,4 @@ def to_rgb(picture: Image.Image) -> Image.Image:
         picture = picture.convert("RGBA")
         page = Image.new("RGBA", picture.size, (255, 255, 255, 255))
         return Image.alpha_composite(page, picture).convert("RGB")
-    if picture.mode == "RGB":  # `convert` would copy it
-        picture.load()
-        return picture
     return picture.convert("RGB")
