@@ -31,12 +31,13 @@ Encode = Callable[[Sequence[str]], list[list[int]]]
 def word_pattern(pipeline: tokenizers.Tokenizer) -> re.Pattern[str] | None:
     """What cuts a text into pieces whose ids do not depend on each other; None where that is not known to be so.
 
-    * GPT-2's byte-level words hold white space at their beginning only, and are found from left to right without looking back.
+    * GPT-2's byte-level words hold white space at their beginning only, and are found from left to right without looking back. (With
+      `add_prefix_space` a text begins otherwise than a piece of it.)
     * BERT's words hold none. Its normalizer changes single characters, or such as are joined to one before.
     * Added tokens are found before anything else, so they must not reach over a cut.
     """
     before, words, model = pipeline.normalizer, pipeline.pre_tokenizer, pipeline.model
-    if isinstance(words, ByteLevel) and words.use_regex and before is None:
+    if isinstance(words, ByteLevel) and words.use_regex and not words.add_prefix_space and before is None:
         space = _UNICODE
     elif isinstance(words, BertPreTokenizer) and (before is None or isinstance(before, BertNormalizer)):
         space = _BERT

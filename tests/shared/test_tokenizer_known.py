@@ -55,13 +55,15 @@ def _pipeline(words, normalizer=None, model=None, added=()):
 
 
 @pytest.mark.parametrize("pipeline", [
-    _pipeline(pre_tokenizers.ByteLevel(use_regex=False)),
+    _pipeline(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)),
+    _pipeline(pre_tokenizers.ByteLevel(add_prefix_space=True)),
     _pipeline(pre_tokenizers.Metaspace()),
-    _pipeline(pre_tokenizers.ByteLevel(), normalizers.NFKC()),
+    _pipeline(pre_tokenizers.ByteLevel(add_prefix_space=False), normalizers.NFKC()),
     _pipeline(pre_tokenizers.BertPreTokenizer(), normalizers.Replace(" ", "_")),
-    _pipeline(pre_tokenizers.ByteLevel(), model=models.BPE(dropout=0.5)),
-    _pipeline(pre_tokenizers.ByteLevel(), added=[AddedToken("<x>", rstrip=True)]),
-    _pipeline(pre_tokenizers.ByteLevel(), added=[AddedToken("New York")]),
-], ids=["no words", "sentencepiece", "normalised bytes", "other normalizer", "dropout", "swallows spaces", "holds a space"])
+    _pipeline(pre_tokenizers.ByteLevel(add_prefix_space=False), model=models.BPE(dropout=0.5)),
+    _pipeline(pre_tokenizers.ByteLevel(add_prefix_space=False), added=[AddedToken("<x>", rstrip=True)]),
+    _pipeline(pre_tokenizers.ByteLevel(add_prefix_space=False), added=[AddedToken("New York")]),
+], ids=["no words", "space at the beginning", "sentencepiece", "normalised bytes", "other normalizer", "dropout", "swallows spaces",
+        "holds a space"])
 def test_other_pipelines_are_given_whole_texts(pipeline):
     assert word_pattern(pipeline) is None
