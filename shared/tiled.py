@@ -18,7 +18,7 @@ from torch import Tensor
 from .cpu import cpu_features
 
 TILE = 1 << 18
-"""Scores of a tile: 1 MiB in fp32."""
+"""Scores of a tile for each thread: 1 MiB in fp32."""
 FEW = 64
 """Keys below which a single row of bf16 is as fast as two."""
 _REHEARSED = 8
@@ -149,16 +149,20 @@ class _Tiles:
         self.limit = round(dropout * 32768)
         # tensors without numbers, which `plan` rehearses with, cost by the operation
         scores = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2]
-        self.tile = TILE if type(q) is Tensor else max(TILE, scores // _REHEARSED)
+        self.together = torch.get_num_threads() if type(q) is Tensor else max(1, scores // _REHEARSED // TILE)
 
     def __iter__(self) -> Iterator[Place]:
-        batch, heads = self.q.shape[:2]
-        size = self.q.shape[2] * self.k.shape[2]
-        heads_each = min(heads, max(1, self.tile // size))
-        rows_each = max(1, self.tile // (size * heads)) if heads_each == heads else 1
-        for row in range(0, batch, rows_each):
-            for head in range(0, heads, heads_each):
-                yield slice(row, row + rows_each), slice(head, head + heads_each)
+        """As many tiles together as there are threads: rows of the batch with all their heads, or some heads of one row."""
+        all_heads = self.q.shape[1]
+        rows, heads = self._tile()
+        a_row = -(-all_heads // heads)  # tiles
+        heads = min(all_heads, heads * self.together)
+        return _places(slice(0, self.q.shape[0]), slice(0, all_heads), max(1, rows * (self.together // a_row)), heads)
+
+    def _tile(self) -> tuple[int, int]:
+        """(rows, heads) of one tile."""
+        heads, size = self.q.shape[1], self.q.shape[2] * self.k.shape[2]
+        return max(1, TILE // (size * heads)), min(heads, max(1, TILE // size))
 
     @staticmethod
     def of(place: Place, tensor: Tensor) -> Place:
@@ -175,14 +179,28 @@ class _Tiles:
         return torch.softmax(scores, -1)
 
     def kept(self, place: Place) -> Tensor:
-        """For each weight of a tile 0 (dropped) or 1 / the probability to be kept; the same at every call."""
-        rows, heads = self.q[place].shape[:2]
-        shape = (rows, heads, self.q.shape[2], self.k.shape[2])
-        count = shape[0] * shape[1] * shape[2] * shape[3]
-        first = (place[0].start * self.q.shape[1] + place[1].start) * 2654435761
-        generator = torch.Generator().manual_seed((self.seed + first) % (1 << 63))
-        drawn = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(1 << 63), None, generator=generator)
+        """For each weight of a tile 0 (dropped) or 1 / the probability to be kept; the same at every call and for any number of threads."""
+        rows, heads = (slice(part.start, min(part.stop, size)) for part, size in zip(place, self.q.shape[:2], strict=True))
+        out = self.q.new_empty(rows.stop - rows.start, heads.stop - heads.start, self.q.shape[2], self.k.shape[2], dtype=self.wide)
+        for row, head in _places(rows, heads, *self._tile()):  # each draws for itself, so that threads change nothing
+            part = out[row.start - rows.start : row.stop - rows.start, head.start - heads.start : head.stop - heads.start]
+            self._draw(part, row.start * self.q.shape[1] + head.start)
+        return out
+
+    def _draw(self, out: Tensor, first: int) -> None:
+        """Fill one tile, whose first row and head have this number."""
+        if self.limit == 32768:
+            out.zero_()
+            return
+        generator = torch.Generator().manual_seed((self.seed + first * 2654435761) % (1 << 63))
+        drawn = torch.empty(-(-out.numel() // 4), dtype=torch.int64).random_(-(1 << 63), None, generator=generator)
         # 15 bits of each quarter, less the limit: the sign says which are dropped (integer operations, as CPUs compare slowly in torch)
-        signs = drawn.view(torch.int16)[:count].bitwise_and_(0x7FFF).sub_(self.limit).bitwise_right_shift_(15)
-        return signs.to(self.wide).add_(1).mul_(32768 / (32768 - self.limit)).view(shape) if self.limit < 32768 else (
-            torch.zeros(shape, dtype=self.wide))
+        signs = drawn.view(torch.int16)[: out.numel()].bitwise_and_(0x7FFF).sub_(self.limit).bitwise_right_shift_(15)
+        out.copy_(signs.view(out.shape)).add_(1).mul_(32768 / (32768 - self.limit))
+
+
+def _places(rows: slice, heads: slice, rows_each: int, heads_each: int) -> Iterator[Place]:
+    """The tiles of a range of rows and heads, row by row; the last ones may reach beyond it."""
+    for row in range(rows.start, rows.stop, rows_each):
+        for head in range(heads.start, heads.stop, heads_each):
+            yield slice(row, row + rows_each), slice(head, head + heads_each)

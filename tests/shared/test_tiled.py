@@ -199,3 +199,23 @@ def test_every_plan_in_tiles_is_the_plan(name, learns, monkeypatch):
     assert used[-1], "the plan never came to `attend`"
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("batch", "heads", "length"), [(7, 5, 40), (2, 6, 300), (3, 2, 600)])
+def test_the_number_of_threads_draws_nothing_else(batch, heads, length):
+    """Tiles that share a step draw for themselves; several rows, several heads or one head to a tile."""
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            torch.manual_seed(3)
+            q, k, v = (torch.randn(batch, heads, length, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
+            out = tiled_attention(q, k, v, dropout=0.5)
+            out.square().sum().backward()
+            found.append((out.detach(), q.grad, k.grad, v.grad))
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        for a, b in zip(found[0], other):
+            assert torch.allclose(a, b, rtol=1e-9, atol=1e-12)
