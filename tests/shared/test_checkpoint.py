@@ -183,10 +183,11 @@ rank, world, meet, out, action = int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3
 td.init_process_group("gloo", init_method="file://" + meet, rank=rank, world_size=world)
 mesh = init_device_mesh("cpu", (world,))
 full = torch.arange(15.0).view(5, 3)
-sharded = distribute_tensor(full if action == "save" else torch.zeros(5, 3), mesh, [Shard(0)])
-other = distribute_tensor(full + 1 if action == "save" else torch.zeros(5, 3), mesh, [Shard(0)])
+sharded = distribute_tensor(full if action == "save" else torch.zeros(5, 3), mesh, [Shard(0)], src_data_rank=None)
+other = distribute_tensor(full + 1 if action == "save" else torch.zeros(5, 3), mesh, [Shard(0)], src_data_rank=None)
 same = torch.full((4,), 7.0) if action == "save" else torch.zeros(4)
-few = distribute_tensor(full[:1] if action == "save" else torch.zeros(1, 3), mesh, [Shard(0)])  # only the first rank has a row
+# only the first rank has a row
+few = distribute_tensor(full[:1] if action == "save" else torch.zeros(1, 3), mesh, [Shard(0)], src_data_rank=None)
 tied = {"few": few.detach(), "tied": few.detach()}
 if action == "save":
     tensors = {"sharded": sharded, "other": other, "same": same, f"mine/{rank}": torch.tensor([rank]), **tied}
@@ -199,6 +200,7 @@ else:
     assert torch.equal(other.full_tensor(), full + 1), other
     assert torch.equal(few.full_tensor(), full[:1]), few
     assert torch.equal(same, torch.full((4,), 7.0))
+td.barrier()  # a rank that leaves while another still talks to it dies of it
 td.destroy_process_group()
 """
 
