@@ -30,10 +30,12 @@ from __future__ import annotations
 import hashlib
 import heapq
 import itertools
+import struct
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from functools import cached_property
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.random.bit_generator import ISeedSequence
@@ -41,15 +43,25 @@ from numpy.random.bit_generator import ISeedSequence
 CYCLE = 1000
 """Rows of one mixture cycle: weights are met exactly, to a thousandth, in every 1000 rows of a lane."""
 _CACHED_WINDOWS = 1024
+_WORDS = struct.Struct("<2Q")
+
+
+def _text(*parts: str | int) -> str:
+    """The parts of a key as one text, the same on every machine and Python."""
+    return "\x1f".join([f"{type(part).__name__}:{part}" for part in parts])
+
+
+def _words(text: str) -> tuple[int, int]:
+    """The 128-bit key that a text stands for, as two numbers."""
+    words: Any = _WORDS.unpack(hashlib.blake2b(text.encode(), digest_size=16).digest())
+    return words
 
 
 class _Key(ISeedSequence):
     """Hands Philox its 128-bit key as it is (`Philox(key=...)` first gathers entropy from the system, which costs most of its time)."""
 
     def __init__(self, *parts: str | int) -> None:
-        """A key from its parts, the same on every machine and Python."""
-        text = "\x1f".join([f"{type(part).__name__}:{part}" for part in parts])
-        self._words = np.frombuffer(hashlib.blake2b(text.encode(), digest_size=16).digest(), "<u8").astype(np.uint64)
+        self._words = np.array(_words(_text(*parts)), dtype=np.uint64)
 
     def generate_state(self, n_words: int, dtype: Any = np.uint32) -> np.ndarray:
         """The key."""
@@ -98,6 +110,26 @@ def generator(seed: int, epoch: int, sample_index: int, purpose: str) -> np.rand
     return np.random.Generator(_philox("generator", seed, epoch, sample_index, purpose))
 
 
+class Draws:
+    """The generators of one sample after another: the bits of `generator`, in a third of its time.
+
+    There is one generator, whose state is set anew for each sample, so a sample's draws end where the next sample's begin.
+    """
+
+    def __init__(self, seed: int, purpose: str) -> None:
+        self._before, self._after = _text("generator", seed), _text(purpose)
+        self._bits = _philox("draws")
+        self._generator = np.random.Generator(self._bits)
+        self._key: dict[str, Any] = {"counter": (0,) * 4, "key": (0, 0)}
+        self._fresh: Any = {**self._bits.state, "state": self._key, "buffer": (0,) * 4}  # whose own arrays would take longer to read
+
+    def of(self, epoch: int, sample_index: int) -> np.random.Generator:
+        """The generator for a sample in an epoch; until the next call."""
+        self._key["key"] = _words(f"{self._before}\x1fint:{epoch}\x1fint:{sample_index}\x1f{self._after}")
+        self._bits.state = self._fresh
+        return self._generator
+
+
 def draw_seed(*key: object) -> int:
     """The seed of torch's generators (dropout) at a place in a run."""
     return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little")
@@ -139,7 +171,7 @@ class SourceOrder:
         """The order in which `count` things are taken, int64 [count]."""
         return np.arange(count) if self.sequential else permutation(count, purpose, self.seed, self.name, *key)
 
-    @property
+    @cached_property
     def samples(self) -> int:
         """Samples of one epoch."""
         return int(self._axis[1][-1])
@@ -155,8 +187,11 @@ class SourceOrder:
         wrapped = max(0, first + extra - lanes)
         before = max(0, min(lane, first + extra) - first) + min(lane, wrapped)
         longer = first <= lane < first + extra or lane < wrapped
-        row = -(-(epoch * n - lane) // lanes)  # rows of the lane before this epoch: ceil
-        return row, lane * base + before, base + longer
+        return self._first_row(epoch, lane), lane * base + before, base + longer
+
+    def _first_row(self, epoch: int, lane: int) -> int:
+        """Rows of a lane before an epoch."""
+        return -(-(epoch * self.samples - lane) // self.lanes)  # rounded up
 
     def _lane_pieces(self, epoch: int, lane: int) -> tuple[np.ndarray, np.ndarray]:
         """The lane's pieces of shards in this epoch's order: (first sample, end within the lane) of each."""
@@ -209,7 +244,7 @@ class SourceOrder:
     def window_of(self, position: int) -> tuple[int, np.ndarray, int]:
         """(epoch, the samples of the shuffle window that holds `position`, its place in that window)."""
         epoch, lane = position // self.samples, position % self.lanes
-        number, place = divmod(position // self.lanes - self._lane(epoch, lane)[0], self.window)
+        number, place = divmod(position // self.lanes - self._first_row(epoch, lane), self.window)
         return epoch, self._window(epoch, lane, number), place
 
     def locate(self, position: int) -> tuple[int, int]:
@@ -233,8 +268,7 @@ def quotas(weights: Sequence[float]) -> tuple[int, ...]:
     return tuple(int(c) for c in counts)
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """Where a position of the stream leads."""
 
     source: int
@@ -263,6 +297,10 @@ class Order:
     def __post_init__(self) -> None:
         assert len(self.sources) == len(self.weights) > 0
 
+    @cached_property
+    def _quotas(self) -> tuple[int, ...]:
+        return quotas(self.weights)
+
     def locate(self, position: int) -> Place:
         """What stands at `position` of the stream."""
         if len(self.sources) == 1:
@@ -273,7 +311,7 @@ class Order:
         cycle, place = divmod(row, CYCLE)
         dealt, ranks = self._cycle(lane, cycle)
         source = int(dealt[place])
-        own = (cycle * quotas(self.weights)[source] + int(ranks[place])) * lanes + lane
+        own = (cycle * self._quotas[source] + int(ranks[place])) * lanes + lane
         epoch, sample = self.sources[source].locate(own)
         return Place(source, own, epoch, sample)
 
@@ -285,7 +323,7 @@ class Order:
         count = self.sources[0].lanes
 
         def one(source: int, lane: int) -> Iterator[tuple[int, int, int]]:
-            order, quota = self.sources[source], quotas(self.weights)[source]
+            order, quota = self.sources[source], self._quotas[source]
             mixed = len(self.sources) > 1
             row = position // count
             for own, sample in order.coming(row // CYCLE * quota if mixed else row, lane):
@@ -297,7 +335,7 @@ class Order:
         """For each row of a cycle: its source, and how many rows of the cycle that source had before."""
         found = self._cycles.get((lane, cycle))
         if found is None:
-            counts = quotas(self.weights)
+            counts = self._quotas
             dealt = np.repeat(np.arange(len(counts)), counts)[permutation(CYCLE, "mixture", self.sources[0].seed, lane, cycle)]
             ranks = np.zeros(CYCLE, dtype=np.int64)
             for source, count in enumerate(counts):

@@ -247,8 +247,25 @@ class _Open:
     file: int | None
     """None: a remote shard that is not here yet."""
     where: Where
-    spans: np.ndarray
-    """int64 [samples, 2]: first and last byte of each sample."""
+    offsets: memoryview
+    """`where.offsets` one after another, and so on: the numbers of one sample are had five times as fast as from an array."""
+    sizes: memoryview
+    crc32: memoryview
+    spans: memoryview
+    """Begin and end of each sample, one after the other."""
+
+    @classmethod
+    def of(cls, file: int | None, where: Where) -> Self:
+        """A shard and where its samples are."""
+        begins = np.where(where.offsets > 0, where.offsets, np.iinfo(np.uint64).max).min(axis=1)
+        ends = (where.offsets + where.sizes).max(axis=1)
+        return cls(file, where, *map(_flat, (where.offsets, where.sizes, where.crc32, np.stack([begins, ends], axis=1))))
+
+
+def _flat(numbers: np.ndarray) -> memoryview:
+    """All numbers of an array, to be read one by one as Python's own."""
+    native: Any = np.ascontiguousarray(numbers, dtype=numbers.dtype.type)
+    return memoryview(native).cast("B").cast(native.dtype.char)  # by way of bytes: a side file's arrays may begin at any address
 
 
 class DataSet:
@@ -319,22 +336,22 @@ class DataSet:
         """Sample i, its bytes checked; raises `BadSample` where they are damaged."""
         number, row = self.place(i)
         shard, opened = self.index.shards[number], self._shard(number)
-        where = opened.where
-        begin, end = int(opened.spans[row, 0]), int(opened.spans[row, 1])
+        where, begin, end = opened.where, opened.spans[2 * row], opened.spans[2 * row + 1]
         data = self._bytes(shard, opened, begin, end)
         found: dict[str, bytes] = {}
         crc = 0
-        for name, offset, size in zip(where.fields, where.offsets[row].tolist(), where.sizes[row].tolist(), strict=True):
+        for at, name in enumerate(where.fields, row * len(where.fields)):
+            offset = opened.offsets[at]
             if offset:
-                found[name] = data[offset - begin : offset - begin + size]
+                found[name] = data[offset - begin : offset - begin + opened.sizes[at]]
                 crc = zlib.crc32(found[name], crc)
         sample = Sample(where.key(row), found, i, shard.name)
-        if crc != int(where.crc32[row]):
+        if crc != opened.crc32[row]:
             if self._location.renew(shard.sha256):
                 self._forget(number)
                 return self.read(i)
             raise BadSample(f"sample {sample.key!r} of {shard.name}: its bytes changed after indexing (crc32 {crc:08x}, the index says "
-                            f"{int(where.crc32[row]):08x})")
+                            f"{opened.crc32[row]:08x})")
         return sample
 
     def _bytes(self, shard: Shard, opened: _Open, begin: int, end: int) -> bytes:
@@ -374,7 +391,7 @@ class DataSet:
             if hashlib.sha256(side).hexdigest() != shard.idx_sha256:
                 raise self._changed(shard, f"{idx_name(shard.name)} does not fit {INDEX}")
             where = Where.from_bytes(side, shard, self._location.name(idx_name(shard.name)))
-            opened = _Open(None if self.remote else self._file(shard), where, _spans(where))
+            opened = _Open.of(None if self.remote else self._file(shard), where)
             self._open[number] = opened
             if len(self._open) > _OPEN_SHARDS:
                 self._forget(next(iter(self._open)))
@@ -453,12 +470,6 @@ class DataSet:
 
 _MISSING_INDEX = ("no index: for tars run `polymodal index DIR`, for other data `polymodal pack` (an interrupted pack is finished by "
                   "running it again)")
-
-
-def _spans(where: Where) -> np.ndarray:
-    begins = np.where(where.offsets > 0, where.offsets, np.iinfo(np.uint64).max).min(axis=1)
-    ends = (where.offsets + where.sizes).max(axis=1)
-    return np.stack([begins, ends], axis=1).astype(np.int64)
 
 
 def pread(file: int, size: int, offset: int) -> bytes:

@@ -25,7 +25,7 @@ from ..shared.sample import Sample
 from ..shared.system import Batch, Objective
 from ._ahead import ReadAhead
 from ._loader import Caught, From, Maker, added, load
-from .order import CYCLE, Order, Place, SourceOrder, generator, quotas
+from .order import CYCLE, Draws, Order, Place, SourceOrder, generator, quotas
 from .shards import DataSet
 
 Mixture = Sequence[tuple[DataSet, float]]
@@ -142,9 +142,10 @@ class Stream:
         """Micro-batch `number` of this rank."""
         update, part = divmod(number, self.layout.accumulate)
         places = [self.order.locate(p) for p in self.layout.positions(update, part)]
-        maker = Maker(self.objective, self.on_bad)
+        maker, draws = Maker(self.objective, self.on_bad), Draws(self.seed, "example")
         for place, sample in zip(places, self._read(places), strict=True):
-            maker.add(self.index(place), sample, self._rng(place), self._partner(place), partial(self.name, place), self._before(place))
+            index = self.index(place)
+            maker.add(index, sample, draws.of(place.epoch, index), self._partner(place), partial(self.name, place), self._before(place))
         if not maker.examples:
             self._stand_in(places[0], maker)
         return maker.batch()
@@ -184,13 +185,12 @@ class Stream:
         """The samples of the places, each data set read in the order of its shards."""
         found: dict[int, Sample | BadSample] = {}
         for source, data in enumerate(self.sets):
-            wanted = [p.sample for p in places if p.source == source]
-            for sample, result in zip(wanted, data.read_many(wanted), strict=True):
-                index = self._first[source] + sample
+            at = [i for i, place in enumerate(places) if place.source == source]
+            for i, result in zip(at, data.read_many([places[i].sample for i in at]), strict=True):
                 if isinstance(result, Sample):
-                    result.index = index
-                found[index] = result
-        return [found[self.index(p)] for p in places]
+                    result.index = self.index(places[i])
+                found[i] = result
+        return [found[i] for i in range(len(places))]
 
     def _before(self, place: Place) -> int | None:
         """The sample that this one continues, where samples are read in sequence: the one before it in its lane and epoch, or -1."""

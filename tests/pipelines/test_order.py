@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from polymodal.pipelines.order import CYCLE, Order, SourceOrder, _sorted_by, generator, permutation, quotas, random_bits
+from polymodal.pipelines.order import CYCLE, Draws, Order, SourceOrder, _sorted_by, generator, permutation, quotas, random_bits
 
 FROZEN = [0, 7, 13, 18, 2, 8, 11, 17, 1, 9, 12, 16, 5, 6, 14, 20, 4, 10, 15, 19, 3]
 FROZEN_MIXTURE = [(1, 2), (1, 3), (1, 7), (0, 18), (0, 0), (0, 7), (0, 13), (1, 9), (0, 2), (0, 8), (0, 11), (1, 8)]
@@ -112,6 +112,18 @@ def test_generators_are_independent_by_key():
     draws = {tuple(generator(*key).integers(0, 2**62, 2)) for key in
              [(0, 0, 0, "example"), (1, 0, 0, "example"), (0, 1, 0, "example"), (0, 0, 1, "example"), (0, 0, 0, "partner")]}
     assert len(draws) == 5
+
+
+def test_one_generator_set_anew_draws_what_a_new_one_draws():
+    draws = Draws(7, "example")
+    for epoch, index in [(0, 0), (0, 1), (3, 123_456_789_012), (0, 0)]:
+        expected, got = generator(7, epoch, index, "example"), draws.of(epoch, index)
+        for one in (expected, got):  # an odd number of 32-bit draws leaves half a word behind, which the next sample must not see
+            one.integers(0, 9, 3, dtype=np.uint32)
+        assert got.random(9).tolist() == expected.random(9).tolist()
+        assert got.permutation(20).tolist() == expected.permutation(20).tolist()
+        got.integers(0, 9, 1, dtype=np.uint32)
+    assert draws.of(1, 5).random() == generator(7, 1, 5, "example").random() != Draws(8, "example").of(1, 5).random()
 
 
 @pytest.mark.parametrize("count", [1, 2, 1000])
