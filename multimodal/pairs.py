@@ -105,12 +105,11 @@ class ImageTextPairs(Objective[Pair]):
     def example(self, sample: Sample, rng: np.random.Generator) -> Iterable[Pair]:
         """One pair; of several captions a random one (in evaluation the first)."""
         texts = captions(sample)
-        picture = sample.image()
         if self.augmentation is None:
-            text, pixels = texts[0], self.preprocessing.pixels(picture)
+            text, pixels = texts[0], self.preprocessing.pixels(sample.image())
         else:
             text = texts[int(rng.integers(len(texts)))]
-            pixels = self.augmentation.pixels(picture, self.preprocessing, rng)
+            pixels = self.augmentation.pixels(sample.pixels(), self.preprocessing, rng)
         return [Pair(pixels, tuple(self.tokenizer.encode(text, max_length=self.max_length)))]
 
     def collate(self, examples: list[Pair]) -> PairBatch:

@@ -65,7 +65,7 @@ class Decode(Objective[Any]):
 
     def example(self, sample: Sample, rng: np.random.Generator) -> Iterable[Any]:
         """The text, or the picture's pixels."""
-        yield sample.text() if self.field == "txt" else np.asarray(sample.image())
+        yield sample.text() if self.field == "txt" else sample.pixels()
 
     def collate(self, examples: list[Any]) -> Items:
         """The samples as a list."""

@@ -246,12 +246,14 @@ class ImageClassification(Objective[LabelledImage]):
 
     def example(self, sample: Sample, rng: np.random.Generator) -> Iterable[LabelledImage]:
         """One augmented picture."""
-        label, picture = sample.label(), sample.image()
+        label = sample.label()
+        if self.augmentation is None:
+            pixels = self.preprocessing.pixels(sample.image())
+        else:
+            pixels = self.augmentation.pixels(sample.pixels(), self.preprocessing, rng)
         if not 0 <= label < self.num_labels:
             raise BadSample(f"sample {sample.key!r} of {sample.source or 'the data set'}: class {label}, the model has {self.num_labels}")
-        if self.augmentation is None:
-            return [LabelledImage(self.preprocessing.pixels(picture), label)]
-        return [LabelledImage(self.augmentation.pixels(picture, self.preprocessing, rng), label)]
+        return [LabelledImage(pixels, label)]
 
     def collate(self, examples: list[LabelledImage]) -> ImageBatch:
         """Stack them; the loss is counted in images."""

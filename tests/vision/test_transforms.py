@@ -40,6 +40,30 @@ def test_open_clips_pixels_exactly(shape, resize, interpolation):
     assert torch.equal(((theirs * std + mean) * 255).round().to(torch.uint8), ours.pixels(image))
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("resize_size", [None, 53, 31])
+def test_torchvisions_pixels_exactly(shape, resize_size):
+    """Also where the picture is smaller than what is cut out of it (timm's crop_pct above 1)."""
+    from torchvision.transforms.v2 import functional
+
+    image = picture(shape)
+    theirs = functional.center_crop(functional.resize(image, [resize_size or 48], interpolation=3), [48, 48])
+    ours = Preprocessing(image_size=48, resize_size=resize_size).pixels(image)
+    assert torch.equal(ours, functional.pil_to_tensor(theirs))
+
+
+@pytest.mark.parametrize("shape", [(300, 224), (333, 500), (91, 33)])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_a_training_view_is_pillows_to_a_few_levels(shape, interpolation):
+    image, target = picture(shape), Preprocessing(image_size=64, interpolation=interpolation)
+    ours = Augmentation(crop_scale=(0.4, 0.9)).pixels(np.array(image), target, np.random.default_rng(3))
+    top, left, height, width = crop_box(*shape, (0.4, 0.9), (3 / 4, 4 / 3), np.random.default_rng(3))
+    crop = image.crop((left, top, left + width, top + height))
+    theirs = target.pixels(crop.resize((64, 64), getattr(Image.Resampling, interpolation.upper())))
+    difference = (ours.int() - theirs.int()).abs()
+    assert difference.max() <= 2 and (difference > 0).float().mean() < 0.02
+
+
 # where an odd number of rows is left over, torchvision (and so OpenAI's code and open_clip) crops one pixel lower than transformers
 EVEN = [shape for shape in SHAPES if shape != (91, 33)]
 
@@ -88,15 +112,15 @@ def test_the_generator_alone_decides():
     image, target = picture((50, 70)), Preprocessing(image_size=32)
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    first = [FULL.pixels(image, target, np.random.default_rng(seed)) for seed in range(8)]
+    first = [FULL.pixels(np.array(image), target, np.random.default_rng(seed)) for seed in range(8)]
     torch.manual_seed(99)
     np.random.seed(3)  # noqa: NPY002  (the point: global state has no say)
-    second = [FULL.pixels(image, target, np.random.default_rng(seed)) for seed in range(8)]
+    second = [FULL.pixels(np.array(image), target, np.random.default_rng(seed)) for seed in range(8)]
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert all(x.shape == (3, 32, 32) and x.dtype == torch.uint8 for x in first)
     assert len({x.numpy().tobytes() for x in first}) == 8
     torch.manual_seed(0)
-    FULL.pixels(image, target, np.random.default_rng(0))
+    FULL.pixels(np.array(image), target, np.random.default_rng(0))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -125,16 +149,16 @@ def test_each_change_does_what_it_says():
     image, target = picture((40, 40)), Preprocessing(image_size=40)
     still = Augmentation(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
     rng = np.random.default_rng
-    plain = still.pixels(image, target, rng(0))
+    plain = still.pixels(np.array(image), target, rng(0))
     assert torch.equal(plain, target.pixels(image))
-    flipped = Augmentation(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=1.0).pixels(image, target, rng(0))
+    flipped = Augmentation(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=1.0).pixels(np.array(image), target, rng(0))
     assert torch.equal(flipped, plain.flip(-1))
-    gray = Augmentation(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), grayscale=1.0).pixels(image, target, rng(0))
+    gray = Augmentation(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), grayscale=1.0).pixels(np.array(image), target, rng(0))
     assert torch.equal(gray[0], gray[1]) and torch.equal(gray[1], gray[2])
     for place in range(4):
         strength = [0.0] * 4
         strength[place] = 0.4
-        changed = Augmentation(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), jitter=tuple(strength)).pixels(image, target, rng(1))
+        changed = Augmentation(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), jitter=tuple(strength)).pixels(np.array(image), target, rng(1))
         assert not torch.equal(changed, plain)
 
 
