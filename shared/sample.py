@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from .errors import BadSample
-from .picture import open_picture, rgb_pixels, to_rgb
+from .picture import open_picture, plain_pixels, rgb_pixels, to_rgb
 
 IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp")
 TEXT_FIELDS = ("txt", "text", "caption")
@@ -108,7 +108,9 @@ class Sample:
 
     def pixels(self, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         """The pixels of `image`, uint8 [H, W, 3]: faster than by way of the picture."""
-        return self._picture(rgb_pixels, max_pixels)
+        found = self._first(IMAGE_FIELDS)
+        plain = plain_pixels(found[1], max_pixels) if found else None
+        return self._picture(rgb_pixels, max_pixels) if plain is None else plain
 
     def _picture(self, decode: Callable[[Image.Image, bytes], T], max_pixels: int) -> T:
         """What `decode` makes of the opened picture and its bytes."""
