@@ -28,6 +28,7 @@ from ..text.bert import BertConfig
 from ..vision.vit import ViTConfig
 from ._bench_machine import fast_bfloat16
 from ._bench_systems import SUBJECTS, Loss, Work, our_loss, our_system
+from ._sharding import compile_parts
 from .bench import Agreement, Case, Cases, Contender, Options
 
 PEERS = ("transformers", "transformers-compiled", "open_clip", "open_clip-compiled", "timm", "timm-compiled")
@@ -54,22 +55,27 @@ def update(trainer: Trainer) -> Tensor:
 
 
 def ours(work: Work, compiled: bool = False) -> Trainer:
-    """Our system."""
-    return _trainer(our_system(work), our_loss(work), work, compiled)
+    """Our system; compiled as the trainer does it."""
+    system = our_system(work)
+    if compiled:
+        compile_parts(system)
+    return _trainer(system, our_loss(work), work)
 
 
 def theirs(work: Work, compiled: bool = False) -> Trainer:
-    """The peer's."""
-    return _trainer(*SUBJECTS[work.system].peer(work, our_system(work)), work, compiled)
+    """The peer's; compiled as a whole, as its users do it."""
+    module, loss = SUBJECTS[work.system].peer(work, our_system(work))
+    if compiled:
+        module.compile()
+    return _trainer(module, loss, work)
 
 
-def _trainer(module: nn.Module, loss: Loss, work: Work, compiled: bool) -> Trainer:
+def _trainer(module: nn.Module, loss: Loss, work: Work) -> Trainer:
     module.to(work.device).train()
-    run = cast(nn.Module, torch.compile(module)) if compiled else module
 
     def compute() -> Tensor:
         with torch.autocast(work.device, work.dtype) if work.dtype != torch.float32 else nullcontext():
-            return loss(run)
+            return loss(module)
 
     return Trainer(module, compute, torch.optim.AdamW(module.parameters(), lr=LEARNING_RATE, weight_decay=0.01, fused=True))
 

@@ -24,6 +24,8 @@ from torch import Tensor, nn
 
 from ..shared import dist
 from ..shared.block import Block
+from ..shared.heads import LMHead
+from ..shared.loss import softmax_gradient_
 from ..shared.stack import Stack
 from ..shared.system import System
 
@@ -195,11 +197,24 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
             parameter.grad = gradient.to(parameter.dtype).view_as(parameter)
 
 
-def compile_blocks(module: nn.Module) -> None:
-    """Compile every block for itself; what gathers weights (hooks around it) stays outside. To be called before the module is sharded."""
-    for block in module.modules():
-        if isinstance(block, Block):
-            block.forward = torch.compile(block.forward)  # type: ignore[method-assign]
+def compile_parts(system: nn.Module) -> None:
+    """Compile every block for itself, and what a head does to its logits; a system without blocks as a whole.
+
+    Blocks of one shape share their code, and none sees a batch's lengths, so little is compiled, and nothing again when documents
+    change. Evaluation and previews are not compiled: text that is generated has another shape in every step. What gathers weights
+    (hooks around a block) stays outside. To be called before the module is sharded.
+    """
+    blocks = [m for m in system.modules() if isinstance(m, Block)]
+    for block in blocks:
+        block.forward = partial(_in_training, torch.compile(block.forward), block.forward)  # type: ignore[method-assign]
+    for head in (m for m in system.modules() if isinstance(m, LMHead)):
+        head.soften = torch.compile(softmax_gradient_)
+    if not blocks:
+        system.compile()
+
+
+def _in_training(compiled: Callable[..., Tensor], plain: Callable[..., Tensor], *arguments: Any, **named: Any) -> Tensor:
+    return (compiled if torch.is_grad_enabled() else plain)(*arguments, **named)
 
 
 def recompute_blocks(module: nn.Module) -> None:

@@ -195,7 +195,7 @@ class Recipe:
     activation_checkpointing: bool = False
     """Keep only the input of every layer for the backward pass and compute the rest again: less memory, about a third more work."""
     compile: bool = False
-    """Compile the system with torch.compile."""
+    """Compile every layer, and what the head does to its logits, with torch.compile; the first updates take longer."""
     log: LogSettings = field(default_factory=LogSettings)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)

@@ -35,7 +35,7 @@ from ._health import act
 from ._job import Job
 from ._meter import Meter
 from ._profile import profiling
-from ._sharding import Whole, average_gradients, building, compile_blocks, recompute_blocks, sharded, undivided
+from ._sharding import Whole, average_gradients, building, compile_parts, recompute_blocks, sharded, undivided
 from ._started import started
 from ._stop import Stop
 from .console import Bar, Console
@@ -146,16 +146,14 @@ class Parts:
         """The run at its beginning: the system on its devices, with a fresh optimizer."""
         system = self.system
         whole = Whole(system) if sharded(recipe, fabric.world_size) else None
-        if recipe.compile and whole is not None:
-            compile_blocks(system)
+        if recipe.compile:
+            compile_parts(system)
         if recipe.activation_checkpointing:
             recompute_blocks(system)
         module = fabric.setup_module(_Loss(system))
         optimizer = build_optimizer(system, recipe.optim)
         if isinstance(fabric.strategy, DDPStrategy):
             settle_buckets(fabric, module)
-        if recipe.compile and whole is None:
-            system.compile()
         return Job(recipe, fabric, system, module, optimizer, self.stream, held_out, run, console, whole)
 
 

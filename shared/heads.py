@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .block import activation as activation_called
 from .embed import normal_
-from .loss import linear_cross_entropy_sum
+from .loss import SoftmaxGradient, linear_cross_entropy_sum, softmax_gradient_
 
 
 class Transform(nn.Module):
@@ -65,6 +65,7 @@ class LMHead(nn.Module):
             raise ValueError(f"the shared weight must be [{vocab_size}, {hidden_size}], got {list(weight.shape)}")
         self.weight = weight
         self.bias = nn.Parameter(torch.zeros(vocab_size)) if bias else None
+        self.soften: SoftmaxGradient = softmax_gradient_
 
     def hidden(self, x: Tensor) -> Tensor:
         """What the projection reads, [..., D]."""
@@ -76,7 +77,7 @@ class LMHead(nn.Module):
 
     def loss(self, x: Tensor, targets: Tensor, chunk: int | None = None) -> Tensor:
         """The summed cross-entropy of rows [N, D] against targets [N], without holding all logits."""
-        return linear_cross_entropy_sum(self.hidden(x), self.weight, self.bias, targets, chunk)
+        return linear_cross_entropy_sum(self.hidden(x), self.weight, self.bias, targets, chunk, self.soften)
 
 
 def rows(x: Tensor, index: Tensor) -> Tensor:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+SoftmaxGradient = Callable[[Tensor, Tensor], Tensor]
+"""(logits [N, V], targets [N]) -> the summed loss; the logits become the gradient."""
 
 IGNORE = -100
 """The label that counts for nothing."""
@@ -19,6 +23,9 @@ DEVICE_CHUNK_LOGITS = 1 << 27
 
 CACHED_LOGITS = 1 << 19
 """Of these, how many a CPU makes into gradients at a time (2 MiB in fp32)."""
+
+ROW_LOGITS = 64
+"""Rows of logits begin at multiples of so many: with an odd vocabulary (50257) products of unaligned rows are slower."""
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
@@ -36,7 +43,33 @@ def accuracy_sum(logits: Tensor, targets: Tensor) -> Tensor:
     return ((logits.argmax(-1) == targets) & (targets != IGNORE)).sum()
 
 
-def linear_cross_entropy_sum(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk: int | None = None) -> Tensor:
+def softmax_gradient_(logits: Tensor, targets: Tensor) -> Tensor:
+    """The summed cross-entropy of logits [N, V] against targets [N], a scalar in fp32 at least; the logits become its gradient."""
+    if logits.device.type != "cpu" or torch.compiler.is_compiling():
+        return _softmax_gradient_(logits, targets, some_ignored=True)  # on a GPU, looking costs more than doing
+    total, some_ignored = logits.new_zeros((), dtype=_wide(logits)), bool((targets == IGNORE).any())
+    rows = max(1, CACHED_LOGITS // logits.shape[1])  # a CPU goes over what its cache holds; a GPU, and a compiler, want everything at once
+    for part, target in zip(logits.split(rows), targets.split(rows), strict=True):
+        total += _softmax_gradient_(part, target, some_ignored)
+    return total
+
+
+def _softmax_gradient_(logits: Tensor, targets: Tensor, some_ignored: bool) -> Tensor:
+    log_p = logits.log_softmax(-1, dtype=_wide(logits))
+    counted, index = (targets != IGNORE)[:, None], targets.clamp(min=0)[:, None]
+    total = -(log_p.gather(1, index) * counted).sum()
+    gradient = log_p.exp_().scatter_add_(1, index, log_p.new_full((1, 1), -1.0).expand_as(index))
+    logits.copy_(gradient.mul_(counted) if some_ignored else gradient)
+    return total
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    """What is wide enough for sums."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def linear_cross_entropy_sum(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk: int | None = None,
+                             soften: SoftmaxGradient = softmax_gradient_) -> Tensor:
     """`cross_entropy_sum(hidden @ weight.T + bias, targets)` without ever holding all logits.
 
     The gradients are computed in the forward pass, chunk by chunk, while the logits are there; they are
@@ -48,6 +81,7 @@ def linear_cross_entropy_sum(hidden: Tensor, weight: Tensor, bias: Tensor | None
         bias: [V] or None.
         targets: [N]; label -100 is ignored.
         chunk: rows at a time; by default as many as make `CHUNK_LOGITS` logits (on a GPU `DEVICE_CHUNK_LOGITS`).
+        soften: what goes over the logits: `softmax_gradient_`, or a compiled one.
 
     Returns:
         The sum, a scalar in fp32 (fp64 for fp64 inputs).
@@ -55,7 +89,7 @@ def linear_cross_entropy_sum(hidden: Tensor, weight: Tensor, bias: Tensor | None
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     with torch.autocast(device, enabled=False):
-        total = _LinearCrossEntropy.apply(hidden.to(dtype), weight, bias, targets, chunk, torch.is_grad_enabled())
+        total = _LinearCrossEntropy.apply(hidden.to(dtype), weight, bias, targets, chunk, soften, torch.is_grad_enabled())
     assert isinstance(total, Tensor)
     return total
 
@@ -65,43 +99,31 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk: int | None,
-                learning: bool) -> Tensor:
-        wide = torch.float32 if hidden.dtype in (torch.float16, torch.bfloat16) else hidden.dtype
+                soften: SoftmaxGradient, learning: bool) -> Tensor:
         needs_hidden, needs_weight, needs_bias = (learning and needs for needs in ctx.needs_input_grad[:3])
         w, b = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
         count, vocabulary = hidden.shape[0], weight.shape[0]
         most = chunk or max(1, (CHUNK_LOGITS if hidden.device.type == "cpu" else DEVICE_CHUNK_LOGITS) // vocabulary)
         chunks = max(1, -(-count // most))
-        rows = max(1, -(-count // chunks))  # chunks of nearly one size
-        # A CPU goes over what its cache holds; a GPU, and a compiler, want everything at once.
-        cached = hidden.device.type == "cpu" and not torch.compiler.is_compiling()
-        block = max(1, CACHED_LOGITS // vocabulary) if cached else rows
+        rows = max(1, -(-count // chunks))  # chunks of nearly one size, all in the same memory
+        room = hidden.new_empty(min(rows, count), -(-vocabulary // ROW_LOGITS) * ROW_LOGITS)[:, :vocabulary]
+        total = hidden.new_zeros((), dtype=_wide(hidden))
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        grad_weight = torch.empty_like(weight, dtype=wide) if needs_weight and count else None
-        grad_bias = torch.zeros_like(weight[:, 0], dtype=wide) if needs_bias else None
-        total = hidden.new_zeros((), dtype=wide)
+        grad_weight = torch.empty_like(weight, dtype=total.dtype) if needs_weight and count else None
+        grad_bias = torch.zeros_like(weight[:, 0], dtype=total.dtype) if needs_bias else None
         for start in range(0, count, rows):
             x, target = hidden[start : start + rows], targets[start : start + rows]
-            logits = F.linear(x, w, b)  # and then the gradient, in the same place
-            counted = (target != IGNORE)[:, None]
-            index = target.clamp(min=0)[:, None]
-            some_ignored = hidden.device.type != "cpu" or not bool(counted.all())  # on a GPU, looking costs more than doing
-            for first in range(0, x.shape[0], block):
-                part = slice(first, first + block)
-                log_p = logits[part].log_softmax(-1, dtype=wide)
-                total -= (log_p.gather(1, index[part]) * counted[part]).sum()
-                if not (needs_hidden or needs_weight or needs_bias):
-                    continue
-                gradient = log_p.exp_().scatter_add_(1, index[part], log_p.new_full((1, 1), -1.0).expand_as(index[part]))
-                if some_ignored:
-                    gradient.mul_(counted[part])
-                if grad_bias is not None:
-                    grad_bias += gradient.sum(0)
-                logits[part] = gradient
+            logits = room[: x.shape[0]]
+            torch.mm(x, w.T, out=logits)
+            if b is not None:
+                logits += b
+            total += soften(logits, target)  # the logits are their gradient now
+            if grad_bias is not None:
+                grad_bias += logits.sum(0, dtype=grad_bias.dtype)
             if grad_hidden is not None:
                 torch.mm(logits, w, out=grad_hidden[start : start + rows])
             if grad_weight is not None:
-                _add_product(grad_weight, logits.T, x, first=start == 0, cached=cached)
+                _add_product(grad_weight, logits.T, x, first=start == 0)
         ctx.gradients = (grad_hidden, torch.zeros_like(weight) if needs_weight and grad_weight is None else grad_weight, grad_bias)
         ctx.types = (weight.dtype, bias.dtype if bias is not None else None)
         return total
@@ -121,17 +143,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None,
             None,
             None,
+            None,
         )
 
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor, *, first: bool, cached: bool) -> None:
+def _add_product(total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
     """`total += a @ b`, or `=` where it is the first; `total` may be wider than the factors."""
     if total.dtype == a.dtype:
         torch.addmm(total, a, b, beta=0 if first else 1, out=total)
         return
-    rows = max(1, CACHED_LOGITS * 8 // total.shape[1]) if cached else total.shape[0]
+    rows = max(1, CACHED_LOGITS * 8 // total.shape[1]) if total.device.type == "cpu" else total.shape[0]
+    room = b.new_empty(min(rows, total.shape[0]), b.shape[1])
     for start in range(0, total.shape[0], rows):
-        there, product = total[start : start + rows], a[start : start + rows] @ b
+        there = total[start : start + rows]
+        product = torch.mm(a[start : start + rows], b, out=room[: there.shape[0]])
         if first:
             there.copy_(product)
         else:

@@ -39,6 +39,7 @@ def varlen_attn(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, ends: Tensor, l
 
 @pytest.mark.slow
 def test_all_layers_are_one_graph_whatever_the_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.compiler.reset()
     make, graphs = Documents.__init__, [0, 0]
 
     def as_on_cuda(plan: Documents, mask: Mask, shape: Shape, bias: Tensor | None) -> None:
