@@ -212,7 +212,7 @@ def _centred(length: int, side: int) -> int:
 
 def to_picture(pixels: Tensor) -> Image.Image:
     """A picture of uint8 [3, H, W]."""
-    return Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
+    return Image.merge("RGB", [Image.fromarray(band) for band in pixels.contiguous().numpy()])
 
 
 def to_tensor(picture: Image.Image) -> Tensor:

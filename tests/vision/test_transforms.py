@@ -13,7 +13,7 @@ import transformers
 from open_clip.transform import image_transform
 from PIL import Image
 from polymodal.shared.errors import UserError
-from polymodal.vision.transforms import HALF, Augmentation, Normalize, Preprocessing, crop_box
+from polymodal.vision.transforms import HALF, Augmentation, Normalize, Preprocessing, crop_box, to_picture, to_tensor
 
 SHAPES = [(50, 70), (300, 224), (48, 48), (20, 90), (91, 33), (333, 500)]
 
@@ -160,6 +160,14 @@ def test_each_change_does_what_it_says():
         strength[place] = 0.4
         changed = Augmentation(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), jitter=tuple(strength)).pixels(np.array(image), target, rng(1))
         assert not torch.equal(changed, plain)
+
+
+def test_pictures_and_tensors_both_ways():
+    image = picture((13, 37))
+    pixels = to_tensor(image)
+    assert pixels.shape == (3, 13, 37) and pixels.is_contiguous()
+    assert np.array_equal(np.asarray(to_picture(pixels)), np.asarray(image)) and torch.equal(to_tensor(to_picture(pixels)), pixels)
+    assert np.array_equal(np.asarray(to_picture(pixels.flip(-1))), np.asarray(image)[:, ::-1])
 
 
 @pytest.mark.parametrize(("settings", "message"), [
