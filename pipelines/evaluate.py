@@ -326,7 +326,7 @@ def _pass(job: Job, measure: Measure, size: int, chosen: int, on_bad: str, worke
                 seed_draws(seed, batch.sample_ids[:1])  # what a network draws depends on the batch alone
                 bad += [asdict(b) for b in batch.bad]
                 with fabric.autocast():
-                    measure.add(fabric.to_device(batch))
+                    measure.add(batch.to(fabric.device))
                 used += batch.samples
                 bar.advance((batch.samples + len(batch.bad)) * fabric.world_size)
         except UserError as error:  # on every rank, or the others would wait for this one

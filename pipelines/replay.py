@@ -308,7 +308,7 @@ def _alone(job: Job, batch: Batch, part: int, counts: Mapping[str, int], trained
     """A sample's loss, and its parts of the update's loss and gradient."""
     seed_draws(job.recipe.seed, job.update, "sample", *batch.sample_ids)
     with job.fabric.autocast():
-        step = job.system(job.fabric.to_device(batch), job.carries.get(part))
+        step = job.system(batch.to(job.fabric.device), job.carries.get(part))
     terms = step.terms.values()
     share = sum(term.total * (term.weight / counts[term.count]) for term in terms if counts[term.count])
     norm = 0.0

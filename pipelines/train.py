@@ -288,7 +288,7 @@ class Updates:
         # Forward and backward; gradients travel between ranks with the last micro-batch only.
         for part, batch in enumerate(batches):
             seed_draws(recipe.seed, job.update, *layout.place(part))
-            work = _Work(to_device(batch, fabric.device), carries.get(part), scale)
+            work = _Work(batch.to(fabric.device), carries.get(part), scale)
             job.at("forward", part)
             with fabric.no_backward_sync(job.module, enabled=world > 1 and part < layout.accumulate - 1):
                 loss = job.module(work)
@@ -321,11 +321,6 @@ class Updates:
         job.optimizer.zero_grad(set_to_none=True)
         system.after_update(job.update)
         return True
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch on its device. Fabric's own copy would wait until the GPU has done all that it was asked before."""
-    return batch.to(device, non_blocking=device.type == "cuda")
 
 
 _TOKENS, _BAD, _ASKED, _LATE, _ILL = ":tokens", ":bad", ":asked", ":late", ":ill"  # no count of a system starts with a colon
@@ -435,7 +430,7 @@ def _evaluate(job: Job, logbook: runs.Logbook | None) -> None:
     carry: Any = None
     for number, batch in enumerate(batches):
         seed_draws(recipe.seed, number)
-        batch = to_device(batch, fabric.device)
+        batch = batch.to(fabric.device)
         with fabric.autocast():
             step = system(batch, carry)
             carry = step.carry

@@ -45,10 +45,12 @@ def accuracy_sum(logits: Tensor, targets: Tensor) -> Tensor:
 
 def softmax_gradient_(logits: Tensor, targets: Tensor) -> Tensor:
     """The summed cross-entropy of logits [N, V] against targets [N], a scalar in fp32 at least; the logits become its gradient."""
-    if logits.device.type != "cpu" or torch.compiler.is_compiling():
-        return _softmax_gradient_(logits, targets, some_ignored=True)  # on a GPU, looking costs more than doing
+    if torch.compiler.is_compiling():
+        return _fusible_softmax_gradient_(logits, targets)
+    if logits.device.type != "cpu":
+        return _softmax_gradient_(logits, targets, some_ignored=True)  # looking would cost more than doing
     total, some_ignored = logits.new_zeros((), dtype=_wide(logits)), bool((targets == IGNORE).any())
-    rows = max(1, CACHED_LOGITS // logits.shape[1])  # a CPU goes over what its cache holds; a GPU, and a compiler, want everything at once
+    rows = max(1, CACHED_LOGITS // logits.shape[1])  # a CPU goes over what its cache holds, a GPU over everything at once
     for part, target in zip(logits.split(rows), targets.split(rows), strict=True):
         total += _softmax_gradient_(part, target, some_ignored)
     return total
@@ -61,6 +63,14 @@ def _softmax_gradient_(logits: Tensor, targets: Tensor, some_ignored: bool) -> T
     gradient = log_p.exp_().scatter_add_(1, index, log_p.new_full((1, 1), -1.0).expand_as(index))
     logits.copy_(gradient.mul_(counted) if some_ignored else gradient)
     return total
+
+
+def _fusible_softmax_gradient_(logits: Tensor, targets: Tensor) -> Tensor:
+    """The same without a scatter, at which a compiler would write everything down in fp32: two passes over the logits do it all."""
+    log_p = logits.log_softmax(-1, dtype=_wide(logits))
+    hit = torch.arange(logits.shape[1], device=logits.device) == targets[:, None]
+    logits.copy_((log_p.exp() - hit.to(log_p.dtype)) * (targets != IGNORE)[:, None])
+    return -torch.where(hit, log_p, 0.0).sum()
 
 
 def _wide(x: Tensor) -> torch.dtype:

@@ -65,9 +65,10 @@ class Batch:
     reads: dict[str, float] = field(default_factory=dict)
     """What reading it cost, where the data is remote: sums by name, added up for the log (set by the stream)."""
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        """This batch with every tensor field on `device`."""
-        return self.map_tensors(lambda t: t.to(device, non_blocking=non_blocking))
+    def to(self, device: torch.device | str) -> Self:
+        """This batch with every tensor field on `device`; Fabric's own copy of a dataclass waits for a GPU, this does not."""
+        ahead = torch.device(device).type == "cuda"
+        return self.map_tensors(lambda t: t.to(device, non_blocking=ahead))
 
     def pin_memory(self) -> Self:
         """This batch with every tensor field in pinned memory (called by the DataLoader)."""

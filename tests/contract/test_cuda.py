@@ -8,7 +8,6 @@ import pytest
 import torch
 from contract.cases import Case, batch_of, cases, samples_of, style_of, tokenizer
 from contract.cuda import backward, gpu, to_gpu
-from polymodal.pipelines.train import to_device
 from polymodal.shared.mask import Mask
 from polymodal.shared.optim import OptimSettings, build_optimizer, clip_gradients
 from polymodal.shared.plan import Documents
@@ -16,7 +15,7 @@ from polymodal.shared.plan import Documents
 
 def on_gpu(batch: Any) -> Any:
     """As the loop does it."""
-    return to_device(batch.map_tensors(lambda t: torch.empty(t.shape, dtype=t.dtype)), torch.device("cuda"))
+    return batch.map_tensors(lambda t: torch.empty(t.shape, dtype=t.dtype)).to("cuda")
 
 
 @pytest.mark.parametrize("case", cases(), ids=lambda c: c.name)
