@@ -22,8 +22,8 @@ from ..shared.convert import Rule, affine, fused, to_theirs
 from ..shared.embed import normal_
 from ..shared.mask import Layout, Mask
 from . import _bench_relative
+from ._bench_case import Agreement, Case, Cases, Contender, Options
 from ._bench_machine import need
-from .bench import Agreement, Case, Cases, Contender, Options
 
 PEERS = ("transformers",)
 TOLERANCE = 1e-4

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from ..seq2seq import gpt, t5
 from ..seq2seq.generate import generate_ids
+from ._bench_case import Agreement, Case, Cases, Contender, Options
 from ._bench_machine import fast_bfloat16, need
 from ._bench_systems import copy_weights, fresh, rules_of
-from .bench import Agreement, Case, Cases, Contender, Options
 from .prepack import prepack
 from .quantize import quantize
 

@@ -33,10 +33,10 @@ from ..shared.plan import Dense, Documents, Plan, Shape
 from ..shared.sparse import Blocks, Local
 from ..text.bert import BertConfig
 from . import _bench_attention, _bench_generate, _bench_train
+from ._bench_case import Agreement, Case, Cases, Options
 from ._bench_machine import fast_bfloat16
 from ._bench_systems import Work, our_system
 from ._bench_train import SMALL, Trainer, caption_lengths, natural_lengths, ours, theirs, training_case
-from .bench import Agreement, Case, Cases, Options
 
 PEERS = ("transformers", "open_clip")
 TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 2e-2, torch.float16: 5e-3}

@@ -17,7 +17,7 @@ from ..shared.mask import Mask
 from ..shared.plan import Shape
 from ..shared.position import sinusoids
 from ..text._relative import Relative, RelativeAttention
-from .bench import Agreement, Case, Cases, Contender, Options
+from ._bench_case import Agreement, Case, Cases, Contender, Options
 
 TOLERANCE = 1e-4
 

@@ -19,8 +19,8 @@ from tempfile import TemporaryDirectory
 
 from ..shared.errors import UserError
 from ..shared.tokenizer import Tokenizer
+from ._bench_case import Agreement, Case, Cases, Contender, Options
 from ._bench_corpus import documents
-from .bench import Agreement, Case, Cases, Contender, Options
 from .pack import pack
 
 PEERS = ("transformers", "open_clip")

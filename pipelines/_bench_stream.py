@@ -22,9 +22,9 @@ import numpy as np
 
 from ..shared.sample import Sample
 from ..shared.system import Batch, Objective
+from ._bench_case import Agreement, Case, Cases, Contender, Options
 from ._bench_corpus import documents, pictures, write_shards
 from ._bench_machine import need
-from .bench import Agreement, Case, Cases, Contender, Options
 from .order import SourceOrder
 from .shards import DataSet, build_index
 from .stream import Layout, Stream

@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 
 from ..shared.tokenizer import Tokenizer
+from ._bench_case import Agreement, Case, Cases, Contender, Options
 from ._bench_corpus import documents, pictures
 from ._bench_machine import need
-from .bench import Agreement, Case, Cases, Contender, Options
 from .pack import pack
 from .shards import DataSet
 

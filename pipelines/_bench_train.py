@@ -26,10 +26,10 @@ from ..shared.convert import to_theirs
 from ..shared.system import System
 from ..text.bert import BertConfig
 from ..vision.vit import ViTConfig
+from ._bench_case import Agreement, Case, Cases, Contender, Options
 from ._bench_machine import fast_bfloat16
 from ._bench_systems import SUBJECTS, Loss, Work, our_loss, our_system
 from ._sharding import compile_parts
-from .bench import Agreement, Case, Cases, Contender, Options
 
 PEERS = ("transformers", "transformers-compiled", "open_clip", "open_clip-compiled", "timm", "timm-compiled")
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}

@@ -14,18 +14,13 @@ case may have a limit in seconds and ends by itself; a side that does not fit in
 
 from __future__ import annotations
 
-import gc
 import json
-import multiprocessing
 import signal
 import statistics
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -33,7 +28,9 @@ from typing import Any
 import torch
 
 from ..shared.errors import UserError
-from ._bench_machine import MIB, Memory, cpu_time, describe, load_average, matmul_rate, synchronize, use_threads, watch_memory
+from ._bench_case import Case, Contender, Options
+from ._bench_machine import Memory, describe, load_average, matmul_rate
+from ._bench_race import Laps, OutOfTime, SideFailed, deadline, in_a_line, peak_memory, race, tidy
 from .console import Console, finite
 
 BENCHMARKS = ("train", "generate", "attention", "stream", "tokenize", "startup")
@@ -43,245 +40,6 @@ MFU = ("share_of_peak (MFU) = useful floating-point operations of one step (6 fo
        "12 D s^2 a layer and sequence, half where causal, head 6 V D a predicted token; padding and recomputation not counted) / seconds "
        "of the step / dense bf16 FLOP/s of the card's data sheet; share_of_matmul_rate: the same by the rate measured in this run")
 """What the shares in a results file are."""
-LAP = 0.3
-"""On CUDA a repetition is as many steps as fill about so many seconds: a host that runs ahead of its device is part of training."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a benchmark may know about how it is run."""
-
-    device: str = "cpu"
-    quick: bool = False
-    """Tiny sizes: does everything run, do both sides agree? Times mean nothing then."""
-    against: str | None = None
-    """The peer; None takes the benchmark's usual ones."""
-    repetitions: int = 5
-    seconds: float | None = None
-    """After so many seconds no further case is begun; what was left out is recorded."""
-    only: str = ""
-    """Run the cases whose name contains this."""
-
-    def peer(self, benchmark: str, known: Sequence[str]) -> str:
-        """The peer of a benchmark, by default the first it knows."""
-        if self.against is not None and self.against not in known:
-            raise UserError(f"bench {benchmark} knows no peer {self.against!r}, expected one of {', '.join(known)}")
-        return self.against or known[0]
-
-
-@dataclass(frozen=True)
-class Contender:
-    """One side of a case.
-
-    Both functions are picklable (functions of a module, `functools.partial` of them), so that another
-    process can weigh the side's memory.
-    """
-
-    name: str
-    prepare: Callable[[], Any]
-    """Builds everything that is not timed: weights, data, optimizer."""
-    step: Callable[[Any], object]
-    """One unit of the work, on what `prepare` returned."""
-    same_work: bool = True
-    """False for a side that is shown for orientation and computes something else."""
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How far the sides' results are apart, found before anything is timed."""
-
-    what: str
-    difference: float
-    tolerance: float
-
-    @property
-    def holds(self) -> bool:
-        """Whether the sides compute the same thing (NaN does not)."""
-        return self.difference <= self.tolerance
-
-
-@dataclass(frozen=True)
-class Case:
-    """One piece of work and the sides that do it, ours first."""
-
-    name: str
-    about: str
-    """What one step is, in words and sizes."""
-    unit: str
-    """What is counted: tokens, images, samples."""
-    amount: float
-    """Useful units in one step, the same for every side."""
-    contenders: tuple[Contender, ...]
-    """None where a case only checks that something is right."""
-    agree: Callable[[], Agreement]
-    flops: float | None = None
-    """Useful floating-point operations of one step; None where no rate is meant."""
-    precision: str = "float32"
-    """The type whose matrix-product rate the share is of."""
-    weigh: bool = True
-    """Whether peak memory is measured."""
-    warmup: int = 1
-    limit: float | None = None
-    """Seconds for the whole case. A side that is not ready by then (it compiles, say) is left out; what is ready is timed."""
-    apart: bool = False
-    """The sides run one after the other, each alone in memory, where they do not fit side by side."""
-    needs: int = 0
-    """Bytes without which it cannot run on a GPU; where the card has less the case is left out."""
-
-
-Cases = Iterator[Case]
-"""What a benchmark's `cases(options)` gives, built one after the other."""
-
-
-@dataclass
-class Laps:
-    """What a race found out about one contender."""
-
-    seconds: list[float] = field(default_factory=list)
-    cpu_seconds: list[float] = field(default_factory=list)
-    """CPU time of all threads and of processes that ended: what other work on the machine disturbs least."""
-    memory: Memory | None = None
-    """On CUDA, what this side held after its warm-up, and the most during a step."""
-    failure: str | None = None
-    """Why it was not timed."""
-
-
-class OutOfTime(BaseException):
-    """A case's limit; no `Exception`, which compilers catch."""
-
-
-@contextmanager
-def deadline(at: float | None) -> Generator[None]:
-    """Raise `OutOfTime` inside at a time of `time.monotonic`, in the main thread of a system that has timers."""
-    if at is None or not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    left = at - time.monotonic()
-    if left <= 0:
-        raise OutOfTime
-
-    def ring(*_: object) -> None:
-        raise OutOfTime
-
-    before = signal.signal(signal.SIGALRM, ring)
-    try:
-        signal.setitimer(signal.ITIMER_REAL, left)
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def race(contenders: Sequence[Contender], repetitions: int, *, warmup: int = 1, device: str = "cpu",
-         clock: Callable[[], float] = time.perf_counter, end: float | None = None, apart: bool = False) -> list[Laps]:
-    """Time every contender `repetitions` times.
-
-    The sides take turns, and every second round runs backwards, so that neither a drifting machine nor
-    the place in the round favours anyone.
-
-    Args:
-        contenders: the sides; the first one must get ready, another one that fails is recorded.
-        repetitions: timed ones.
-        warmup: steps before them.
-        device: whose memory is watched.
-        clock: seconds.
-        end: a time of `time.monotonic`. What is not ready by then is left out; rounds that would begin later are, too, but for one.
-        apart: one side after the other, each freed before the next.
-    """
-    if apart:
-        laps: list[Laps] = []
-        for contender in contenders:
-            laps += race([contender], repetitions, warmup=warmup, device=device, clock=clock, end=end) if not laps else _or_failure(
-                partial(race, [contender], repetitions, warmup=warmup, device=device, clock=clock, end=end))
-            _tidy(device)
-        return laps
-    laps = [Laps() for _ in contenders]
-    states: dict[int, Any] = {}
-    for i, (contender, lap) in enumerate(zip(contenders, laps, strict=True)):
-        try:
-            with deadline(end):
-                states[i] = _ready(contender, lap, warmup, device)
-        except OutOfTime:
-            lap.failure = "out of time"
-        except UserError:
-            raise
-        except Exception as error:  # one side that breaks must not cost the others' results
-            lap.failure = _told(error)
-        if lap.failure is not None:
-            if i == 0:
-                raise SideFailed(f"{contender.name}: {lap.failure}")
-            _tidy(device, compiled=False)
-    ready = [i for i in range(len(contenders)) if i in states]
-    count = _steps_of_a_lap(contenders[0], states[0]) if device == "cuda" else 1
-    gc.collect()
-    gc.freeze()  # what is there already need not be looked at again at each collection
-    try:
-        for round_number in range(repetitions):
-            if round_number and end is not None and time.monotonic() > end:
-                break
-            for i in ready if round_number % 2 == 0 else reversed(ready):
-                gc.collect()
-                synchronize(device)
-                used, start = cpu_time(), clock()
-                for _ in range(count):
-                    contenders[i].step(states[i])
-                synchronize(device)
-                laps[i].seconds.append((clock() - start) / count)
-                laps[i].cpu_seconds.append((cpu_time() - used) / count)
-    finally:
-        gc.unfreeze()
-    return laps
-
-
-class SideFailed(Exception):
-    """Our own side could not get ready, so there is nothing to compare with."""
-
-
-def _or_failure(run: Callable[[], list[Laps]]) -> list[Laps]:
-    try:
-        return run()
-    except SideFailed as error:
-        return [Laps(failure=str(error).partition(": ")[2])]
-
-
-def _told(error: Exception) -> str:
-    """An error in a line; memory that was not there needs no more words."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return "out of memory"
-    return f"{type(error).__name__}: {(str(error).strip() or '?').splitlines()[0][:300]}"
-
-
-def _ready(contender: Contender, lap: Laps, warmup: int, device: str) -> Any:
-    """Prepare a side and warm it up; on CUDA see what it holds."""
-    held = torch.cuda.memory_allocated() if device == "cuda" else 0
-    state = contender.prepare()
-    for _ in range(warmup + 2 if device == "cuda" else warmup):  # allocator, autotuning, second compilations
-        contender.step(state)
-    if device == "cuda":
-        seen = watch_memory(partial(contender.step, state), device)
-        lap.memory = Memory(seen.before_mib - held / MIB, seen.peak_mib - held / MIB)
-    return state
-
-
-def _steps_of_a_lap(contender: Contender, state: Any) -> int:
-    """How many steps fill `LAP`, on CUDA."""
-    synchronize("cuda")
-    start = time.perf_counter()
-    contender.step(state)
-    synchronize("cuda")
-    return max(1, min(20, round(LAP / (time.perf_counter() - start))))
-
-
-def peak_memory(contender: Contender, steps: int = 2) -> Memory:
-    """Resident memory of a few steps, measured in a fresh process, so that no side sees what another one left behind."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context, initializer=use_threads, initargs=(torch.get_num_threads(),)) as pool:
-        return pool.submit(_weigh, contender, steps).result()
-
-
-def _weigh(contender: Contender, steps: int) -> Memory:
-    state = contender.prepare()
-    return watch_memory(lambda: [contender.step(state) for _ in range(steps)], "cpu")
 
 
 def measure(case: Case, options: Options, rates: Mapping[str, float], console: Console) -> dict[str, Any]:
@@ -299,7 +57,7 @@ def measure(case: Case, options: Options, rates: Mapping[str, float], console: C
     with deadline(end):
         agreement = case.agree()
     if options.device == "cuda" and case.contenders:
-        _tidy(options.device, compiled=False)
+        tidy(options.device, compiled=False)
     console.say(f"  agreement: {agreement.what}: {agreement.difference:.3g} (tolerance {agreement.tolerance:g})")
     record: dict[str, Any] = {
         "case": case.name, "about": case.about, "unit": case.unit, "amount": case.amount, "flops": case.flops, "precision": case.precision,
@@ -406,7 +164,7 @@ def run(names: Sequence[str], options: Options, console: Console, keep: Callable
                 results.append({"benchmark": name, **_measured(case, options, rates, console, first=not results)})
                 record["agreed"] = all(map(_fine, results))
                 if case.contenders:
-                    _tidy(options.device)
+                    tidy(options.device)
                 if keep is not None:
                     keep(record)
         machine["matmul_flops"]["after"] = _rates(options, types)
@@ -463,7 +221,7 @@ def _measured(case: Case, options: Options, rates: Mapping[str, float], console:
     except SideFailed as error:
         told = str(error)
     except Exception as error:
-        told = _told(error)
+        told = in_a_line(error)
     console.warn(f"{case.name}: {told}")
     return {"case": case.name, "error": told}
 
@@ -489,15 +247,6 @@ def stoppable() -> Generator[None]:
 
 def _rates(options: Options, types: Sequence[torch.dtype]) -> dict[str, float]:
     return {str(t).removeprefix("torch."): matmul_rate(options.device, t, quick=options.quick) for t in types}
-
-
-def _tidy(device: str, *, compiled: bool = True) -> None:
-    """Free what a case or a side held, before the next one; compiled code too."""
-    gc.collect()
-    if compiled:
-        torch.compiler.reset()
-    if device == "cuda":
-        torch.cuda.empty_cache()
 
 
 def save(record: Mapping[str, Any], path: Path) -> None:

@@ -31,7 +31,8 @@ def register(app: typer.Typer) -> None:
         """Measure speed and memory beside the peers, after checking that both compute the same thing."""
         from functools import partial
 
-        from ..bench import Options, run, save, stoppable
+        from .._bench_case import Options
+        from ..bench import run, save, stoppable
         from ..console import Console
 
         console = Console(json)

@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 import torch
 from polymodal.pipelines import _bench_gpu, _bench_machine, _bench_startup, _bench_systems, _bench_tokenize, _bench_train, bench
+from polymodal.pipelines._bench_case import Agreement, Case, Contender, Options
+from polymodal.pipelines._bench_race import peak_memory, race
 from polymodal.pipelines._bench_report import table
-from polymodal.pipelines.bench import Agreement, Case, Contender, Options
 from polymodal.pipelines.console import Console
 from polymodal.shared.errors import UserError
 from polymodal.shared.mask import Mask
@@ -86,7 +87,7 @@ def test_sides_take_turns_and_every_second_round_runs_backwards() -> None:
     log: list[str] = []
     ticks = iter(range(100))
     sides = [Contender(n, partial(str, n), log.append) for n in "ab"]
-    laps = bench.race(sides, 3, warmup=1, clock=lambda: float(next(ticks)))
+    laps = race(sides, 3, warmup=1, clock=lambda: float(next(ticks)))
     assert log == ["a", "b", "a", "b", "b", "a", "a", "b"]
     assert [lap.seconds for lap in laps] == [[1.0] * 3] * 2
 
@@ -170,7 +171,7 @@ def test_sides_apart_are_never_in_memory_together() -> None:
             alive.add(self)
 
     log: list[Any] = []
-    laps = bench.race([Contender(n, Weights, lambda _, n=n: log.append(n)) for n in "ab"], 2, warmup=1, apart=True)
+    laps = race([Contender(n, Weights, lambda _, n=n: log.append(n)) for n in "ab"], 2, warmup=1, apart=True)
     assert log == ["a"] * 3 + ["b"] * 3 and [len(lap.seconds) for lap in laps] == [2, 2]
 
 
@@ -216,7 +217,7 @@ def test_gpu_suite_measures_what_it_should(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_memory_is_that_of_the_steps() -> None:
     """A step that copies 64 MiB adds 64 MiB, the original does not count."""
-    memory = bench.peak_memory(Contender("copy", partial(torch.ones, 16 << 20), torch.clone), steps=1)
+    memory = peak_memory(Contender("copy", partial(torch.ones, 16 << 20), torch.clone), steps=1)
     assert 60 <= memory.step_mib <= 100
     assert memory.before_mib >= 64
 
