@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import atexit
+import importlib.util
 import os
+import shlex
+import shutil
+import sys
 from datetime import timedelta
 from typing import Literal
 
@@ -32,6 +36,8 @@ def build_fabric(recipe: Recipe) -> Fabric:
         nodes = int(os.environ["WORLD_SIZE"]) // devices
     world = devices * nodes
     raise_problems(layout_problems(recipe, world, accelerator), "the ranks")
+    if recipe.compile:
+        _find_compiler(accelerator)
     precision = choose_precision(recipe.precision, accelerator)
     fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=nodes, strategy=_strategy(recipe, world, accelerator),
                     precision="32-true" if precision == "32" else precision)
@@ -44,6 +50,16 @@ def build_fabric(recipe: Recipe) -> Fabric:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         atexit.register(_leave)
     return fabric
+
+
+def _find_compiler(accelerator: str) -> None:
+    """Raise where torch.compile would only fail in the first update, in pages."""
+    if accelerator == "cuda" and importlib.util.find_spec("triton") is None:
+        raise UserError("compile: true needs triton, which torch's CUDA builds bring along: install it, or set compile=false")
+    wanted = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")  # as torch looks for it
+    if accelerator == "cpu" and shutil.which(shlex.split(wanted)[0]) is None:
+        raise UserError(f"compile: true needs a C++ compiler, and {wanted!r} was not found: install it, name another in the environment "
+                        "variable CXX, or set compile=false")
 
 
 def _strategy(recipe: Recipe, world: int, accelerator: str) -> Literal["auto"] | DDPStrategy | ModelParallelStrategy:

@@ -339,6 +339,27 @@ def test_a_dry_run_writes_nothing(tmp_path, data):
     assert any(line.startswith("run: 20 updates = 160 samples = 2.00 epochs") for line in result["plan"])
 
 
+def test_a_compiled_run_without_blocks_and_without_a_compiler(tmp_path, data, monkeypatch):
+    plain = go(toy_recipe(), data, tmp_path / "plain")
+    compiler, made = torch.compile, []
+
+    def traced_only(function, **_):
+        made.append(function)
+        return compiler(function, backend="eager")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "compile", traced_only)
+        compiled = go(toy_recipe(compile=True), data, tmp_path / "compiled")
+    assert len(made) == 1, "the system as a whole"
+    assert plain["updates"] == compiled["updates"] == 20
+    for name, tensor in weights(tmp_path / "plain").items():
+        torch.testing.assert_close(weights(tmp_path / "compiled")[name], tensor)
+    monkeypatch.setenv("CXX", "no-such-compiler -O3")
+    with pytest.raises(UserError, match=r"needs a C\+\+ compiler, and 'no-such-compiler -O3' was not found"):
+        go(toy_recipe(compile=True), data, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
 def test_what_cannot_be_continued_is_named(tmp_path, data):
     go(toy_recipe(), data, tmp_path / "run", max_updates=5)
     for changed, message in ((toy_recipe(seed=4), "seed was 0 and is 4"), (toy_recipe(model={"width": 4}), "model was"),
