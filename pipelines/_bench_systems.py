@@ -33,6 +33,7 @@ from ..shared.position import document_positions
 from ..shared.system import Batch, Context, System
 from ..text.bert import BertBatch, BertConfig
 from ..vision.vit import ImageBatch, ViTConfig
+from . import _bench_plain
 from ._bench_machine import need
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -43,7 +44,7 @@ class Work:
     """What both sides train on: picklable, and with the seed it fixes every number."""
 
     system: str
-    """A family with an entry in `SUBJECTS`."""
+    """An entry in `SUBJECTS`: a family, and after a hyphen another peer than its usual one."""
     config: Any
     lengths: tuple[int, ...]
     """Tokens of each sequence (of each caption)."""
@@ -51,6 +52,11 @@ class Work:
     dtype: torch.dtype = torch.float32
     """bfloat16 runs under autocast, with fp32 weights."""
     seed: int = 0
+
+    @property
+    def family(self) -> str:
+        """The family of our side."""
+        return self.system.partition("-")[0]
 
     @property
     def tokens(self) -> int:
@@ -81,7 +87,7 @@ class Subject:
 
 def our_system(work: Work) -> System:
     """The family's own system on the work's device, as the trainer would build it, without a tokenizer."""
-    return fresh(lambda: family(work.system).create(work.config, {}, Context(net_only=True)), work.seed, work.device)
+    return fresh(lambda: family(work.family).create(work.config, {}, Context(net_only=True)), work.seed, work.device)
 
 
 def our_loss(work: Work) -> Loss:
@@ -223,6 +229,16 @@ def gpt2_peer(work: Work, ours: System) -> tuple[nn.Module, Loss]:
     inputs = on(work.device, {"input_ids": padded(ids, work.lengths, 0), "attention_mask": padding_mask(work.lengths),
                               "labels": padded(ids, work.lengths, IGNORE)})  # fmt: skip
     return module, lambda m: m(**inputs, use_cache=False).loss
+
+
+def plain_gpt2_peer(work: Work, ours: System) -> tuple[nn.Module, Loss]:
+    """GPT-2 in torch alone; padding behind a row changes nothing before it."""
+    with torch.device(work.device):
+        module = _bench_plain.PlainGPT2(work.config)
+    copy_weights(ours.net, module, _bench_plain.rules(work.config))
+    batch = gpt2_batch(work)
+    ids, targets = (padded(x, work.lengths, filling).to(work.device) for x, filling in ((batch.input_ids[0], 0), (batch.targets, IGNORE)))
+    return module, lambda m: m(ids, targets)
 
 
 def gpt2_flops(work: Work) -> float:
@@ -378,6 +394,7 @@ def _gpt2_rules(config: GPT2Config) -> Sequence[Rule]:
 SUBJECTS: dict[str, Subject] = {
     "bert": Subject(bert_batch, bert_peer, _bert_rules, bert_flops),
     "gpt2": Subject(gpt2_batch, gpt2_peer, _gpt2_rules, gpt2_flops),
+    "gpt2-plain": Subject(gpt2_batch, plain_gpt2_peer, _bench_plain.rules, gpt2_flops, "plain-torch"),
     "t5": Subject(t5_batch, t5_peer, _t5_rules, t5_flops),
     "vit": Subject(vit_batch, vit_peer, _vit_rules, vit_flops, "timm"),
     "clip": Subject(clip_batch, clip_peer, clip_rules, clip_flops, "open_clip"),

@@ -1,4 +1,4 @@
-"""Training: BERT and GPT-2 beside transformers, CLIP beside open_clip.
+"""Training: BERT, GPT-2 and T5 beside transformers, CLIP beside open_clip, ViT beside timm; GPT-2 beside plain torch too.
 
 One step is forward, backward, fused AdamW and clearing the gradients, on the same weights, batch,
 precision and dropout (`_bench_systems`). Before the race the loss and the whole gradient, carried over by
@@ -31,7 +31,8 @@ from ._bench_machine import fast_bfloat16
 from ._bench_systems import SUBJECTS, Loss, Work, our_loss, our_system
 from ._sharding import compile_parts
 
-PEERS = ("transformers", "transformers-compiled", "open_clip", "open_clip-compiled", "timm", "timm-compiled")
+USUAL = ("transformers", "open_clip", "timm")
+PEERS = tuple(f"{name}{how}" for name in (*USUAL, "plain-torch") for how in ("", "-compiled"))
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 LEARNING_RATE = 1e-5
 
@@ -136,7 +137,7 @@ def caption_lengths(count: int, longest: int) -> tuple[int, ...]:
 def cases(options: Options) -> Cases:
     """BERT on full rows, on natural lengths and with dropout; GPT-2 on full rows; CLIP. bf16 too where the hardware has it."""
     peer = options.peer("train", PEERS) if options.against else None
-    chosen = [name for name, s in SUBJECTS.items() if peer is None or peer.startswith(s.library)]
+    chosen = [name for name, s in SUBJECTS.items() if (s.library in USUAL if peer is None else peer.startswith(s.library))]
     compiled = peer is not None and peer.endswith("-compiled")
     for dtype in (torch.float32, torch.bfloat16) if fast_bfloat16(options.device) else (torch.float32,):
         for name, work in works(options.quick):
@@ -173,6 +174,7 @@ def works(quick: bool) -> list[tuple[str, Work]]:
         ("T5-small, full rows, dropout 0.1", Work("t5", seq2seq, full[: max(2, rows // 2)])),
         ("ViT-S/16", Work("vit", pictures, (0,) * (4 if quick else 16))),
         ("CLIP ViT-B/32 width", Work("clip", towers, caption_lengths(4 if quick else 32, length))),
+        ("GPT-2, full rows, plain torch", Work("gpt2-plain", decoder, full).still()),
     ]
 
 

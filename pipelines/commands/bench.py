@@ -19,7 +19,8 @@ def register(app: typer.Typer) -> None:
             metavar="[train|generate|attention|stream|tokenize|startup|gpu]...", help="What to measure; by default all but gpu.",
             show_default=False)] = None,
         against: Annotated[str | None, typer.Option(
-            metavar="PEER", help="The peer: transformers, transformers-compiled, webdataset, tokenizers, open_clip.")] = None,
+            metavar="PEER",
+            help="The peer: transformers, plain-torch, open_clip, timm (each with -compiled, too), webdataset, tokenizers.")] = None,
         quick: Annotated[bool, typer.Option("--quick", help="Tiny sizes: only shows that everything runs and agrees.")] = False,
         device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Where the models run.")] = "cpu",
         repetitions: Annotated[int, typer.Option(min=1, help="Timed repetitions of each side.")] = 5,

@@ -9,6 +9,7 @@ import signal
 import time
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -232,6 +233,12 @@ def test_mistakes_are_told() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="no CUDA device"):
             bench.run([], Options(device="cuda"), QUIET)
+
+
+def test_gpt2_beside_torch_alone_where_it_is_asked_for() -> None:
+    record = bench.run(["train"], replace(TINY, against="plain-torch"), QUIET)
+    assert record["agreed"] and record["results"]
+    assert {tuple(s["name"] for s in r["sides"]) for r in record["results"]} == {("polymodal", "plain-torch")}
 
 
 # -------------------------------------------------------------------------------------------- the work
