@@ -19,6 +19,7 @@ def gradients(system: Any, batch: Any) -> dict[str, Tensor]:
     return {n: p.grad.clone() for n, p in system.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", cases(), ids=lambda c: c.name)
 def test_batches_of_other_documents_are_not_compiled_anew(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same gradients as without a compiler, and no new graph once exact and variable shapes, with padding and without, were seen."""
