@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import signal
+import sys
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
@@ -349,6 +350,7 @@ def test_a_compiled_run_without_blocks_and_without_a_compiler(tmp_path, data, mo
 
     with monkeypatch.context() as patched:
         patched.setattr(torch, "compile", traced_only)
+        patched.setenv("CXX", sys.executable)  # nothing is handed to it
         compiled = go(toy_recipe(compile=True), data, tmp_path / "compiled")
     assert len(made) == 1, "the system as a whole"
     assert plain["updates"] == compiled["updates"] == 20
