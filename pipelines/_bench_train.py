@@ -135,7 +135,7 @@ def caption_lengths(count: int, longest: int) -> tuple[int, ...]:
 
 
 def cases(options: Options) -> Cases:
-    """BERT on full rows, on natural lengths and with dropout; GPT-2 on full rows; CLIP. bf16 too where the hardware has it."""
+    """The works of this peer, or of all usual ones; bf16 too where the hardware has it."""
     peer = options.peer("train", PEERS) if options.against else None
     chosen = [name for name, s in SUBJECTS.items() if (s.library in USUAL if peer is None else peer.startswith(s.library))]
     compiled = peer is not None and peer.endswith("-compiled")

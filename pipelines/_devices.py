@@ -56,7 +56,7 @@ def _find_compiler(accelerator: str) -> None:
     """Raise where torch.compile would only fail in the first update, in pages."""
     if accelerator == "cuda" and importlib.util.find_spec("triton") is None:
         raise UserError("compile: true needs triton, which torch's CUDA builds bring along: install it, or set compile=false")
-    wanted = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")  # as torch looks for it
+    wanted = os.environ.get("CXX", "").strip() or ("clang++" if sys.platform == "darwin" else "g++")  # as torch looks for it
     if accelerator == "cpu" and shutil.which(shlex.split(wanted)[0]) is None:
         raise UserError(f"compile: true needs a C++ compiler, and {wanted!r} was not found: install it, name another in the environment "
                         "variable CXX, or set compile=false")

@@ -31,7 +31,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise [..., D]."""
+        """Normalise [..., D], to the same type."""
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
