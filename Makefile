@@ -7,7 +7,7 @@ RESULTS ?= bench-gpu.json
 # One thread for each test process: the tests run side by side.
 TEST = OMP_NUM_THREADS=1 $(RUN)/pytest -n $(WORKERS)
 
-.PHONY: setup demo test slow browser lint format docs bench bench-gpu lock clean
+.PHONY: setup demo test slow browser golden lint docs bench bench-gpu lock clean
 
 setup: $(VENV)/.done
 
@@ -30,6 +30,9 @@ slow: setup ## the deeper tests that .ci/run also runs
 
 browser: setup ## the demo's page in Chromium, which must be installed
 	$(TEST) -m browser
+
+golden: setup ## record the loss curve of every tiny system again, and say which ones moved
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN)/python -m golden.record
 
 lint: setup
 	$(RUN)/ruff check .
