@@ -39,7 +39,7 @@ lint: setup
 	$(RUN)/pyright --pythonpath $(RUN)/python
 
 docs: setup ## write the pages that are read off the code, then build the site into site/, without a network
-	$(RUN)/python -m polymodal.pipelines._cards docs
+	$(RUN)/python -m polymodal.pipelines.cards.cards docs
 	$(RUN)/python examples/draw_masks.py docs
 	$(RUN)/python examples/plot_results.py docs
 	NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build --strict --quiet

@@ -8,20 +8,25 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from ._version import __version__
 
 if TYPE_CHECKING:
-    from .pipelines.frontdoor import generate, load, save, system, systems, tokenizer
-    from .pipelines.summarize import summarize
+    from .pipelines.inference.summarize import summarize
+    from .pipelines.model.frontdoor import generate, load, save, system, tokenizer
+    from .pipelines.model.listing import systems
 
+_WHERE = {
+    "generate": ".pipelines.model.frontdoor", "load": ".pipelines.model.frontdoor", "save": ".pipelines.model.frontdoor",
+    "summarize": ".pipelines.inference.summarize", "system": ".pipelines.model.frontdoor", "systems": ".pipelines.model.listing",
+    "tokenizer": ".pipelines.model.frontdoor",
+}
 __all__ = ["__version__", "generate", "load", "save", "summarize", "system", "systems", "tokenizer"]
 
 
 def __getattr__(name: str) -> Any:
     """Import `load`, `save`, `tokenizer`, `generate`, `summarize`, `system` and `systems` when they are first used."""
-    if name in __all__:
-        where = ".pipelines.summarize" if name == "summarize" else ".pipelines.frontdoor"
-        return getattr(importlib.import_module(where, __name__), name)
+    if name in _WHERE:
+        return getattr(importlib.import_module(_WHERE[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -35,6 +35,11 @@ def folder_of(entry: Family) -> str:
     return entry.config.__module__.split(".")[-2]
 
 
+def file_of(entry: Family) -> str:
+    """The path of a family's file, from the root of the package."""
+    return "/".join(entry.create.__module__.split(".")[1:]) + ".py"
+
+
 def family(name: str) -> Family:
     """The family called `name`, or an error that suggests the nearest names."""
     known = families()

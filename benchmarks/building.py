@@ -13,10 +13,10 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from polymodal.pipelines._devices import build_fabric
-from polymodal.pipelines._sharding import building
-from polymodal.pipelines.finetune import find_start
-from polymodal.pipelines.recipe import recipe
+from polymodal.pipelines.run.recipe import recipe
+from polymodal.pipelines.train.devices import build_fabric
+from polymodal.pipelines.train.sharding import building
+from polymodal.pipelines.train.start import find_start
 from polymodal.registry import family
 from polymodal.shared import dist
 from polymodal.shared.system import Context

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import torch
-from polymodal.shared.saver import Saver
+from polymodal.pipelines.run.saver import Saver
 
 
 def state(parameters: float) -> dict[str, torch.Tensor]:

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 import polymodal
-from polymodal.pipelines.classify import classifier, classify, pictures
-from polymodal.pipelines.console import Console
+from polymodal.pipelines.base.console import Console
+from polymodal.pipelines.inference.pictures import classifier, classify, pictures
 
 PROMPTS = ("a photo of a {}.", "a drawing of a {}.")
 """The text features of the prompts are averaged; more of them help."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from polymodal.pipelines.runs import open_run
+from polymodal.pipelines.run.directory import open_run
 
 
 def losses(directory: str) -> list[tuple[int, float]]:

@@ -84,8 +84,8 @@ def baseline(sources: list[str]) -> dict[str, float]:
 
     Sources are packages, or data sets that `polymodal pack --target-field summary` made.
     """
-    from polymodal.pipelines.metrics_text import text_scores
-    from polymodal.pipelines.shards import DataSet
+    from polymodal.pipelines.data.dataset import DataSet
+    from polymodal.pipelines.evaluation.scores import text_scores
 
     packed = [DataSet.open(s) for s in sources if (Path(s) / "index.json").is_file()]
     found = [(d.read(i).text(), d.read(i).target()) for d in packed for i in range(len(d))]

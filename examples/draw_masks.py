@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from polymodal.pipelines._mask_figure import LENGTH, draw
-from polymodal.shared.mask import Layout, Mask
+from polymodal.pipelines.cards.mask_figure import LENGTH, draw
+from polymodal.shared.attention.mask import Layout, Mask
 from torch import Tensor
 
 
@@ -81,10 +81,11 @@ def page() -> str:
     """The page with all figures."""
     parts = [
         "# Attention masks\n\n"
-        "A `Mask` (`shared/mask.py`) says which keys a query may see. Its fields compose: each narrows the view, except that `prefix` "
-        "widens `causal`, and `global_tokens` widens `window` and `blocks`. It is structure, not a tensor: `Mask.plan` chooses once for "
-        "each forward pass how attention is computed (dense, causal, by documents, in local blocks, by a block table, "
-        "FlexAttention on CUDA), and all ways are tested against the dense definition that is drawn here.\n\n"
+        "A `Mask` (`shared/attention/mask.py`) says which keys a query may see. Its fields compose: each narrows the view, "
+        "except that `prefix` widens `causal`, and `global_tokens` widens `window` and `blocks`. It is structure, not a tensor: "
+        "`shared/attention/choose.py` chooses once for each forward pass how attention is computed (dense, causal, by documents, "
+        "in local blocks, by a block table, FlexAttention on CUDA), and all ways are tested against the dense definition that is "
+        "drawn here.\n\n"
         "A row is a query, a column a key, a filled cell means that the query sees the key. Not every kind has a system yet: the text says "
         "which published model a pattern is for, and [systems](systems/index.md) lists what there is.\n"
     ]

@@ -13,9 +13,9 @@ import sys
 from typing import Any
 
 import torch
-from polymodal.pipelines.held_out import evaluation_batches
-from polymodal.pipelines.runs import open_run
-from polymodal.pipelines.shards import DataSet
+from polymodal.pipelines.data.dataset import DataSet
+from polymodal.pipelines.data.held_out import evaluation_batches
+from polymodal.pipelines.run.directory import open_run
 from polymodal.text.electra import ordered_pairs
 
 

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import polymodal
-from polymodal.pipelines.summarize import summaries
+from polymodal.pipelines.inference.summarize import summaries
 
 
 def main(source: str, path: str) -> None:

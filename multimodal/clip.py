@@ -26,12 +26,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ..shared.attention.mask import Mask, on_device
 from ..shared.block import Block, FeedForward
 from ..shared.dist import all_gather_with_grad, first_dims, rank
 from ..shared.embed import TokenEmbedding
 from ..shared.errors import UserError
 from ..shared.loss import accuracy_sum, at_least_fp32, contrastive_sum
-from ..shared.mask import Mask, on_device
 from ..shared.settings import build_settings
 from ..shared.stack import Stack
 from ..shared.system import Context, Family, Layout, Net, Preview, Step, System, Term

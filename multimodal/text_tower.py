@@ -19,10 +19,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .. import text as text_families
+from ..shared.attention.mask import on_device
 from ..shared.convert import Ignore, Rule, to_ours
 from ..shared.encoder import Encoder
 from ..shared.errors import UserError
-from ..shared.mask import on_device
 from ..shared.system import Family, Net
 
 Pooling = Literal["mean", "cls"]

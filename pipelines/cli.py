@@ -16,7 +16,7 @@ from functools import cache
 import typer
 
 from . import commands
-from ._redact import redact
+from .base.redact import redact
 
 app = typer.Typer(name="polymodal", no_args_is_help=True, rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False,
                   context_settings={"help_option_names": ["-h", "--help"]},

@@ -29,21 +29,21 @@ import torch
 from torch import Tensor, nn
 
 from ..shared.attention import Attention
+from ..shared.attention.cache import KVCache
+from ..shared.attention.mask import Mask
+from ..shared.attention.position import BucketBias
 from ..shared.block import ACTIVATIONS, Block, FeedForward, RMSNorm
-from ..shared.cache import KVCache
 from ..shared.config import Config
 from ..shared.convert import Alias, Fuse, Ignore, Rename, Rule, Tied, Untied, layers, prefixed
 from ..shared.embed import TokenEmbedding
 from ..shared.errors import UserError, raise_problems
 from ..shared.heads import LMHead
-from ..shared.mask import Mask
-from ..shared.position import BucketBias
 from ..shared.settings import build_settings
 from ..shared.stack import Stack
 from ..shared.system import Context, Family, Net
 from ..shared.tokenizer import Tokenizer
 from . import text2text
-from .generate import Decoding, Reading
+from .generation.generate import Decoding, Reading
 from .spans import SpanObjective, SpanSettings, fitting
 from .text2text import Text2TextSystem
 

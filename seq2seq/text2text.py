@@ -29,7 +29,7 @@ from ..shared.sample import Sample
 from ..shared.settings import build_settings
 from ..shared.system import Context, Objective, Preview, Step, System, Task, Term
 from ..shared.tokenizer import Tokenizer
-from .generate import generate_ids
+from .generation.generate import generate_ids
 from .spans import Seq2SeqBatch, Seq2SeqExample, fitting, pad_pairs, show_tokens, with_ends
 
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import Attention
-from .cache import LayerCache
-from .plan import Plan
+from .attention.cache import LayerCache
+from .attention.plan import Plan
 
 LayerNorm = nn.LayerNorm
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from .attention import Attention
+from .attention.mask import Mask
 from .block import ACTIVATIONS, Block, FeedForward, LayerNorm
 from .config import Config
 from .convert import Ignore, Legacy, Rename, Rule, affine, fused, layers
 from .embed import TokenEmbedding, normal_
 from .errors import raise_problems
 from .heads import Pooler
-from .mask import Mask
 from .stack import Stack
 
 

@@ -8,12 +8,13 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from .attention.cache import KVCache
+from .attention.choose import make_plan
+from .attention.mask import Mask
+from .attention.plan import Plan
+from .attention.position import BucketBias
 from .block import Block
-from .cache import KVCache
 from .errors import UserError
-from .mask import Mask
-from .plan import Plan
-from .position import BucketBias
 
 FULL = Mask()
 
@@ -98,7 +99,7 @@ class Stack(nn.Module):
             mask = replace(mask, offset=mask.offset + past)
         keys = length + mask.offset
         bias = self.position_bias(length, keys, mask.offset) if self.position_bias is not None else None
-        return mask.plan(batch, length, keys, x.device, bias)
+        return make_plan(mask, batch, length, keys, x.device, bias)
 
     def _memory_plan(
         self, memory: Tensor | None, mask: Mask | None, batch: int, length: int, cache: KVCache | None, x: Tensor
@@ -113,4 +114,4 @@ class Stack(nn.Module):
             return None
         if batch % rows:
             raise UserError(f"{batch} rows cannot share {rows} memories evenly")
-        return (mask or FULL).plan(rows, length * (batch // rows), keys, x.device)
+        return make_plan(mask or FULL, rows, length * (batch // rows), keys, x.device)

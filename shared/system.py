@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .attention.mask import Mask
 from .errors import UserError
-from .mask import Mask
 from .sample import Sample
 
 if TYPE_CHECKING:

@@ -188,11 +188,11 @@ class Job:
 def rank_main(job: Job) -> None:
     """Train as one rank, and write down what it is given."""
     import torch
-    from polymodal.pipelines import train
-    from polymodal.pipelines.console import Console
-    from polymodal.pipelines.recipe import recipe
-    from polymodal.pipelines.stream import Stream
-    from polymodal.shared import checkpoint
+    from polymodal.pipelines.base.console import Console
+    from polymodal.pipelines.data.stream import Stream
+    from polymodal.pipelines.run import checkpoint
+    from polymodal.pipelines.run.recipe import recipe
+    from polymodal.pipelines.train import loop
 
     torch.set_num_threads(1)
     out = Path(job.out)
@@ -215,7 +215,7 @@ def rank_main(job: Job) -> None:
         return entry
 
     Stream.loader, checkpoint.write = watched, slowly
-    train.pretrain(recipe(job.recipe, job.overrides), job.data, out, tokenizer=job.tokenizer, console=Console(quiet=True))
+    loop.pretrain(recipe(job.recipe, job.overrides), job.data, out, tokenizer=job.tokenizer, console=Console(quiet=True))
 
 
 def agent_main(job: Job, world: int, restarts: int, logs: Path) -> None:
@@ -317,9 +317,9 @@ class Soak:
     def job(self, system: str, layout: Layout, out: Path, part: int, dropout: bool, slow: float) -> Job:
         """What the ranks of one part of a run are told."""
         entry = SYSTEMS[system]
-        train, tokenizer = self.data(system)
+        loop, tokenizer = self.data(system)
         rates = [f"{name}={0.1 if dropout else 0.0}" for name in entry.dropout]
-        return Job(entry.recipe, [*COMMON, *(f"model.{o}" for o in (*entry.model, *rates)), *layout.overrides()], train, tokenizer,
+        return Job(entry.recipe, [*COMMON, *(f"model.{o}" for o in (*entry.model, *rates)), *layout.overrides()], loop, tokenizer,
                    str(out / "run"), part, slow)
 
     def start(self, job: Job, world: int, restarts: int, log: Path) -> int:
@@ -456,7 +456,7 @@ def last_update(out: Path, part: int) -> int:
 
 def check_checkpoints(out: Path) -> None:
     """Whatever is called a checkpoint is whole."""
-    from polymodal.shared import checkpoint
+    from polymodal.pipelines.run import checkpoint
 
     for there in checkpoint.all_checkpoints(out / "run" / "checkpoints"):
         if (reason := checkpoint.damage(there.path)) is not None:
@@ -537,7 +537,7 @@ def imports() -> None:
     import torch
     from polymodal.registry import families
 
-    for module in ("contract.cases", "polymodal.pipelines.train", "torch._dynamo", "torch.distributed.checkpoint",
+    for module in ("contract.cases", "polymodal.pipelines.train.loop", "torch._dynamo", "torch.distributed.checkpoint",
                    "torch.distributed.launcher.api"):
         importlib.import_module(module)
     families()

@@ -82,7 +82,7 @@ def test_make_targets_exist() -> None:
 
 
 def test_the_written_pages_are_up_to_date() -> None:
-    from polymodal.pipelines._cards import pages
+    from polymodal.pipelines.cards.cards import pages
 
     made = pages()
     for name, text in made.items():
@@ -93,7 +93,7 @@ def test_the_written_pages_are_up_to_date() -> None:
 def test_cards_tell_true_numbers() -> None:
     """Against a count by hand of the published BERT base with both heads, and against a network that is really built."""
     import polymodal
-    from polymodal.pipelines._cards import parameters
+    from polymodal.pipelines.cards.cards import parameters
     from polymodal.registry import family
 
     d, v, s, layers, inner = 768, 30522, 512, 12, 3072
@@ -105,7 +105,7 @@ def test_cards_tell_true_numbers() -> None:
 
 
 def test_mask_figures_are_up_to_date_and_show_what_their_code_says() -> None:
-    from polymodal.pipelines._mask_figure import CELL, EDGE
+    from polymodal.pipelines.cards.mask_figure import CELL, EDGE
 
     draw = example("draw_masks")
     for name, text in draw.pages().items():
@@ -133,7 +133,7 @@ def test_the_page_of_results_is_up_to_date() -> None:
 
 @cache
 def known() -> Any:
-    from polymodal.pipelines._reference import commands
+    from polymodal.pipelines.cards.reference import commands
 
     return commands()
 
@@ -174,7 +174,7 @@ def test_the_check_of_commands_can_fail() -> None:
 
 
 def test_named_recipes_and_keys_exist() -> None:
-    from polymodal.pipelines.recipe import recipe, recipes
+    from polymodal.pipelines.run.recipe import recipe, recipes
 
     for page in PAGES:
         for words in command_lines(page):
@@ -196,7 +196,7 @@ def test_named_recipes_and_keys_exist() -> None:
 
 
 def test_the_recipe_of_the_examples_builds_on_its_base() -> None:
-    from polymodal.pipelines.recipe import recipe
+    from polymodal.pipelines.run.recipe import recipe
 
     mine, base = recipe(ROOT / "examples/gpt2_narrow.yaml"), recipe("gpt2-tiny")
     assert (mine.model["n_embd"], mine.data.global_batch, mine.optim.lr) == (64, 8, 0.003)
@@ -213,11 +213,11 @@ def texts(tmp_path: Path) -> Path:
 
 def test_the_example_system_keeps_the_contract(texts: Path, tmp_path: Path) -> None:
     """Two updates with the loop's own pieces: any layout gives the same gradient, and learning lowers the loss."""
-    from polymodal.pipelines.pack import pack
-    from polymodal.pipelines.shards import DataSet
-    from polymodal.pipelines.stream import Layout, Stream
-    from polymodal.pipelines.train import _counts, _Loss, _Work
-    from polymodal.shared.optim import OptimSettings, build_optimizer
+    from polymodal.pipelines.data.dataset import DataSet
+    from polymodal.pipelines.data.stream import Layout, Stream
+    from polymodal.pipelines.pack.pack import pack
+    from polymodal.pipelines.run.optim import OptimSettings, build_optimizer
+    from polymodal.pipelines.train.loop import _counts, _Loss, _Work
     from polymodal.shared.system import Context
 
     bag = example("bag_of_characters").FAMILIES[0]

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from polymodal.pipelines.runs import Run
+from polymodal.pipelines.run.directory import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -12,14 +12,35 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 CODE = ("shared", "text", "vision", "seq2seq", "multimodal", "pipelines")
+FAMILIES = {"text", "vision", "seq2seq", "multimodal"}
 ALLOWED = {
     "shared": {"shared"},
     "text": {"shared", "text"},
     "vision": {"shared", "vision"},
     "seq2seq": {"shared", "seq2seq"},
-    "multimodal": {"shared", "text", "vision", "seq2seq", "multimodal"},
-    "pipelines": {*CODE, "registry", "__version__"},
+    "multimodal": {"shared", *FAMILIES},
+    "pipelines": {*CODE, "registry", "_version"},
 }
+ROOMS = {
+    "base": "",
+    "data": "base",
+    "crew": "base",
+    "run": "base",
+    "pack": "base data crew",
+    "model": "base run",
+    "recipes": "run",
+    "train": "base data run model",
+    "inference": "base data crew run model",
+    "evaluation": "base data run model train inference",
+    "plan": "base data run model train",
+    "inspection": "base data run model train",
+    "launch": "base data run",
+    "bench": "base data pack run model train",
+    "commands": "base data crew run pack model recipes train inference evaluation plan inspection launch bench demo",
+    "demo": "base data run inspection",
+    "cards": "base run model commands recipes",
+}
+"""Who may import whom inside `pipelines/`; all may import `shared` and the families, and `cli.py` may import `base` and `commands`."""
 FILES = sorted(p for folder in CODE for p in (ROOT / folder).rglob("*.py"))
 
 
@@ -39,12 +60,78 @@ def imported(path: Path) -> set[str]:
     return found
 
 
+def modules(path: Path) -> set[str]:
+    """The files, as dotted names, that a file imports anywhere; what a package hands on counts as its files."""
+    package = path.relative_to(ROOT).parent.parts
+    known = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in FILES}
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = ".".join([*package[: len(package) - (node.level - 1)], *(node.module or "").split(".")]).strip(".")
+            for name in (base, *(f"{base}.{a.name}".strip(".") for a in node.names)):
+                if name in known:
+                    found.add(name)
+                elif f"{name}.__init__" in known and path.name != "__init__.py" and known[f"{name}.__init__"].parent != path.parent:
+                    found.add(f"{name}.__init__")
+    return found
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_follow_the_house_rule(path: Path) -> None:
     folder = path.relative_to(ROOT).parts[0]
     for name in imported(path):
         assert not name.startswith("polymodal"), f"{path}: import {name} relatively, so that file path and import path are the same thing"
         assert name.split(".")[0] in ALLOWED[folder], f"{path}: {folder} must not import {name}"
+
+
+def room(path: Path) -> str:
+    """The room of a file in `pipelines/`; empty for the files that lie flat."""
+    parts = path.relative_to(ROOT / "pipelines").parts
+    return parts[0] if len(parts) > 1 else ""
+
+
+def test_every_room_is_in_the_table() -> None:
+    rooms = {p.name for p in (ROOT / "pipelines").iterdir() if p.is_dir() and p.name != "__pycache__"}
+    assert rooms == set(ROOMS)
+    assert len(list((ROOT / "pipelines").glob("*.py"))) <= 6
+
+
+@pytest.mark.parametrize("name", ROOMS)
+def test_rooms_import_what_the_table_allows(name: str) -> None:
+    allowed = {name, *ROOMS[name].split()}
+    for path in (p for p in FILES if p.is_relative_to(ROOT / "pipelines" / name)):
+        for found in imported(path):
+            parts = found.split(".")
+            if parts[0] == "pipelines" and len(parts) > 1:
+                assert parts[1] in allowed, f"{path.relative_to(ROOT)} imports {found}; {name} may import {ROOMS[name] or 'no other room'}"
+
+
+def test_a_room_says_at_its_door_what_it_may_import() -> None:
+    for name, allowed in ROOMS.items():
+        text = " ".join((ast.get_docstring(ast.parse((ROOT / "pipelines" / name / "__init__.py").read_text())) or "").split())
+        wanted = ", ".join(allowed.split()) or "nothing of `pipelines`"
+        assert f"May import: {wanted}." in text, f"the docstring of pipelines/{name} must end with 'May import: {wanted}.'"
+
+
+def test_no_file_repeats_the_name_of_its_folder() -> None:
+    for path in FILES:
+        assert not path.stem.strip("_").startswith(f"{path.parent.name}_"), f"{path}: the folder says {path.parent.name} already"
+
+
+def test_no_import_circle() -> None:
+    """Files do not import each other in a loop, not even inside functions."""
+    graph = {".".join(p.relative_to(ROOT).with_suffix("").parts): modules(p) for p in FILES}
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, "import circle: " + " -> ".join([*path[path.index(name):], name])
+        if name not in done:
+            for other in sorted(graph[name]):
+                visit(other, (*path, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "pipelines/commands").glob("*.py")), ids=lambda p: p.name)
@@ -58,7 +145,7 @@ def test_commands_import_lightly(path: Path) -> None:
             names = {node.module or "."}
         else:
             continue
-        allowed = {"typer", "console", "errors", "_options", "shared.errors", "..console"}
+        allowed = {"typer", "base.console", "base.options", "shared.errors"}
         for name in names:
             assert name in sys.stdlib_module_names or name in allowed, f"{path.name}: import {name} inside the command; help must stay fast"
 

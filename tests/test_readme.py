@@ -21,7 +21,7 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_table_of_systems_is_generated() -> None:
-    from polymodal.pipelines._cards import readme_table
+    from polymodal.pipelines.model.listing import readme_table
 
     shown = re.search(r"<!-- systems:.*?-->\n(.*?)<!-- /systems -->", README, flags=re.S)
     assert shown is not None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from polymodal.shared import checkpoint
+from polymodal.pipelines.run import checkpoint
 from safetensors.numpy import save_file
 
 FILE = Path(__file__).parent / "soak.py"

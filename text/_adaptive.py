@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..shared.attention.mask import on_device
 from ..shared.loss import IGNORE, linear_cross_entropy_sum
-from ..shared.mask import on_device
 
 
 class AdaptiveEmbedding(nn.Module):

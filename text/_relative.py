@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..shared.attention import Attention
+from ..shared.attention.cache import LayerCache
+from ..shared.attention.mask import Mask
+from ..shared.attention.plan import Plan, Shape
+from ..shared.attention.tiled import attend
 from ..shared.block import Block
-from ..shared.cache import LayerCache
-from ..shared.mask import Mask
-from ..shared.plan import Plan, Shape
-from ..shared.tiled import attend
 
 
 class Relative(Plan):

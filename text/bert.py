@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..shared.attention.mask import Mask
 from ..shared.block import LayerNorm
 from ..shared.convert import Alias, Ignore, Rename, Rule, Tied, affine, prefixed
 from ..shared.corrupt import mask_tokens, truncate_pair
@@ -35,7 +36,6 @@ from ..shared.encoder import LEGACY, Encoder, EncoderConfig, EncoderOutput, enco
 from ..shared.errors import BadSample, UserError
 from ..shared.heads import LMHead, Transform
 from ..shared.loss import accuracy_sum, cross_entropy_sum
-from ..shared.mask import Mask
 from ..shared.sample import Sample
 from ..shared.settings import build_settings
 from ..shared.system import Batch, Context, Family, Net, Objective, Preview, Step, System, Term

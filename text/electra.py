@@ -31,14 +31,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..shared.attention.mask import Mask
+from ..shared.attention.plan import outside_graphs
 from ..shared.block import activation
 from ..shared.convert import Alias, Rename, Rule, Tied, affine, prefixed
 from ..shared.embed import normal_
 from ..shared.encoder import LEGACY, Encoder, EncoderConfig, encoder_rules, first_tokens
 from ..shared.errors import UserError, raise_problems
 from ..shared.loss import accuracy_sum, at_least_fp32, cross_entropy_sum
-from ..shared.mask import Mask
-from ..shared.plan import outside_graphs
 from ..shared.sample import Sample
 from ..shared.settings import build_settings
 from ..shared.system import Context, Family, Net, Objective, Preview, Step, System, Term

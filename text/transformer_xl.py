@@ -41,14 +41,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..shared.attention.mask import Mask, on_device
+from ..shared.attention.plan import Shape
+from ..shared.attention.position import sinusoids
 from ..shared.block import FeedForward, LayerNorm
 from ..shared.config import Config
 from ..shared.convert import Alias, Ignore, Rename, Rule, Tied, affine, layers, prefixed
 from ..shared.errors import UserError, raise_problems
 from ..shared.loss import IGNORE
-from ..shared.mask import Mask, on_device
-from ..shared.plan import Shape
-from ..shared.position import sinusoids
 from ..shared.sample import Sample
 from ..shared.settings import build_settings
 from ..shared.system import Batch, Context, Family, Net, Objective, Preview, Step, System, Term

@@ -28,13 +28,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..shared.attention import Attention
+from ..shared.attention.mask import Mask
 from ..shared.block import Block, FeedForward
 from ..shared.config import Config
 from ..shared.convert import Ignore, Legacy, Rename, Reshape, Rule, affine, fused, layers
 from ..shared.embed import PatchEmbedding
 from ..shared.errors import BadSample, UserError
 from ..shared.loss import accuracy_sum, cross_entropy_sum
-from ..shared.mask import Mask
 from ..shared.sample import Sample
 from ..shared.settings import build_settings
 from ..shared.stack import Stack

@@ -32,9 +32,9 @@ def register(app: typer.Typer) -> None:
         """Measure speed and memory beside the peers, after checking that both compute the same thing."""
         from functools import partial
 
-        from .._bench_case import Options
-        from ..bench import run, save, stoppable
-        from ..console import Console
+        from ..base.console import Console
+        from ..bench.bench import run, save, stoppable
+        from ..bench.case import Options
 
         console = Console(json)
         if names and "gpu" in names:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .._options import DataOn, DataOnBad, DataWorkers, RayAddress
+from ..base.options import DataOn, DataOnBad, DataWorkers, RayAddress
 
 ORDER = 55
 
@@ -41,18 +41,18 @@ def classify(
     import torch
 
     from ...shared.errors import UserError
-    from .._crew import Place
-    from ..classify_text import classify_texts, text_classifier, texts
-    from ..console import Console
-    from ..frontdoor import load
-    from ..names import read_names
+    from ..base.console import Console
+    from ..base.names import read_names
+    from ..crew.crew import Place
+    from ..inference.texts import classify_texts, text_classifier, texts
+    from ..model.frontdoor import load
 
     console = Console(json=json)
     place = Place(on, workers, ray_address)
     names = None if labels is None else read_names(labels)
     if data is not None:
-        from .._bulk_models import Classify
-        from ..bulk import full, opened, run_over, said
+        from ..inference.bulk import full, opened, run_over, said
+        from ..inference.runners import Classify
 
         samples, file = opened(data, inputs or (), out, (".jsonl",))
         work = Classify(full(model), None if names is None else tuple(names), tuple(template or ()), top, batch_size)
@@ -74,8 +74,8 @@ def classify(
         console.finish({"model": model, "texts": len(given), "results": results}, "\n".join(lines))
         return
 
-    from ..classify import classifier, pictures
-    from ..classify import classify as run
+    from ..inference.pictures import classifier, pictures
+    from ..inference.pictures import classify as run
 
     found = pictures(inputs)
     result = run(classifier(loaded, model, names, template or ()), found, top=top, batch_size=batch_size, console=console)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .._options import RayAddress
+from ..base.options import RayAddress
 
 ORDER = 20
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -62,9 +62,9 @@ def pack(
     """Write WebDataset shards and their index from text, tables, pictures or tars. A killed run continues when it is run again."""
     import time
 
-    from ..console import Console
-    from ..names import read_names
-    from ..pack import pack as run
+    from ..base.console import Console
+    from ..base.names import read_names
+    from ..pack.pack import pack as run
 
     console = Console(json=json)
     began = time.perf_counter()
@@ -85,8 +85,8 @@ def index(
     json: Annotated[bool, typer.Option("--json", help="Last line on stdout is one JSON object.")] = False,
 ) -> None:
     """Index tars made elsewhere, so that any sample can be found and checked."""
-    from ..console import Console
-    from ..shards import build_index
+    from ..base.console import Console
+    from ..data.dataset import build_index
 
     console = Console(json=json)
     total = sum(p.stat().st_size for p in directory.glob("*.tar")) if directory.is_dir() else 0

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .._options import Quantize
+from ..base.options import Quantize
 
 if TYPE_CHECKING:
-    from ..evaluate import Task
+    from ..evaluation.evaluate import Task
 
 ORDER = 45
 
@@ -64,7 +64,7 @@ def perplexity(
     polymodal evaluate perplexity --model gpt2 --data held-out --window 1024 --stride 512 --out gpt2.json
     polymodal evaluate perplexity --model RUN --data held-out --memory 0 --memory 128
     """
-    from .._evaluate_perplexity import Perplexity
+    from ..evaluation.perplexity import Perplexity
 
     task = Perplexity(window, stride, pseudo, tuple(memory or ()), eos, _settings(set_ or []))
     _run(task, model, data, tokenizer=tokenizer, limit=limit, on_bad=on_bad, seed=seed, out=out, force=force, batch_size=batch_size,
@@ -87,8 +87,8 @@ def zero_shot(
     polymodal evaluate zero-shot --model RUN --data flowers --template "a photo of a {}, a flower."
     polymodal evaluate zero-shot --model laion/CLIP-ViT-B-32-laion2B-s34B-b79K --data flowers --templates openai --out clip.json
     """
-    from .._evaluate_classes import ZeroShot
-    from ..names import read_names
+    from ..base.names import read_names
+    from ..evaluation.classes import ZeroShot
 
     task = ZeroShot((*(template or ()), *([templates] if templates else ())), () if labels is None else tuple(read_names(labels)))
     _run(task, model, data, tokenizer=tokenizer, limit=limit, on_bad=on_bad, seed=seed, out=out, predictions=predictions, force=force,
@@ -107,7 +107,7 @@ def retrieval(
     \b
     polymodal evaluate retrieval --model RUN --data pairs --out retrieval.json
     """
-    from .._evaluate_retrieval import Retrieval
+    from ..evaluation.retrieval import Retrieval
 
     _run(Retrieval(max_captions), model, data, tokenizer=tokenizer, limit=limit, on_bad=on_bad, seed=seed, out=out, force=force,
          batch_size=batch_size, device=device, devices=devices, precision=precision, workers=workers, json=json)
@@ -124,8 +124,8 @@ def classify(
     \b
     polymodal evaluate classify --model RUN --data held-out --predictions guesses.jsonl
     """
-    from .._evaluate_classes import classify as task_of
-    from ..shards import DataSet
+    from ..data.dataset import DataSet
+    from ..evaluation.classes import classify as task_of
 
     _run(task_of(DataSet.open(data)), model, data, tokenizer=tokenizer, limit=limit, on_bad=on_bad, seed=seed, out=out,
          predictions=predictions, force=force, batch_size=batch_size, device=device, devices=devices, precision=precision, workers=workers,
@@ -149,7 +149,7 @@ def generate(
     \b
     polymodal evaluate generate --model RUN --data held-out --prefix "summarize: " --num-beams 4 --predictions texts.jsonl
     """
-    from .._evaluate_generate import Generation
+    from ..evaluation.written import Generation
 
     task = Generation(prefix, max_new_tokens, num_beams, length_penalty, no_repeat_ngram_size, max_source_tokens)
     _run(task, model, data, tokenizer=tokenizer, limit=limit, on_bad=on_bad, seed=seed, out=out, predictions=predictions, force=force,
@@ -161,8 +161,8 @@ def compare(
     json: Json = False,
 ) -> None:
     """Show results side by side, with what differs in their data and settings."""
-    from ..console import Console
-    from ..evaluate import compare as run
+    from ..base.console import Console
+    from ..evaluation.evaluate import compare as run
 
     records, text = run(results)
     Console(json=json).finish({"results": records}, text)
@@ -171,8 +171,8 @@ def compare(
 def _run(task: Task, model: str, data: str, *, json: bool, on_bad: str, device: str, precision: str, **options: Any) -> None:
     """Check the words, evaluate, print."""
     from ...shared.errors import UserError
-    from ..console import Console
-    from ..evaluate import evaluate, table
+    from ..base.console import Console
+    from ..evaluation.evaluate import evaluate, table
 
     for name, value, known in (("--on-bad", on_bad, ("raise", "skip")), ("--device", device, ("auto", "cpu", "cuda", "mps")),
                                ("--precision", precision, ("32", "bf16-mixed", "bf16-true", "auto"))):

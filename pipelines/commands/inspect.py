@@ -9,9 +9,9 @@ import typer
 
 if TYPE_CHECKING:
     from ...shared.tokenizer import Tokenizer
-    from ..console import Console
-    from ..shards import DataSet
-    from ..stream import Stream
+    from ..base.console import Console
+    from ..data.dataset import DataSet
+    from ..data.stream import Stream
 
 ORDER = 21
 
@@ -43,8 +43,8 @@ def inspect(
 ) -> None:
     """Show what a data set holds, or how far a run is; what any update is made of; and make an update of a run again."""
     from ...shared.errors import UserError
-    from ..console import Console
-    from ..shards import DataSet
+    from ..base.console import Console
+    from ..data.dataset import DataSet
 
     console = Console(json=json)
     chosen = list(sample or [])
@@ -78,8 +78,8 @@ def inspect(
 
 
 def _show_run(target: str, console: Console) -> dict[str, Any]:
-    from ..inspect import run_lines, run_summary
-    from ..runs import open_run
+    from ..inspection.inspect import run_lines, run_summary
+    from ..run.directory import open_run
 
     facts = run_summary(open_run(target))
     for line in run_lines(facts):
@@ -91,16 +91,16 @@ def _show_past(target: str, update: int, data: list[str], samples: int | None, c
                console: Console) -> tuple[dict[str, Any], bool]:
     """Show an update of a run, and with `replay` make it again; also, whether something else came out."""
     from ...registry import family
-    from ..inspect import run_summary
-    from ..past import Past
-    from ..runs import open_run
+    from ..inspection.inspect import run_summary
+    from ..inspection.past import Past
+    from ..run.directory import open_run
 
     past = Past(open_run(target), update)
     entry = family(past.recipe.system)
     facts = run_summary(past.run)
     result: dict[str, Any] | None = None
     if replay:
-        from .. import replay as again
+        from ..inspection import replay as again
 
         facts["replay"] = result = again.replay(past, data, losses=samples != 0, console=console)
         for line in again.lines(result, past, max(samples or 0, 5)):
@@ -122,9 +122,9 @@ def _show_data(data: DataSet, chosen: list[int], samples: int, pictures: Path | 
                console: Console) -> dict[str, Any]:
     """Say what a data set is and what some of its samples are."""
     from ...shared.errors import UserError
-    from ..inspect import pictures as draw
-    from ..inspect import sample_rows, spread, summary, summary_lines
-    from ..shards import verify as check
+    from ..data.dataset import verify as check
+    from ..inspection.inspect import pictures as draw
+    from ..inspection.inspect import sample_rows, spread, summary, summary_lines
 
     facts = summary(data)
     for line in summary_lines(facts):
@@ -169,8 +169,9 @@ def _planned(data: DataSet, recipe: str | None, overrides: list[str], tok: Token
     from ...registry import family
     from ...shared.errors import UserError
     from ...shared.system import Context
-    from ..recipe import recipe as resolve
-    from ..stream import Layout
+    from ..data.stream import Layout
+    from ..run.recipe import recipe as resolve
+    from ..train.preflight import build_stream
 
     if recipe is None:
         raise UserError("--update needs --recipe: its batch, seed, lanes and window determine the order")
@@ -178,15 +179,15 @@ def _planned(data: DataSet, recipe: str | None, overrides: list[str], tok: Token
     entry = family(chosen.system)
     classes = data.index.schema.get("classes")
     system = chosen.build(entry, Context(tok, tuple(classes) if classes else None))
-    stream = chosen.stream(data, system.objective, Layout(chosen.data.global_batch, chosen.data.micro_batch))
+    stream = build_stream(chosen, data, system.objective, Layout(chosen.data.global_batch, chosen.data.micro_batch))
     return stream, chosen.name, list(entry.masks)
 
 
 def _show_update(stream: Stream, index: int, samples: int | None, chosen: list[int], pictures: Path | None, title: str, masks: list[str],
                  console: Console) -> dict[str, Any]:
     """Say what update number `index` (counted from 0) is made of."""
-    from ..inspect import draw_previews
-    from ..past import lines, show
+    from ..inspection.inspect import draw_previews
+    from ..inspection.past import lines, show
 
     shown = show(stream, index, samples, chosen)
     for line in lines(shown.facts, title, masks):

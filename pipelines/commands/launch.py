@@ -51,10 +51,10 @@ def launch(
     json: Annotated[bool, typer.Option("--json", help="Last line on stdout is one JSON object.")] = False,
 ) -> None:
     """Start a run here or with torchrun, or write and submit what Slurm, Kubernetes, Ray or SkyPilot needs."""
-    from ..console import Console
-    from ..launch import Job, Options, job_name, nodes_of
-    from ..launch import launch as run
-    from ..recipe import recipe as resolve
+    from ..base.console import Console
+    from ..launch.launch import Job, Options, job_name, nodes_of
+    from ..launch.launch import launch as run
+    from ..run.recipe import recipe as resolve
 
     overrides = [*(set_ or []), *(f"{key}={value}" for key, value in (("seed", seed), ("max_updates", max_updates)) if value is not None)]
     resolved = resolve(recipe, overrides)

@@ -33,10 +33,10 @@ def plan(
     json: Annotated[bool, typer.Option("--json", help="Last line on stdout is one JSON object.")] = False,
 ) -> None:
     """Say what a run would read, compute and keep in memory, before any device works."""
-    from ..console import Console
-    from ..plan import Cluster
-    from ..plan import plan as run
-    from ..recipe import recipe as resolve
+    from ..base.console import Console
+    from ..plan.plan import Cluster
+    from ..plan.plan import plan as run
+    from ..run.recipe import recipe as resolve
     from .train import _mixture  # pyright: ignore[reportPrivateUsage]
 
     console = Console(json=json)

@@ -22,22 +22,24 @@ def report(
     json: Annotated[bool, typer.Option("--json", help="Last line on stdout is one JSON object.")] = False,
 ) -> None:
     """Write one self-contained page about runs: curves, throughput, samples."""
-    from ..console import Console
-    from ..report import report as run
+    from ..base.console import Console
+    from ..inspection.report import report as run
 
     result = run(runs, out)
     Console(json=json).finish(result, text=f"wrote {result['out']}")
 
 
 def demo(
+    context: typer.Context,
     out: Annotated[Path, typer.Option(help="New directory for data, runs and report.html.")] = Path("demo-out"),
     quick: Annotated[bool, typer.Option("--quick", help="A few updates of everything, to see that it works.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Last line on stdout is one JSON object.")] = False,
 ) -> None:
     """The main job on real input in under 5 minutes: pack, pretrain CLIP, GPT-2 and BERT, classify, kill, resume, report."""
-    from ..console import Console
-    from ..demo import demo as run
+    from ..base.console import Console
+    from ..demo.demo import demo as run
 
     console = Console(json=json)
-    result = run(out, console, quick=quick)
+    root = context.find_root().command
+    result = run(out, console, lambda words: root(list(words), prog_name="polymodal", standalone_mode=False), quick=quick)
     console.finish(result, text=f"the report is {result['report']}")

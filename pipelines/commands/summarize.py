@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .._options import Quantize
+from ..base.options import Quantize
 
 ORDER = 51
 
@@ -42,11 +42,12 @@ def summarize(
     json: Annotated[bool, typer.Option("--json", help="Last line on stdout is one JSON object.")] = False,
 ) -> None:
     """Summarize texts; long ones are cut at sentences and the summaries merged."""
-    from ...seq2seq.generate import Options
-    from ..console import Console
-    from ..inputs import documents, open_text_model
-    from ..metrics_text import text_scores
-    from ..summarize import read_references, summaries
+    from ...seq2seq.generation.generate import Options
+    from ..base.console import Console
+    from ..base.inputs import documents
+    from ..evaluation.scores import text_scores
+    from ..inference.summarize import read_references, summaries
+    from ..model.open import open_text_model
 
     console = Console(json=json)
     found = documents(inputs, lines=lines)

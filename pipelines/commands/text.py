@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .._options import DataOn, DataOnBad, DataWorkers, Quantize, RayAddress
+from ..base.options import DataOn, DataOnBad, DataWorkers, Quantize, RayAddress
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from ...seq2seq.generate import Generation
+    from ...seq2seq.generation.generate import Generation
     from ...shared.tokenizer import Tokenizer
 
 ORDER = 50
@@ -30,8 +30,8 @@ def systems(
     json: Annotated[bool, typer.Option("--json", help="Last line on stdout is one JSON object.")] = False,
 ) -> None:
     """List every system that can be pretrained."""
-    from ..console import Console
-    from ..frontdoor import systems as known
+    from ..base.console import Console
+    from ..model.listing import systems as known
 
     rows = known()
     heads = ("name", "folder", "year", "objective", "tasks", "sizes", "reference")
@@ -39,7 +39,7 @@ def systems(
     widths = [max(len(line[i]) for line in table) for i in range(len(heads))]
     text = "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths)).rstrip() for line in table)
     if markdown:
-        from .._cards import readme_table
+        from ..model.listing import readme_table
 
         text = readme_table().rstrip()
     Console(json=json).finish({"systems": [r.to_dict() for r in rows]}, text)
@@ -76,10 +76,11 @@ def generate(
     """Continue texts with a language model."""
     import sys
 
-    from ...seq2seq.generate import EncoderDecoder, Generation, write
+    from ...seq2seq.generation.generate import EncoderDecoder, Generation, write
     from ...shared.errors import UserError
-    from ..console import Console
-    from ..inputs import open_text_model, texts
+    from ..base.console import Console
+    from ..base.inputs import texts
+    from ..model.open import open_text_model
 
     choices: dict[str, Any] = {"true": True, "false": False, "never": "never"}
     if early_stopping not in choices:
@@ -111,7 +112,7 @@ def generate(
 
 def _stream(model: nn.Module, tokenizer: Tokenizer, prompt: str, settings: Generation, before: str = "") -> None:
     """Print a continuation as it is written, behind `before`; nothing, where the prompt cannot be continued."""
-    from ...seq2seq.generate import write
+    from ...seq2seq.generation.generate import write
 
     opening = [before]
 
@@ -128,7 +129,7 @@ def _converse(model: nn.Module, tokenizer: Tokenizer, settings: Generation) -> N
     import sys
     from contextlib import suppress
 
-    from ...seq2seq.generate import write
+    from ...seq2seq.generation.generate import write
     from ...shared.errors import UserError
 
     with suppress(ImportError):  # line editing and history
@@ -174,13 +175,14 @@ def embed(
 ) -> None:
     """Turn texts (or pictures, with CLIP) into vectors."""
     from ...shared.errors import UserError
-    from .._bulk_models import VECTOR, Embed, chosen_field, length_of
-    from .._crew import Place
-    from ..bulk import full, opened, run_over, said
-    from ..console import Console
-    from ..embed import embed as run
-    from ..embed import embed_pictures
-    from ..inputs import open_model, open_text_model, texts
+    from ..base.console import Console
+    from ..base.inputs import texts
+    from ..crew.crew import Place
+    from ..inference.bulk import full, opened, run_over, said
+    from ..inference.embed import embed as run
+    from ..inference.embed import embed_pictures
+    from ..inference.runners import VECTOR, Embed, chosen_field, length_of
+    from ..model.open import open_model, open_text_model
 
     if out is not None and out.suffix not in (".npy", ".jsonl"):
         raise UserError(f"--out {out} must end in .npy or .jsonl")
@@ -251,7 +253,7 @@ def _write(out: Path, kind: str, names: list[str], vectors: Any) -> None:
 def _pictures(inputs: list[str]) -> list[Path]:
     """The picture files among the inputs, where they are pictures."""
     from ...shared.errors import UserError
-    from ..inputs import PICTURES, TEXTS, path_of
+    from ..base.inputs import PICTURES, TEXTS, path_of
 
     found: list[Path] = []
     others = 0

@@ -47,8 +47,8 @@ def train(
     import time
 
     from ...shared.tokenizer import Tokenizer
-    from .._corpus import iterate_texts
-    from ..console import Console
+    from ..base.console import Console
+    from ..pack.corpus import iterate_texts
 
     console = Console(json=json)
     chosen = _style(style)
@@ -90,7 +90,7 @@ def show(
 ) -> None:
     """Show what a tokenizer makes of a text: ids, tokens, where they came from, where words begin."""
     from ...shared.tokenizer import Tokenizer
-    from ..console import Console
+    from ..base.console import Console
 
     console = Console(json=json)
     tok = Tokenizer.load(directory)

@@ -62,9 +62,9 @@ def finetune(
 def train(recipe: str, data: list[str], out: Path, *, overrides: list[str], keys: dict[str, int | None], json: bool,
           **options: Any) -> None:
     """Resolve the recipe and run it; `keys` are shorthands for the recipe's own and win over `overrides`."""
-    from ..console import Console
-    from ..recipe import recipe as resolve
-    from ..train import pretrain as run
+    from ..base.console import Console
+    from ..run.recipe import recipe as resolve
+    from ..train.loop import pretrain as run
 
     console = Console(json=json)
     overrides = overrides + [f"{key}={value}" for key, value in keys.items() if value is not None]
@@ -104,8 +104,8 @@ def export(
     json: Annotated[bool, typer.Option("--json", help="Last line on stdout is one JSON object.")] = False,
 ) -> None:
     """Write a run's network as a directory that the reference library loads."""
-    from ..console import Console
-    from ..export import export as run
+    from ..base.console import Console
+    from ..model.export import export as run
 
     console = Console(json=json)
     written = run(source, out, format)

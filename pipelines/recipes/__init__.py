@@ -1,1 +1,4 @@
-"""The library's recipes: one module per family, one function per recipe, the docstring is the record."""
+"""The library's recipes: one module for each family, one function for each recipe; its docstring is the record.
+
+May import: run.
+"""

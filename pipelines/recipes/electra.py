@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ...shared.optim import OptimSettings
-from ...shared.schedule import ScheduleSettings
-from ..recipe import CheckpointSettings, DataSettings, EvaluateSettings, LogSettings, Recipe
+from ..run.optim import OptimSettings
+from ..run.recipe import CheckpointSettings, DataSettings, EvaluateSettings, LogSettings, Recipe
+from ..run.schedule import ScheduleSettings
 
 
 def electra_tiny() -> Recipe:
@@ -21,7 +21,7 @@ def electra_tiny() -> Recipe:
     Deviates: size, learning rate, no dropout; weights begin at a deviation of 0.08, about 1 / sqrt(128). With the paper's 0.02, or at a
     rate of 2e-3, the discriminator learnt nothing in 1000 updates (AUC 0.51 to 0.54).
     Data: documents of Python's standard library (1.9 MB), made by
-    `python -c "import pathlib, polymodal.pipelines.demo_data as d; d.write_text(pathlib.Path('python.jsonl'))"`;
+    `python -c "import pathlib, polymodal.pipelines.demo.data as d; d.write_text(pathlib.Path('python.jsonl'))"`;
     `polymodal tokenizer train python.jsonl --kind wordpiece --size 1024 --lowercase --out TOKENIZER`;
     `polymodal pack python.jsonl --tokenize TOKENIZER --block 128 --holdout 0.1 --out DATA --holdout-out HELD`.
     Cost: 779 s on one thread of 2 cores (AMD EPYC, AVX-512, no GPU, fp32) that others used too.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ...shared.optim import OptimSettings
-from ...shared.schedule import ScheduleSettings
-from ..recipe import CheckpointSettings, DataSettings, EvaluateSettings, LogSettings, Recipe
+from ..run.optim import OptimSettings
+from ..run.recipe import CheckpointSettings, DataSettings, EvaluateSettings, LogSettings, Recipe
+from ..run.schedule import ScheduleSettings
 
 
 def transformer_xl_tiny() -> Recipe:

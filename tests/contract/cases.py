@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from polymodal.pipelines.pack import pack
-from polymodal.pipelines.recipe import Recipe, recipes
-from polymodal.pipelines.shards import build_index
+from polymodal.pipelines.data.dataset import build_index
+from polymodal.pipelines.pack.pack import pack
+from polymodal.pipelines.run.recipe import Recipe, recipes
 from polymodal.registry import families
 from polymodal.shared.errors import UserError
 from polymodal.shared.sample import Sample

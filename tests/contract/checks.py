@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 from contract.cases import batch_of, examples_of
-from polymodal.pipelines import train
-from polymodal.seq2seq.generate import Decoder, EncoderDecoder
+from polymodal.pipelines.train import loop
+from polymodal.seq2seq.generation.generate import Decoder, EncoderDecoder
 from polymodal.shared.convert import Rule, Untied, to_ours, to_theirs
 from polymodal.shared.errors import UserError
 from polymodal.shared.sample import Sample
@@ -31,8 +31,8 @@ def loss_of(system: System, batch: Batch, counts: Mapping[str, int] | None = Non
     `counts` are the denominators of the whole global batch; by default the batch's own.
     """
     counts = batch.counts if counts is None else counts
-    work = train._Work(batch, carry, {name: 1 / n if n else 0.0 for name, n in counts.items()})
-    return train._Loss(system)(work), work.result()
+    work = loop._Work(batch, carry, {name: 1 / n if n else 0.0 for name, n in counts.items()})
+    return loop._Loss(system)(work), work.result()
 
 
 def gradients_of(system: System, batches: Sequence[Batch], counts: Mapping[str, int]) -> tuple[float, Gradients]:

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from unittest.mock import patch
 
 import torch
-from polymodal.pipelines import runs, train
-from polymodal.pipelines.console import Console
-from polymodal.pipelines.recipe import CheckpointSettings, DataSettings, EvaluateSettings, HealthSettings, LogSettings, Recipe
-from polymodal.shared.optim import OptimSettings
-from polymodal.shared.schedule import ScheduleSettings
+from polymodal.pipelines.base.console import Console
+from polymodal.pipelines.run import directory
+from polymodal.pipelines.run.optim import OptimSettings
+from polymodal.pipelines.run.recipe import CheckpointSettings, DataSettings, EvaluateSettings, HealthSettings, LogSettings, Recipe
+from polymodal.pipelines.run.schedule import ScheduleSettings
+from polymodal.pipelines.train import loop
 from polymodal.shared.system import Batch, Family, Objective, Step, System, Term
 from torch import Tensor, nn
 
@@ -93,10 +94,10 @@ def _export(system, out, tokenizer):
 def known() -> Generator[None]:
     """The family is registered."""
     with ExitStack() as stack:
-        for module in (train, runs):
+        for module in (loop, directory):
             stack.enter_context(patch.object(module, "family", lambda _: FAMILY))
-        stack.enter_context(patch.object(train, "export_system", _export))
-        stack.enter_context(patch("polymodal.pipelines.recipe.families", lambda: {"reader": FAMILY}))
+        stack.enter_context(patch.object(loop, "export_system", _export))
+        stack.enter_context(patch("polymodal.pipelines.run.recipe.families", lambda: {"reader": FAMILY}))
         yield
 
 
@@ -110,4 +111,4 @@ def letters(health=None, **more):
 
 def go(made, data, out, poison=1.0, **more):
     with patch.dict(HARM, poison=poison):
-        return train.pretrain(made, data.train, out, **({"eval_data": data.held, "console": Console(quiet=True)} | more))
+        return loop.pretrain(made, data.train, out, **({"eval_data": data.held, "console": Console(quiet=True)} | more))

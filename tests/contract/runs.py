@@ -13,11 +13,11 @@ from unittest.mock import patch
 
 import torch
 from contract.cases import Case, cases, prepare
-from polymodal.pipelines import train
-from polymodal.pipelines.console import Console
-from polymodal.pipelines.recipe import CheckpointSettings, DataSettings, EvaluateSettings, LogSettings, Recipe
-from polymodal.shared.optim import OptimSettings
-from polymodal.shared.schedule import ScheduleSettings
+from polymodal.pipelines.base.console import Console
+from polymodal.pipelines.run.optim import OptimSettings
+from polymodal.pipelines.run.recipe import CheckpointSettings, DataSettings, EvaluateSettings, LogSettings, Recipe
+from polymodal.pipelines.run.schedule import ScheduleSettings
+from polymodal.pipelines.train import loop
 from torch import Tensor, nn
 
 TIMES = ("samples_per_s", "tokens_per_s", "step_s", "data_wait_s", "save_s", "elapsed_s", "seconds")
@@ -47,15 +47,15 @@ def run(case: Case, recipe: Recipe, root: Path, out: Path, *, double: bool = Fal
     made = Made()
     data = prepare(root, case)
     with _recorded(made, double):
-        train.pretrain(recipe, data.train, out, eval_data=data.held if held else None, tokenizer=data.tokenizer,
+        loop.pretrain(recipe, data.train, out, eval_data=data.held if held else None, tokenizer=data.tokenizer,
                        console=Console(quiet=True), **more)
-    made.rows = [{k: v for k, v in row.items() if k not in TIMES} for row in train.runs.Run(out).metrics()]
+    made.rows = [{k: v for k, v in row.items() if k not in TIMES} for row in loop.runs.Run(out).metrics()]
     return made
 
 
 @contextlib.contextmanager
 def _recorded(made: Made, double: bool) -> Iterator[None]:
-    clip, build = train._clip, Recipe.build
+    clip, build = loop._clip, Recipe.build
 
     def keep(module: nn.Module, limit: float | None) -> Tensor:
         made.gradients.append({n.split("system.", 1)[1]: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None})
@@ -64,14 +64,14 @@ def _recorded(made: Made, double: bool) -> Iterator[None]:
     def exact(self: Recipe, *arguments: Any) -> nn.Module:
         return build(self, *arguments).double() if double else build(self, *arguments)
 
-    with patch.object(train, "_clip", keep), patch.object(Recipe, "build", exact), patch.object(train, "export_system", lambda *_: None):
+    with patch.object(loop, "_clip", keep), patch.object(Recipe, "build", exact), patch.object(loop, "export_system", lambda *_: None):
         yield
 
 
 @contextlib.contextmanager
 def _late() -> Iterator[None]:
     """Look at the run's directory when another rank has just begun to write it, if there is such a moment within half a second."""
-    check = train.runs.check_directory
+    check = loop.runs.check_directory
 
     def wait(directory: Path, resume: str) -> None:
         end = time.monotonic() + 0.5
@@ -79,7 +79,7 @@ def _late() -> Iterator[None]:
             time.sleep(0.0002)
         check(directory, resume)
 
-    with patch.object(train.runs, "check_directory", wait):
+    with patch.object(loop.runs, "check_directory", wait):
         yield
 
 
@@ -99,9 +99,9 @@ def main(root: Path, out: Path) -> None:
     for number, case in enumerate(divided()):
         recipe = short(case.still().recipe, micro=None if case.build().coupled else 2, devices=2)
         # from the second case on the ranks are connected, and nothing in between holds rank 0 back
-        with _late() if number == 1 and train.dist.rank() else contextlib.nullcontext():
+        with _late() if number == 1 and loop.dist.rank() else contextlib.nullcontext():
             made = run(case, recipe, root, out / case.name, held=True)
-        if train.dist.rank() == 0:
+        if loop.dist.rank() == 0:
             torch.save((made.gradients, made.rows), out / f"{case.name}.pt")
 
 

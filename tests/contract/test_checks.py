@@ -9,7 +9,7 @@ import pytest
 import torch
 from contract import checks
 from contract.cases import batch_of, samples_of
-from polymodal.seq2seq.generate import Decoding
+from polymodal.seq2seq.generation.generate import Decoding
 from polymodal.shared.convert import Rename
 from polymodal.shared.errors import UserError
 from polymodal.shared.system import Batch, Objective, Preview, Step, System, Term

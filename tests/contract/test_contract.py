@@ -12,8 +12,8 @@ import pytest
 import torch
 from contract import checks
 from contract.cases import Case, batch_of, cases, config_of, samples_of, style_of, tokenizer
-from polymodal.pipelines.frontdoor import net_of, save
-from polymodal.pipelines.recipe import recipes
+from polymodal.pipelines.model.frontdoor import net_of, save
+from polymodal.pipelines.run.recipe import recipes
 from polymodal.registry import families
 from polymodal.shared.errors import UserError
 from polymodal.shared.system import Family, Layout, Net, System

@@ -8,9 +8,9 @@ import pytest
 import torch
 from contract.cases import Case, batch_of, cases, samples_of, style_of, tokenizer
 from contract.cuda import backward, gpu, to_gpu
-from polymodal.shared.mask import Mask
-from polymodal.shared.optim import OptimSettings, build_optimizer, clip_gradients
-from polymodal.shared.plan import Documents
+from polymodal.pipelines.run.optim import OptimSettings, build_optimizer, clip_gradients
+from polymodal.shared.attention.choose import Documents, make_plan
+from polymodal.shared.attention.mask import Mask
 
 
 def on_gpu(batch: Any) -> Any:
@@ -59,7 +59,7 @@ def test_documents_are_one_kernel_on_a_gpu() -> None:
     """In half precision and without dropout; no tensor is cut for it and none put together."""
     with gpu():
         q, k, v = torch.empty(1, 12, 3, 4, 16, device="cuda", dtype=torch.bfloat16).permute(2, 0, 3, 1, 4).unbind(0)
-        plan = Mask(causal=True, lengths=(5, 7)).plan(1, 12, 12, q.device)
+        plan = make_plan(Mask(causal=True, lengths=(5, 7)), 1, 12, 12, q.device)
         assert isinstance(plan, Documents) and plan.varlen and "groups" not in vars(plan)
         assert plan(q, k, v).shape == q.shape and "groups" not in vars(plan)
         assert plan(q, k, v, dropout=0.1).shape == q.shape and "groups" in vars(plan)

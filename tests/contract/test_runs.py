@@ -12,11 +12,11 @@ import pytest
 import torch
 from contract import checks, runs
 from contract.cases import cases, prepare
-from polymodal.pipelines import runs as directories
-from polymodal.pipelines.recipe import CheckpointSettings
-from polymodal.shared import checkpoint
+from polymodal.pipelines.run import checkpoint
+from polymodal.pipelines.run import directory as directories
+from polymodal.pipelines.run.recipe import CheckpointSettings
+from polymodal.pipelines.run.schedule import ScheduleSettings
 from polymodal.shared.errors import UserError
-from polymodal.shared.schedule import ScheduleSettings
 
 each_system = pytest.mark.parametrize("case", cases(), ids=lambda c: c.name)
 

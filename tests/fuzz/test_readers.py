@@ -22,9 +22,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, assume, example, given, settings
 from hypothesis import strategies as st
-from polymodal.pipelines.recipe import recipe
-from polymodal.pipelines.shards import INDEX, DataSet, Index, build_index, idx_name
-from polymodal.shared import checkpoint
+from polymodal.pipelines.data.dataset import INDEX, DataSet, Index, build_index, idx_name
+from polymodal.pipelines.run import checkpoint
+from polymodal.pipelines.run.recipe import recipe
 from polymodal.shared.errors import BadSample, UserError
 from polymodal.shared.sample import Sample
 

@@ -7,7 +7,7 @@ import polymodal
 import pytest
 import torch
 from polymodal.seq2seq import t5
-from polymodal.seq2seq.generate import generate_ids
+from polymodal.seq2seq.generation.generate import generate_ids
 from polymodal.seq2seq.spans import SpanObjective, SpanSettings, pad_pairs, sentinel_ids, show_tokens
 from polymodal.shared.errors import BadSample, UserError
 from polymodal.shared.sample import Sample

@@ -9,8 +9,8 @@ import pytest
 import torch
 import transformers
 from polymodal.seq2seq import t5
-from polymodal.seq2seq.generate import generate_ids
-from polymodal.shared.cache import KVCache
+from polymodal.seq2seq.generation.generate import generate_ids
+from polymodal.shared.attention.cache import KVCache
 from polymodal.shared.convert import to_theirs
 from polymodal.shared.errors import UserError
 

@@ -7,10 +7,10 @@ import polymodal
 import pytest
 import torch
 import transformers
-from polymodal.pipelines.pack import pack
-from polymodal.pipelines.recipe import recipe
-from polymodal.pipelines.shards import DataSet
-from polymodal.pipelines.train import pretrain
+from polymodal.pipelines.data.dataset import DataSet
+from polymodal.pipelines.pack.pack import pack
+from polymodal.pipelines.run.recipe import recipe
+from polymodal.pipelines.train.loop import pretrain
 from polymodal.seq2seq.spans import SpanObjective, SpanSettings
 from polymodal.shared.tokenizer import STYLES, Tokenizer
 

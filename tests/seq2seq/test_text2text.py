@@ -9,10 +9,10 @@ import polymodal
 import pytest
 import torch
 import transformers
-from polymodal.pipelines.export import export_system
-from polymodal.pipelines.pack import pack
-from polymodal.pipelines.recipe import recipe
-from polymodal.pipelines.train import pretrain
+from polymodal.pipelines.model.export import export_system
+from polymodal.pipelines.pack.pack import pack
+from polymodal.pipelines.run.recipe import recipe
+from polymodal.pipelines.train.loop import pretrain
 from polymodal.seq2seq.text2text import Text2TextObjective, Text2TextSettings, smoothed_sum
 from polymodal.shared.errors import BadSample, UserError
 from polymodal.shared.sample import Sample

@@ -1,11 +1,11 @@
 import pytest
 import torch
+from polymodal.shared.attention.position import BucketBias, document_positions, sinusoids
 from polymodal.shared.block import ACTIVATIONS, FeedForward, LayerNorm, RMSNorm, activation, depth_scaled_
 from polymodal.shared.embed import PatchEmbedding, TokenEmbedding, normal_, patchify
 from polymodal.shared.errors import UserError
 from polymodal.shared.heads import LMHead, Pooler, Transform, rows
 from polymodal.shared.loss import cross_entropy_sum
-from polymodal.shared.position import BucketBias, document_positions, sinusoids
 from torch import nn
 
 

@@ -9,7 +9,7 @@ import polymodal
 import pytest
 import torch
 import transformers
-from polymodal.pipelines.export import export_system
+from polymodal.pipelines.model.export import export_system
 from polymodal.shared.errors import BadSample, UserError
 from polymodal.shared.sample import Sample
 from polymodal.shared.tokenizer import Tokenizer

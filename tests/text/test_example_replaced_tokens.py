@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from polymodal.pipelines.console import Console
-from polymodal.pipelines.pack import pack
-from polymodal.pipelines.recipe import recipe
-from polymodal.pipelines.train import pretrain
+from polymodal.pipelines.base.console import Console
+from polymodal.pipelines.pack.pack import pack
+from polymodal.pipelines.run.recipe import recipe
+from polymodal.pipelines.train.loop import pretrain
 from polymodal.shared.tokenizer import Tokenizer
 
 FILE = Path(__file__).resolve().parents[2] / "examples" / "replaced_tokens.py"

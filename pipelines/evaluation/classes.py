@@ -1,0 +1,233 @@
+"""Classification: of pictures by class names alone (zero-shot), and of pictures and texts by a trained head."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...multimodal.clip import CLIP
+from ...multimodal.zero_shot import ZeroShotClassifier, templates
+from ...shared.errors import BadSample, UserError
+from ...shared.sample import Sample
+from ...shared.system import Batch, Objective
+from ...text.classify import TextClassifier
+from ...text.tasks import SequenceClassifier
+from ...vision.classify import TrainedClassifier
+from ...vision.transforms import Preprocessing
+from ...vision.vit import ViT
+from ..data.dataset import DataSet
+from ..inference.pictures import clip_tokenizer
+from .evaluate import KINDS, Job, Measure, Numbers, Task, in_order
+from .intervals import bootstrap, wilson
+
+TOP = 5
+SHOWN_CONFUSION = 100
+"""The confusion matrix is written for up to so many classes."""
+_UNNAMED = "LABEL_"
+
+
+@dataclass(frozen=True)
+class ZeroShot:
+    """Pictures by class names that the model was never trained on (Radford et al., 2021, section 3.1)."""
+
+    templates: tuple[str, ...] = ()
+    """Prompts with {} for the class name, or the names of sets of them; none is "a photo of a {}."."""
+    labels: tuple[str, ...] = ()
+    """Class names in place of the data's, in the same order."""
+
+    name: ClassVar[str] = "zero-shot"
+    needs: ClassVar[tuple[str, ...]] = ("pictures", "class numbers")
+    batch_size: ClassVar[int] = 64
+
+    def measures(self, job: Job) -> Mapping[str, Measure]:
+        """One pass."""
+        labels, prompts = job.classes(self.labels), templates(self.templates)
+        model = job.model
+        if not isinstance(model, CLIP):
+            raise UserError(f"{job.source} holds a {type(model).__name__}; zero-shot classification compares pictures with class names: "
+                            "give a CLIP (`polymodal evaluate classify` measures a trained head)")
+        tokenizer = job.tokenizer if job.tokenizer_source is not None else clip_tokenizer(model, job.source)
+        job.facts |= {"tokenizer": tokenizer.fingerprint, "templates": [p("{}") for p in prompts], "classes": list(labels)}
+        job.picture_facts(model.preprocessing)
+        by = ZeroShotClassifier(model, tokenizer, labels, prompts)
+        kind = f"{len(labels)} classes, {len(prompts)} template{'s' if len(prompts) > 1 else ''}"
+        return {"": Classification(kind, _Pictures(model.preprocessing, len(labels)), lambda batch: by.of_pixels(batch.inputs), labels)}
+
+
+@dataclass(frozen=True)
+class ClassifyPictures:
+    """Pictures by the classes of a trained head."""
+
+    name: ClassVar[str] = "classify"
+    needs: ClassVar[tuple[str, ...]] = ("pictures", "class numbers")
+    batch_size: ClassVar[int] = 64
+
+    def measures(self, job: Job) -> Mapping[str, Measure]:
+        """One pass."""
+        model = job.model
+        if not isinstance(model, ViT):
+            raise UserError(f"{job.source} holds a {type(model).__name__}, which has no head that classifies pictures: give a ViT with a "
+                            f"classifier{', or use `polymodal evaluate zero-shot`' if isinstance(model, CLIP) else ''}")
+        job.picture_facts(model.preprocessing)
+        by = TrainedClassifier(model)
+        labels, order = _same_classes(job, by.labels)
+        return {"": Classification(f"{len(labels)} classes", _Pictures(model.preprocessing, len(labels)),
+                                   lambda batch: by.of_pixels(batch.inputs)[:, order], labels)}
+
+
+@dataclass(frozen=True)
+class ClassifyTexts:
+    """Texts, or pairs of them, by the classes of a trained head."""
+
+    name: ClassVar[str] = "classify"
+    needs: ClassVar[tuple[str, ...]] = ("text", "class numbers")
+    batch_size: ClassVar[int] = 32
+
+    def measures(self, job: Job) -> Mapping[str, Measure]:
+        """One pass."""
+        model = job.model
+        if not isinstance(model, SequenceClassifier):
+            raise UserError(f"{job.source} holds a {type(model).__name__}, which has no head that classifies texts: give a network that "
+                            "was fine-tuned for it (task classify)")
+        by = TextClassifier(model, job.tokenizer)
+        labels, order = _same_classes(job, by.labels)
+        return {"": Classification(f"{len(labels)} classes", _Labelled(len(labels)),
+                                   lambda batch: by.probabilities(batch.inputs)[:, order], labels)}
+
+
+def classify(data: DataSet) -> Task:
+    """The task `classify` for the kind of data that a data set holds."""
+    return ClassifyPictures() if set(KINDS["pictures"]) & set(data.index.fields) else ClassifyTexts()
+
+
+def _same_classes(job: Job, model: tuple[str, ...]) -> tuple[tuple[str, ...], list[int]]:
+    """The data's classes, and for each the number that the model gives it; refuses lists that differ."""
+    known = job.data.index.schema.get("classes")
+    data = model if not known else tuple(known)
+    if all(name.startswith(_UNNAMED) for name in model) and len(model) == len(data):
+        model = data  # the model knows numbers alone
+    lacking, extra = [n for n in data if n not in model], [n for n in model if n not in data]
+    if lacking or extra:
+        parts = [f"{what} {', '.join(map(repr, names[:5]))}{' ...' if len(names) > 5 else ''}"
+                 for what, names in (("the model does not know", lacking), ("the data does not have", extra)) if names]
+        raise UserError(f"the classes of {job.source} ({len(model)}) and of {job.data.directory} ({len(data)}) differ: {'; '.join(parts)}: "
+                        "pack the data with the model's list of classes")
+    job.facts["classes"] = list(data)
+    return data, [model.index(name) for name in data]
+
+
+# --- the data ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class _Inputs(Batch):
+    inputs: Any
+    """uint8 [B, 3, H, W], or texts with their second ones."""
+    labels: list[int] = field(default_factory=list)
+
+
+def _label(sample: Sample, classes: int) -> int:
+    label = sample.label()
+    if not 0 <= label < classes:
+        raise BadSample(f"sample {sample.key!r} of {sample.source or 'the data set'}: class {label}, there are {classes}")
+    return label
+
+
+class _Pictures(Objective[tuple[Tensor, int]]):
+    """Pictures as an evaluation sees them, and their classes."""
+
+    def __init__(self, preprocessing: Preprocessing, classes: int) -> None:
+        self.preprocessing, self.classes = preprocessing, classes
+
+    def example(self, sample: Sample, rng: np.random.Generator) -> Iterable[tuple[Tensor, int]]:
+        return [(self.preprocessing.pixels(sample.image()), _label(sample, self.classes))]
+
+    def collate(self, examples: list[tuple[Tensor, int]]) -> _Inputs:
+        return _Inputs(counts={}, inputs=torch.stack([p for p, _ in examples]), labels=[label for _, label in examples])
+
+
+class _Labelled(Objective[tuple[str, str | None, int]]):
+    """Texts or pairs, and their classes."""
+
+    def __init__(self, classes: int) -> None:
+        self.classes = classes
+
+    def example(self, sample: Sample, rng: np.random.Generator) -> Iterable[tuple[str, str | None, int]]:
+        return [(sample.text(), sample.pair(), _label(sample, self.classes))]
+
+    def collate(self, examples: list[tuple[str, str | None, int]]) -> _Inputs:
+        return _Inputs(counts={}, inputs=[(text, pair) for text, pair, _ in examples], labels=[label for _, _, label in examples])
+
+
+# --- the measurement --------------------------------------------------------------------------------------------------
+
+
+class Classification(Measure):
+    """Top-1 and top-5, F1, precision and recall of each class, the confusion matrix, and what guessing reaches.
+
+    Args:
+        method: in a few words.
+        objective: reads the samples.
+        probabilities: batch -> [B, C], classes in the order of `labels`.
+        labels: C names.
+    """
+
+    def __init__(self, method: str, objective: Objective[Any], probabilities: Callable[[Any], Tensor], labels: tuple[str, ...]) -> None:
+        self.method, self.objective, self.probabilities, self.labels = method, objective, probabilities, labels
+        self.records: list[dict[str, Any]] = []
+
+    def add(self, batch: _Inputs) -> None:
+        """Keep the best classes of each sample."""
+        scores, best = self.probabilities(batch).float().cpu().topk(min(TOP, len(self.labels)))
+        for index, label, row, classes in zip(batch.sample_ids, batch.labels, scores.tolist(), best.tolist(), strict=True):
+            self.records.append({"index": index, "label": label, "classes": classes, "scores": row})
+
+    def result(self) -> Numbers:
+        """All numbers, from the records of all ranks."""
+        records = in_order(self.records)
+        count, classes = len(records), len(self.labels)
+        truth, guess = (np.array([r[k] if k == "label" else r[k][0] for r in records]) for k in ("label", "classes"))
+        found = Numbers({})
+        hits = int((truth == guess).sum())
+        found.put("accuracy", hits / count, wilson(hits, count))
+        if classes > TOP:
+            near = sum(r["label"] in r["classes"] for r in records)
+            found.put("top5_accuracy", near / count, wilson(near, count))
+        found.put("macro_f1", macro_f1(truth, guess, classes),
+                  bootstrap(lambda chosen: macro_f1(truth[chosen], guess[chosen], classes), count))
+        # with one class for each sample, micro-averaged precision, recall and F1 are all the accuracy
+        found.put("micro_f1", hits / count)
+        found.put("chance", 1 / classes)
+        found.put("most_frequent", max(Counter(truth.tolist()).values()) / count)
+        matrix = np.bincount(truth * classes + guess, minlength=classes * classes).reshape(classes, classes)
+        found.details["classes"] = _by_class(matrix, self.labels)
+        if classes <= SHOWN_CONFUSION:
+            found.details["confusion"] = matrix.tolist()
+        for r in records:
+            names = [self.labels[c] for c in r["classes"]]
+            found.predictions.append({"index": r["index"], "label": self.labels[r["label"]], "predictions": names, "scores": r["scores"]})
+        return found
+
+
+def macro_f1(truth: np.ndarray, guess: np.ndarray, classes: int) -> float:
+    """The mean F1 of the classes that occur or are guessed (as scikit-learn and torchmetrics count them)."""
+    right = np.bincount(truth[truth == guess], minlength=classes)
+    either = np.bincount(truth, minlength=classes) + np.bincount(guess, minlength=classes)
+    return float((2 * right[either > 0] / either[either > 0]).mean())
+
+
+def _by_class(matrix: np.ndarray, labels: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Precision, recall (which is the class's accuracy) and F1 of each class; None where there is nothing to divide by."""
+    right, truth, guess = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
+
+    def share(a: int, b: int) -> float | None:
+        return a / b if b else None
+
+    return [{"class": name, "samples": int(t), "precision": share(int(r), int(g)), "recall": share(int(r), int(t)),
+             "f1": share(2 * int(r), int(t + g))} for name, r, t, g in zip(labels, right, truth, guess, strict=True)]

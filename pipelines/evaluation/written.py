@@ -1,0 +1,113 @@
+"""Written texts against the ones that were wanted: ROUGE and BLEU of summaries, answers, translations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, cast
+
+import numpy as np
+
+from ...seq2seq.generation.generate import Decoder, EncoderDecoder, generate
+from ...shared.errors import UserError
+from ...shared.sample import Sample
+from ...shared.system import Batch, Objective
+from ...shared.tokenizer import Tokenizer
+from .evaluate import Job, Measure, Numbers, in_order
+from .intervals import of_ratio
+from .scores import ROUGE, text_scores
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What a model writes for each text, decoded without chance."""
+
+    prefix: str = ""
+    """Stands before every text, such as "summarize: "."""
+    max_new_tokens: int | None = None
+    """At most so many tokens; by default 50."""
+    num_beams: int = 1
+    """Beams of the search; 1 takes the most probable token each time."""
+    length_penalty: float = 1.0
+    """Beams are compared by their log probability over their length to this power."""
+    no_repeat_ngram_size: int = 0
+    """No sequence of so many tokens is written twice; 0 for no limit."""
+    max_source_tokens: int | None = None
+    """Longer texts are cut to so many tokens, prefix included."""
+
+    name: ClassVar[str] = "generate"
+    needs: ClassVar[tuple[str, ...]] = ("text", "targets")
+    batch_size: ClassVar[int] = 16
+
+    def __post_init__(self) -> None:
+        """Check the ranges; those of generating itself are checked there."""
+        for name in ("max_new_tokens", "max_source_tokens", "num_beams"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} is {value}, expected at least 1")
+
+    def measures(self, job: Job) -> Mapping[str, Measure]:
+        """One pass."""
+        model = job.model
+        if not isinstance(model, (EncoderDecoder, Decoder)):
+            raise UserError(f"{job.source} holds a {type(model).__name__}, which does not write text: give an encoder-decoder such as T5, "
+                            "or a language model such as GPT-2")
+        return {"": Scores(self, model, job.tokenizer)}
+
+
+@dataclass(kw_only=True)
+class _Sources(Batch):
+    sources: list[str] = field(default_factory=list)
+    targets: list[str] = field(default_factory=list)
+
+
+class _Pairs(Objective[tuple[str, str]]):
+    """Texts with their prefix, and their targets."""
+
+    def __init__(self, prefix: str, tokenizer: Tokenizer, limit: int | None) -> None:
+        self.prefix, self.tokenizer, self.limit = prefix, tokenizer, limit
+
+    def example(self, sample: Sample, rng: np.random.Generator) -> Iterable[tuple[str, str]]:
+        text = self.prefix + sample.text()
+        if self.limit is not None:
+            places = self.tokenizer.offsets(text)[1]
+            text = text if len(places) <= self.limit else text[:places[self.limit - 1][1]]
+        return [(text, sample.target())]
+
+    def collate(self, examples: list[tuple[str, str]]) -> _Sources:
+        return _Sources(counts={}, sources=[s for s, _ in examples], targets=[t for _, t in examples])
+
+
+class Scores(Measure):
+    """ROUGE and BLEU, and how long the texts are."""
+
+    def __init__(self, task: Generation, model: Any, tokenizer: Tokenizer) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        search = "greedy" if task.num_beams == 1 else f"{task.num_beams} beams"
+        self.method = f"{search}, at most {task.max_new_tokens or 50} new tokens"
+        self.objective = _Pairs(task.prefix, tokenizer, task.max_source_tokens)
+        self.options = {"max_new_tokens": task.max_new_tokens, "num_beams": task.num_beams, "length_penalty": task.length_penalty,
+                        "no_repeat_ngram_size": task.no_repeat_ngram_size}
+        self.records: list[dict[str, Any]] = []
+
+    def add(self, batch: _Sources) -> None:
+        """Write a text for each sample."""
+        written = cast("Any", generate)(self.model, batch.sources, tokenizer=self.tokenizer, batch_size=len(batch.sources),
+                                        return_full_text=False, **self.options)
+        for index, source, target, text in zip(batch.sample_ids, batch.sources, batch.targets, written, strict=True):
+            self.records.append({"index": index, "text": source, "target": target, "prediction": text.strip()})
+
+    def result(self) -> Numbers:
+        """The scores of the whole, with intervals over the samples where a score is a mean over them."""
+        records = in_order(self.records)
+        written, wanted = [r["prediction"] for r in records], [r["target"] for r in records]
+        found = Numbers(text_scores(written, wanted), predictions=records)
+        each = [text_scores([a], [b]) for a, b in zip(written, wanted)]
+        for name in ROUGE:
+            inside = of_ratio([e[name] for e in each], [1.0] * len(each), "samples")
+            if inside is not None:
+                found.intervals[name] = inside
+        found.put("words_written", sum(len(t.split()) for t in written) / len(written))
+        found.put("words_wanted", sum(len(t.split()) for t in wanted) / len(wanted))
+        found.put("empty", sum(not t for t in written) / len(written))
+        return found

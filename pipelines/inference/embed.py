@@ -1,0 +1,166 @@
+"""Vectors of texts, as sentence-transformers makes them, and of pictures."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ...shared.errors import BadSample, UserError
+from ...shared.sample import Sample
+from ...shared.tokenizer import Tokenizer
+from ...vision.transforms import Normalize
+
+
+@runtime_checkable
+class _TextFeatures(Protocol):
+    """A network with a text vector of its own (CLIP)."""
+
+    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor: ...
+
+
+@runtime_checkable
+class PictureFeatures(Protocol):
+    """A network with a picture vector of its own (CLIP)."""
+
+    preprocessing: Any
+
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        """[B, D] of normalised pixels."""
+        ...
+
+
+@torch.inference_mode()
+def embed(
+    model: nn.Module,
+    texts: Sequence[str],
+    tokenizer: Tokenizer,
+    *,
+    max_length: int | None = None,
+    batch_size: int = 32,
+    normalize: bool = True,
+    advance: Callable[[float], None] = lambda count: None,
+) -> Tensor:
+    """Vectors of texts.
+
+    A network with text features of its own (CLIP) gives those. Any other gives the mean of its last hidden
+    states over the tokens that are no padding, [CLS] and [SEP] counted: the convention of sentence-transformers.
+
+    Args:
+        model: from `polymodal.load`: a text encoder, or a network with a text encoder as its trunk.
+        texts: the texts.
+        tokenizer: the model's.
+        max_length: longer texts are cut to so many tokens; by default what the model takes.
+        batch_size: texts that run together.
+        normalize: scale each vector to length 1.
+        advance: called with the number of texts that are done, for a progress bar.
+
+    Returns:
+        fp32 [N, D] on the CPU, in the order of `texts`.
+    """
+    read = _reader(model)
+    limit = max_length if max_length is not None else _positions(model, tokenizer)
+    device = next(model.parameters()).device
+    order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))  # texts of similar length share a batch
+    vectors: list[Tensor | None] = [None] * len(texts)
+    training = model.training
+    model.eval()
+    try:
+        for start in range(0, len(order), batch_size):
+            chosen = order[start:start + batch_size]
+            batch = {k: v.to(device) for k, v in tokenizer([texts[i] for i in chosen], max_length=limit).items()}
+            rows = read(batch).float()
+            rows = nn.functional.normalize(rows, dim=-1) if normalize else rows
+            for place, row in zip(chosen, rows.cpu()):
+                vectors[place] = row
+            advance(len(chosen))
+    finally:
+        model.train(training)
+    done = [v for v in vectors if v is not None]
+    assert len(done) == len(texts)
+    return torch.stack(done) if done else torch.zeros(0, 0)
+
+
+@torch.inference_mode()
+def embed_pictures(
+    model: nn.Module,
+    pictures: Sequence[Path] | Sequence[Image.Image],
+    *,
+    batch_size: int = 32,
+    normalize: bool = True,
+    advance: Callable[[float], None] = lambda count: None,
+) -> Tensor:
+    """Vectors of pictures, or of their files, by a network that has picture features (CLIP), fp32 [N, D]; arguments as in `embed`."""
+    if not isinstance(model, PictureFeatures):
+        raise UserError(f"{type(model).__name__} has no picture vectors: load CLIP")
+    device = next(model.parameters()).device
+    normalise = Normalize(model.preprocessing).to(device)
+    training = model.training
+    model.eval()
+    parts: list[Tensor] = []
+    try:
+        for start in range(0, len(pictures), batch_size):
+            chosen = pictures[start:start + batch_size]
+            pixels = torch.stack([model.preprocessing.pixels(_picture(p)) for p in chosen]).to(device)
+            rows = model.get_image_features(normalise(pixels)).float()
+            parts.append((nn.functional.normalize(rows, dim=-1) if normalize else rows).cpu())
+            advance(len(chosen))
+    finally:
+        model.train(training)
+    return torch.cat(parts) if parts else torch.zeros(0, 0)
+
+
+def _picture(path: Path | Image.Image) -> Image.Image:
+    """A picture, or its file, read by the same careful decoder as the stream's."""
+    if isinstance(path, Image.Image):
+        return path
+    try:
+        return Sample(path.name, {path.suffix.lower().lstrip("."): path.read_bytes()}, source=str(path.parent)).image()
+    except BadSample as error:
+        raise UserError(str(error)) from None
+
+
+def sentence_length(directory: Path) -> int | None:
+    """`max_seq_length` of sentence-transformers' `sentence_bert_config.json` in a model directory, where there is one."""
+    path = directory / "sentence_bert_config.json"
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")).get("max_seq_length")
+    except (UnicodeDecodeError, json.JSONDecodeError, AttributeError):
+        raise UserError(f"{path} is not a JSON object") from None
+    return found if isinstance(found, int) else None
+
+
+def _reader(model: nn.Module) -> Callable[[dict[str, Tensor]], Tensor]:
+    """What makes vectors [B, D] of a tokenised batch."""
+    if isinstance(model, _TextFeatures):
+        features = model.get_text_features
+        return lambda batch: features(batch["input_ids"], batch["attention_mask"])
+    trunk: Any = getattr(model, "trunk", model)
+
+    def mean(batch: dict[str, Tensor]) -> Tensor:
+        hidden: Tensor | None = getattr(trunk(**batch), "last_hidden_state", None)
+        if hidden is None:
+            raise UserError(f"{type(model).__name__} has no text vectors: load a text encoder such as BERT, or CLIP")
+        keep = batch["attention_mask"].to(hidden.dtype)[..., None]
+        return (hidden * keep).sum(1) / keep.sum(1).clamp(min=1e-9)
+
+    if "input_ids" not in inspect.signature(trunk.forward).parameters:
+        raise UserError(f"{type(model).__name__} does not read text: load a text encoder such as BERT, or CLIP")
+    return mean
+
+
+def _positions(model: nn.Module, tokenizer: Tokenizer) -> int | None:
+    """The longest input: the tokenizer's limit, and never more than a learned position table holds."""
+    config: Any = getattr(model, "config", None)
+    config = getattr(config, "text_config", config)
+    own = next((v for name in ("max_position_embeddings", "n_positions") if isinstance(v := getattr(config, name, None), int)), None)
+    limits = [n for n in (own, tokenizer.max_length) if n is not None]
+    return min(limits, default=None)

@@ -1,0 +1,5 @@
+"""Looking at data and runs.
+
+`inspect` shows a data set or a run; `past` shows one update of it and `replay` makes that update again; `report` writes a `page`.
+May import: base, data, run, model, train.
+"""

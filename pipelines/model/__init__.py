@@ -1,0 +1,5 @@
+"""Networks by name or directory: load, save, export, and faster forms for inference.
+
+`frontdoor` is the public interface; `weights` reads and writes files; `quantize` and `prepack` replace `linears`; `export` turns a run into
+a directory that the reference library loads. May import: base, run.
+"""

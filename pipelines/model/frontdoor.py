@@ -1,0 +1,305 @@
+"""The public front door: `load`, `save`, `tokenizer`, `generate`, `system`.
+
+Everything here works on registry data (`Family`, `Net`, `Layout`); no family is named.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ...registry import families, family
+from ...seq2seq.generation.generate import generate
+from ...shared.convert import to_ours, to_theirs
+from ...shared.errors import UserError, raise_problems
+from ...shared.settings import build_settings
+from ...shared.system import Context, Family, Layout, Net, System
+from ...shared.tokenizer import Tokenizer
+from .weights import WEIGHTS, read_json, read_weights, write_directory
+
+if TYPE_CHECKING:
+    from .quantize import Quantization
+
+__all__ = ["generate", "load", "save", "system", "tokenizer"]
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
+                   "merges.txt", "spiece.model", "sentencepiece.bpe.model")
+HUB_FILES = ("*.json", "*.safetensors", "pytorch_model*.bin", *TOKENIZER_FILES)
+CONFIG = "config.json"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a network came from; kept as `net.origin` by `load`, so that `save` can carry files along."""
+
+    family: str
+    net: Net
+    directory: Path | None = None
+
+
+def system(
+    name: str,
+    *,
+    size: str | None = None,
+    task: str = "",
+    tokenizer: Tokenizer | str | Path | None = None,
+    classes: Sequence[str] | None = None,
+    objective: Mapping[str, Any] | None = None,
+    **config_overrides: Any,
+) -> System:
+    """Build a system with fresh weights: `.net`, `.objective`, and `system(batch)` -> `Step`.
+
+    Args:
+        name: one of `systems()`.
+        size: a named size; by default the paper's base.
+        task: what it is fine-tuned for, such as "classify"; pretraining by default.
+        tokenizer: the vocabulary, or where it lies; vocabulary size and special ids follow it. Without one, a system
+            that reads text has its network but cannot read data.
+        classes: class names of labelled data.
+        objective: settings of the objective, such as ``{"mask_prob": 0.4}``.
+        **config_overrides: fields of the family's config, such as ``hidden_size=256``.
+    """
+    entry = family(name)
+    size = size or entry.default_size
+    if size not in entry.sizes:
+        raise UserError(f"{name} has no size {size!r}; known: {', '.join(entry.sizes)}")
+    vocabulary = Tokenizer.load(tokenizer) if isinstance(tokenizer, (str, Path)) else tokenizer
+    context = Context(vocabulary, None if classes is None else tuple(classes), net_only=True)
+    config = build_settings(entry.config, {**entry.sizes[size], **config_overrides}, f"{name} config")
+    chosen = entry.task(task)
+    built = chosen.create(chosen.adapt(entry.adapt(config, context), context), objective or {}, context)
+    _remember(built.net, entry, net_of(built.net, entry), None)
+    return built
+
+
+def tokenizer(source: str | Path) -> Tokenizer:
+    """The tokenizer of a model directory, run directory, file or hub id: encode, encode_batch, decode; special ids by role."""
+    path = Path(source)
+    if path.is_dir() and not any((path / f).is_file() for f in TOKENIZER_FILES):
+        for inner in ("export", "tokenizer", "../../tokenizer"):  # of a run, and of a checkpoint of a run
+            if any((path / inner / f).is_file() for f in TOKENIZER_FILES):
+                return Tokenizer.load(path / inner)
+    return Tokenizer.load(source)
+
+
+# ------------------------------------------------------------------------------------------------- load
+
+
+def load(source: str | Path, *, device: str | torch.device = "cpu", dtype: str | torch.dtype | None = None,
+         quantize: Quantization | None = None, prepack: bool = False) -> nn.Module:
+    """Load a network with its weights, in eval mode.
+
+    Args:
+        source: a directory in the layout of transformers, open_clip or timm, a run directory, or a hub id.
+        device: where to put it.
+        dtype: such as "bfloat16"; float32 by default.
+        quantize: "int8" for matrices of a quarter of the size, on a CPU (`polymodal.pipelines.model.quantize`); such a network only infers.
+        prepack: lay the matrices out for this CPU, which multiplies them faster then (`polymodal.pipelines.model.prepack`); such a network
+            only infers, too. Nothing changes where it would not pay.
+
+    Returns:
+        The family's network with the head that the directory describes. It has `.config` and `.architecture`;
+        its forward takes and names what the reference library does.
+
+    Raises:
+        UserError: nothing here can read the directory, or keys are missing or unexpected (they are listed).
+    """
+    target = _dtype(dtype)
+    system = _from_run(Path(source))
+    model = system.net if system is not None else _from_directory(_directory(source))
+    model = model.eval().to(device=device, dtype=target)
+    if quantize is not None:
+        from .quantize import quantize as fewer_bits
+
+        model = fewer_bits(model, quantize)
+    if prepack:
+        from .prepack import prepack as laid_out
+
+        model = laid_out(model)
+    return model
+
+
+def parts(source: str | Path, place: str) -> nn.Module | None:
+    """The network at `place` of an export ("" is what `load` gives; ELECTRA has its generator beside it), where it is there."""
+    system = _from_run(Path(source))
+    if system is not None:
+        return system.exports().get(place)
+    directory = _directory(source) / place
+    return _from_directory(directory).eval() if (directory / CONFIG).is_file() else None
+
+
+def _from_directory(directory: Path) -> nn.Module:
+    entry, net, layout, record = _recognise(directory)
+    what = str(directory / (layout.config_file if layout else CONFIG))
+    config = entry.config.from_dict(record, what) if layout is None else layout.read(record, directory)
+    theirs, path = read_weights(directory, layout.weights_file if layout else WEIGHTS)
+    try:
+        model = net.build(config)
+    except UserError:
+        raise
+    except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:  # a number that no layer takes
+        reason = str(error).partition("\n")[0] or repr(error)
+        raise UserError(f"{what} describes a network that cannot be built: {reason}") from error
+    _fill(model, to_ours((layout or net).rules(config), theirs, str(path)), str(path))
+    if layout is None:
+        net.finish(model, directory)
+    else:
+        layout.finish(model, record, directory)
+    _remember(model, entry, net, directory)
+    return model
+
+
+def _from_run(path: Path) -> System | None:
+    """The system of a checkpoint, or of a run that has not ended (then from its newest checkpoint that verifies)."""
+    from ..run import directory as runs
+    from ..run.checkpoint import MANIFEST
+
+    if not (path / MANIFEST).is_file() and ((path / "export").is_dir() or not (path / runs.RECIPE).is_file()):
+        return None
+    run, at = runs.open_run_or_checkpoint(path)
+    system = run.system(at)
+    entry = family(run.recipe().system)
+    _remember(system.net, entry, net_of(system.net, entry), run.directory / "tokenizer")
+    return system
+
+
+def _remember(model: nn.Module, entry: Family, net: Net | None, directory: Path | None) -> None:
+    if net is not None:
+        model.architecture = net.architecture  # type: ignore[assignment]  (a plain attribute)
+        model.origin = Origin(entry.name, net, directory)  # type: ignore[assignment]
+
+
+def _fill(model: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    """Copy `state` into the model, with every wrong shape reported at once."""
+    shapes = {k: list(v.shape) for k, v in model.state_dict().items()}
+    problems = [f"{k} is {list(v.shape)}, the config makes it {shapes[k]}"
+                for k, v in state.items() if k in shapes and list(v.shape) != shapes[k]]
+    raise_problems(problems[:12], what)
+    lacking = [k for k in shapes if k not in state]
+    assert not lacking, f"the rules do not make {lacking}"
+    model.load_state_dict(dict(state))
+
+
+def _dtype(dtype: str | torch.dtype | None) -> torch.dtype:
+    if dtype is None:
+        return torch.float32
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise UserError(f"dtype is {dtype!r}, expected float32, bfloat16, float16 or float64")
+    return found
+
+
+def _directory(source: str | Path) -> Path:
+    """The model directory that `source` means."""
+    path = Path(source)
+    if path.is_dir():
+        if not (path / CONFIG).is_file() and (path / "export").is_dir():
+            return path / "export"
+        return path
+    name = str(source)
+    if path.exists() or not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", name):
+        raise UserError(f"there is no model directory at {name!r}: expected a directory or a hub id such as bert-base-uncased")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(HUB_FILES)))
+    except Exception as error:  # the hub's client raises many kinds: bad name, no such repository, no network
+        raise UserError(f"there is no model directory at {name!r}, and the hub says: {type(error).__name__}; "
+                        "check the path, or the id and the network") from None
+
+
+def _recognise(directory: Path) -> tuple[Family, Net, Layout | None, dict[str, Any]]:
+    """Which family, network and layout a directory holds, and its main JSON file."""
+    records = {path.name: read_json(path) for path in _json_files(directory)}
+    if not records:
+        raise UserError(f"{directory} is no model directory: expected {CONFIG} (transformers, timm) or open_clip_config.json")
+    for entry in families().values():
+        for net in entry.nets:
+            for layout in net.layouts:
+                if layout.config_file in records and layout.recognises(records[layout.config_file]):
+                    return entry, net, layout, records[layout.config_file]
+    if CONFIG not in records:
+        raise UserError(f"{directory} holds {', '.join(records)}, and no system here reads it; see `polymodal systems`")
+    record = records[CONFIG]
+    model_type = record.get("model_type")
+    known = [f for f in families().values() if f.model_type and f.model_type == model_type]
+    if not known:
+        types = ", ".join(sorted({f.model_type for f in families().values() if f.model_type}))
+        raise UserError(f"{directory / CONFIG} has model_type {model_type!r}; known: {types}")
+    names = record.get("architectures") or []
+    for entry in known:
+        for net in entry.nets:
+            if net.architecture in names:
+                return entry, net, None, record
+    offered = ", ".join(net.architecture for f in known for net in f.nets)
+    raise UserError(f"{directory / CONFIG} has architectures {names}; known for {model_type}: {offered}")
+
+
+def _json_files(directory: Path) -> Iterator[Path]:
+    names = {CONFIG} | {y.config_file for f in families().values() for n in f.nets for y in n.layouts}
+    return (directory / n for n in sorted(names) if (directory / n).is_file())
+
+
+# ------------------------------------------------------------------------------------------------- save
+
+
+def save(model: nn.Module, directory: str | Path, *, tokenizer: Tokenizer | None = None, format: str | None = None) -> None:
+    """Write a network in the reference library's layout: config, model.safetensors, tokenizer files.
+
+    Args:
+        model: from `load`, or `system(...).net`.
+        directory: where to; files of the same names are replaced.
+        tokenizer: written beside the weights; by default the files that lay beside the loaded ones.
+        format: "transformers", "open_clip" or "timm", where the network has that layout; by default its own.
+    """
+    directory = Path(directory)
+    origin: Origin | None = getattr(model, "origin", None)
+    if origin is None:
+        entry, net = _known(model)
+        origin = Origin(entry.name, net)
+    entry, net = family(origin.family), origin.net
+    config: Any = model.config
+    chosen = format or net.default_layout(config)
+    layout = next((y for y in net.layouts if y.name == chosen), None)
+    if layout is None and (chosen != "transformers" or not entry.model_type):
+        offered = [*(["transformers"] if entry.model_type else []), *(y.name for y in net.layouts)]
+        raise UserError(f"{net.architecture} has no layout {chosen!r}; it can be written as {', '.join(offered)}")
+    if layout is None:
+        described = {**config.to_dict(), "model_type": entry.model_type, "architectures": [net.architecture],
+                     "dtype": str(next(model.parameters()).dtype).removeprefix("torch.")}
+        files = {CONFIG: described, **net.files(model)}
+    else:
+        files = {layout.config_file: layout.write(model), **layout.files(model)}
+    weights = to_theirs((layout or net).rules(config), {k: v.cpu() for k, v in model.state_dict().items()}, net.architecture)
+    beside = origin.directory
+    copies = {f: beside / f for f in TOKENIZER_FILES if tokenizer is None and beside is not None and (beside / f).is_file()}
+    if beside is not None and directory.exists() and directory.resolve() == beside.resolve():
+        copies = {}
+    write_directory(directory, files, weights, layout.weights_file if layout else WEIGHTS, copies)
+    if tokenizer is not None:
+        tokenizer.save(directory)
+
+
+def net_of(model: nn.Module, entry: Family) -> Net | None:
+    """The entry of `entry.nets` that describes `model`, found by its class and its keys; None where there is none."""
+    keys = {k: v.shape for k, v in model.state_dict().items()}
+    for net in entry.nets:
+        with torch.device("meta"):
+            other = net.build(model.config)
+        if type(other) is type(model) and {k: v.shape for k, v in other.state_dict().items()} == keys:
+            return net
+    return None
+
+
+def _known(model: nn.Module) -> tuple[Family, Net]:
+    config = getattr(model, "config", None)
+    for entry in families().values():
+        if type(config) is entry.config and (net := net_of(model, entry)) is not None:
+            return entry, net
+    raise UserError(f"{type(model).__name__} is no network of a known system; pass one from polymodal.load or polymodal.system(...).net")

@@ -1,0 +1,30 @@
+"""Open the model that a command names, on the device and in the form that it asks for."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from ...shared.errors import UserError
+from ...shared.tokenizer import Tokenizer
+from .frontdoor import load
+from .frontdoor import tokenizer as find_tokenizer
+
+
+def open_model(model: str, device: str | None, quantize: str | None = None, *, prepack: bool = False) -> nn.Module:
+    """The model on `device`, by default on a GPU if there is one; with fewer bits, or laid out for it, on a CPU."""
+    chosen = device or ("cuda" if torch.cuda.is_available() and quantize is None else "cpu")
+    try:
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {chosen} cannot be used ({str(error).splitlines()[0]}); expected cpu or a GPU that is there") from None
+    return load(model, device=chosen, quantize=cast("Any", quantize), prepack=prepack)
+
+
+def open_text_model(
+    model: str, tokenizer: str | None, device: str | None, quantize: str | None = None, *, prepack: bool = False,
+) -> tuple[nn.Module, Tokenizer]:
+    """The model and its tokenizer."""
+    return open_model(model, device, quantize, prepack=prepack), find_tokenizer(tokenizer or model)

@@ -1,0 +1,40 @@
+"""A corpus as a stream of texts, for vocabularies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ...shared.errors import BadSample, UserError
+from ...shared.sample import Sample
+from .sources import Reading, Ref, plan, records
+
+
+def iterate_texts(sources: Sequence[str | Path], *, split: str = "blank", text_field: str = "text") -> Iterator[str]:
+    """The texts of files, tables and WebDataset directories, in an order that depends on the input alone.
+
+    A text that cannot be read is the user's mistake here: a vocabulary learnt from half a corpus is of no use.
+
+    Args:
+        sources: text, jsonl, csv, tsv and parquet files, folders of them, tars and WebDataset directories.
+        split: where a plain text is cut into documents, as in `Reading`.
+        text_field: column or JSON field with the text.
+    """
+    for source in sources:
+        path = Path(source)
+        tars = sorted(path.rglob("*.tar")) if path.is_dir() else []
+        # a WebDataset directory also holds its index: its tars are its content
+        reading = Reading(kind="tar" if tars or path.suffix.lower() == ".tar" else "text", split=split, text_field=text_field)
+        try:
+            units = plan(tars or [path], reading).units
+        except UserError as error:
+            raise UserError(str(error).removeprefix("nothing was packed: ")) from None
+        for unit in units:
+            for record in records(unit, reading):
+                if isinstance(record, BadSample):
+                    raise UserError(str(record))
+                fields = {name: value.read() if isinstance(value, Ref) else value for name, value in record.fields.items()}
+                try:
+                    yield Sample(record.name, fields, source=unit.path).text()
+                except BadSample as error:
+                    raise UserError(str(error)) from None

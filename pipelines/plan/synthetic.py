@@ -1,0 +1,113 @@
+"""A micro-batch of made-up samples, for planning a run whose data is not there yet."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ...shared.errors import BadSample, UserError
+from ...shared.sample import Sample
+from ...shared.settings import build_settings
+from ...shared.system import Batch, Context, Family, Objective
+from ...shared.tokenizer import STYLES, Tokenizer
+from ..run.recipe import Recipe
+
+_MAX_WORDS = 1 << 13
+_LANE = 1 << 20  # rows of different texts have numbers that are far apart
+_WORDS = tuple("".join(letters) for letters in np.random.default_rng(0).choice(list("abcdefgh"), (100, 4)))
+
+
+def synthetic_batch(recipe: Recipe, entry: Family, context: Context, config: Any, samples: int) -> Batch:
+    """A batch of samples that are as long as the objective takes them: random words, noise for pictures, class 0.
+
+    Args:
+        recipe: whose objective makes the batch.
+        entry: the registry entry of its system.
+        context: with a tokenizer; without one a toy of a hundred words is learned, whose ids every vocabulary has.
+        config: of the network; None for the recipe's.
+        samples: how many.
+
+    Raises:
+        UserError: the objective takes no such samples, and wants real data.
+    """
+    objective = _objective(recipe, entry, context, config)
+    words, examples = 8, _examples(objective, 8, samples)
+    if objective.row_length is not None:
+        batch = objective.collate(examples)
+        batch.samples, batch.sample_ids = samples, [index * _LANE for index in range(samples)]
+        return batch
+    while words < _MAX_WORDS:  # longer, until a sample would become two
+        longer = _examples(objective, words * 2, samples)
+        if len(longer) > len(examples) or _tokens(objective, longer) <= _tokens(objective, examples):
+            break
+        words, examples = words * 2, longer
+    # the last doubling goes beyond what fits: come near from below
+    for step in range(1, 8):
+        longer = _examples(objective, words + words * step // 8, samples)
+        if len(longer) > len(examples):
+            break
+        examples = longer
+    return objective.collate(examples)
+
+
+def _tokens(objective: Objective[Any], examples: list[Any]) -> int:
+    return objective.collate(examples).tokens
+
+
+def _examples(objective: Objective[Any], words: int, samples: int) -> list[Any]:
+    found: list[Any] = []
+    for index in range(samples):
+        sample = _sample(index, words) if objective.row_length is None else _row(index, objective.row_length)
+        sample.partner = _sample(index + samples, words)
+        found += objective.example(sample, np.random.default_rng(index))
+    return found
+
+
+def _sample(index: int, words: int) -> Sample:
+    text = " ".join(np.random.default_rng(index).choice(_WORDS, words)).encode()
+    return Sample(str(index), {"txt": text, "target.txt": text, "png": _picture(), "cls": b"0"}, index)
+
+
+def _row(index: int, length: int) -> Sample:
+    # ids that every vocabulary has
+    ids = np.random.default_rng(index).integers(0, len(_WORDS), length, dtype=np.uint16)
+    return Sample(str(index), {"tokens.u16": ids.astype("<u2").tobytes()}, index)
+
+
+@cache
+def _picture() -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _toys() -> Iterator[Tokenizer]:
+    """A vocabulary of the made-up words, framed in every style."""
+    for style in STYLES.values():
+        kind, base = ("byte-bpe", 256) if style.last else ("word", len(_WORDS))
+        yield Tokenizer.train([" ".join(_WORDS)], kind, base + len(style.tokens) + style.sentinels, style=style)
+
+
+def _objective(recipe: Recipe, entry: Family, context: Context, config: Any) -> Objective[Any]:
+    """The recipe's objective, with a toy tokenizer of the first style that it works with where it has none."""
+    import torch
+
+    reasons: list[str] = []
+    for tokenizer in (context.tokenizer,) if context.tokenizer is not None else itertools.chain((None,), _toys()):
+        try:
+            with torch.device("meta"):
+                made = config if config is not None else entry.adapt(
+                    build_settings(entry.config, {**entry.sizes[recipe.size], **recipe.model}, recipe.name),
+                    Context(classes=context.classes, net_only=True))
+                objective = recipe.build(entry, Context(tokenizer, context.classes), made).objective
+            objective.collate(_examples(objective, 8, 1))
+            return objective
+        except (UserError, BadSample) as error:
+            reasons.append(str(error))
+    raise UserError(f"recipe {recipe.name} cannot be planned with synthetic samples ({reasons[-1]}): give --data")

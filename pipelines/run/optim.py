@@ -1,0 +1,243 @@
+"""Optimizers by name, and which parameters they decay.
+
+Weight decay is for matrices. Biases, gains and other vectors are left alone, as in every paper that this
+library follows, and so is what a system names in its attribute `no_decay` (patterns over parameter names,
+such as ``("net.position",)``: CLIP's logit scale, a class token, position tables).
+
+For fine-tuning, parts may be frozen (`freeze`), and lower layers may learn more slowly (`layer_decay`). Layers are those of
+the `Stack`s in a system, whatever its family: embeddings lie below the first block, everything else above the last.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ...shared.errors import UserError
+from ...shared.stack import Stack
+
+Name = Literal["adamw", "adafactor", "lamb", "muon", "sgd", "adagrad"]
+
+
+@dataclass(frozen=True)
+class OptimSettings:
+    """What the recipe says about the optimizer. Names are those of torch's optimizers."""
+
+    name: Name = "adamw"
+    lr: float = 1e-3
+    """The peak learning rate; `schedule` says how it moves."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay of matrices."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW and LAMB; Muon uses them for the parameters it hands to AdamW."""
+    eps: float = 1e-8
+    momentum: float = 0.9
+    """SGD (0.9) and Muon (0.95 in its paper)."""
+    nesterov: bool = False
+    """SGD only."""
+    clip: float | None = 1.0
+    """The largest gradient norm; null turns clipping off (the norm is measured all the same)."""
+    layer_decay: float = 1.0
+    """Each layer's learning rate as a factor of that of the layer above it; heads have the full rate, embeddings the least."""
+    freeze: tuple[str, ...] = ()
+    """What keeps its weights: `embed` (embeddings), `layers:N` (the lowest N blocks), patterns of names such as `net.trunk.*`."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that no optimizer can use."""
+        wrong = [f"{name} is {value}, expected {rule}" for name, value, rule, fine in (
+            ("lr", self.lr, "a positive number", self.lr > 0),
+            ("weight_decay", self.weight_decay, "0 or more", self.weight_decay >= 0),
+            ("eps", self.eps, "0 or more", self.eps >= 0),
+            ("momentum", self.momentum, "0 <= momentum < 1", 0 <= self.momentum < 1),
+            ("betas", self.betas, "two numbers from 0 up to 1", all(0 <= b < 1 for b in self.betas)),
+            ("clip", self.clip, "a positive number or null", self.clip is None or self.clip > 0),
+            ("layer_decay", self.layer_decay, "a factor above 0, at most 1", 0 < self.layer_decay <= 1),
+        ) if not fine]
+        if self.nesterov and (self.name != "sgd" or self.momentum == 0):
+            wrong.append("nesterov needs name: sgd and momentum above 0")
+        if wrong:
+            raise UserError("; ".join(wrong))
+
+
+def parameter_groups(module: nn.Module, settings: OptimSettings) -> list[dict[str, Any]]:
+    """Group the trainable parameters of `module` by what the optimizer does to them.
+
+    Returns:
+        Dicts with `params` and `weight_decay` (and `use_fallback` for Muon, `lr_scale` where that is not 1), in the order
+        of the module; a tied parameter is listed once, a frozen one not at all.
+    """
+    patterns: tuple[str, ...] = tuple(getattr(module, "no_decay", ()))
+    names = [name for name, _ in module.named_parameters(remove_duplicate=False)]
+    for pattern in patterns:
+        assert any(_matches(name, pattern) for name in names), f"no_decay names {pattern!r}, which is no parameter"
+    matrices = {id(p) for p in _hidden_matrices(module)}
+    places = layer_places(module) if settings.layer_decay != 1 else {}
+    groups: dict[tuple[bool, bool, float, bool], list[Tensor]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            decayed = parameter.ndim >= 2 and not any(_matches(name, pattern) for pattern in patterns)
+            fallback = settings.name == "muon" and id(parameter) not in matrices
+            scale = settings.layer_decay ** places[name].above if name in places else 1.0
+            divided = hasattr(parameter, "to_local")  # a kernel that steps many tensors at once takes either kind, not both
+            groups.setdefault((decayed, fallback, scale, divided), []).append(parameter)
+    if not groups:
+        raise UserError("nothing to train: every parameter is frozen; unlock a part of the model")
+    return [
+        {"params": parameters, "weight_decay": settings.weight_decay if decayed else 0.0} | ({"use_fallback": True} if fallback else {})
+        | ({"lr_scale": scale} if scale != 1 else {})
+        for (decayed, fallback, scale, _), parameters in groups.items()
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a parameter lies in a stack."""
+
+    layer: int
+    """0 for the embeddings, 1 for the lowest block."""
+    above: int
+    """Layers between it and the heads, itself counted: 1 for the highest block."""
+
+
+def layer_places(module: nn.Module) -> dict[str, Place]:
+    """Where the embeddings and the blocks of every `Stack` in `module` lie, by parameter name; what is missing lies above them.
+
+    As in timm and BEiT (https://arxiv.org/abs/2106.08254): with N blocks, block i (from 0) has N - i layers above and
+    including it, the embeddings N + 1. Every stack counts for itself; embeddings that feed two (T5) lie below the deeper one.
+    Embeddings are the module `embed` beside a stack, what the stack's layers share (position biases), and tensors that
+    lie beside it on their own.
+    """
+    stacks = {name: len(m.blocks) for name, m in module.named_modules() if isinstance(m, Stack)}
+    below: dict[str, int] = {}
+    for name, count in stacks.items():
+        holder = name.rpartition(".")[0]
+        below[holder] = max(below.get(holder, 0), count + 1)
+    places: dict[str, Place] = {}
+    for name, _ in module.named_parameters():
+        parents = [name[:i] for i, c in enumerate(name) if c == "."]
+        stack = next((p for p in parents if p in stacks), None)
+        part, _, rest = name.removeprefix(f"{stack}.").partition(".") if stack is not None else ("", "", "")
+        holder = next((p for p in reversed(["", *parents]) if p in below), None)
+        if stack is not None and part == "blocks":
+            number = int(rest.partition(".")[0])
+            places[name] = Place(number + 1, stacks[stack] - number)
+        elif stack is not None and part == "position_bias":
+            places[name] = Place(0, stacks[stack] + 1)
+        elif stack is None and holder is not None and _beside(name, holder):
+            places[name] = Place(0, below[holder])
+    return places
+
+
+def _beside(name: str, holder: str) -> bool:
+    """Whether a parameter of a module that holds a stack is one of its embeddings."""
+    part, dot, _ = name.removeprefix(f"{holder}." if holder else "").partition(".")
+    return part == "embed" or not dot
+
+
+def freeze(module: nn.Module, parts: Sequence[str]) -> list[str]:
+    """Keep the weights of `parts` as they are: `embed`, `layers:N`, or patterns of parameter names; returns the names."""
+    names, places = [name for name, _ in module.named_parameters()], layer_places(module)
+    frozen: list[str] = []
+    for part in parts:
+        kind, colon, number = part.partition(":")
+        if part == "embed":
+            found = [n for n in names if n in places and places[n].layer == 0]
+        elif kind == "layers" and colon:
+            highest = max((p.layer for p in places.values()), default=0)
+            if not number.isdigit() or not 1 <= int(number) <= highest:
+                raise UserError(f"optim.freeze: {part!r} is no number of layers, expected layers:1 to layers:{highest}")
+            found = [n for n in names if n in places and 1 <= places[n].layer <= int(number)]
+        else:
+            found = [n for n in names if _matches(n, part)]
+        if not found:
+            raise UserError(f"optim.freeze: {part!r} names no parameter; expected embed, layers:N, or a pattern of names such as "
+                            f"{names[0].rpartition('.')[0]}.*")
+        frozen += found
+    parameters = dict(module.named_parameters())
+    for name in frozen:
+        parameters[name].requires_grad_(False)
+    return list(dict.fromkeys(frozen))
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Whether `pattern` names the parameter or a module that contains it."""
+    return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, f"{pattern}.*")
+
+
+def _hidden_matrices(module: nn.Module) -> Iterator[Tensor]:
+    """Weights of linear layers that are not also an embedding table: what Muon orthogonalises."""
+    tables = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear) and id(layer.weight) not in tables:
+            yield layer.weight
+
+
+def build_optimizer(module: nn.Module, settings: OptimSettings) -> Optimizer:
+    """The optimizer of the recipe over `module`'s trainable parameters."""
+    return _BUILDERS[settings.name](parameter_groups(module, settings), settings)
+
+
+def clip_gradients(parameters: Iterable[Tensor], limit: float) -> Tensor:
+    """Scale the gradients so that their norm is at most `limit`; returns the norm before, over all ranks where they are divided.
+
+    Tensors in one piece and divided ones may stand together; the former are the same on every rank and count once.
+    """
+    trained = [p for p in parameters if p.grad is not None]
+    kinds = [[p for p in trained if hasattr(p, "to_local") is divided] for divided in (False, True)]
+    norms: list[Tensor] = []
+    for gradients in ([p.grad for p in kind if p.grad is not None] for kind in kinds):
+        if gradients:
+            norm: Any = torch.nn.utils.get_total_norm(gradients)
+            norms.append(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+    total = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+    for kind in kinds:
+        torch.nn.utils.clip_grads_with_norm_(kind, limit, total)
+    return total.detach()
+
+
+def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
+    """Use `lr` for the next step; lower layers use their share of it."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)
+
+
+def _adamw(groups: list[dict[str, Any]], s: OptimSettings) -> Optimizer:
+    return torch.optim.AdamW(groups, lr=s.lr, betas=s.betas, eps=s.eps, fused=True)
+
+
+def _adafactor(groups: list[dict[str, Any]], s: OptimSettings) -> Optimizer:
+    return torch.optim.Adafactor(groups, lr=s.lr)
+
+
+def _lamb(groups: list[dict[str, Any]], s: OptimSettings) -> Optimizer:
+    from timm.optim.lamb import Lamb
+
+    # the loop clips; LAMB's own clipping would do it twice
+    return Lamb(groups, lr=s.lr, betas=s.betas, eps=s.eps, max_grad_norm=None)
+
+
+def _muon(groups: list[dict[str, Any]], s: OptimSettings) -> Optimizer:
+    from timm.optim.muon import Muon
+
+    # 'match_rms_adamw' scales the updates so that AdamW's learning rates and decay carry over
+    return Muon(groups, lr=s.lr, momentum=s.momentum, nesterov=True, betas=s.betas, adjust_lr_fn="match_rms_adamw")
+
+
+def _sgd(groups: list[dict[str, Any]], s: OptimSettings) -> Optimizer:
+    whole = not any(hasattr(p, "to_local") for group in groups for p in group["params"])  # torch has no fused SGD for divided tensors
+    return torch.optim.SGD(groups, lr=s.lr, momentum=s.momentum, nesterov=s.nesterov, fused=whole)
+
+
+def _adagrad(groups: list[dict[str, Any]], s: OptimSettings) -> Optimizer:
+    return torch.optim.Adagrad(groups, lr=s.lr, eps=s.eps)
+
+
+_BUILDERS: dict[Name, Callable[[list[dict[str, Any]], OptimSettings], Optimizer]] = {
+    "adamw": _adamw, "adafactor": _adafactor, "lamb": _lamb, "muon": _muon, "sgd": _sgd, "adagrad": _adagrad,
+}

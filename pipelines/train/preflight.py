@@ -1,0 +1,124 @@
+"""What is checked and told before any device works: data, layout, sizes, space."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from ...shared.errors import raise_problems
+from ...shared.system import Context, Objective, System
+from ...shared.tokenizer import Tokenizer
+from ..data.dataset import DataSet
+from ..data.stream import Layout, Mixture, Stream, plan
+from ..run.recipe import Recipe, record
+from .devices import choose_precision
+from .sharding import layout_problems, sharded, system_problems
+
+
+def open_data(data: Sequence[DataSet], held_out: DataSet | None, tokenizer: str | Path | Tokenizer | None) -> Context:
+    """What the data tells the system: its tokenizer and its classes, where every data set agrees on them."""
+    everything = [*data, *([] if held_out is None else [held_out])]
+    source = tokenizer or next((d.tokenizer_dir for d in everything if d.tokenizer_dir is not None), None)
+    found = Tokenizer.load(source) if isinstance(source, (str, Path)) else source
+    problems: list[str] = []
+    for d in everything:
+        fingerprint = d.index.schema.get("tokenizer")
+        if fingerprint is None:
+            continue
+        if found is None:
+            problems.append(f"{d.directory} was packed with a tokenizer: pass it with --tokenizer")
+        elif fingerprint != found.fingerprint:
+            other = source if isinstance(source, (str, Path)) else "the model's"
+            problems.append(f"{d.directory} was packed with another tokenizer than {other}: pass that one, or pack the data again")
+    lists = [tuple(d.index.schema["classes"]) for d in everything if d.index.schema.get("classes")]
+    if len(set(lists)) > 1:
+        problems.append(f"the data sets have different classes ({', '.join(str(len(c)) for c in lists)} of them): pack them with one list")
+    raise_problems(problems, "the data does not fit together")
+    return Context(found, lists[0] if lists else None)
+
+
+class Machine(Protocol):
+    """What the run's ranks are: Fabric, or a cluster that is only planned for."""
+
+    @property
+    def world_size(self) -> int: ...  # noqa: D102
+
+    @property
+    def device(self) -> torch.device: ...  # noqa: D102
+
+
+def preflight(recipe: Recipe, system: System, stream: Stream, held_out: DataSet | None, fabric: Machine, out: Path) -> list[str]:
+    """Check what can be known before the first update, and say what will happen.
+
+    Returns:
+        Lines for people.
+
+    Raises:
+        UserError: with every problem and its fix.
+    """
+    raise_problems(_problems(recipe, system, stream, held_out, out, fabric), "the run cannot start")
+    parameters = list(system.parameters())
+    total, trained = sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+    frozen = "" if total == trained else f", {trained:,} of them trained"
+    precision = choose_precision(recipe.precision, fabric.device.type)
+    samples = recipe.max_updates * recipe.data.global_batch
+    lines = [line for line in record(recipe.name).splitlines() if line]
+    lines += [
+        f"system: {recipe.system} {recipe.task or recipe.size}: {total:,} parameters{frozen}",
+        f"device: {fabric.world_size} x {fabric.device.type}, precision {precision}{', compiled' if recipe.compile else ''}"
+        f"{_divided(recipe, fabric)}",
+        *plan(stream),
+        f"run: {recipe.max_updates:,} updates = {samples:,} samples = {samples / stream.samples_per_epoch:.2f} epochs; "
+        f"{recipe.optim.name}, peak rate {recipe.optim.lr:g}, {recipe.schedule.name} after {recipe.schedule.warmup} updates of warmup",
+    ]
+    if recipe.schedule.warmup >= recipe.max_updates:
+        lines.append(f"note: the run ends within the warmup of {recipe.schedule.warmup} updates (schedule.warmup)")
+    if held_out is None:
+        lines.append("note: no --eval-data, so nothing is evaluated")
+    else:
+        limit = min(len(held_out), recipe.evaluate.limit or len(held_out))
+        lines.append(f"evaluation: {limit} of {len(held_out)} held-out samples " +
+                     (f"every {recipe.evaluate.every} updates and at the end" if recipe.evaluate.every else "at the end"))
+    return lines
+
+
+def _divided(recipe: Recipe, machine: Machine) -> str:
+    if not sharded(recipe, machine.world_size):
+        return ""
+    shards = recipe.shard_size or machine.world_size
+    return f", {machine.world_size // shards} x the weights, each in {shards} shards" if shards < machine.world_size else \
+        f", the weights in {shards} shards"
+
+
+def _problems(recipe: Recipe, system: System, stream: Stream, held_out: DataSet | None, out: Path, machine: Machine) -> Iterator[str]:
+    layout = stream.layout
+    yield from layout_problems(recipe, machine.world_size, machine.device.type)
+    yield from system_problems(recipe, system, machine.world_size)
+    if system.coupled and layout.accumulate > 1:
+        yield (f"{recipe.system} compares all samples of a batch, so its batch cannot be split: leave data.micro_batch out "
+               f"(got {recipe.data.micro_batch}, a rank's share is {recipe.data.global_batch // layout.world})")
+    if system.coupled and recipe.data.global_batch < 2:
+        yield f"{recipe.system} compares the samples of a batch: data.global_batch must be at least 2"
+    watched = recipe.evaluate.patience or recipe.checkpoint.keep_best
+    if watched and (held_out is None or not recipe.evaluate.every):
+        yield "evaluate.patience and checkpoint.keep_best go by evaluations: give --eval-data and set evaluate.every"
+    if held_out is not None and {d.fingerprint for d in stream.sets} & {held_out.fingerprint}:
+        yield f"the held-out data {held_out.directory} is the training data: hold some back"
+    # weights and the optimizer's two moments, in the precision they are kept in
+    needed = sum(p.numel() * p.element_size() * (3 if p.requires_grad else 1) for p in system.parameters())
+    place = next(p for p in (out, *out.absolute().parents) if p.is_dir())
+    free = shutil.disk_usage(place).free
+    if needed > free:
+        yield (f"a checkpoint takes about {needed / 2**30:.1f} GiB and {place} has {free / 2**30:.1f} GiB free: "
+               "make room or use another --out")
+
+
+def build_stream(recipe: Recipe, data: DataSet | Mixture, objective: Objective[Any], layout: Layout) -> Stream:
+    """What a run reads: `data` in the recipe's order, for one rank's share of each update."""
+    settings = recipe.data
+    return Stream(data, objective, layout, seed=recipe.seed, lanes=settings.lanes, window=settings.window, on_bad=settings.on_bad,
+                  max_bad=settings.max_bad)

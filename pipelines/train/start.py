@@ -1,0 +1,168 @@
+"""Where a run's weights come from: fresh, or from a network that was trained before.
+
+A run that starts from a model takes that model's config (the recipe's `model` may override what changes no shape, such
+as dropout) and its tokenizer, and copies what fits by our parameter names. Heads (`Family.heads`) that the model does
+not have, or has for other classes, are fresh; all else must be there. What happened is told in a few lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...shared.errors import UserError
+from ...shared.system import Family, System
+from ...shared.tokenizer import Tokenizer
+from ..model import frontdoor
+from ..run import checkpoint
+from ..run import directory as runs
+from ..run.recipe import Recipe
+
+TRUNK = "trunk"
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run's weights come from."""
+
+    source: str = ""
+    """The model's directory or hub id; empty for a run with fresh weights."""
+    config: Any = None
+    """The model's config, with the recipe's overrides; None for a run with fresh weights."""
+    tokenizer: Tokenizer | None = None
+    net: nn.Module | None = None
+    """The model; None where the run goes on from a checkpoint of its own."""
+
+    def fill(self, system: System, family: Family) -> list[str]:
+        """Copy what fits into the system and say what was taken, what is fresh, and what was left over."""
+        if self.net is None:
+            return []
+        lines: list[str] = []
+        for place, net in system.exports().items():
+            found = self.net if not place else frontdoor.parts(self.source, place)
+            name = f"{self.source}{f' ({place})' if place else ''}"
+            lines += [f"weights of {name}: {place} has fresh weights"] if found is None else copy_weights(net, found, family, name)
+        return [*lines, *self._files(system.net)]
+
+    def _files(self, net: nn.Module) -> Iterable[str]:
+        """What differs in the files beside the weights: how pictures are prepared is the recipe's to say."""
+        entry: frontdoor.Origin = self.net.origin  # type: ignore[union-attr,assignment]
+        theirs, ours = entry.net.files(self.net), entry.net.files(net)
+        for name, record in theirs.items():
+            other = [f"{k} {v} (here {ours[name].get(k)})" for k, v in record.items() if name in ours and ours[name].get(k) != v]
+            if other:
+                yield f"note: the model's {name} has {', '.join(other)}: set objective.* if that is not meant"
+
+
+def find_start(recipe: Recipe, family: Family, model: str | Path | None, out: Path, resume: str | Path) -> Start:
+    """Where the run's weights come from, before anything is built.
+
+    A run that goes on needs no model again: its directory holds the config and the tokenizer.
+    """
+    directory = out if resume in ("auto", "never") else Path(resume).absolute().parent.parent
+    if resume != "never" and checkpoint.all_checkpoints(directory / "checkpoints"):
+        run = runs.open_run(directory)
+        source = run.described().get("model", "")
+        if model is not None and not source:
+            raise UserError(f"{directory} began with fresh weights and cannot go on with those of {model}: use another --out, "
+                            "or leave --model out")
+        if not source:
+            return Start()
+        return Start(source, run.config(), run.tokenizer())
+    if model is None and resume == "auto" and (out / runs.SYSTEM).is_file():  # it ended before its first checkpoint
+        model = runs.open_run(out).described().get("model") or None
+    if model is None:
+        return Start()
+    net = frontdoor.load(model, device=torch.get_default_device())
+    origin: frontdoor.Origin = net.origin  # type: ignore[assignment]
+    if origin.family != family.name:
+        raise UserError(f"{model} holds a {origin.net.architecture} ({origin.family}), recipe {recipe.name} trains {family.name}: "
+                        f"choose a recipe for {origin.family}, or another --model")
+    try:
+        tokenizer = frontdoor.tokenizer(model)
+    except UserError:
+        tokenizer = None  # a model of pictures, or a directory without one: whoever needs it says so
+    return Start(str(model), recipe.configure(family, net.config), tokenizer, net)
+
+
+def copy_weights(target: nn.Module, source: nn.Module, family: Family, name: str) -> list[str]:
+    """Copy the weights of `source` into `target`, two networks of one family, by their names here.
+
+    A part (a child of the network, or of its trunk) is copied where both have a module of the same class there.
+
+    Returns:
+        Lines for people.
+
+    Raises:
+        UserError: weights outside the family's heads are missing or have another shape.
+    """
+    ours, theirs = _with_trunk(target, source), _with_trunk(source, target)
+    tensors, given = dict(_tensors(target, ours)), dict(_tensors(source, theirs))
+    taken: list[str] = []
+    fresh: list[str] = []
+    problems: list[str] = []
+    for key, tensor in tensors.items():
+        other = given.get(key)
+        if other is not None and other.shape == tensor.shape and _same_kind(target, ours, source, theirs, key):
+            taken.append(key)
+        elif any(key == head or key.startswith(f"{head}.") for head in family.heads):
+            fresh.append(key)
+        else:
+            problems.append(f"{key} is missing" if other is None else f"{key} is {list(other.shape)}, this run needs {list(tensor.shape)}")
+    if problems:
+        more = f"; and {len(problems) - 6} more" if len(problems) > 6 else ""
+        raise UserError(f"the weights of {name} do not fit this network: {'; '.join(problems[:6])}{more}: leave overrides of model.* "
+                        "that change its shape out, or start with fresh weights")
+    with torch.no_grad():
+        for key in taken:
+            tensors[key].copy_(given[key])
+    left = [key for key in given if key not in taken]
+    size = sum(tensors[key].numel() for key in taken)
+    lines = [f"weights of {name}: {len(taken)} tensors taken, {size:,} numbers"]
+    if fresh:
+        lines.append(f"fresh weights: {_parts(fresh, family)}")
+    if left:
+        lines.append(f"left over: {_parts(left, family)}")
+    return lines
+
+
+def _with_trunk(net: nn.Module, other: nn.Module) -> str:
+    """What comes before the names of `net`, so that they are those of a network around it: a bare trunk meets one."""
+    return f"{TRUNK}." if hasattr(other, TRUNK) and not hasattr(net, TRUNK) else ""
+
+
+def _tensors(net: nn.Module, before: str) -> Iterable[tuple[str, Tensor]]:
+    """Parameters and saved buffers, a tied one under its first name."""
+    seen: set[int] = set()
+    for name, tensor in net.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            yield before + name, tensor.detach()
+
+
+def _same_kind(target: nn.Module, ours: str, source: nn.Module, theirs: str, key: str) -> bool:
+    """Whether the part that `key` lies in is of the same class in both: heads of the same name may mean different things."""
+    def part(net: nn.Module, before: str) -> type | None:
+        path = key.removeprefix(before).split(".")
+        name = path[0] if path[0] != TRUNK or len(path) == 1 else f"{path[0]}.{path[1]}"
+        try:
+            return type(net.get_submodule(name))
+        except AttributeError:
+            return None  # a tensor of the network itself
+    return part(target, ours) is part(source, theirs)
+
+
+def _parts(keys: Iterable[str], family: Family) -> str:
+    """The parts that `keys` lie in, for people: heads by their name, else the first two."""
+    found: dict[str, int] = {}
+    for key in keys:
+        head = next((h for h in family.heads if key == h or key.startswith(f"{h}.")), None)
+        name = head or ".".join(key.split(".")[: 2 if key.startswith(f"{TRUNK}.") else 1])
+        found[name] = found.get(name, 0) + 1
+    return ", ".join(f"{name} ({count} tensor{'s' if count > 1 else ''})" for name, count in found.items())
+

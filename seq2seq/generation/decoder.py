@@ -1,0 +1,61 @@
+"""What generating asks of a network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from ...shared.attention.cache import KVCache
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """What generating needs to know of a decoder."""
+
+    max_positions: int
+    """The longest sequence, prompt included."""
+    num_layers: int
+    """Layers that keep keys and values."""
+    bos_token_id: int | None = None
+    """Starts a text that has no prompt."""
+    eos_token_id: int | None = None
+    """Ends a text."""
+    pad_token_id: int | None = None
+    """Fills what follows a text that has ended; None takes 0."""
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """A network that predicts the next token."""
+
+    @property
+    def decoding(self) -> Decoding:
+        """What generating needs to know."""
+        ...
+
+    def next_logits(self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor, cache: KVCache) -> Tensor:
+        """Logits [B, V] of the id after `input_ids` [B, S], which come after what the cache holds.
+
+        `attention_mask` [B, past + S] hides padding (None: there is none), `position_ids` is [B, S].
+        """
+        ...
+
+
+@runtime_checkable
+class EncoderDecoder(Protocol):
+    """A network that reads one text and writes another."""
+
+    def read(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Reading:
+        """Encode texts [B, S]; `attention_mask` [B, S] is nonzero where there is no padding, on either side."""
+        ...
+
+
+class Reading(nn.Module):
+    """What an encoder-decoder has read: a `Decoder` that writes behind `start`, the ids [B, 1] it begins with.
+
+    It also takes n times as many rows as it has read texts; then n rows, one behind the other, answer the same text.
+    """
+
+    start: Tensor

@@ -1,0 +1,175 @@
+"""The next tokens, one after the other: `follow` takes or draws them, `search` keeps several beams of each prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ...shared.attention.cache import KVCache
+from .decoder import Decoder
+from .options import Generation
+from .sampling import Rules, draw, warp
+
+LOW = -1.0e9
+"""The score of a beam that does not exist (as in transformers)."""
+
+Watch = Callable[[list[int], list[bool]], list[bool]]
+"""Told the next id of each row and which rows have ended; says which rows end here."""
+
+
+class Writing:
+    """Rows of ids that a decoder continues: one static buffer for the ids, one for keys and values.
+
+    A prompt is read once, however many rows continue it.
+
+    Args:
+        model: a `Decoder`.
+        prompts: ids [B, S].
+        keep: bool [B, S], False at padding on the left; None where there is none.
+        settings: how many rows continue a prompt, and whether keys and values are kept.
+        new: tokens there is room for.
+        pad: the id of what is not written.
+    """
+
+    def __init__(self, model: Decoder, prompts: Tensor, keep: Tensor | None, settings: Generation, new: int, pad: int) -> None:
+        self.model, self.prompts = model, prompts
+        batch, self.prompt_length = prompts.shape
+        self.length = self.prompt_length
+        self.max_length = self.length + new
+        self.owner = torch.arange(batch, device=prompts.device).repeat_interleave(settings.copies)
+        """int64 [R]: the prompt of each row."""
+        self.rows = torch.arange(len(self.owner), device=prompts.device)
+        self.out = prompts.new_full((len(self.owner), self.max_length), pad)
+        self.out[:, :self.length] = prompts[self.owner]
+        self.keep, self.positions = keep, torch.arange(self.max_length, device=prompts.device).expand(len(self.owner), -1)
+        if keep is not None:
+            self.keep = torch.ones_like(self.out, dtype=torch.bool)
+            self.keep[:, :self.length] = keep[self.owner]
+            self.positions = (self.keep.long().cumsum(-1) - 1).clamp(min=0)
+        self.use_cache = settings.use_cache
+        self.cache = KVCache(model.decoding.num_layers, self.max_length)
+
+    @property
+    def ids(self) -> Tensor:
+        """What is written, prompts included [R, L]."""
+        return self.out[:, :self.length]
+
+    def logits(self) -> Tensor:
+        """The logits [R, V] of the next id."""
+        if not self.use_cache:
+            return self._read(self.rows, 0, KVCache(self.model.decoding.num_layers, self.length))
+        if self.length > self.prompt_length:
+            return self._read(self.rows, self.length - 1, self.cache)
+        copies = len(self.rows) // len(self.prompts)
+        logits = self._read(self.rows[::copies], 0, self.cache)
+        if copies == 1:
+            return logits
+        self.cache.reorder(self.owner)
+        return logits[self.owner]
+
+    def _read(self, rows: Tensor, start: int, cache: KVCache) -> Tensor:
+        part = slice(None) if len(rows) == len(self.rows) else rows
+        keep = None if self.keep is None else self.keep[part, :self.length]
+        place = slice(start, self.length)
+        logits = self.model.next_logits(self.out[part, place], keep, self.positions[part, place], cache)
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+    def append(self, ids: Tensor) -> None:
+        """Write the next id [R] of each row."""
+        self.out[:, self.length] = ids
+        self.length += 1
+
+    def reorder(self, rows: Tensor) -> None:
+        """Make row i a copy of the former row `rows[i]` of the same prompt; the prompts themselves are not moved."""
+        if rows.device.type == "cpu" and torch.equal(rows, self.rows):  # on a GPU the question costs more than the copy
+            return
+        written = slice(self.prompt_length, self.length)
+        self.out[:, written] = self.out[rows, written]
+        if self.use_cache:
+            self.cache.reorder(rows, start=self.prompt_length)
+
+
+def follow(w: Writing, settings: Generation, rules: Rules, uniform: Tensor | None, pad: int, watch: Watch | None = None) -> Tensor:
+    """Write the most probable tokens, or drawn ones, until every row has ended; prompts and continuations [R, S + N].
+
+    Args:
+        w: the rows.
+        settings: how the next token is chosen.
+        rules: what changes the scores.
+        uniform: fp64 [R, N] in [0, 1), the draws; None for the most probable tokens.
+        pad: follows an end.
+        watch: sees every token and may end rows.
+    """
+    finished = torch.zeros_like(w.owner, dtype=torch.bool)
+    while w.length < w.max_length:
+        scores = rules(w.logits(), w.ids)
+        chosen = scores.argmax(-1) if uniform is None else draw(warp(scores, settings), uniform[:, w.length - w.prompt_length])
+        if rules.end is not None or watch is not None:
+            chosen = torch.where(finished, pad, chosen)
+        w.append(chosen)
+        if rules.end is not None:
+            finished = finished | (chosen == rules.end)
+        if watch is not None:
+            finished = finished | torch.tensor(watch(chosen.tolist(), finished.tolist()), device=finished.device)
+        if (rules.end is not None or watch is not None) and bool(finished.all()):
+            break
+    return w.ids
+
+
+def search(w: Writing, settings: Generation, rules: Rules, pad: int) -> tuple[Tensor, Tensor]:
+    """Beam search, hypothesis for hypothesis that of transformers.
+
+    Each step looks at the best 2 K continuations of a prompt's K beams. Those among the first K that end become
+    results, if they beat the K results so far by their log-probability over length ** length_penalty; the best K that
+    do not end go on. `early_stopping` says when a prompt is done.
+
+    Deviation: where results differ in length, the padding token fills the shorter ones (transformers takes the end's
+    where the padding is token 0).
+
+    Returns:
+        Prompts and continuations [B * num_return_sequences, S + N], best first, and their scores fp32 of that length.
+    """
+    k, new, power = settings.num_beams, w.max_length - w.prompt_length, settings.length_penalty
+    batch, device = len(w.prompts), w.out.device
+    first = torch.arange(batch, device=device)[:, None] * k
+    near = torch.arange(2 * k, device=device) < k
+    scores = torch.full((batch, k), LOW, device=device)
+    scores[:, 0] = 0.0  # at first a prompt has one beam
+    best = torch.full((batch, k), LOW, device=device)
+    done = torch.zeros(batch, k, dtype=torch.bool, device=device)
+    results = w.out.new_full((batch, k, new), pad)
+    lengths = torch.zeros(batch, k, dtype=torch.long, device=device)
+    hopeful = torch.ones(batch, dtype=torch.bool, device=device)
+    for made in range(1, new + 1):
+        chances = rules(w.logits().log_softmax(-1), w.ids)
+        size = chances.shape[-1]
+        top, places = (chances.view(batch, k, size) + scores[..., None]).view(batch, -1).topk(2 * k)
+        parents, tokens = places // size, places % size  # [B, 2 K]
+        ends = torch.full_like(done, made == new).repeat(1, 2) if rules.end is None or made == new else tokens == rules.end
+        if made == new or (rules.end is not None and bool(ends.any())):
+            counts = ends & near & hopeful[:, None]
+            if settings.early_stopping is True:
+                counts &= ~done.all(1, keepdim=True)
+            value = torch.where(counts, top / made**power, LOW)
+            best, chosen = torch.cat([best, value.to(best.dtype)], 1).topk(k)
+            written = w.out[:, w.prompt_length:].view(batch, k, new).take_along_dim(parents[..., None], 1)
+            written[..., made - 1] = tokens
+            results = torch.cat([results, written], 1).take_along_dim(chosen[..., None], 1)
+            lengths = torch.cat([lengths, torch.full_like(parents, made)], 1).gather(1, chosen)
+            done = torch.cat([done, counts], 1).gather(1, chosen)
+        scores, order = (top + ends * LOW).topk(k)
+        length = new if settings.early_stopping == "never" and power > 0 else made
+        worst = torch.where(done, best.amin(1, keepdim=True), LOW)
+        hopeful = hopeful & (scores[:, :1] / length**power > worst).any(1)
+        open_ = hopeful & ~done.all(1) if settings.early_stopping is True else hopeful
+        if made == new or not bool(open_.any()):
+            break
+        rows = (first + parents.gather(1, order)).flatten()
+        w.reorder(rows)
+        w.append(tokens.gather(1, order).flatten())
+    n = settings.num_return_sequences
+    longest = int(lengths[:, :n].max())
+    found = torch.cat([w.prompts.repeat_interleave(n, 0), results[:, :n, :longest].flatten(0, 1)], 1)
+    return found, best[:, :n].flatten()

@@ -1,0 +1,227 @@
+"""Which keys a query may see, as one immutable value.
+
+A `Mask` is structure, not a tensor: causal order, a window, documents packed in one row, a block
+table ... . Its fields compose, and one predicate (`Mask.predicate`) defines what they mean together.
+Every plan (`choose`) lowers that same predicate: broadcast it gives a dense mask, evaluated
+on chunks it gives local attention, under `vmap` it is FlexAttention's `mask_mod`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+
+Predicate = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""(batch, head, query, key) index tensors that broadcast against each other -> bool: may see."""
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """A block table: which block of keys each block of queries may see.
+
+    Args:
+        table: bool [Nq, Nk], or [H, Nq, Nk] where heads differ. It stays on the host.
+        size: tokens in a block.
+    """
+
+    table: Tensor
+    size: int
+
+    def __post_init__(self) -> None:
+        if self.table.dtype != torch.bool or self.table.dim() not in (2, 3):
+            raise UserError(f"a block table must be bool [Nq, Nk] or [H, Nq, Nk], got {self.table.dtype} {list(self.table.shape)}")
+        if self.size < 1:
+            raise UserError(f"a block must hold at least one token, got size {self.size}")
+
+    @property
+    def heads(self) -> Tensor:
+        """The table as [H or 1, Nq, Nk]."""
+        return self.table if self.table.dim() == 3 else self.table[None]
+
+
+@dataclass(frozen=True, eq=False)
+class Mask:
+    """Which keys a query may see. True means "may see"; a query that may see nothing gets zeros.
+
+    Query number q of the call stands at position q + offset among the keys. The fields narrow the
+    view one by one, with two exceptions: `prefix` widens `causal`, and `global_tokens` widens
+    `window` and `blocks`.
+    """
+
+    causal: bool = False
+    """A query sees its own position and what stands before it."""
+    window: tuple[int, int] | None = None
+    """A query sees at most (left, right) positions to its sides."""
+    prefix: Tensor | None = None
+    """int [B]: the first positions, which every query sees although `causal` (UniLM, PrefixLM)."""
+    keep: Tensor | None = None
+    """bool [B, Lk]: keys that are no padding."""
+    lengths: tuple[int, ...] | None = None
+    """Lengths of the documents packed in the row; a query sees only its own document. Host integers."""
+    global_tokens: Tensor | None = None
+    """bool [B, Lk]: tokens that see every key and are seen by every query, whatever `window` and `blocks` say."""
+    blocks: Layout | None = None
+    """A block table (BigBird)."""
+    extra: Tensor | None = None
+    """bool, broadcastable to [B, H, Lq, Lk]: anything else, such as XLNet's permutations."""
+    offset: int = 0
+    """Keys that stand before the first query: a cache or a memory."""
+
+    def __post_init__(self) -> None:
+        if self.window is not None and min(self.window) < 0:
+            raise UserError(f"window needs two numbers of tokens >= 0 (left, right), got {self.window}")
+        if self.prefix is not None and not self.causal:
+            raise UserError("prefix widens a causal mask: pass causal=True with it")
+        for name, value in (("keep", self.keep), ("global_tokens", self.global_tokens)):
+            if value is not None and (value.dtype != torch.bool or value.dim() != 2):
+                raise UserError(f"{name} must be bool [batch, keys], got {value.dtype} {list(value.shape)}")
+        if self.extra is not None and (self.extra.dtype != torch.bool or self.extra.dim() != 4):
+            raise UserError(f"extra must be bool with four dimensions [B, H, Lq, Lk], got {self.extra.dtype} {list(self.extra.shape)}")
+
+    @property
+    def batch(self) -> int:
+        """Rows over which the mask differs: the batch size, or 1."""
+        tensors = (self.prefix, self.keep, self.global_tokens, self.extra)
+        return max((t.shape[0] for t in tensors if t is not None), default=1)
+
+    @property
+    def heads(self) -> int:
+        """Heads over which the mask differs: the number of heads, or 1."""
+        return max(self.blocks.heads.shape[0] if self.blocks else 1, self.extra.shape[1] if self.extra is not None else 1)
+
+    @property
+    def shift_invariant(self) -> bool:
+        """Whether the mask depends on key - query alone, so that parts of it can be used again."""
+        tensors = (self.prefix, self.keep, self.lengths, self.global_tokens, self.blocks, self.extra)
+        return all(t is None for t in tensors)
+
+    @property
+    def by_block(self) -> bool:
+        """Whether all queries of a block of the table see the same keys."""
+        return not self.causal and all(t is None for t in (self.window, self.lengths, self.global_tokens, self.extra))
+
+    def predicate(self, device: torch.device) -> Predicate:
+        """The meaning of the mask, with its tensors on `device`: the one definition for all backends."""
+        window, offset, causal = self.window, self.offset, self.causal
+        prefix, keep, global_tokens, extra = (_on(t, device) for t in (self.prefix, self.keep, self.global_tokens, self.extra))
+        table = _on(self.blocks.heads, device) if self.blocks else None
+        size = self.blocks.size if self.blocks else 1
+        document = document_ids(self.lengths, device) if self.lengths is not None else None
+
+        def allowed(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            position = q + offset
+            near: list[Tensor] = []
+            if window is not None:
+                near += [k >= position - window[0], k <= position + window[1]]
+            if table is not None:
+                near.append(table[_index(table, 0, h), position // size, k // size])
+            if near and global_tokens is not None:
+                row = _index(global_tokens, 0, b)
+                near = [_all(near) | global_tokens[row, position] | global_tokens[row, k]]
+            terms = near
+            if causal:
+                before = k <= position
+                terms.append(before if prefix is None else before | (k < prefix[_index(prefix, 0, b)]))
+            if keep is not None:
+                terms.append(keep[_index(keep, 0, b), k])
+            if document is not None:
+                terms.append(document[position] == document[k])
+            if extra is not None:
+                terms.append(extra[_index(extra, 0, b), _index(extra, 1, h), _index(extra, 2, q), _index(extra, 3, k)])
+            return _all(terms) if terms else k >= 0
+
+        return allowed
+
+    def allowed(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        """Whether query q of row b and head h may see key k; index tensors that broadcast, -> bool."""
+        return self.predicate(k.device)(b, h, q, k)
+
+    def dense(self, batch: int, query_length: int, key_length: int, device: torch.device) -> Tensor:
+        """The mask as bool [B or 1, H or 1, Lq, Lk]; dimensions it does not depend on are 1 or expanded."""
+        self.check(batch, query_length, key_length)
+        return self.part(self.predicate(device), torch.arange(query_length, device=device), torch.arange(key_length, device=device))
+
+    def part(self, allowed: Predicate, q: Tensor, k: Tensor) -> Tensor:
+        """Evaluate this mask's predicate for some queries [n] and keys [m]: bool [B or 1, H or 1, n, m]."""
+        b = torch.arange(self.batch, device=q.device)[:, None, None, None]
+        h = torch.arange(self.heads, device=q.device)[:, None, None]
+        ok = allowed(b, h, q[:, None], k)
+        ok = ok.reshape((1,) * (4 - ok.dim()) + tuple(ok.shape))
+        return ok.expand(-1, -1, q.shape[0], k.shape[0])
+
+    def simplified(self, query_length: int, key_length: int) -> Mask:
+        """The same mask without the fields that hide nothing at these lengths."""
+        mask = self
+        if mask.lengths is not None and len(mask.lengths) == 1:
+            mask = replace(mask, lengths=None)
+        # Looking into `keep` costs nothing on the host; on a GPU it would wait for the device.
+        if mask.keep is not None and mask.keep.device.type == "cpu" and not torch.compiler.is_compiling() and bool(mask.keep.all()):
+            mask = replace(mask, keep=None)
+        if mask.causal and mask.offset >= key_length - 1:
+            mask = replace(mask, causal=False, prefix=None)
+        if mask.window is not None:
+            left, right = mask.window
+            sees_right = right >= key_length - 1 - mask.offset or (mask.causal and mask.prefix is None)
+            if left >= query_length - 1 + mask.offset and sees_right:
+                mask = replace(mask, window=None)
+        if mask.window is None and mask.blocks is None and mask.global_tokens is not None:
+            mask = replace(mask, global_tokens=None)
+        return mask
+
+    def check(self, batch: int, query_length: int, key_length: int) -> None:
+        """Refuse a mask that does not fit the tensors it is used on."""
+        problems: list[str] = []
+        for name, value in (("keep", self.keep), ("global_tokens", self.global_tokens)):
+            if value is not None and (value.shape[1] != key_length or value.shape[0] not in (1, batch)):
+                problems.append(f"{name} must be [{batch}, {key_length}] (batch, keys), got {list(value.shape)}")
+        if self.prefix is not None and self.prefix.shape not in ((1,), (batch,)):
+            problems.append(f"prefix must be [{batch}], got {list(self.prefix.shape)}")
+        if self.lengths is not None and min(self.lengths, default=0) < 1:
+            problems.append(f"lengths must hold one number of tokens >= 1 for each document, got {self.lengths}")
+        if self.lengths is not None and (batch != 1 or sum(self.lengths) != key_length):
+            problems.append(
+                f"lengths must sum to the {key_length} tokens of one packed row, got a sum of {sum(self.lengths)} for {batch} row(s)"
+            )
+        if self.blocks is not None:
+            queries, keys = (n * self.blocks.size for n in self.blocks.heads.shape[1:])
+            if queries < query_length + self.offset or keys < key_length:
+                problems.append(f"the block table covers {queries} x {keys} tokens, needed {query_length + self.offset} x {key_length}")
+        if self.extra is not None:
+            wanted = (batch, None, query_length, key_length)
+            if any(w is not None and n not in (1, w) for n, w in zip(self.extra.shape, wanted)):
+                problems.append(f"extra must broadcast to [{batch}, heads, {query_length}, {key_length}], got {list(self.extra.shape)}")
+        if self.offset and query_length + self.offset > key_length:
+            problems.append(f"{query_length} queries after {self.offset} earlier keys need as many keys, got {key_length}")
+        if problems:
+            raise UserError("attention mask: " + "; ".join(problems))
+
+
+def document_ids(lengths: Iterable[int], device: torch.device) -> Tensor:
+    """The number of the document at each position of a packed row, int64 [T]."""
+    return on_device([number for number, length in enumerate(lengths) for _ in range(length)], device)
+
+
+def on_device(values: Sequence[int] | Sequence[bool], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """Host numbers as a tensor [len(values)] on `device`, without waiting for it (as `torch.tensor(values, device=...)` does on CUDA)."""
+    return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
+
+
+def _on(tensor: Tensor | None, device: torch.device) -> Tensor | None:
+    return None if tensor is None else tensor.to(device, non_blocking=True)
+
+
+def _index(tensor: Tensor, dim: int, index: Tensor) -> Tensor:
+    """`index` for dimension `dim`, or zeros where that dimension only broadcasts."""
+    return index if tensor.shape[dim] > 1 else torch.zeros_like(index)
+
+
+def _all(terms: list[Tensor]) -> Tensor:
+    result = terms[0]
+    for term in terms[1:]:
+        result = result & term
+    return result

@@ -1,0 +1,95 @@
+"""How attention under a `Mask` is computed: the interface of a plan, and the plan that computes any mask.
+
+A query that may see no key gets zeros, in every plan.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import cached_property
+from typing import NamedTuple, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+from .mask import Mask
+from .tiled import attend
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def outside_graphs(function: Callable[P, R]) -> Callable[P, R]:
+    """Keep `function` out of compiled graphs: documents have new lengths in every batch, and each would compile anew.
+
+    `torch.compiler.disable` would do, but it imports the compiler, which takes seconds, with this module; torch's own
+    variant imports it at the first call (as its optimizers do).
+    """
+    return torch._disable_dynamo(function)  # pyright: ignore[reportPrivateUsage]  # noqa: SLF001
+
+
+class Shape(NamedTuple):
+    """What a plan is made for."""
+
+    batch: int
+    query_length: int
+    key_length: int
+    device: torch.device
+
+
+class Plan(ABC):
+    """Attention with everything decided but the numbers."""
+
+    @classmethod
+    @abstractmethod
+    def supports(cls, mask: Mask, shape: Shape, bias: Tensor | None) -> bool:
+        """Whether this plan computes exactly this mask and bias."""
+
+    @abstractmethod
+    def __init__(self, mask: Mask, shape: Shape, bias: Tensor | None) -> None: ...
+
+    @abstractmethod
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, dropout: float = 0.0) -> Tensor:
+        """Attend.
+
+        Args:
+            q: [B, H, Lq, d].
+            k: [B, H, Lk, d].
+            v: [B, H, Lk, d].
+            scale: of the scores before the bias; by default 1 / sqrt(d).
+            dropout: probability for the attention weights.
+
+        Returns:
+            [B, H, Lq, d].
+        """
+
+
+class Dense(Plan):
+    """Scaled dot-product attention: without a mask, causal, with a bool mask, or with an additive bias."""
+
+    @classmethod
+    def supports(cls, mask: Mask, shape: Shape, bias: Tensor | None) -> bool:
+        """Whether this plan computes exactly this mask and bias: always."""
+        return True
+
+    def __init__(self, mask: Mask, shape: Shape, bias: Tensor | None) -> None:
+        only_causal = mask.causal and mask.window is None and mask.shift_invariant
+        # is_causal counts from the first key, so it is right only where queries and keys coincide.
+        self.is_causal = only_causal and bias is None and mask.offset == 0 and shape.query_length == shape.key_length
+        hides = mask.causal or mask.window is not None or not mask.shift_invariant
+        ok = mask.dense(*shape) if hides and not self.is_causal else None
+        if bias is None or ok is None:
+            self.mask = ok if bias is None else bias
+        else:
+            self.mask = bias.masked_fill(~ok, float("-inf"))
+        self._ok = None if bias is None else ok
+
+    @cached_property
+    def _hidden(self) -> Tensor | None:
+        """Queries that the mask in a bias lets see no key."""
+        return None if self._ok is None else ~self._ok.any(-1, keepdim=True)
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, dropout: float = 0.0) -> Tensor:
+        """Attend; shapes as in `Plan`."""
+        return attend(q, k, v, self.mask, causal=self.is_causal, hidden=lambda: self._hidden, scale=scale, dropout=dropout)

@@ -1,0 +1,117 @@
+"""The demo's data and, slowly, the demo itself; its page in a browser."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from polymodal.pipelines.base.console import Console
+from polymodal.pipelines.demo import data
+from polymodal.pipelines.demo.demo import demo, unigram_loss
+from polymodal.pipelines.pack.pack import pack
+from polymodal.shared.errors import UserError
+from polymodal.shared.tokenizer import Tokenizer
+
+
+def test_pythons_documentation_is_plain_text() -> None:
+    documents = list(data.python_documents())
+    assert len(documents) > 200 and sum(map(len, documents)) > 1_000_000
+    assert documents == list(data.python_documents()), "the same text every time"
+    assert not any(line.strip("= ") == "" and "===" in line for d in documents for line in d.splitlines()), "underlines are layout"
+
+
+def test_concepts_have_one_name_each_and_no_flags_or_skin_tones() -> None:
+    concepts = data.openmoji_concepts()
+    names = [c.name for c in concepts]
+    assert len(names) == len(set(names)) > 1500
+    assert not any("skin tone" in n or n.startswith("flag:") for n in names)
+    assert data.Concept("woman farmer", Path()).stem == data.Concept("man farmer", Path()).stem == "farmer"
+
+
+def test_the_split_is_by_concept() -> None:
+    concepts = data.openmoji_concepts()
+    train, held_out = data.split_concepts(concepts, 150, seed=0)
+    assert len(held_out) == 150 and len(train) + 150 == len(concepts)
+    assert not {c.name for c in train} & {c.name for c in held_out}
+    assert data.split_concepts(concepts, 150, seed=1)[1] != held_out
+
+
+def test_unigram_loss_is_the_cross_entropy_of_token_frequencies(tmp_path: Path) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n\n".join(["a a a b b c"] * 30))
+    tok = Tokenizer.train(["a a a b b c"] * 30, "word", 50, style=None)
+    pack(texts, tmp_path / "train", tokenizer=tok, block=32)
+    pack(texts, tmp_path / "held", tokenizer=tok, block=32, shuffle=3)
+    loss = unigram_loss(tmp_path / "train", tmp_path / "held", vocabulary=tok.vocab_size)
+    share = np.array([3, 2, 1, 1]) / 7  # a, b, c and the end of each document
+    assert math.isclose(loss, -(share * np.log(share)).sum(), rel_tol=0.03), "smoothing changes little"
+
+
+def test_a_directory_in_use_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("precious")
+    with pytest.raises(UserError, match="not empty"):
+        demo(tmp_path, Console(quiet=True), lambda _: pytest.fail("a command ran"))
+    assert (tmp_path / "mine").read_text() == "precious"
+
+
+@pytest.fixture(scope="module")
+def quick_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("demo") / "out"
+    command = [sys.executable, "-m", "polymodal", "demo", "--quick", "--json", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (out / "result.json").write_text(done.stdout.strip().splitlines()[-1])
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_demo_runs_and_its_kill_changes_nothing(quick_demo: Path) -> None:
+    result = json.loads((quick_demo / "result.json").read_text())
+    assert result["kill"]["identical"] and result["kill"]["computed_twice"] >= 1
+    assert result["kill"]["resumed_from"] < result["kill"]["killed_after"]
+    zero = result["zero_shot"]
+    assert len(zero["guesses"]) == 150 and 0 <= zero["top1"] <= zero["top5"] <= 1
+    assert result["gpt2"]["eval"]["loss"] > 0 and result["bert_unigram"] > 0
+    assert Path(result["report"]).stat().st_size > 100_000
+
+
+@pytest.mark.browser
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("width", [400, 1280])
+@pytest.mark.parametrize(("scheme", "number"), [("dark", 0), ("light", 1)])
+def test_the_page_in_a_browser(quick_demo: Path, tmp_path: Path, width: int, scheme: str, number: int) -> None:
+    """No console message, nothing wider than the window, the reader's colours, every picture decoded."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    assert browser, "this test needs Chromium"
+    # Chromium's own window is never narrower than 500 pixels, a frame may be; it reports to the page around it
+    probe = (
+        "<script>addEventListener('load', () => { const d = document.documentElement; parent.postMessage(JSON.stringify({"
+        "width: d.scrollWidth, window: innerWidth, back: getComputedStyle(document.body).backgroundColor,"
+        "broken: [...document.images].filter(i => i.complete && !i.naturalWidth).length, images: document.images.length}), '*') })</script>"
+    )
+    text = (quick_demo / "report.html").read_text().replace('loading="lazy"', "")
+    (tmp_path / "page.html").write_text(text.replace("</head>", probe + "</head>"))
+    path = tmp_path / "frame.html"
+    path.write_text(
+        "<!doctype html><title></title><script>addEventListener('message', e => document.title = e.data)</script>"
+        f'<iframe src="page.html" style="width: {width}px; height: 900px; border: 0"></iframe>'
+    )
+    done = subprocess.run(
+        [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr",
+         "--window-size=1400,1000", "--virtual-time-budget=10000",
+         f"--blink-settings=preferredColorScheme={number}", "--dump-dom", path.as_uri()],
+        capture_output=True, text=True, timeout=120)  # fmt: skip
+    assert ":CONSOLE" not in done.stderr, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    found = json.loads(done.stdout.split("<title>")[1].split("</title>")[0])
+    assert found["width"] <= found["window"] == width, found
+    assert found["images"] >= 48 and not found["broken"], found
+    brightness = sum(map(int, found["back"].removeprefix("rgb(").removesuffix(")").split(",")))
+    assert (brightness < 150) == (scheme == "dark"), found

@@ -1,0 +1,361 @@
+"""`polymodal launch`: what each target writes, read back by the parser or the schema of whoever will read it."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+from polymodal.pipelines.base.console import Console
+from polymodal.pipelines.commands import launch as commands
+from polymodal.pipelines.launch import launch as launching
+from polymodal.pipelines.launch.launch import Job, Options, check, job_name, launch, nodes_of, seconds_of, words
+from polymodal.pipelines.run.recipe import recipe
+from polymodal.shared.errors import UserError
+
+ARGUMENTS = ("--data", "/mnt/data, it's $HOME", "--out", "/mnt/run", "--set", "data.global_batch=256")
+ODD = "/mnt/data, it's $HOME"
+
+
+def job(nodes=(2, 2), gpus=8, source="bert-base", arguments=ARGUMENTS, max_restarts=3, grace=120, overrides=(), **options):
+    resolved = recipe(source, [*overrides, "data.global_batch=256"])
+    return Job("bert-base", resolved, str(source), arguments, nodes, gpus, max_restarts, grace, Options(**options))
+
+
+@pytest.fixture
+def mine(tmp_path):
+    (tmp_path / "mine.yaml").write_text("base: bert-tiny\noptim: {lr: 0.00123}\n")
+    return str(tmp_path / "mine.yaml")
+
+
+def only_file(work, on):
+    files = check(work, on).files(work)
+    assert len(files) == 1
+    return next(iter(files.items()))
+
+
+def pretrain_arguments(words):
+    """The words after `-m polymodal`, parsed by the command itself."""
+    from polymodal.pipelines.cards.reference import commands as known
+
+    rest = words[words.index("polymodal") + 1:]
+    return known()[rest[0]].make_context(rest[0], rest[1:]).params
+
+
+def torchrun_arguments(command):
+    from torch.distributed.run import parse_args
+
+    return parse_args(command[command.index("torchrun") + 1 if "torchrun" in command else command.index("torch.distributed.run") + 1:])
+
+
+# --- torchrun and this machine
+
+
+def test_torchrun_reads_its_command(monkeypatch):
+    for work, nnodes, place in ((job(rendezvous="head:29400"), "2", "head:29400"), (job((1, 1)), "1", "localhost:0"),
+                                (job((1, 2), 4, rendezvous="head:1"), "1:2", "head:1")):
+        command = check(work, "torchrun").command(work)
+        found = torchrun_arguments(command)
+        assert (found.nnodes, found.nproc_per_node, found.max_restarts, found.rdzv_backend) == (nnodes, str(work.gpus), 3, "c10d")
+        assert (found.rdzv_endpoint, found.module, found.training_script) == (place, True, "polymodal")
+        params = pretrain_arguments(command)
+        assert params["data"] == [ODD] and params["set_"] == ["data.global_batch=256"] and params["recipe"] == "bert-base"
+    # what a torchrun of this release understands by the name in the environment
+    monkeypatch.setenv("PET_SHUTDOWN_TIMEOUT", job().environment["PET_SHUTDOWN_TIMEOUT"])
+    assert torchrun_arguments(check(job((1, 1)), "torchrun").command(job((1, 1)))).shutdown_timeout == 110
+
+
+def test_a_job_here_takes_over_the_process(monkeypatch):
+    seen = []
+    monkeypatch.setattr(os, "execvpe", lambda *a: seen.append(a))
+    monkeypatch.setattr(launching, "_write", lambda *a: None)
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setattr(Path, "mkdir", lambda *a, **k: None)
+    launch(job((1, 1), 2), "local", console=Console(quiet=True))
+    program, command, environment = seen[0]
+    assert program == sys.executable and pretrain_arguments(command)["devices"] == 2
+    assert environment["OMP_NUM_THREADS"] == "7", "what the user has set wins"
+    assert environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
+
+
+# --- Slurm
+
+
+def sbatch_options(script):
+    lines = [line.removeprefix("#SBATCH --") for line in script.splitlines() if line.startswith("#SBATCH ")]
+    return dict((*line.split("=", 1), "")[:2] for line in lines)
+
+
+def test_the_sbatch_script():
+    work = job(time="1-12:00:00", partition="gpu", account="me", gpu_type="h100", cpus=64, setup="source venv/bin/activate")
+    name, script = only_file(work, "slurm")
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    assert name == "bert-base.sbatch" and script.startswith("#!/bin/bash\n")
+    assert sbatch_options(script) == {
+        "job-name": "bert-base", "nodes": "2", "ntasks-per-node": "1", "gpus-per-node": "h100:8", "cpus-per-task": "64",
+        "time": "1-12:00:00", "partition": "gpu", "account": "me", "signal": "B:USR1@120", "requeue": "", "open-mode": "append",
+        "output": "logs/%x-%j.out"}
+    # sbatch stops reading its options at the first command
+    body = [line for line in script.splitlines() if line and not line.startswith("#")]
+    assert script.index("#SBATCH --output") < script.index(body[0])
+    assert "gpus-per-node" not in sbatch_options(only_file(job(overrides=["accelerator=cpu"]), "slurm")[1])
+
+
+STUBS = {
+    "scontrol": 'echo "$@" >> "$LOG"; if [ "$1" = show ]; then printf "host-a\\nhost-b\\n"; fi',
+    "scancel": 'echo "scancel $@" >> "$LOG"; kill -TERM "$(cat "$LOG.pid")"',
+    "srun": 'shift; exec "$@"',
+    "torchrun": 'printf "%s\\n" "$@" > "$LOG.words"; echo $$ > "$LOG.pid"; trap "sleep 0.3; echo saved >> $LOG; exit 1" TERM; '
+                'if [ -n "${FAIL:-}" ]; then exit 3; fi; for i in $(seq 100); do sleep 0.1; done',
+}
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """Slurm and torchrun as small programs that write down what is asked of them."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, body in STUBS.items():
+        (folder / name).write_text(f"#!/bin/bash\n{body}\n")
+        (folder / name).chmod(0o755)
+    return tmp_path / "log", {"PATH": f"{folder}:{os.environ['PATH']}", "LOG": str(tmp_path / "log"), "SLURM_JOB_ID": "123456",
+                              "SLURM_JOB_NODELIST": "host-[a-b]"}
+
+
+def test_the_script_saves_before_its_time_is_up_and_queues_itself(cluster, tmp_path):
+    log, environment = cluster
+    (tmp_path / "job.sbatch").write_text(only_file(job(), "slurm")[1])
+    process = subprocess.Popen(["bash", str(tmp_path / "job.sbatch")], env=environment)
+    while not (tmp_path / "log.pid").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(timeout=60) == 0
+    said = log.read_text().splitlines()
+    # it waits for the last checkpoint
+    assert said == ["show hostnames host-[a-b]", "scancel --signal=TERM 123456", "saved", "requeue 123456"]
+    command = ["torchrun", *(tmp_path / "log.words").read_text().splitlines()]
+    assert torchrun_arguments(command).rdzv_endpoint == f"host-a:{20000 + 123456 % 10000}"
+    assert pretrain_arguments(command)["data"] == [ODD], "the shell took nothing apart"
+
+
+def test_a_run_that_fails_fails_the_job(cluster, tmp_path):
+    log, environment = cluster
+    (tmp_path / "job.sbatch").write_text(only_file(job(), "slurm")[1])
+    done = subprocess.run(["bash", str(tmp_path / "job.sbatch")], env=environment | {"FAIL": "1"}, check=False)
+    assert done.returncode == 3 and "requeue" not in log.read_text()
+
+
+# --- Kubernetes: the fields that its API knows, from the published schemas (batch/v1 Job, kubeflow.org/v1, trainer.kubeflow.org/v1alpha1)
+
+TEXT, NUMBER, FLAG, LABELS = str, int, bool, {str: str}
+META = {"name": TEXT, "namespace": TEXT, "labels": LABELS}
+VOLUME = {"name": TEXT, "emptyDir": {"medium": TEXT}, "persistentVolumeClaim": {"claimName": TEXT}, "configMap": {"name": TEXT}}
+CONTAINER = {
+    "name": TEXT, "image": TEXT, "command": [TEXT], "env": [{"name": TEXT, "value": TEXT}], "envFrom": [{"secretRef": {"name": TEXT}}],
+    "resources": {"limits": {str: NUMBER}, "requests": {str: NUMBER}}, "volumeMounts": [{"name": TEXT, "mountPath": TEXT}]}
+POD = {"metadata": {"labels": LABELS}, "spec": {
+    "restartPolicy": TEXT, "subdomain": TEXT, "terminationGracePeriodSeconds": NUMBER, "containers": [CONTAINER], "volumes": [VOLUME],
+    "nodeSelector": LABELS}}
+JOB = {"completions": NUMBER, "parallelism": NUMBER, "completionMode": TEXT, "backoffLimit": NUMBER, "activeDeadlineSeconds": NUMBER,
+       "podFailurePolicy": {"rules": [{"action": TEXT, "onPodConditions": [{"type": TEXT, "status": TEXT}]}]}, "template": POD}
+KINDS = {
+    ("v1", "Service"): {"clusterIP": TEXT, "publishNotReadyAddresses": FLAG, "selector": LABELS, "ports": [{"name": TEXT, "port": NUMBER}]},
+    ("batch/v1", "Job"): JOB,
+    ("kubeflow.org/v1", "PyTorchJob"): {
+        "nprocPerNode": TEXT, "runPolicy": {"backoffLimit": NUMBER, "cleanPodPolicy": TEXT, "activeDeadlineSeconds": NUMBER},
+        "pytorchReplicaSpecs": {"Worker": {"replicas": NUMBER, "restartPolicy": TEXT, "template": POD}},
+        "elasticPolicy": {"rdzvBackend": TEXT, "minReplicas": NUMBER, "maxReplicas": NUMBER, "maxRestarts": NUMBER}},
+    ("trainer.kubeflow.org/v1alpha1", "TrainingRuntime"): {
+        "mlPolicy": {"numNodes": NUMBER, "torch": {}},
+        "template": {"spec": {"failurePolicy": {"maxRestarts": NUMBER},
+                              "replicatedJobs": [{"name": TEXT, "template": {"metadata": {"labels": LABELS}, "spec": JOB}}]}}},
+    ("trainer.kubeflow.org/v1alpha1", "TrainJob"): {
+        "runtimeRef": {"apiGroup": TEXT, "kind": TEXT, "name": TEXT}, "trainer": {"numNodes": NUMBER, "numProcPerNode": NUMBER}},
+}
+
+
+def fits(value, schema, place="$"):
+    if isinstance(schema, dict):
+        assert isinstance(value, dict), place
+        for key, inner in value.items():
+            assert key in schema or str in schema, f"{place}: {key} is no field"
+            fits(inner, schema[key] if key in schema else schema[str], f"{place}.{key}")
+    elif isinstance(schema, list):
+        assert isinstance(value, list) and value, place
+        for inner in value:
+            fits(inner, schema[0], f"{place}[]")
+    else:
+        assert type(value) is schema, f"{place}: {value!r} is no {schema.__name__}"
+
+
+def manifest(work):
+    documents = list(yaml.safe_load_all(only_file(work, "kubernetes")[1]))
+    for document in documents:
+        fits(document["metadata"], META)
+        if document["kind"] == "ConfigMap":
+            assert set(document) == {"apiVersion", "kind", "metadata", "data"} and document["apiVersion"] == "v1"
+        else:
+            assert set(document) == {"apiVersion", "kind", "metadata", "spec"}
+            fits(document["spec"], KINDS[document["apiVersion"], document["kind"]], document["kind"])
+    return {document["kind"]: document for document in documents}
+
+
+KUBE = {"image": "registry.example/polymodal:1", "volume": ("claim:/mnt",)}
+
+
+def test_a_plain_job():
+    found = manifest(job(namespace="ml", secret="bucket", cpus=32, gpu_type="nvidia.com/gpu.product=H100", time="10:00", **KUBE))
+    spec = found["Job"]["spec"]
+    assert (spec["completions"], spec["parallelism"], spec["completionMode"], spec["activeDeadlineSeconds"]) == (2, 2, "Indexed", 600)
+    pod = spec["template"]["spec"]
+    (container,) = pod["containers"]
+    assert pod["restartPolicy"] == "Never" and pod["terminationGracePeriodSeconds"] == 120, "a failure policy needs Never"
+    assert container["resources"] == {"limits": {"nvidia.com/gpu": 8}, "requests": {"cpu": 32}}
+    assert container["envFrom"] == [{"secretRef": {"name": "bucket"}}]
+    # the agents meet at the first pod, whose name the service gives
+    service = found["Service"]["spec"]
+    assert service["clusterIP"] == "None" and service["selector"] == {"job-name": found["Job"]["metadata"]["name"]}
+    endpoint = torchrun_arguments(container["command"]).rdzv_endpoint
+    assert endpoint == f"{found['Job']['metadata']['name']}-0.{pod['subdomain']}:{service['ports'][0]['port']}"
+    assert pod["subdomain"] == found["Service"]["metadata"]["name"]
+    assert {m["name"] for m in container["volumeMounts"]} == {v["name"] for v in pod["volumes"]}
+    assert pretrain_arguments(container["command"])["data"] == [ODD], "no shell in between"
+    assert "Service" not in manifest(job((1, 1), **KUBE))
+
+
+def test_a_pytorchjob_may_change_its_size():
+    spec = manifest(job((1, 2), kind="pytorchjob", **KUBE))["PyTorchJob"]["spec"]
+    assert spec["elasticPolicy"] == {"rdzvBackend": "c10d", "minReplicas": 1, "maxReplicas": 2, "maxRestarts": 3}
+    worker = spec["pytorchReplicaSpecs"]["Worker"]
+    (container,) = worker["template"]["spec"]["containers"]
+    assert container["name"] == "pytorch", "the operator looks for this name"
+    assert worker["replicas"] == 2 and spec["nprocPerNode"] == "8"
+    assert not [word for word in container["command"] if "nnodes" in word or "rdzv" in word], "the operator says them in the environment"
+
+
+def test_a_trainjob_brings_its_runtime():
+    found = manifest(job(kind="trainjob", namespace="ml", time="60", secret="bucket", **KUBE))
+    runtime, train = found["TrainingRuntime"], found["TrainJob"]["spec"]
+    assert train["runtimeRef"]["name"] == runtime["metadata"]["name"] and train["trainer"] == {"numNodes": 2, "numProcPerNode": 8}
+    (node,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+    assert node["template"]["metadata"]["labels"] == {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}
+    assert runtime["metadata"]["labels"]["trainer.kubeflow.org/framework"] == "torch" and node["name"] == "node"
+
+
+def test_a_recipe_file_travels(mine):
+    found = manifest(job(source=mine, **KUBE))
+    assert yaml.safe_load(found["ConfigMap"]["data"]["recipe.yaml"])["optim"]["lr"] == 0.00123
+    (container,) = found["Job"]["spec"]["template"]["spec"]["containers"]
+    assert pretrain_arguments(container["command"])["recipe"] == "/etc/polymodal/recipe.yaml"
+    assert any(m["mountPath"] == "/etc/polymodal" for m in container["volumeMounts"])
+
+
+# --- Ray and SkyPilot
+
+
+def test_the_ray_script_compiles_and_says_the_same(mine):
+    work = job(source=mine, gpu_type="H100", cpus=64)
+    name, script = only_file(work, "ray")
+    tree = ast.parse(script)
+    compile(tree, name, "exec")
+    values = {node.targets[0].id: ast.literal_eval(node.value) for node in tree.body if isinstance(node, ast.Assign)}
+    assert values["PROGRAM"] == work.program() and yaml.safe_load(values["RECIPE"])["optim"]["lr"] == 0.00123
+    calls = {ast.unparse(node.func): node for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    scaling = ast.literal_eval(calls["ray.train.ScalingConfig"].keywords[0].value)
+    assert scaling == {"num_workers": 16, "use_gpu": True, "accelerator_type": "H100", "resources_per_worker": {"CPU": 8, "GPU": 1}}
+    assert "'gloo'" in only_file(job(overrides=["accelerator=cpu"]), "ray")[1]
+
+
+def test_the_skypilot_task(mine):
+    task = yaml.safe_load(only_file(job(source=mine, gpu_type="H100", image="i:1"), "skypilot")[1])
+    assert set(task) <= {"name", "resources", "num_nodes", "envs", "setup", "run"}
+    assert task["resources"] == {"accelerators": "H100:8", "image_id": "docker:i:1"} and task["num_nodes"] == 2
+    subprocess.run(["bash", "-n"], input=task["run"], text=True, check=True)
+    script = task["run"].replace("torchrun", "printf '%s\\n' torchrun")
+    done = subprocess.run(["bash", "-c", script], env={"SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2", "PATH": os.environ["PATH"]}, text=True,
+                          capture_output=True, check=True, cwd=Path(mine).parent)
+    assert torchrun_arguments(done.stdout.splitlines()).rdzv_endpoint == "10.0.0.1:29400"
+    assert pretrain_arguments(done.stdout.splitlines())["data"] == [ODD]
+    assert yaml.safe_load((Path(mine).parent / "recipe.yaml").read_text())["optim"]["lr"] == 0.00123
+
+
+# --- all of them
+
+
+@pytest.mark.parametrize("on", ["slurm", "kubernetes", "ray", "skypilot"])
+def test_no_secret_of_this_machine_is_written(on, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cr3t-value")
+    monkeypatch.setenv("WANDB_API_KEY", "s3cr3t-value")
+    more = {"kubernetes": KUBE, "skypilot": {"gpu_type": "H100"}}.get(on, {})
+    assert "s3cr3t" not in only_file(job(**more), on)[1]
+    for address in ("s3://user:s3cr3t@bucket/data", "https://host/data?X-Amz-Signature=s3cr3t", "https://host/d?token=s3cr3t=2"):
+        with pytest.raises(UserError, match="holds a password or token") as error:
+            check(job(arguments=("--data", address, "--out", "/mnt/run"), **more), on)
+        assert "s3cr3t" not in str(error.value)
+    check(job(arguments=("--data", "https://host/data?version=2", "--out", "/mnt/run"), **more), on)
+
+
+def test_all_problems_at_once():
+    with pytest.raises(UserError) as error:
+        check(job((3, 2), 0, max_restarts=-1, image="an image", partition="p", time="soon"), "kubernetes")
+    for part in ("--nodes is 3:2", "--gpus is 0", "--max-restarts is -1", "--image is 'an image'", "--partition means nothing",
+                 "it is for slurm", "--time is 'soon'", "would lie in a container"):
+        assert part in str(error.value), part
+    with pytest.raises(UserError, match="no multiple of the 24 ranks: use 240 or 264"):
+        check(job((3, 3)), "slurm")
+    for on, work, said in (("local", job(), "this machine"), ("torchrun", job(), "--rendezvous"), ("slurm", job((1, 2)), "fixed number"),
+                           ("kubernetes", job((1, 2), **KUBE), "pytorchjob"), ("skypilot", job(), "--gpu-type is missing"),
+                           ("mars", job(), "expected one of: local, torchrun"), ("slurm", job(account="a\n#SBATCH --x"), "--account is"),
+                           ("kubernetes", job(kind="pod", **KUBE), "--kind is 'pod'")):
+        with pytest.raises(UserError, match=said):
+            check(work, on)
+
+
+def test_small_readers():
+    assert nodes_of("4") == (4, 4) and nodes_of("1:2") == (1, 2)
+    with pytest.raises(UserError, match="--nodes is 'many'"):
+        nodes_of("many")
+    assert [seconds_of(t) for t in ("90", "10:30", "1:00:00", "1-0", "2-12:00", "1-1:1:1", "x", "1:2:3:4")] == [
+        5400, 630, 3600, 86400, 216000, 90061, None, None]
+    assert job_name("My Recipe_1!") == "my-recipe-1" and len(job_name("x" * 90)) == 50
+    arguments = ["torchrun", "--a=b", "-m", "polymodal", "--data", "it's", "--set", "x=$y"]
+    assert shlex.split(words(arguments).replace("\\\n", " ")) == arguments
+
+
+def run(*arguments):
+    app = typer.Typer()
+    commands.register(app)
+    app(list(arguments), standalone_mode=False)
+
+
+def test_the_command(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = ["bert-base", "--data", "D", "--out", "R", "--nodes", "2", "--gpus", "4", "--seed", "3", "--write", "jobs"]
+    run(*given, "--on", "slurm", "--dry-run")
+    assert "#SBATCH --nodes=2" in capsys.readouterr().out and not list(tmp_path.iterdir())
+    run(*given, "--on", "slurm", "--json")
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["command"] == ["sbatch", "jobs/bert-base.sbatch"]
+    script = (tmp_path / "jobs/bert-base.sbatch").read_text()
+    assert script == result["files"]["bert-base.sbatch"] and "--set seed=3" in script
+    assert (tmp_path / "logs").is_dir(), "Slurm makes no folder for the output"
+    run(*given, "--on", "slurm")  # our own file is written anew
+    (tmp_path / "jobs/bert-base.sbatch").write_text("mine")
+    with pytest.raises(UserError, match="was not written by this command"):
+        run(*given, "--on", "slurm")
+    assert (tmp_path / "jobs/bert-base.sbatch").read_text() == "mine"
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(UserError, match="sbatch is not installed here"):
+        run(*given, "--on", "slurm", "--name", "other", "--submit")
+    with pytest.raises(UserError, match="did you mean bert-base"):
+        run("bert-bas", *given[1:], "--on", "slurm")

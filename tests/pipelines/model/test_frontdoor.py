@@ -1,0 +1,128 @@
+"""The front door: every network of the registry goes out and comes back; wrong directories are told apart."""
+
+import json
+
+import polymodal
+import pytest
+import torch
+from polymodal.pipelines.model.frontdoor import net_of
+from polymodal.registry import families, family
+from polymodal.shared.errors import UserError
+from polymodal.shared.settings import build_settings
+from polymodal.shared.tokenizer import Tokenizer
+
+NETS = [(f.name, i) for f in families().values() for i in range(len(f.nets))]
+
+
+@pytest.mark.parametrize(("name", "number"), NETS)
+def test_every_network_is_written_and_read_again(name, number, tmp_path):
+    entry = family(name)
+    net = entry.nets[number]
+    torch.manual_seed(0)
+    model = net.build(build_settings(entry.config, entry.sizes["tiny"], name)).eval()
+    for p in model.parameters():
+        torch.nn.init.normal_(p)
+    assert net_of(model, entry) is net
+    for layout in dict.fromkeys([net.default_layout(model.config), *(["transformers"] if entry.model_type else [])]):
+        polymodal.save(model, tmp_path / layout, format=layout)
+        again = polymodal.load(tmp_path / layout)
+        assert type(again) is type(model) and again.architecture == net.architecture and not again.training
+        expected, got = model.state_dict(), again.state_dict()
+        assert expected.keys() == got.keys()
+        assert all(torch.equal(expected[k], got[k]) for k in expected)
+        polymodal.save(again, tmp_path / f"{layout}-2")
+        files = sorted(p.name for p in (tmp_path / layout).iterdir())
+        assert files == sorted(p.name for p in (tmp_path / f"{layout}-2").iterdir())
+        for file in files:
+            assert (tmp_path / layout / file).read_bytes() == (tmp_path / f"{layout}-2" / file).read_bytes(), file
+
+
+def test_systems_lists_what_the_registry_holds():
+    listed = polymodal.systems()
+    assert [s.name for s in listed] == list(families())
+    bert = next(s for s in listed if s.name == "bert")
+    assert (bert.folder, bert.year) == ("text", 2018) and {"tiny", "small", "base"} <= set(bert.sizes)
+    assert all("tiny" in s.sizes and s.paper and s.url.startswith("http") and s.objective for s in listed)
+    json.dumps([s.to_dict() for s in listed])
+
+
+def test_a_system_by_name():
+    system = polymodal.system("bert", size="tiny", num_hidden_layers=3)
+    assert system.net.config.num_hidden_layers == 3 and system.net.architecture == "BertForPreTraining"
+    with pytest.raises(UserError, match="tokenizer="):
+        system.objective.example(None, None)
+    assert sum(p.numel() for p in polymodal.system("gpt2", size="tiny", vocab_size=100).net.parameters()) < 10**6
+    for arguments, message in (((("brt",), {}), "did you mean bert"), ((("bert",), {"size": "huge"}), "no size 'huge'"),
+                               ((("bert",), {"size": "tiny", "hiden_size": 3}), "did you mean hidden_size")):
+        with pytest.raises(UserError, match=message):
+            polymodal.system(*arguments[0], **arguments[1])
+
+
+@pytest.fixture
+def saved(tmp_path):
+    torch.manual_seed(0)
+    tok = Tokenizer.train(["some words to train a vocabulary on"] * 3, "byte-bpe", 270)
+    polymodal.save(polymodal.system("gpt2", size="tiny", tokenizer=tok).net, tmp_path / "model", tokenizer=tok)
+    return tmp_path / "model"
+
+
+def test_types_and_devices(saved):
+    assert {p.dtype for p in polymodal.load(saved, dtype="bfloat16").parameters()} == {torch.bfloat16}
+    half = polymodal.load(saved, dtype=torch.float16)
+    polymodal.save(half, saved.parent / "half")
+    assert json.loads((saved.parent / "half" / "config.json").read_text())["dtype"] == "float16"
+    assert next(polymodal.load(saved.parent / "half").parameters()).dtype == torch.float32
+    with pytest.raises(UserError, match="dtype"):
+        polymodal.load(saved, dtype="int8")
+
+
+def test_saving_over_the_loaded_directory_keeps_its_tokenizer(saved):
+    before = polymodal.tokenizer(saved).fingerprint
+    model = polymodal.load(saved)
+    torch.nn.init.zeros_(model.trunk.embed.position.weight)
+    polymodal.save(model, saved)
+    assert polymodal.tokenizer(saved).fingerprint == before
+    assert polymodal.load(saved).trunk.embed.position.weight.abs().max() == 0
+
+
+def test_a_save_that_fails_leaves_what_was_there(saved, monkeypatch):
+    from polymodal.pipelines.model import weights
+
+    before = {p.name: p.read_bytes() for p in saved.iterdir()}
+    model = polymodal.load(saved)
+    torch.nn.init.zeros_(model.trunk.embed.position.weight)
+
+    def full(*arguments, **more):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(weights, "save_file", full)
+    with pytest.raises(OSError, match="No space"):
+        polymodal.save(model, saved)
+    assert {p.name: p.read_bytes() for p in saved.iterdir()} == before
+    assert [p.name for p in saved.parent.iterdir()] == ["model"]
+
+
+def test_directories_that_hold_no_model(tmp_path, saved):
+    cases = {"empty": "no model directory", "other": "model_type 'mamba'; known:", "head": "architectures \\['GPT2ForCheese'\\]",
+             "broken": "not JSON", "weightless": "holds no weights", "cut": "damaged"}
+    record = json.loads((saved / "config.json").read_text())
+    for name in cases:
+        (tmp_path / name).mkdir()
+    (tmp_path / "other/config.json").write_text(json.dumps({"model_type": "mamba"}))
+    (tmp_path / "head/config.json").write_text(json.dumps({**record, "architectures": ["GPT2ForCheese"]}))
+    (tmp_path / "broken/config.json").write_text("{")
+    (tmp_path / "weightless/config.json").write_text(json.dumps(record))
+    (tmp_path / "cut/config.json").write_text(json.dumps(record))
+    (tmp_path / "cut/model.safetensors").write_bytes((saved / "model.safetensors").read_bytes()[:-100])
+    for name, message in cases.items():
+        with pytest.raises(UserError, match=message):
+            polymodal.load(tmp_path / name)
+    with pytest.raises(UserError, match="there is no model directory"):
+        polymodal.load(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="there is no model directory"):
+        polymodal.load(saved / "config.json")
+    with pytest.raises(UserError, match="no layout 'timm'"):
+        polymodal.save(polymodal.load(saved), tmp_path / "x", format="timm")
+    with pytest.raises(UserError, match="known system"):
+        polymodal.save(torch.nn.Linear(1, 1), tmp_path / "x")
+    assert not (tmp_path / "x").exists()

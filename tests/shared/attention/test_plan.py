@@ -1,0 +1,379 @@
+"""Every plan computes what the mask says: random masks, values and gradients, against a definition written apart."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from polymodal.shared.attention.choose import Documents, make_plan
+from polymodal.shared.attention.flex import Flex
+from polymodal.shared.attention.mask import Layout, Mask
+from polymodal.shared.attention.plan import Dense, Plan, Shape
+from polymodal.shared.attention.sparse import Blocks, Local
+from polymodal.shared.errors import UserError
+from torch import Tensor
+from torch.nn.attention import flex_attention
+
+Case = tuple[Mask, int, int, int, int, bool, int]
+CPU = torch.device("cpu")
+PLANS: tuple[type[Plan], ...] = (Dense, Documents, Local, Blocks, Flex)
+
+
+def sees(mask: Mask, batch: int, heads: int, query_length: int, key_length: int) -> np.ndarray:
+    """The documented meaning of each field, in numpy, sharing no code with the core: bool [B, H, Lq, Lk]."""
+    ok = np.ones((batch, heads, query_length, key_length), dtype=bool)
+    position = np.arange(query_length)[:, None] + mask.offset
+    key = np.arange(key_length)[None]
+    near = np.ones_like(ok)
+    if mask.window is not None:
+        near &= (position - key <= mask.window[0]) & (key - position <= mask.window[1])
+    if mask.blocks is not None:
+        table = mask.blocks.table.numpy()
+        table = table if table.ndim == 3 else table[None]
+        big = np.kron(table, np.ones((mask.blocks.size, mask.blocks.size), dtype=bool))
+        near &= big[:, mask.offset : mask.offset + query_length, :key_length]
+    if mask.global_tokens is not None:
+        is_global = mask.global_tokens.numpy()
+        near |= is_global[:, None, mask.offset : mask.offset + query_length, None] | is_global[:, None, None, :]
+    ok &= near
+    if mask.causal:
+        before = np.broadcast_to(key <= position, ok.shape).copy()
+        if mask.prefix is not None:
+            before |= key < mask.prefix.numpy()[:, None, None, None]
+        ok &= before
+    if mask.keep is not None:
+        ok &= mask.keep.numpy()[:, None, None, :]
+    if mask.lengths is not None:
+        document = np.repeat(np.arange(len(mask.lengths)), mask.lengths)
+        ok &= document[mask.offset : mask.offset + query_length, None] == document[None]
+    if mask.extra is not None:
+        ok &= mask.extra.numpy()
+    return ok
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, ok: Tensor, bias: Tensor | None, scale: float | None) -> Tensor:
+    """The definition of attention; a query that sees nothing gets zeros."""
+    scores = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if bias is not None:
+        scores = scores + bias
+    weights = scores.masked_fill(~ok, -1e30).softmax(-1).masked_fill(~ok, 0.0)
+    return weights @ v
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    """A random mask with the sizes it is for: (mask, batch, heads, queries, keys, whether there is a bias, seed)."""
+    seed = draw(st.integers(0, 2**16))
+    rng = torch.Generator().manual_seed(seed)
+    focus = draw(st.sampled_from([None, Documents, Local, Blocks]))  # plans that random fields alone would seldom allow
+    offset = 0 if focus in (Documents, Blocks) else draw(st.sampled_from([0, 0, 1, 7, 20]))
+    queries = draw(st.sampled_from([1, 2, 5, 17, 33, 48, 70]))
+    keys = queries + offset
+    packed = focus is Documents or draw(st.booleans())
+    batch = 1 if packed else draw(st.integers(1, 3))
+    heads = draw(st.sampled_from([1, 2]))
+    cross = focus is None and not packed and offset == 0 and draw(st.booleans())
+    if cross:
+        keys = draw(st.sampled_from([1, 3, 40]))
+
+    def bits(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=rng) < draw(st.sampled_from([0.1, 0.5, 0.9]))
+
+    def sometimes() -> bool:
+        return draw(st.integers(0, 2)) == 0
+
+    causal = draw(st.booleans())
+    lengths = None
+    if packed:
+        cuts = sorted(set(torch.randint(1, keys + 1, (draw(st.integers(0, 4)),), generator=rng).tolist()) | {keys})
+        lengths = tuple(b - a for a, b in zip([0, *cuts], cuts))
+        if draw(st.booleans()) and keys % 4 == 0:
+            lengths = (keys // 4,) * 4
+    blocks = None
+    if focus is Blocks or (focus is not Documents and sometimes()):
+        size = draw(st.sampled_from([1, 4, 16]))
+        n = -(-max(keys, queries) // size)
+        table = bits(n, n) if draw(st.booleans()) else bits(heads, n, n)
+        table[..., 0, :] |= draw(st.booleans())  # often a wide row
+        table[..., -1] |= draw(st.booleans())  # often the last block, which may reach beyond the end
+        blocks = Layout(table, size)
+    reach = st.tuples(st.integers(0, 30), st.integers(0, 30))
+    rich = focus is not Documents  # it takes causal, window and keep
+    mask = Mask(
+        causal=causal,
+        window=draw(reach if focus is Local else st.one_of(st.none(), reach)),
+        prefix=torch.randint(0, keys + 1, (batch,), generator=rng) if rich and causal and sometimes() else None,
+        keep=bits(batch, keys) if sometimes() else None,
+        lengths=lengths,
+        global_tokens=bits(batch, keys) if not cross and focus not in (Documents, Blocks) and sometimes() else None,
+        blocks=blocks,
+        extra=bits(draw(st.sampled_from([1, batch])), draw(st.sampled_from([1, heads])), queries, keys) if rich and sometimes() else None,
+        offset=offset,
+    )
+    return mask, batch, heads, queries, keys, focus is not Blocks and draw(st.booleans()), seed
+
+
+@settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
+@given(cases(), st.sampled_from([torch.float64, torch.float32]), st.sampled_from([None, 1.0]))
+def test_every_plan_equals_the_definition(case: Case, dtype: torch.dtype, scale: float | None) -> None:
+    check(case, dtype, scale)
+
+
+def some(*shape: int, every: int = 40) -> Tensor:
+    """True at every 40th place."""
+    return torch.arange(int(np.prod(shape))).reshape(shape) % every == 3
+
+
+CORNERS: tuple[Case, ...] = (
+    # global tokens behind earlier keys, further apart than the chunks of a window
+    (Mask(window=(2, 3), global_tokens=some(2, 221), offset=71), 2, 2, 150, 221, True, 0),
+    (Mask(causal=True, window=(2, 0), global_tokens=some(2, 221), offset=71), 2, 2, 150, 221, False, 0),
+    # windows that hide something only because of the earlier keys
+    (Mask(causal=True, window=(20, 0), offset=10), 1, 1, 17, 27, False, 0),
+    (Mask(window=(20, 30), offset=10), 1, 1, 17, 27, True, 0),
+    # many chunks with documents and padding in them
+    (Mask(window=(5, 9), lengths=(60, 1, 99)), 1, 2, 160, 160, False, 0),
+    (Mask(window=(5, 9), keep=~some(2, 160)), 2, 2, 160, 160, True, 0),
+    # queries whose window holds no key
+    (Mask(window=(1, 1)), 2, 1, 100, 3, False, 0),
+)
+
+
+@pytest.mark.parametrize("case", CORNERS, ids=[str(n) for n in range(len(CORNERS))])
+def test_every_plan_equals_the_definition_in_the_corners(case: Case) -> None:
+    check(case, torch.float64, None)
+
+
+def check(case: Case, dtype: torch.dtype, scale: float | None) -> None:
+    """Compare the values and gradients of every plan that supports the mask with the definition."""
+    mask, batch, heads, queries, keys, with_bias, seed = case
+    rng = torch.Generator().manual_seed(seed + 1)
+
+    def numbers(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=rng, dtype=torch.float64)
+
+    q, k, v, out_grad = numbers(batch, heads, queries, 4), numbers(batch, heads, keys, 4), numbers(batch, heads, keys, 4), None
+    bias = numbers(1, heads, queries, keys) if with_bias else None
+    inputs = [t for t in (q, k, v, bias) if t is not None]
+    for t in inputs:
+        t.requires_grad_()
+    ok = torch.from_numpy(sees(mask, batch, heads, queries, keys))
+    expected = attend(q, k, v, ok, bias, scale)
+    out_grad = numbers(*expected.shape)
+    expected_grads = torch.autograd.grad(expected, inputs, out_grad)
+
+    assert torch.equal(mask.dense(batch, queries, keys, CPU).expand(batch, heads, -1, -1), ok)
+    limit = 1e-9 if dtype == torch.float64 else 3e-5
+    shape = Shape(batch, queries, keys, CPU)
+    for backend in (None, *PLANS):
+        if backend is not None and not backend.supports(mask, shape, bias):
+            continue
+        ours = [t.detach().to(dtype).requires_grad_(backend is not Flex) for t in inputs]
+        plan = make_plan(mask, batch, queries, keys, CPU, ours[3] if with_bias else None, backend)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)  # not traced: seconds become milliseconds
+            out = plan(ours[0], ours[1], ours[2], scale)
+        torch.testing.assert_close(out.double(), expected, atol=limit, rtol=limit, msg=lambda m: f"{backend} {mask}: {m}")  # noqa: B023
+        if backend is Flex:  # has no backward on a CPU
+            continue
+        if not out.requires_grad:  # nothing is seen anywhere
+            assert not ok.any()
+            continue
+        grads = torch.autograd.grad(out, ours, out_grad.to(dtype), materialize_grads=True)
+        for got, want in zip(grads, expected_grads):
+            torch.testing.assert_close(got.double(), want, atol=limit, rtol=limit, msg=lambda m: f"gradient {backend} {mask}: {m}")  # noqa: B023
+
+
+def test_every_field_of_the_mask_is_drawn_and_every_plan_is_met() -> None:
+    """The property above means something only if its cases cover the fields, their pairs and the plans."""
+    met: dict[type[Plan], int] = dict.fromkeys(PLANS, 0)
+    pairs: set[tuple[str, str]] = set()
+    names = [f.name for f in fields(Mask)]
+
+    @settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
+    @given(cases())
+    def look(case: Case) -> None:
+        mask, batch, _, queries, keys, with_bias, _ = case
+        used = [n for n in names if getattr(mask, n) is not None and getattr(mask, n) is not False and n != "offset"]
+        pairs.update((a, b) for a in used for b in used if a < b)
+        for plan in PLANS:
+            met[plan] += plan.supports(mask, Shape(batch, queries, keys, CPU), torch.zeros(1) if with_bias else None)
+
+    look()
+    assert min(met.values()) >= 20, met
+    assert len(pairs) == 8 * 7 // 2, len(pairs)
+
+
+def plan_for(mask: Mask, batch: int = 2, queries: int = 8, keys: int | None = None, bias: Tensor | None = None) -> Plan:
+    return make_plan(mask, batch, queries, keys or queries, CPU, bias)
+
+
+def test_no_mask_reaches_the_fastest_kernel() -> None:
+    plan = plan_for(Mask())
+    assert isinstance(plan, Dense)
+    assert plan.mask is None
+    assert not plan.is_causal
+
+
+def test_causal_is_a_flag_and_no_tensor() -> None:
+    for mask in (Mask(causal=True), Mask(causal=True, keep=torch.ones(2, 8, dtype=torch.bool)), Mask(causal=True, window=(7, 0))):
+        plan = plan_for(mask)
+        assert isinstance(plan, Dense)
+        assert plan.is_causal
+        assert plan.mask is None
+
+
+def test_causal_with_earlier_keys_is_not_the_flag() -> None:
+    plan = plan_for(Mask(causal=True, offset=3), queries=5, keys=8)
+    assert isinstance(plan, Dense)
+    assert not plan.is_causal
+    assert plan.mask is not None
+
+
+def test_one_query_after_its_keys_needs_no_mask() -> None:
+    plan = plan_for(Mask(causal=True, offset=7), queries=1, keys=8)
+    assert isinstance(plan, Dense)
+    assert plan.mask is None
+    assert not plan.is_causal
+
+
+def test_padding_is_a_bool_mask_and_a_bias_stays_additive() -> None:
+    keep = torch.ones(2, 8, dtype=torch.bool)
+    keep[1, 6:] = False
+    plan = plan_for(Mask(keep=keep))
+    assert isinstance(plan, Dense)
+    assert plan.mask is not None
+    assert plan.mask.dtype == torch.bool
+    bias = torch.randn(1, 2, 8, 8)
+    plan = plan_for(Mask(), bias=bias)
+    assert isinstance(plan, Dense)
+    assert plan.mask is bias
+
+
+def test_long_structured_masks_choose_their_plan() -> None:
+    window = Mask(window=(32, 32))
+    assert isinstance(plan_for(window, queries=1024), Local)
+    assert isinstance(plan_for(window, queries=64), Dense)
+    assert isinstance(plan_for(Mask(causal=True, window=(1023, 0)), queries=1024), Dense)
+    few = torch.zeros(2, 1024, dtype=torch.bool)
+    few[:, :2] = True
+    assert isinstance(plan_for(replace(window, global_tokens=few), queries=1024), Local)
+    assert isinstance(plan_for(replace(window, global_tokens=~few), queries=1024), Dense)
+    table = torch.eye(64, dtype=torch.bool)
+    table[0] = True
+    assert isinstance(plan_for(Mask(blocks=Layout(table, 16)), queries=1024), Blocks)
+    assert isinstance(plan_for(Mask(blocks=Layout(torch.ones(64, 64, dtype=torch.bool), 16)), queries=1024), Dense)
+
+
+DIAGONAL = Layout(torch.eye(70, dtype=torch.bool), 16)
+
+
+@pytest.mark.parametrize("mask", [Mask(window=(40, 24)), Mask(causal=True, window=(50, 0)), Mask(blocks=DIAGONAL)])
+def test_chosen_sparse_plans_equal_the_dense_one_at_length(mask: Mask) -> None:
+    length = 1100
+    q, k, v = torch.randn(3, 1, 2, length, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).unbind(0)
+    plan = make_plan(mask, 1, length, length, CPU)
+    assert not isinstance(plan, Dense)
+    torch.testing.assert_close(plan(q, k, v), make_plan(mask, 1, length, length, CPU, backend=Dense)(q, k, v))
+
+
+def test_documents_are_grouped_by_length_and_keep_the_causal_flag() -> None:
+    plan = plan_for(Mask(causal=True, lengths=(3, 5, 3, 3, 2)), batch=1, queries=16)
+    assert isinstance(plan, Documents)
+    assert [numbers for numbers, _ in plan.groups] == [[0, 2, 3], [1], [4]]
+    for _, inner in plan.groups:
+        assert isinstance(inner, Dense)
+        assert inner.is_causal
+        assert inner.mask is None
+    assert not isinstance(plan_for(Mask(lengths=(16,)), batch=1, queries=16), Documents)
+
+
+def test_no_document_leaks_into_another() -> None:
+    """Change one document: only its own outputs move, and gradients of the others do not reach it."""
+    lengths = (4, 7, 4, 9)
+    rng = torch.Generator().manual_seed(3)
+    q, k, v = torch.randn(3, 1, 2, 24, 8, generator=rng).unbind(0)
+    for mask in (Mask(lengths=lengths), Mask(causal=True, lengths=lengths), Mask(lengths=lengths, window=(2, 2))):
+        for backend in (Documents, Dense):
+            plan = make_plan(mask, 1, 24, 24, CPU, backend=backend)
+            before = plan(q, k, v)
+            moved = [t.clone() for t in (q, k, v)]
+            for t in moved:
+                t[:, :, 4:11] += 1.0
+            after = plan(moved[0], moved[1], moved[2])
+            same = (before == after).all(-1).all(1)[0]
+            assert same[:4].all()
+            assert same[11:].all()
+            assert not same[4:11].any()
+            k_leaf = k.clone().requires_grad_()
+            plan(q, k_leaf, v)[:, :, :4].sum().backward()
+            assert k_leaf.grad is not None
+            assert (k_leaf.grad[:, :, 4:] == 0).all()
+
+
+def test_dropout_drops_weights_in_every_plan() -> None:
+    length = 64
+    q = k = torch.zeros(1, 1, length, 4)
+    v = torch.ones(1, 1, length, 4)
+    torch.manual_seed(0)
+    for mask, backend in (
+        (Mask(), Dense),
+        (Mask(lengths=(32, 32)), Documents),
+        (Mask(window=(20, 20)), Local),
+        (Mask(blocks=Layout(torch.eye(4, dtype=torch.bool), 16)), Blocks),
+        (Mask(), Flex),
+    ):
+        plan = make_plan(mask, 1, length, length, CPU, backend=backend)
+        dropped = plan(q, k, v, dropout=0.5)
+        assert dropped.std() > 0.05  # without dropout every output is exactly 1
+        assert abs(dropped.mean().item() - 1.0) < 0.2
+
+
+def test_the_bias_table_may_stay_in_fp32_under_autocast() -> None:
+    bias = torch.randn(1, 1, 4, 4)
+    plan = make_plan(Mask(causal=True), 1, 4, 4, CPU, bias)
+    q = torch.randn(1, 1, 4, 8, dtype=torch.bfloat16)
+    assert plan(q, q, q).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Mask(window=(-1, 0)), "window needs"),
+        (lambda: Mask(prefix=torch.tensor([1])), "pass causal=True"),
+        (lambda: plan_for(Mask(lengths=(8, 0)), batch=1), "lengths must hold"),
+        (lambda: Mask(keep=torch.ones(2, 4)), "keep must be bool"),
+        (lambda: Mask(extra=torch.ones(4, 4, dtype=torch.bool)), "four dimensions"),
+        (lambda: Layout(torch.ones(2, 2), 4), "block table must be bool"),
+        (lambda: Layout(torch.ones(2, 2, dtype=torch.bool), 0), "at least one token"),
+        (lambda: plan_for(Mask(keep=torch.ones(2, 7, dtype=torch.bool))), r"keep must be \[2, 8\]"),
+        (lambda: plan_for(Mask(causal=True, prefix=torch.tensor([1, 2, 3]))), r"prefix must be \[2\]"),
+        (lambda: plan_for(Mask(lengths=(4, 3)), batch=1), "lengths must sum to the 8 tokens"),
+        (lambda: plan_for(Mask(lengths=(4, 4)), batch=2), "one packed row"),
+        (lambda: plan_for(Mask(blocks=Layout(torch.ones(1, 1, dtype=torch.bool), 4))), "block table covers 4 x 4"),
+        (lambda: plan_for(Mask(extra=torch.ones(2, 1, 8, 9, dtype=torch.bool))), "extra must broadcast"),
+        (lambda: plan_for(Mask(causal=True, offset=3)), "need as many keys"),
+        (lambda: make_plan(Mask(), 1, 8, 8, CPU, backend=Local), "Local cannot compute this mask"),
+    ],
+)
+def test_a_mask_that_fits_nothing_says_why(make: object, says: str) -> None:
+    with pytest.raises((UserError, ValueError), match=says):
+        make()  # type: ignore[operator]
+
+
+def test_on_a_cpu_no_compiler_is_imported():
+    code = """
+import sys, torch
+from polymodal.shared.mask import Mask
+for mask in (Mask(causal=True), Mask(window=(1, 1))):
+    make_plan(mask, 1, 8, 8, torch.device("cpu"))
+heavy = {"sympy", "polymodal.shared.attention.flex", "torch.nn.attention.flex_attention"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
