@@ -1,5 +1,5 @@
 """Pages of the documentation that are read off the code.
 
 `cards` writes a page for each system, `reference` those of commands and recipe keys, `mask_figure` draws attention masks.
-May import: base, run, commands, recipes.
+May import: base, run, model, commands, recipes.
 """

@@ -43,12 +43,12 @@ def classify(
     from ...shared.errors import UserError
     from ..base.console import Console
     from ..base.names import read_names
-    from ..crew.crew import Place
+    from ..crew.pieces import Workers
     from ..inference.texts import classify_texts, text_classifier, texts
     from ..model.frontdoor import load
 
     console = Console(json=json)
-    place = Place(on, workers, ray_address)
+    crew = Workers(on, workers, ray_address)
     names = None if labels is None else read_names(labels)
     if data is not None:
         from ..inference.bulk import full, opened, run_over, said
@@ -56,12 +56,12 @@ def classify(
 
         samples, file = opened(data, inputs or (), out, (".jsonl",))
         work = Classify(full(model), None if names is None else tuple(names), tuple(template or ()), top, batch_size)
-        done = run_over(samples, data, work, file, array=None, device=device, on_bad=on_bad, place=place, console=console)
+        done = run_over(samples, data, work, file, array=None, device=device, on_bad=on_bad, workers=crew, console=console)
         console.finish({"model": model, "data": data, "out": str(file), **said(done, console)}, f"{done.count} samples: {file}")
         return
     if not inputs:
         raise UserError("nothing to classify: give pictures, texts, files, - for stdin, or --data")
-    if out is not None or place != Place():
+    if out is not None or crew != Workers():
         raise UserError("--out, --workers and --on belong to --data: pack the files into a data set first, or leave these options out")
     loaded = load(model, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
     by_text = text_classifier(loaded, model, names, template or ())

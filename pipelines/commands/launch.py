@@ -52,7 +52,8 @@ def launch(
 ) -> None:
     """Start a run here or with torchrun, or write and submit what Slurm, Kubernetes, Ray or SkyPilot needs."""
     from ..base.console import Console
-    from ..launch.launch import Job, Options, job_name, nodes_of
+    from ..launch.job import Job, JobOptions
+    from ..launch.launch import job_name, nodes_of
     from ..launch.launch import launch as run
     from ..run.recipe import recipe as resolve
 
@@ -64,7 +65,7 @@ def launch(
     arguments += [word for value in overrides for word in ("--set", value)]
     # a run on this machine speaks JSON itself
     arguments += ["--json"] if json and on in ("local", "torchrun") and not dry_run else []
-    options = Options(time, partition, account, image, namespace, None if volume is None else tuple(volume), secret, gpu_type, cpus,
+    options = JobOptions(time, partition, account, image, namespace, None if volume is None else tuple(volume), secret, gpu_type, cpus,
                       rendezvous, kind, setup, logs)
     job = Job(job_name(name or resolved.name), resolved, recipe, tuple(arguments), nodes_of(nodes), gpus, max_restarts, grace, options)
     console = Console(json=json)

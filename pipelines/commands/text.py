@@ -177,7 +177,7 @@ def embed(
     from ...shared.errors import UserError
     from ..base.console import Console
     from ..base.inputs import texts
-    from ..crew.crew import Place
+    from ..crew.pieces import Workers
     from ..inference.bulk import full, opened, run_over, said
     from ..inference.embed import embed as run
     from ..inference.embed import embed_pictures
@@ -189,18 +189,18 @@ def embed(
     if out is not None and not out.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.parent}; make it first")
     console = Console(json=json)
-    place = Place(on, workers, ray_address)
+    crew = Workers(on, workers, ray_address)
     if data is not None:
         samples, file = opened(data, inputs or (), out, (".npy", ".jsonl"))
         work = Embed(full(model), chosen_field(samples.index.fields, model, of), None if tokenizer is None else full(tokenizer), max_length,
                      not raw, batch_size)
         done = run_over(samples, data, work, file, array=VECTOR if file.suffix == ".npy" else None, device=device, on_bad=on_bad,
-                        place=place, console=console)
+                        workers=crew, console=console)
         dimension = done.shapes[VECTOR][0]
         console.finish({"model": model, "data": data, "dimension": dimension, "out": str(file), **said(done, console)},
                        f"{done.count} vectors of {dimension} numbers: {file}")
         return
-    if of is not None or place != Place():
+    if of is not None or crew != Workers():
         raise UserError("--of, --workers and --on belong to --data: pack the files into a data set first, or leave these options out")
     pictures = _pictures(inputs or [])
     if pictures:

@@ -1,4 +1,5 @@
 """Who does the pieces of a command's work: this process, processes of this machine, or workers of a Ray cluster.
 
-`crew` hands pieces out and repeats what is lost; `ray` does it on a cluster. May import: base.
+`pieces` says what a piece is and who does it; `ray` does pieces on a cluster; `crew` hands them out and raises the first error.
+May import: base.
 """

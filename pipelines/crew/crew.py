@@ -12,116 +12,19 @@ import os
 import signal
 import threading
 import time
-import traceback
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
-from ...shared.errors import UserError
 from ..base.files import lock_file
+from .pieces import Crew, Failure, Lost, Piece, Workers, alone, attempt
+from .ray import RayCrew
 
-KINDS = ("local", "ray")
 LOCK = "lock"
 _GPUS = "CUDA_VISIBLE_DEVICES"
-
-
-class Lost(UserError):
-    """Workers died. What they had finished is kept, and the same command goes on from there."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where pieces are done."""
-
-    on: str = "local"
-    """`local` or `ray`."""
-    workers: int | None = None
-    """Processes here, or workers on the cluster; by default one for each core or GPU."""
-    ray_address: str | None = None
-    """HOST:PORT of a running cluster; by default the one that this machine belongs to."""
-
-    def __post_init__(self) -> None:
-        """Check what was given."""
-        if self.on not in KINDS:
-            raise UserError(f"--on is {self.on!r}, expected {' or '.join(KINDS)}")
-        if self.ray_address is not None and self.on != "ray":
-            raise UserError("--ray-address says where a Ray cluster is: give --on ray with it, or leave it out")
-        if self.workers is not None and self.workers < 1:
-            raise UserError(f"--workers is {self.workers}, expected at least 1")
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A piece of work."""
-
-    do: Callable[[], None]
-    size: float
-    """For the progress bar."""
-    name: str
-    """For messages."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """What went wrong with a piece, as values that may cross a network."""
-
-    user: str | None = None
-    """The message of a `UserError`."""
-    system: tuple[int, str, str | None] | None = None
-    """Number, words and path of an `OSError`."""
-    defect: str = ""
-    """Any other exception in one line."""
-    trace: str = ""
-
-    def error(self) -> Exception:
-        """The exception again."""
-        if self.user is not None:
-            return UserError(self.user)
-        error = RuntimeError(f"in a worker: {self.defect}") if self.system is None else OSError(*self.system)
-        error.add_note(self.trace)
-        return error
-
-
-def attempt(do: Callable[[], None]) -> Failure | None:
-    """Do a piece where it is to be done."""
-    try:
-        do()
-    except UserError as error:
-        return Failure(user=str(error))
-    except OSError as error:
-        if error.errno is None:
-            return Failure(defect=f"{type(error).__name__}: {error}", trace=traceback.format_exc())
-        path = None if error.filename is None else os.fsdecode(error.filename)
-        return Failure(system=(error.errno, error.strerror or "", path), trace=traceback.format_exc())
-    except Exception as error:
-        return Failure(defect=f"{type(error).__name__}: {error}", trace=traceback.format_exc())
-    return None
-
-
-class Crew(Protocol):
-    """Those who do pieces, side by side."""
-
-    @property
-    def room(self) -> bool:
-        """Whether another piece may be started."""
-        ...
-
-    @property
-    def busy(self) -> bool:
-        """Whether pieces are being done."""
-        ...
-
-    def start(self, number: int, piece: Piece) -> None:
-        """Take a piece; `number` is its place in the order of all."""
-        ...
-
-    def finished(self) -> list[tuple[int, Failure | None]]:
-        """Wait for at least one piece; the numbers of those that have ended, and what went wrong."""
-        ...
 
 
 def do_all(crew: Crew, pieces: Sequence[Piece], advance: Callable[[float], None]) -> None:
@@ -147,32 +50,30 @@ def do_all(crew: Crew, pieces: Sequence[Piece], advance: Callable[[float], None]
 
 
 @contextmanager
-def crew(place: Place, *, most: int, folder: Path, reads: Sequence[tuple[str, int]] = (), gpus: bool = False,
+def crew(workers: Workers, *, most: int, folder: Path, reads: Sequence[tuple[str, int]] = (), gpus: bool = False,
          preload: Sequence[str] = (), warn: Callable[[str], None] = lambda line: None) -> Generator[Crew]:
-    """Those who do pieces at `place`.
+    """Those who do pieces.
 
     Args:
-        place: where.
-        most: so many pieces can be done side by side at most.
+        workers: how many, and where.
+        most: pieces that can be done side by side at most.
         folder: where pieces write; workers on other machines must see it.
         reads: (path, size) of files that every worker must see.
         gpus: each worker takes a GPU of its own.
         preload: modules that processes of this machine import once for all.
         warn: tells what a person should know.
     """
-    if place.on == "ray":
-        from .ray import RayCrew
-
-        with RayCrew(place, most=most, folder=folder, reads=reads, gpus=gpus, warn=warn) as found:
+    if workers.on == "ray":
+        with RayCrew(workers, most=most, folder=folder, reads=reads, gpus=gpus, warn=warn) as found:
             yield found
         return
     cards = _cards() if gpus else []
-    workers = min(place.workers or len(cards) or os.cpu_count() or 1, max(most, 1))
-    if workers == 1:
+    count = min(workers.count or len(cards) or os.cpu_count() or 1, max(most, 1))
+    if count == 1:
         yield _Here()
         return
-    with _processes(workers, cards, preload) as pool:
-        yield _Processes(pool, workers)
+    with _processes(count, cards, preload) as pool:
+        yield _Processes(pool, count)
 
 
 class _Here:
@@ -268,11 +169,6 @@ def _begin(parent: int, count: Any, cards: Sequence[str]) -> None:
 
     # when the one that started this process is gone (killed), no orphan goes on writing
     threading.Thread(target=watch, daemon=True).start()
-
-
-def alone() -> None:
-    """A worker has one core to itself; other workers have the others."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 def claim(folder: Path, busy: str) -> IO[str]:

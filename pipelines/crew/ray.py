@@ -19,10 +19,10 @@ from typing import Any, Self
 
 from ..._version import __version__
 from ...shared.errors import UserError
-from .crew import Failure, Lost, Piece, Place, alone, attempt
+from .pieces import Failure, Lost, Piece, Workers, alone, attempt
 
 TRIES = 4
-"""A piece, or the start of a worker, is given up when so many workers in a row died over it."""
+"""A piece, or the start of a worker, is given up when this many workers in a row died over it."""
 _SEEN = 16
 _PATIENCE = 10.0
 """Seconds in which storage must show what another machine wrote."""
@@ -88,14 +88,14 @@ class Hand:
 class RayCrew:
     """Workers on a cluster; a `Crew`."""
 
-    def __init__(self, place: Place, *, most: int, folder: Path, reads: Sequence[tuple[str, int]], gpus: bool,
+    def __init__(self, workers: Workers, *, most: int, folder: Path, reads: Sequence[tuple[str, int]], gpus: bool,
                  warn: Callable[[str], None]) -> None:
         self._ray = _import()
-        self._mine = _connect(self._ray, place.ray_address)
+        self._mine = _connect(self._ray, workers.ray_address)
         self._need = {"num_cpus": 1, "num_gpus": 1 if gpus else 0}
         self._warn = warn
         there = self._ray.cluster_resources()
-        self._most = min(place.workers or int(there.get("GPU" if gpus else "CPU", 0)) or 1, max(most, 1))
+        self._most = min(workers.count or int(there.get("GPU" if gpus else "CPU", 0)) or 1, max(most, 1))
         step = max(1, -(-len(reads) // _SEEN))
         mark = (folder / f".{secrets.token_hex(8)}.mark").absolute()
         self._shared = _Shared(str(Path.cwd()), str(mark), secrets.token_hex(8), tuple((str(p), n) for p, n in reads[::step]))

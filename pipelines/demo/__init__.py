@@ -1,5 +1,5 @@
 """`polymodal demo`: from raw files to a report, through the commands that a user types.
 
-`data` finds real text and pictures, `demo` runs the commands, `page` writes what came out. May import: base, data, run, inspection, and the
-command line.
+`data` finds real text and pictures, `story` runs commands and keeps what they found, `page` shows it, `demo` is the whole.
+May import: base, data, run, inspection.
 """

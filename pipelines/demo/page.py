@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,9 +13,7 @@ from ..inspection import page
 from ..inspection.report import run_parts
 from ..run.directory import environment, open_run
 from .data import Concept
-
-if TYPE_CHECKING:
-    from .demo import Story
+from .story import Story
 
 _SHOWN = 48
 

@@ -30,7 +30,8 @@ from ..._version import __version__
 from ...shared.errors import BadSample, UserError
 from ...shared.sample import Sample
 from ..base.console import Console
-from ..crew.crew import Piece, Place, claim, crew, do_all
+from ..crew.crew import claim, crew, do_all
+from ..crew.pieces import Piece, Workers
 from ..data.dataset import DataSet, passing, write_atomic
 
 _LISTED = 1000
@@ -98,7 +99,7 @@ class Done:
 
 
 def run_over(data: DataSet, source: str, work: Work, out: Path, *, array: str | None, device: str | None = None, on_bad: str = "raise",
-             place: Place | None = None, console: Console | None = None) -> Done:
+             workers: Workers | None = None, console: Console | None = None) -> Done:
     """Run a model over a data set and write one file.
 
     Args:
@@ -110,7 +111,7 @@ def run_over(data: DataSet, source: str, work: Work, out: Path, *, array: str | 
         device: of every worker; each takes a GPU of its own where it is ``cuda``. By default a GPU of this machine if there is one; on a
             cluster the CPU.
         on_bad: ``raise`` stops at a sample that cannot be used, ``skip`` counts and lists such samples.
-        place: where the workers are.
+        workers: how many, and where they run.
         console: where progress goes; silent by default.
     """
     console = console or Console(quiet=True)
@@ -120,12 +121,12 @@ def run_over(data: DataSet, source: str, work: Work, out: Path, *, array: str | 
         raise UserError(f"--out {out}: there is no folder {out.parent}; make it first")
     if data.index.kind == "tokens":
         raise UserError(f"{data.directory} holds rows of tokens, which are pieces of several texts: pack the texts without --tokenize")
-    place = place or Place()
-    device = device or ("cuda" if place.on == "local" and torch.cuda.is_available() else "cpu")
-    place = _fitting(place, device)
+    workers = workers or Workers()
+    device = device or ("cuda" if workers.on == "local" and torch.cuda.is_available() else "cpu")
+    workers = _fitting(workers, device)
     _opened.cache_clear()  # of an earlier run in this process; files may have changed
     _data.cache_clear()
-    runner = _opened(work, device if place.workers == 1 and place.on == "local" else "cpu")
+    runner = _opened(work, device if workers.count == 1 and workers.on == "local" else "cpu")
     parts = cut(data.shard_sizes)
     source = full(source)
     folder = out.with_name(f".{out.name}.parts").absolute()
@@ -134,7 +135,7 @@ def run_over(data: DataSet, source: str, work: Work, out: Path, *, array: str | 
         _resume(folder, {"format": _FORMAT, "polymodal": __version__, "torch": torch.__version__, "data": data.fingerprint,
                          "model": runner.fingerprint, "device": device.partition(":")[0], "parts": len(parts),
                          "work": {k: v for k, v in asdict(work).items() if k != "model"}})  # type: ignore[call-overload]
-        _make(data, source, work, runner, parts, folder, device, on_bad, place, console)
+        _make(data, source, work, runner, parts, folder, device, on_bad, workers, console)
         done = _join(data, runner, parts, folder, out, array, on_bad, console)
         shutil.rmtree(folder, ignore_errors=True)
         return done
@@ -179,20 +180,20 @@ def cut(sizes: Sequence[int]) -> list[Part]:
     return parts
 
 
-def _fitting(place: Place, device: str) -> Place:
+def _fitting(workers: Workers, device: str) -> Workers:
     """A device with a number is one worker's."""
     kind, _, number = device.partition(":")
-    if place.on == "local":
+    if workers.on == "local":
         try:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
             reason = str(error).partition("\n")[0]
             raise UserError(f"--device {device} cannot be used ({reason}); expected cpu or a GPU that is there") from None
     if not number:
-        return place
-    if (place.workers or 1) > 1 or place.on != "local":
+        return workers
+    if (workers.count or 1) > 1 or workers.on != "local":
         raise UserError(f"--device {device} is one device: give --device {kind}, and every worker takes one of its own")
-    return replace(place, workers=1)
+    return replace(workers, count=1)
 
 
 def _resume(folder: Path, identity: Mapping[str, Any]) -> None:
@@ -210,7 +211,7 @@ def _resume(folder: Path, identity: Mapping[str, Any]) -> None:
 
 
 def _make(data: DataSet, source: str, work: Work, runner: Runner, parts: Sequence[Part], folder: Path, device: str, on_bad: str,
-          place: Place, console: Console) -> None:
+          workers: Workers, console: Console) -> None:
     """Let workers make the parts that are not there."""
     there = set(folder.iterdir())
     missing = [part for part in parts if part.file(folder) not in there]
@@ -220,7 +221,7 @@ def _make(data: DataSet, source: str, work: Work, runner: Runner, parts: Sequenc
     with console.progress("samples", len(data)) as bar:
         bar.advance(len(data) - sum(piece.size for piece in pieces))
         if pieces:
-            with crew(place, most=len(pieces), folder=folder, reads=reads, gpus=device == "cuda", preload=(__name__,),
+            with crew(workers, most=len(pieces), folder=folder, reads=reads, gpus=device == "cuda", preload=(__name__,),
                       warn=console.warn) as hands:
                 do_all(hands, pieces, bar.advance)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from .launch import MARK, Job, seconds_of
+from .job import MARK, Job, seconds_of
 
 KINDS = ("job", "pytorchjob", "trainjob")
 _PORT = 29400

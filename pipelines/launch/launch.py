@@ -12,132 +12,24 @@ import os
 import re
 import shlex
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from ...shared.errors import UserError, raise_problems
 from ..base.console import Console
 from ..data.stream import Layout
-from ..run.recipe import Recipe, recipes
-
-MARK = "Written by `polymodal launch`"
-ENVIRONMENT: Mapping[str, str] = {
-    # agents that share torch's store keep the addresses of ranks that are gone, and the ranks that come back cannot connect
-    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-    "OMP_NUM_THREADS": "1",
-}
-"""What every target sets, and nothing else."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the command line says about the place where the run shall work; None where it says nothing."""
-
-    time: str | None = None
-    partition: str | None = None
-    account: str | None = None
-    image: str | None = None
-    namespace: str | None = None
-    volume: tuple[str, ...] | None = None
-    secret: str | None = None
-    gpu_type: str | None = None
-    cpus: int | None = None
-    rendezvous: str | None = None
-    kind: str | None = None
-    setup: str | None = None
-    logs: str | None = None
-
-
-@dataclass(frozen=True)
-class Job:
-    """A run and where it shall work.
-
-    Args:
-        name: of the job: lower case, digits and dashes.
-        recipe: resolved, with all overrides.
-        source: the recipe as the user named it: a name or a YAML file.
-        arguments: of `polymodal pretrain`, without the recipe: data, out, overrides.
-        nodes: fewest and most machines; equal where the number is fixed.
-        gpus: ranks on each machine, one for each GPU (for each process where the recipe says accelerator=cpu).
-        max_restarts: how often ranks that fail are started again.
-        grace: seconds that a run gets for its last checkpoint when it is asked to stop.
-        options: about the place.
-    """
-
-    name: str
-    recipe: Recipe
-    source: str
-    arguments: tuple[str, ...]
-    nodes: tuple[int, int] = (1, 1)
-    gpus: int = 1
-    max_restarts: int = 3
-    grace: int = 120
-    options: Options = Options()
-
-    @property
-    def with_gpus(self) -> bool:
-        """Whether the ranks work on GPUs."""
-        return self.recipe.accelerator != "cpu"
-
-    @property
-    def nnodes(self) -> str:
-        """The machines as torchrun spells them."""
-        least, most = self.nodes
-        return str(most) if least == most else f"{least}:{most}"
-
-    @cached_property
-    def recipe_file(self) -> str | None:
-        """The recipe as YAML where the user gave a file, for machines that do not have it; None where its name is enough."""
-        return None if self.source in recipes() else self.recipe.to_yaml()
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """What the ranks and torchrun find in their environment."""
-        # torchrun kills ranks that take longer than this to stop; a release that does not know the name has 30 seconds
-        return {**ENVIRONMENT, "PET_SHUTDOWN_TIMEOUT": str(max(1, self.grace - 10))}
-
-    def program(self, recipe: str | None = None) -> list[str]:
-        """`pretrain RECIPE ...` as words; `recipe` where it lies elsewhere."""
-        return ["pretrain", recipe or self.source, *self.arguments]
-
-    def torchrun(self, *rendezvous: str, recipe: str | None = None) -> list[str]:
-        """The torchrun command of one machine."""
-        return ["torchrun", f"--nnodes={self.nnodes}", f"--nproc-per-node={self.gpus}", f"--max-restarts={self.max_restarts}",
-                *rendezvous, "-m", "polymodal", *self.program(recipe)]
-
-
-class Target(Protocol):
-    """One way to start a job."""
-
-    takes: frozenset[str]
-    """The options it understands."""
-    here: bool
-    """Whether its command runs the job on this machine; otherwise it submits, on request only."""
-
-    def problems(self, job: Job) -> Iterator[str]:
-        """What this target cannot do for the job."""
-        ...
-
-    def files(self, job: Job) -> dict[str, str]:
-        """The files that it needs, by name: what a person reads before it is submitted."""
-        ...
-
-    def command(self, job: Job, folder: Path = Path()) -> list[str]:
-        """What starts or submits the job, whose files lie in `folder`."""
-        ...
+from .job import MARK, Job, Target, seconds_of
+from .kubernetes import Kubernetes
+from .ray import Ray, SkyPilot
+from .shell import Slurm, ThisMachine, Torchrun
 
 
 def targets() -> Mapping[str, Target]:
     """Every target by its name on the command line."""
-    from .kubernetes import Kubernetes
-    from .ray import Ray, SkyPilot
-    from .shell import Local, Slurm, Torchrun
-
-    return {"local": Local(), "torchrun": Torchrun(), "slurm": Slurm(), "kubernetes": Kubernetes(), "ray": Ray(), "skypilot": SkyPilot()}
+    return {"local": ThisMachine(), "torchrun": Torchrun(), "slurm": Slurm(),
+            "kubernetes": Kubernetes(), "ray": Ray(), "skypilot": SkyPilot()}
 
 
 def check(job: Job, on: str) -> Target:
@@ -211,19 +103,6 @@ def nodes_of(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2] or found[1])
 
 
-def seconds_of(time: str) -> int | None:
-    """Seconds of a time limit in Slurm's spellings: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S; None where it is none."""
-    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time)
-    if found is None:
-        return None
-    days, first, second, third = (int(part) if part else None for part in found.groups())
-    if days is not None:
-        return ((days * 24 + (first or 0)) * 60 + (second or 0)) * 60 + (third or 0)
-    if third is not None:
-        return ((first or 0) * 60 + (second or 0)) * 60 + third
-    return (first or 0) * 60 + (second or 0)
-
-
 _PLAIN = re.compile(r"[\w.,:@%/+=-]+")
 _LOCAL_SECRETS = re.compile(r"(password|passwd|secret|token|api[-_]?key|signature|credential)", re.IGNORECASE)
 
@@ -278,17 +157,3 @@ def _write(folder: Path, files: Mapping[str, str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         (folder / name).write_text(content, encoding="utf-8")
-
-
-class Shell(str):
-    """A word that is shell text already and must not be quoted."""
-
-
-def words(arguments: Sequence[str]) -> str:
-    """Words as a shell reads them, one option a line."""
-    lines: list[list[str]] = [[]]
-    for word in arguments:
-        if word.startswith("-"):
-            lines.append([])
-        lines[-1].append(word if isinstance(word, Shell) else shlex.quote(word))
-    return " \\\n    ".join(" ".join(line) for line in lines)

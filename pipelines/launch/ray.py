@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from .launch import MARK, Job, Shell, words
+from .job import MARK, Job, ShellText, words
 
 
 class Ray:
@@ -112,7 +112,7 @@ class SkyPilot:
         resources: dict[str, Any] = {"accelerators": f"{o.gpu_type}:{job.gpus}"} if job.with_gpus else {}
         resources |= {"cpus": f"{o.cpus}+"} if o.cpus else {}
         resources |= {"image_id": f"docker:{o.image}"} if o.image else {}
-        place = ["--rdzv-backend=c10d", Shell('--rdzv-endpoint="$head:29400"'), f"--rdzv-id={job.name}"]
+        place = ["--rdzv-backend=c10d", ShellText('--rdzv-endpoint="$head:29400"'), f"--rdzv-id={job.name}"]
         recipe = None if job.recipe_file is None else "recipe.yaml"
         run = 'head=$(echo "$SKYPILOT_NODE_IPS" | sed -n 1p)\n'
         if job.recipe_file is not None:

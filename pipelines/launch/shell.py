@@ -6,10 +6,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from .launch import MARK, Job, Shell, words
+from .job import MARK, Job, ShellText, words
 
 
-class Local:
+class ThisMachine:
     """The run's own way to start ranks, on this machine."""
 
     takes: frozenset[str] = frozenset()
@@ -25,7 +25,7 @@ class Local:
         return {}
 
     def command(self, job: Job, folder: Path = Path()) -> list[str]:
-        """`polymodal pretrain` with so many processes."""
+        """`polymodal pretrain` with one process for each GPU."""
         return [sys.executable, "-m", "polymodal", *job.program(), "--devices", str(job.gpus)]
 
 
@@ -74,7 +74,7 @@ class Slurm:
         }
         lines = [f"#SBATCH --{name}{f'={value}' if value else ''}" for name, value in settings.items() if value is not None]
         exports = [f"export {name}={value}" for name, value in job.environment.items()]
-        place = ["--rdzv-backend=c10d", Shell('--rdzv-endpoint="$head:$port"'), Shell('--rdzv-id="$SLURM_JOB_ID"')]
+        place = ["--rdzv-backend=c10d", ShellText('--rdzv-endpoint="$head:$port"'), ShellText('--rdzv-id="$SLURM_JOB_ID"')]
         script = _SCRIPT.format(mark=MARK, settings="\n".join(lines), exports="\n".join(exports), setup=o.setup or "# no --setup",
                                 command=words(job.torchrun(*place)))
         return {f"{job.name}.sbatch": script}

@@ -26,7 +26,8 @@ import numpy as np
 
 from ...shared.errors import BadSample, UserError
 from ..base.console import Bar, Console
-from ..crew.crew import LOCK, Crew, Lost, Piece, Place, claim, crew, do_all
+from ..crew.crew import LOCK, claim, crew, do_all
+from ..crew.pieces import Crew, Lost, Piece, Workers
 from ..data.dataset import INDEX, TOKENIZER, Index, Shard, idx_name, passing, write_atomic
 from ..data.order import permutation
 from .rows import fit, in_sequence
@@ -124,7 +125,7 @@ def pack(sources: Sequence[str | Path] | str | Path, out: str | Path, *, kind: s
     if tokenizer is not None and reading.columns:
         raise UserError(f"--tokenize joins texts to rows of tokens, which have no {', '.join(reading.columns.values())}: fine-tuning "
                         f"reads raw text, so leave --tokenize out, or {', '.join(reading.columns)}")
-    place = Place(on, workers, ray_address)
+    crew_of = Workers(on, workers, ray_address)
     found = plan(given, reading)
     tok = _load_tokenizer(tokenizer, found.kind, block) if tokenizer is not None else None
     options = Options(reading, shuffle, shard_bytes, block if tok else 0, tok.fingerprint if tok else "",
@@ -134,7 +135,7 @@ def pack(sources: Sequence[str | Path] | str | Path, out: str | Path, *, kind: s
     if done is not None:
         return done
     try:
-        indexes = _pack(sides, found, options, tok, place, console)
+        indexes = _pack(sides, found, options, tok, crew_of, console)
     except Lost:
         raise
     except UserError:  # bad input: nothing is kept; after a kill or a full disk the next run continues
@@ -152,16 +153,16 @@ def pack(sources: Sequence[str | Path] | str | Path, out: str | Path, *, kind: s
     return indexes[0]
 
 
-def _pack(sides: list[Path], found: Plan, options: Options, tok: Tokenizer | None, place: Place, console: Console) -> list[Index]:
+def _pack(sides: list[Path], found: Plan, options: Options, tok: Tokenizer | None, workers: Workers, console: Console) -> list[Index]:
     """Read, write, finish."""
     work = sides[0] / WORK
     if tok is not None:
         tok.save(work / TOKENIZER)
     size = sum(f[1] for f in found.files)
-    if place.on == "local" and place.workers is None and size < _SMALL:
-        place = replace(place, workers=1)
+    if workers.on == "local" and workers.count is None and size < _SMALL:
+        workers = replace(workers, count=1)
     most = max(len(found.units), size // options.shard_bytes + len(sides))
-    with crew(place, most=most, folder=work, reads=[(path, n) for path, n, _ in found.files], preload=(__name__,),
+    with crew(workers, most=most, folder=work, reads=[(path, n) for path, n, _ in found.files], preload=(__name__,),
               warn=console.warn) as hands:
         with console.progress("reading", sum(u.size for u in found.units)) as bar:
             tasks = [(Piece(partial(_read, unit, i, options, work), unit.size, f"reading {unit.path or unit.files[0][0]}"),

@@ -23,7 +23,8 @@ import torch
 from polymodal.pipelines import cli
 from polymodal.pipelines.base.console import Console
 from polymodal.pipelines.crew import ray as crew_ray
-from polymodal.pipelines.crew.crew import Lost, Piece, Place, crew, do_all
+from polymodal.pipelines.crew.crew import crew, do_all
+from polymodal.pipelines.crew.pieces import Lost, Piece, Workers
 from polymodal.pipelines.data.dataset import DataSet
 from polymodal.pipelines.inference.bulk import run_over
 from polymodal.pipelines.inference.runners import VECTOR, Classify, Embed
@@ -189,17 +190,18 @@ def test_vectors_and_classes_on_ray_are_those_of_this_machine_though_a_worker_is
     for name, work, array in (("v.npy", Embed(str(texts / "model"), "text", batch_size=1), VECTOR),
                               ("c.jsonl", Classify(str(texts / "modelclassify"), batch_size=1), None)):
         console = Warnings()
-        for place in (Place(workers=1), Place("ray", 2)):
-            (tmp_path / place.on).mkdir(exist_ok=True)
+        for workers in (Workers(count=1), Workers("ray", 2)):
+            (tmp_path / workers.on).mkdir(exist_ok=True)
             with a_kill(tmp_path / "ray", f".{name}.parts/*.safetensors", 1) as killed:
-                done = run_over(data, str(texts / "data"), work, tmp_path / place.on / name, array=array, place=place, console=console)
+                done = run_over(data, str(texts / "data"), work, tmp_path / workers.on / name, array=array, workers=workers,
+                                console=console)
             assert done.count == 700
         assert killed and "a worker died over samples" in console.lines[0]
     assert contents(tmp_path / "local") == contents(tmp_path / "ray") and len(contents(tmp_path / "ray")) == 3
 
 
 def test_errors_on_ray_are_those_of_a_run_in_order(cluster, tmp_path):
-    with crew(Place("ray", 2), most=8, folder=tmp_path) as those:
+    with crew(Workers("ray", 2), most=8, folder=tmp_path) as those:
         for bad in ((5, 6), (0, 1), (7,)):
             with pytest.raises(UserError, match=f"^piece {min(bad)} is bad$"):
                 do_all(those, [Piece(Touch(str(tmp_path), i, bad), 1, str(i)) for i in range(8)], lambda size: None)
@@ -209,7 +211,7 @@ def test_errors_on_ray_are_those_of_a_run_in_order(cluster, tmp_path):
 def test_a_piece_that_kills_its_workers_ends_the_run(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(crew_ray, "TRIES", 2)
     console = Warnings()
-    with crew(Place("ray", 2), most=2, folder=tmp_path, warn=console.warn) as those, pytest.raises(Lost, match="deadly: 2 workers died"):
+    with crew(Workers("ray", 2), most=2, folder=tmp_path, warn=console.warn) as those, pytest.raises(Lost, match="deadly: 2 workers died"):
         do_all(those, [Piece(partial(os._exit, 1), 1, "deadly")], lambda size: None)
     assert len(console.lines) == 1
 
@@ -222,7 +224,7 @@ def test_a_cluster_without_room_is_told(cluster, tmp_path, monkeypatch):
         lines.append(line)
         raise KeyboardInterrupt  # what a person may do then
 
-    with crew(Place("ray"), most=1, folder=tmp_path, gpus=True, warn=warn) as those, pytest.raises(KeyboardInterrupt):
+    with crew(Workers("ray"), most=1, folder=tmp_path, gpus=True, warn=warn) as those, pytest.raises(KeyboardInterrupt):
         do_all(those, [Piece(Touch(str(tmp_path), 0), 1, "0")], lambda size: None)
     assert len(lines) == 1 and "each needs a core and a GPU; of 0 GPUs of the cluster 0 are free" in lines[0]
 
@@ -231,7 +233,7 @@ def test_a_machine_without_the_storage_is_named(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(crew_ray, "_PATIENCE", 0.0)
     (tmp_path / "a").write_text("12345")
     for reads, message in (([(str(tmp_path / "b"), 5)], "cannot read .*/b'"), ([(str(tmp_path / "a"), 4)], "has 5 bytes on .* and 4 here")):
-        with crew(Place("ray"), most=1, folder=tmp_path, reads=reads) as those, pytest.raises(UserError, match=message):
+        with crew(Workers("ray"), most=1, folder=tmp_path, reads=reads) as those, pytest.raises(UserError, match=message):
             do_all(those, [Piece(Touch(str(tmp_path), 0), 1, "0")], lambda size: None)
 
 

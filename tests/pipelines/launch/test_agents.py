@@ -13,7 +13,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from polymodal.pipelines.base.console import Console
-from polymodal.pipelines.launch.launch import Job, Options, targets
+from polymodal.pipelines.launch.job import Job, JobOptions
+from polymodal.pipelines.launch.launch import targets
 from polymodal.pipelines.pack.pack import pack
 from polymodal.pipelines.run import directory
 from polymodal.pipelines.run.recipe import recipe
@@ -41,7 +42,7 @@ def data(tmp_path_factory):
 
 def job(data, out, nodes, gpus, rendezvous=None):
     arguments = ("--data", data.train, "--tokenizer", data.tok, "--out", str(out), *(part for o in OVERRIDES for part in ("--set", o)))
-    return Job("two-agents", recipe("gpt2-tiny", OVERRIDES), "gpt2-tiny", arguments, nodes, gpus, options=Options(rendezvous=rendezvous))
+    return Job("two-agents", recipe("gpt2-tiny", OVERRIDES), "gpt2-tiny", arguments, nodes, gpus, options=JobOptions(rendezvous=rendezvous))
 
 
 def agent(job, log):

@@ -18,7 +18,8 @@ import yaml
 from polymodal.pipelines.base.console import Console
 from polymodal.pipelines.commands import launch as commands
 from polymodal.pipelines.launch import launch as launching
-from polymodal.pipelines.launch.launch import Job, Options, check, job_name, launch, nodes_of, seconds_of, words
+from polymodal.pipelines.launch.job import Job, JobOptions, seconds_of, words
+from polymodal.pipelines.launch.launch import check, job_name, launch, nodes_of
 from polymodal.pipelines.run.recipe import recipe
 from polymodal.shared.errors import UserError
 
@@ -28,7 +29,7 @@ ODD = "/mnt/data, it's $HOME"
 
 def job(nodes=(2, 2), gpus=8, source="bert-base", arguments=ARGUMENTS, max_restarts=3, grace=120, overrides=(), **options):
     resolved = recipe(source, [*overrides, "data.global_batch=256"])
-    return Job("bert-base", resolved, str(source), arguments, nodes, gpus, max_restarts, grace, Options(**options))
+    return Job("bert-base", resolved, str(source), arguments, nodes, gpus, max_restarts, grace, JobOptions(**options))
 
 
 @pytest.fixture
