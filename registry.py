@@ -6,10 +6,10 @@ import difflib
 import importlib
 import pkgutil
 from functools import cache
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 
 from .shared.errors import UserError
-from .shared.system import Family
+from .shared.family import Family
 
 FOLDERS = ("text", "vision", "seq2seq", "multimodal")
 
@@ -17,27 +17,36 @@ FOLDERS = ("text", "vision", "seq2seq", "multimodal")
 @cache
 def families() -> MappingProxyType[str, Family]:
     """Every registered family by name, in the order of folder, year and name."""
-    found: dict[str, Family] = {}
+    return MappingProxyType({name: entry for name, (entry, _) in _found().items()})
+
+
+@cache
+def _found() -> dict[str, tuple[Family, ModuleType]]:
+    """The families with the modules that hold them."""
+    found: dict[str, tuple[Family, ModuleType]] = {}
     for folder in FOLDERS:
         package = importlib.import_module(f".{folder}", __package__)
-        entries: list[Family] = []
-        for info in pkgutil.iter_modules(package.__path__):
-            module = importlib.import_module(f"{package.__name__}.{info.name}")
-            entries.extend(getattr(module, "FAMILIES", ()))
-        for entry in sorted(entries, key=lambda f: (f.year, f.name)):
+        modules = [importlib.import_module(f"{package.__name__}.{info.name}") for info in pkgutil.iter_modules(package.__path__)]
+        entries: list[tuple[Family, ModuleType]] = [(entry, module) for module in modules for entry in getattr(module, "FAMILIES", ())]
+        for entry, module in sorted(entries, key=lambda pair: (pair[0].card.year, pair[0].name)):
             assert entry.name not in found, f"two families are called {entry.name}"
-            found[entry.name] = entry
-    return MappingProxyType(found)
+            found[entry.name] = entry, module
+    return found
+
+
+def module_of(entry: Family) -> ModuleType:
+    """The module of a registered family."""
+    return _found()[entry.name][1]
 
 
 def folder_of(entry: Family) -> str:
     """The folder a family lives in: text, vision, seq2seq or multimodal."""
-    return entry.config.__module__.split(".")[-2]
+    return module_of(entry).__name__.split(".")[-2]
 
 
 def file_of(entry: Family) -> str:
     """The path of a family's file, from the root of the package."""
-    return "/".join(entry.create.__module__.split(".")[1:]) + ".py"
+    return "/".join(module_of(entry).__name__.split(".")[1:]) + ".py"
 
 
 def family(name: str) -> Family:

@@ -19,7 +19,7 @@ from polymodal.pipelines.train.sharding import building
 from polymodal.pipelines.train.start import find_start
 from polymodal.registry import family
 from polymodal.shared import dist
-from polymodal.shared.system import Context
+from polymodal.shared.family import Context
 from torch.distributed.fsdp import fully_shard  # noqa: F401  (its import is not what is measured)
 
 

@@ -23,10 +23,10 @@ import torch
 from polymodal.shared.config import Config
 from polymodal.shared.convert import Rename
 from polymodal.shared.errors import UserError
+from polymodal.shared.family import Card, Context, Family, Net, Task, transformers
 from polymodal.shared.loss import accuracy_sum, cross_entropy_sum
 from polymodal.shared.sample import Sample
-from polymodal.shared.settings import build_settings
-from polymodal.shared.system import Batch, Context, Family, Net, Objective, Preview, Step, System, Term
+from polymodal.shared.system import Batch, Objective, Preview, Step, System, Term
 from torch import Tensor, nn
 
 # --- the network -----------------------------------------------------------------------------------------------------
@@ -113,13 +113,8 @@ class BagObjective(Objective[np.ndarray]):
 # --- the loss side: sums with counts ---------------------------------------------------------------------------------
 
 
-class BagSystem(System):
+class BagSystem(System[Bag, BagObjective]):
     """Cross-entropy of the next byte."""
-
-    def __init__(self, net: Bag, objective: Objective[np.ndarray]) -> None:
-        super().__init__()
-        self.net = net
-        self.objective = objective
 
     def forward(self, batch: BagBatch, carry: Any = None) -> Step:
         """The SUM over targets; the loop divides by the count of the whole global batch."""
@@ -135,29 +130,31 @@ class BagSystem(System):
 # --- the entry -------------------------------------------------------------------------------------------------------
 
 
-def create(config: BagConfig, settings: Mapping[str, Any], context: Context) -> BagSystem:
+def create(config: BagConfig, settings: BagSettings, context: Context) -> BagSystem:
     """Build the system with fresh weights. `context` brings a tokenizer or class names to systems that need them."""
-    return BagSystem(Bag(config), BagObjective(build_settings(BagSettings, settings, "bag objective")))
+    return BagSystem(Bag(config), BagObjective(settings))
 
+
+CARD = Card(
+    title="Bag of characters",
+    paper="An example of this documentation",
+    year=2026,
+    url="https://arxiv.org/abs/1301.3781",
+    equation=r"\mathcal{L} = -\frac{1}{T} \sum_{t=1}^{T} \log p_\theta(x_t \mid x_{t-C} + \dots + x_{t-1})",
+    symbols="The C bytes before t count as a bag: their embeddings are added up.",
+    masks={},
+    reference="none",
+)
 
 FAMILIES = (
     Family(
         name="bag",
-        title="Bag of characters",
-        paper="An example of this documentation",
-        year=2026,
-        url="https://arxiv.org/abs/1301.3781",
-        objective="next byte from a bag of bytes",
-        equation=r"\mathcal{L} = -\frac{1}{T} \sum_{t=1}^{T} \log p_\theta(x_t \mid x_{t-C} + \dots + x_{t-1})",
-        symbols="The C bytes before t count as a bag: their embeddings are added up.",
-        masks={},
+        card=CARD,
         config=BagConfig,
         sizes={"tiny": {}, "base": {"hidden_size": 256}},
-        create=create,
-        settings=BagSettings,
+        pretraining=Task("next byte from a bag of bytes", BagSettings, create),
         # how the weights are called in a directory: here as they are called in the network
-        nets=(Net("BagModel", Bag, lambda config: tuple(Rename(name, name) for name in ("embed.weight", "out.weight", "out.bias"))),),
+        nets=(Net("BagModel", Bag, transformers(lambda config: tuple(Rename(n, n) for n in ("embed.weight", "out.weight", "out.bias")))),),
         model_type="bag",
-        reference="none",
     ),
 )

@@ -27,10 +27,9 @@ TRANSFORMERS = {
 OPEN_CLIP = {"norm1": "ln_1", "qkv": "attn.in_proj_", "out": "attn.out_proj", "norm2": "ln_2", "up": "mlp.c_fc", "down": "mlp.c_proj"}
 
 
-def default(config: CLIPConfig) -> str:
-    """The layout that can hold this net: transformers knows neither the ResNet nor a text tower of another family."""
-    own = isinstance(config.text_config, CLIPTextConfig) and isinstance(config.vision_config, CLIPVisionConfig)
-    return "transformers" if own else "open_clip"
+def suits_transformers(config: CLIPConfig) -> bool:
+    """Whether transformers knows this net: it has neither the ResNet nor a text tower of another family."""
+    return isinstance(config.text_config, CLIPTextConfig) and isinstance(config.vision_config, CLIPVisionConfig)
 
 
 def transformers_rules(config: CLIPConfig) -> Sequence[Rule]:

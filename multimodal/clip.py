@@ -17,7 +17,7 @@ batch norm of the ResNet uses each rank's own statistics. Parity: transformers C
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -31,10 +31,10 @@ from ..shared.block import Block, FeedForward
 from ..shared.dist import all_gather_with_grad, first_dims, rank
 from ..shared.embed import TokenEmbedding
 from ..shared.errors import UserError
+from ..shared.family import Card, Context, Family, Format, Net, Task, transformers
 from ..shared.loss import accuracy_sum, at_least_fp32, contrastive_sum
-from ..shared.settings import build_settings
 from ..shared.stack import Stack
-from ..shared.system import Context, Family, Layout, Net, Preview, Step, System, Term
+from ..shared.system import Preview, Step, System, Term
 from ..shared.tokenizer import Tokenizer
 from ..vision.resnet import ResNet, ResNetConfig
 from ..vision.transforms import CLIP_MEAN, CLIP_STD, Augmentation, Normalize, Preprocessing
@@ -191,14 +191,12 @@ class CLIPSettings:
     """Captions whose features a locked text tower keeps, so that they are read once."""
 
 
-class CLIPPretraining(System):
+class CLIPSystem(System[CLIP, ImageTextPairs]):
     """CLIP with the symmetric contrastive loss over the batch of all ranks."""
 
     coupled = True
-    net: CLIP
 
     def __init__(self, config: CLIPConfig, settings: CLIPSettings, context: Context) -> None:
-        super().__init__()
         room = config.text_config.max_position_embeddings
         length = min(room, 77) if settings.max_length is None else settings.max_length
         if not 3 <= length <= room:
@@ -207,12 +205,12 @@ class CLIPPretraining(System):
             raise UserError("objective.chunk needs an image tower without batch statistics: use a ViT, or leave chunk out")
         if settings.chunk is not None and settings.chunk < 1:
             raise UserError(f"objective.chunk is {settings.chunk}: expected at least 1 pair, or null")
-        self.net = CLIP(config)  # pyright: ignore[reportIncompatibleVariableOverride]
-        self.net.preprocessing = Preprocessing(image_size=config.vision_config.image_size, image_mean=settings.image_mean,
-                                               image_std=settings.image_std)  # fmt: skip
-        self.normalize = Normalize(self.net.preprocessing)
-        self.objective = context.objective(
-            "clip", lambda tokenizer: ImageTextPairs(tokenizer, self.net.preprocessing, settings.augmentation, length))
+        net = CLIP(config)
+        net.preprocessing = Preprocessing(image_size=config.vision_config.image_size, image_mean=settings.image_mean,
+                                          image_std=settings.image_std)  # fmt: skip
+        super().__init__(net, context.objective(
+            "clip", lambda tokenizer: ImageTextPairs(tokenizer, net.preprocessing, settings.augmentation, length)))
+        self.normalize = Normalize(net.preprocessing)
         self.chunk = settings.chunk
         self.memo = Memo(settings.memo) if config.lock_text else None
         self.locked: list[nn.Module] = [m for m, lock in ((self.net.text, config.lock_text), (self.net.vision, config.lock_image)) if lock]
@@ -300,7 +298,6 @@ class CLIPPretraining(System):
     @torch.no_grad()
     def preview(self, batch: PairBatch, limit: int = 4) -> list[Preview]:
         """Pictures with their captions and the captions of the batch that fit best."""
-        assert isinstance(self.objective, ImageTextPairs)
         tokenizer = self.objective.tokenizer
         text = self.text_embeds(batch)
         images = batch.images[:limit]
@@ -336,9 +333,8 @@ def adapt(config: CLIPConfig, context: Context) -> CLIPConfig:
                                                pad_token_id=end if tokenizer.pad_id is None else tokenizer.pad_id))
 
 
-def create(config: CLIPConfig, settings: Mapping[str, Any], context: Context) -> CLIPPretraining:
+def create(config: CLIPConfig, settings: CLIPSettings, context: Context) -> CLIPSystem:
     """The pretraining system: fresh weights, and the text tower's own where `text_tower` names one."""
-    chosen = build_settings(CLIPSettings, settings, "clip objective")
     if config.text_tower is not None:
         own = Tokenizer.load(config.text_tower)
         if context.tokenizer is not None and context.tokenizer.fingerprint != own.fingerprint:
@@ -346,7 +342,7 @@ def create(config: CLIPConfig, settings: Mapping[str, Any], context: Context) ->
         context = replace(context, tokenizer=own)
     if context.tokenizer is not None and context.tokenizer.vocab_size > config.text_config.vocab_size:
         raise UserError(f"the tokenizer has {context.tokenizer.vocab_size} entries, the text tower {config.text_config.vocab_size}")
-    system = CLIPPretraining(config, chosen, context)
+    system = CLIPSystem(config, settings, context)
     if config.text_tower is not None:
         assert isinstance(system.net.text, PretrainedText)
         load_weights(system.net.text, config.text_tower)
@@ -367,42 +363,46 @@ def _text(width: int, layers: int, positions: int = 77) -> dict[str, Any]:
             "max_position_embeddings": positions}  # fmt: skip
 
 
+SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {"projection_dim": 128, "vision_config": _vit(128, 2, 8, 64), "text_config": _text(128, 2)},
+    "tiny-resnet": {"projection_dim": 128, "text_config": _text(128, 2),
+                    "vision_config": {"layers": (1, 1, 1, 1), "width": 16, "image_size": 64, "head_width": 32}},
+    "small": {"projection_dim": 256, "vision_config": _vit(384, 12, 16), "text_config": _text(256, 6)},
+    "base": {"vision_config": _vit(768, 12, 32), "text_config": _text(512, 12)},
+    "base16": {"vision_config": _vit(768, 12, 16), "text_config": _text(512, 12)},
+    "large": {"projection_dim": 768, "vision_config": _vit(1024, 24, 14), "text_config": _text(768, 12)},
+    "rn50": {"projection_dim": 1024, "vision_config": {"layers": (3, 4, 6, 3), "width": 64}, "text_config": _text(512, 12)},
+}
+"""`base`, `base16`, `large` and `rn50` are the paper's ViT-B/32, ViT-B/16, ViT-L/14 and RN50."""
+
+CARD = Card(
+    title="CLIP",
+    paper='Radford, Kim, Hallacy et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021',
+    year=2021,
+    url="https://arxiv.org/abs/2103.00020",
+    equation=r"\mathcal{L} = -\frac{1}{2N} \sum_{i=1}^{N} \left[ \log \frac{e^{\tau u_i \cdot v_i}}{\sum_{j} e^{\tau u_i \cdot v_j}} "
+             r"+ \log \frac{e^{\tau u_i \cdot v_i}}{\sum_{j} e^{\tau u_j \cdot v_i}} \right]",
+    symbols="u and v are the unit vectors of picture and caption, N the pairs of the whole global batch, over all "
+            "ranks; the scale is learned, at most 100.",
+    masks={"Patches and class token": Mask(), "Caption": Mask(causal=True)},
+    reference="transformers CLIPModel; open_clip",
+)
+
 FAMILIES = (
     Family(
         name="clip",
-        title="CLIP",
-        paper='Radford, Kim, Hallacy et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021',
-        year=2021,
-        url="https://arxiv.org/abs/2103.00020",
-        objective="contrastive: match pictures and captions within the batch",
-        equation=r"\mathcal{L} = -\frac{1}{2N} \sum_{i=1}^{N} \left[ \log \frac{e^{\tau u_i \cdot v_i}}{\sum_{j} e^{\tau u_i \cdot v_j}} "
-                 r"+ \log \frac{e^{\tau u_i \cdot v_i}}{\sum_{j} e^{\tau u_j \cdot v_i}} \right]",
-        symbols="u and v are the unit vectors of picture and caption, N the pairs of the whole global batch, over all "
-                "ranks; the scale is learned, at most 100.",
-        masks={"Patches and class token": Mask(), "Caption": Mask(causal=True)},
+        card=CARD,
         config=CLIPConfig,
-        sizes={
-            "tiny": {"projection_dim": 128, "vision_config": _vit(128, 2, 8, 64), "text_config": _text(128, 2)},
-            "tiny-resnet": {"projection_dim": 128, "text_config": _text(128, 2),
-                            "vision_config": {"layers": (1, 1, 1, 1), "width": 16, "image_size": 64, "head_width": 32}},
-            "small": {"projection_dim": 256, "vision_config": _vit(384, 12, 16), "text_config": _text(256, 6)},
-            "base": {"vision_config": _vit(768, 12, 32), "text_config": _text(512, 12)},
-            "base16": {"vision_config": _vit(768, 12, 16), "text_config": _text(512, 12)},
-            "large": {"projection_dim": 768, "vision_config": _vit(1024, 24, 14), "text_config": _text(768, 12)},
-            "rn50": {"projection_dim": 1024, "vision_config": {"layers": (3, 4, 6, 3), "width": 64}, "text_config": _text(512, 12)},
-        },
-        create=create,
-        settings=CLIPSettings,
+        sizes=SIZES,
         adapt=adapt,
+        pretraining=Task("contrastive: match pictures and captions within the batch", CLIPSettings, create),
         nets=(
-            Net("CLIPModel", CLIP, layouts.transformers_rules, files=_files, finish=read_preprocessing,
-                default_layout=layouts.default, layouts=(
-                    Layout("open_clip", "open_clip_config.json", "open_clip_model.safetensors", layouts.is_open_clip,
-                           layouts.read_open_clip, layouts.write_open_clip, layouts.open_clip_rules, layouts.finish_open_clip,
-                           layouts.open_clip_files),
-                )),
+            Net("CLIPModel", CLIP,
+                transformers(layouts.transformers_rules, files=_files, finish=read_preprocessing, suits=layouts.suits_transformers),
+                Format("open_clip", layouts.open_clip_rules, "open_clip_config.json", "open_clip_model.safetensors",
+                       recognises=layouts.is_open_clip, read=layouts.read_open_clip, write=layouts.write_open_clip,
+                       files=layouts.open_clip_files, finish=layouts.finish_open_clip)),
         ),
         model_type="clip",
-        reference="transformers CLIPModel; open_clip",
     ),
 )  # fmt: skip

@@ -23,7 +23,7 @@ from ..shared.attention.mask import on_device
 from ..shared.convert import Ignore, Rule, to_ours
 from ..shared.encoder import Encoder
 from ..shared.errors import UserError
-from ..shared.system import Family, Net
+from ..shared.family import Family, Net
 
 Pooling = Literal["mean", "cls"]
 
@@ -92,7 +92,7 @@ def pool_packed(hidden: Tensor, lengths: Sequence[int], pooling: Pooling) -> Ten
 def trunk_rules(config: PretrainedTextConfig) -> tuple[Rule, ...]:
     """The encoder's own rule table (transformers' bare model), without what the tower leaves out."""
     family, net = _trunk_net(config.encoder)
-    table = net.rules(family.config.from_dict(config.encoder))
+    table = net.format("transformers").rules(family.config.from_dict(config.encoder))
     return (*(r for r in table if not any(k.startswith("pooler.") for k in r.our_keys)), Ignore(r"(.*\.)?pooler\..*"))
 
 
@@ -114,7 +114,7 @@ def load_weights(tower: PretrainedText, directory: str) -> None:
     if not file.exists():
         raise UserError(f"text tower {directory}: no model.safetensors; expected a model directory in transformers' layout")
     full = net.build(config)
-    full.load_state_dict(to_ours(net.rules(config), load_file(file), str(file)), strict=False)
+    full.load_state_dict(to_ours(net.format("transformers").rules(config), load_file(file), str(file)), strict=False)
     tower.encoder.load_state_dict({k: v for k, v in _trunk(full).state_dict().items() if not k.startswith("pooler.")})
 
 

@@ -32,12 +32,12 @@ from ..shared.config import Config
 from ..shared.convert import Alias, Ignore, Legacy, Rename, Rule, Tied, Transpose, affine, layers, prefixed
 from ..shared.embed import TokenEmbedding, normal_
 from ..shared.errors import BadSample, UserError, raise_problems
+from ..shared.family import Card, Context, Family, Net, Task, transformers
 from ..shared.heads import LMHead
 from ..shared.loss import accuracy_sum, cross_entropy_sum
 from ..shared.sample import Sample
-from ..shared.settings import build_settings
 from ..shared.stack import Stack
-from ..shared.system import Batch, Context, Family, Net, Objective, Preview, Step, System, Term
+from ..shared.system import Batch, Objective, Preview, Step, System, Term
 from ..shared.tokenizer import Tokenizer
 from .generation.generate import Decoding, generate_ids
 
@@ -317,15 +317,8 @@ class CausalObjective(Objective[CausalExample]):
 # ------------------------------------------------------------------------------------------ the loss side
 
 
-class GPT2System(System):
+class GPT2System(System[GPT2LMHeadModel, CausalObjective]):
     """GPT-2's pretraining: the next token."""
-
-    net: GPT2LMHeadModel
-
-    def __init__(self, net: GPT2LMHeadModel, objective: Objective[CausalExample]) -> None:
-        super().__init__()
-        self.net = net  # pyright: ignore[reportIncompatibleVariableOverride]
-        self.objective = objective
 
     def forward(self, batch: CausalBatch, carry: Any = None) -> Step:
         """Cross-entropy of the next token, summed."""
@@ -344,7 +337,7 @@ class GPT2System(System):
     @torch.no_grad()
     def preview(self, batch: CausalBatch, limit: int = 4) -> list[Preview]:
         """The beginnings of held-out documents, the model's continuations, and the true ones."""
-        tokenizer = cast("CausalObjective", self.objective).tokenizer
+        tokenizer = self.objective.tokenizer
         previews: list[Preview] = []
         start = 0
         for length in batch.lengths[:limit]:
@@ -364,10 +357,9 @@ class GPT2System(System):
 # --------------------------------------------------------------------------------------------- the entry
 
 
-def create(config: GPT2Config, settings: Mapping[str, Any], context: Context) -> GPT2System:
+def create(config: GPT2Config, settings: CausalSettings, context: Context) -> GPT2System:
     """Build GPT-2 with fresh weights and its objective."""
-    chosen = build_settings(CausalSettings, settings, "gpt2 objective")
-    length = chosen.max_length or config.n_positions
+    length = settings.max_length or config.n_positions
     if length > config.n_positions:
         raise UserError(f"objective.max_length is {length}, the model has {config.n_positions} positions: "
                         f"lower it or raise model.n_positions")
@@ -412,35 +404,37 @@ BUFFERS = Ignore(r"(.*\.)?h\.\d+\.attn\.(bias|masked_bias)")
 """Causal masks that older checkpoints saved."""
 
 NETS = (
-    Net("GPT2LMHeadModel", GPT2LMHeadModel, lambda c: (
+    Net("GPT2LMHeadModel", GPT2LMHeadModel, transformers(lambda c: (
         *prefixed(_trunk(c), "transformer.", "trunk."),
         Alias("lm_head.weight", "transformer.wte.weight"),
         Tied("head.weight", "trunk.embed.word.weight"),
         BUFFERS,
         Legacy(r"^(?=(wte|wpe|h|ln_f)\.)", "transformer."),  # the released files hold the bare trunk
-    )),
-    Net("GPT2Model", GPT2Model, lambda c: (*_trunk(c), BUFFERS)),
+    ))),
+    Net("GPT2Model", GPT2Model, transformers(lambda c: (*_trunk(c), BUFFERS))),
 )  # fmt: skip
+
+CARD = Card(
+    title="GPT-2",
+    paper="Radford, Wu, Child, Luan, Amodei, Sutskever. Language Models are Unsupervised Multitask Learners",
+    year=2019,
+    url="https://openai.com/index/better-language-models/",
+    equation=r"\mathcal{L} = -\frac{1}{T} \sum_{t=1}^{T} \log p_\theta(x_t \mid x_{<t})",
+    symbols="The tokens before t are those of the same document; T counts the targets of the whole global batch.",
+    masks={"Packed documents": Mask(causal=True, lengths=(5, 7, 4))},
+    reference="transformers.GPT2LMHeadModel",
+)
 
 FAMILIES = (
     Family(
         name="gpt2",
-        title="GPT-2",
-        paper="Radford, Wu, Child, Luan, Amodei, Sutskever. Language Models are Unsupervised Multitask Learners",
-        year=2019,
-        url="https://openai.com/index/better-language-models/",
-        objective="next token",
-        equation=r"\mathcal{L} = -\frac{1}{T} \sum_{t=1}^{T} \log p_\theta(x_t \mid x_{<t})",
-        symbols="The tokens before t are those of the same document; T counts the targets of the whole global batch.",
-        masks={"Packed documents": Mask(causal=True, lengths=(5, 7, 4))},
+        card=CARD,
         config=GPT2Config,
         sizes=SIZES,
-        create=create,
-        settings=CausalSettings,
         adapt=adapt,
+        pretraining=Task("next token", CausalSettings, create),
         nets=NETS,
         heads=("head",),
         model_type="gpt2",
-        reference="transformers.GPT2LMHeadModel",
     ),
 )

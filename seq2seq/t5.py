@@ -37,10 +37,9 @@ from ..shared.config import Config
 from ..shared.convert import Alias, Fuse, Ignore, Rename, Rule, Tied, Untied, layers, prefixed
 from ..shared.embed import TokenEmbedding
 from ..shared.errors import UserError, raise_problems
+from ..shared.family import Card, Context, Family, Net, Task, transformers
 from ..shared.heads import LMHead
-from ..shared.settings import build_settings
 from ..shared.stack import Stack
-from ..shared.system import Context, Family, Net
 from ..shared.tokenizer import Tokenizer
 from . import text2text
 from .generation.generate import Decoding, Reading
@@ -438,12 +437,11 @@ class T5System(Text2TextSystem):
 # --------------------------------------------------------------------------------------------- the entry
 
 
-def create(config: T5Config, settings: Mapping[str, Any], context: Context) -> T5System:
+def create(config: T5Config, settings: SpanSettings, context: Context) -> T5System:
     """Build T5 with fresh weights and its objective."""
-    chosen = build_settings(SpanSettings, settings, "t5 objective")
 
     def objective(tokenizer: Tokenizer) -> SpanObjective:
-        return SpanObjective(fitting(tokenizer, config.vocab_size), chosen, config.start_id)
+        return SpanObjective(fitting(tokenizer, config.vocab_size), settings, config.start_id)
 
     return T5System(T5ForConditionalGeneration(config), context.objective("t5", objective))
 
@@ -502,32 +500,34 @@ def _head(config: T5Config) -> tuple[Rule, ...]:
 
 
 NETS = (
-    Net("T5ForConditionalGeneration", T5ForConditionalGeneration, lambda c: (*prefixed(_trunk(c), ours="trunk."), *_head(c))),
-    Net("T5Model", T5Model, _trunk),
-    Net("T5EncoderModel", T5EncoderModel, _encoder),
+    Net("T5ForConditionalGeneration", T5ForConditionalGeneration, transformers(lambda c: (*prefixed(_trunk(c), ours="trunk."), *_head(c)))),
+    Net("T5Model", T5Model, transformers(_trunk)),
+    Net("T5EncoderModel", T5EncoderModel, transformers(_encoder)),
+)
+
+CARD = Card(
+    title="T5",
+    paper="Raffel, Shazeer, Roberts, Lee, Narang, Matena, Zhou, Li, Liu. Exploring the Limits of Transfer Learning with a Unified "
+          "Text-to-Text Transformer",
+    year=2020,
+    url="https://arxiv.org/abs/1910.10683",
+    equation=r"\mathcal{L} = -\frac{1}{|y|} \sum_{t=1}^{|y|} \log p_\theta(y_t \mid y_{<t}, \tilde{x})",
+    symbols="The text x with a tilde has a sentinel for each corrupted span; y is each sentinel and what stood there.",
+    masks={"Encoder": Mask(keep=torch.arange(16)[None] < 13), "Decoder": Mask(causal=True)},
+    reference="transformers.T5ForConditionalGeneration",
 )
 
 FAMILIES = (
     Family(
         name="t5",
-        title="T5",
-        paper="Raffel, Shazeer, Roberts, Lee, Narang, Matena, Zhou, Li, Liu. Exploring the Limits of Transfer Learning with a Unified "
-              "Text-to-Text Transformer",
-        year=2020,
-        url="https://arxiv.org/abs/1910.10683",
-        objective="corrupted spans",
-        equation=r"\mathcal{L} = -\frac{1}{|y|} \sum_{t=1}^{|y|} \log p_\theta(y_t \mid y_{<t}, \tilde{x})",
-        symbols="The text x with a tilde has a sentinel for each corrupted span; y is each sentinel and what stood there.",
-        masks={"Encoder": Mask(keep=torch.arange(16)[None] < 13), "Decoder": Mask(causal=True)},
+        card=CARD,
         config=T5Config,
         sizes=SIZES,
-        create=create,
-        settings=SpanSettings,
         adapt=adapt,
-        nets=NETS,
+        pretraining=Task("corrupted spans", SpanSettings, create),
         tasks=(text2text.task("T5ForConditionalGeneration", T5ForConditionalGeneration),),
+        nets=NETS,
         heads=("head",),
         model_type="t5",
-        reference="transformers.T5ForConditionalGeneration",
     ),
 )

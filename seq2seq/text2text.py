@@ -24,10 +24,10 @@ import torch
 from torch import Tensor, nn
 
 from ..shared.errors import BadSample, raise_problems
+from ..shared.family import Context, Task
 from ..shared.loss import accuracy_sum, cross_entropy_sum
 from ..shared.sample import Sample
-from ..shared.settings import build_settings
-from ..shared.system import Context, Objective, Preview, Step, System, Task, Term
+from ..shared.system import Objective, Preview, Step, System, Term
 from ..shared.tokenizer import Tokenizer
 from .generation.generate import generate_ids
 from .spans import Seq2SeqBatch, Seq2SeqExample, fitting, pad_pairs, show_tokens, with_ends
@@ -86,7 +86,7 @@ class Text2TextObjective(Objective[Seq2SeqExample]):
         return Preview((("input", show_tokens(self.tokenizer, example.input_ids)), ("target", show_tokens(self.tokenizer, example.labels))))
 
 
-class Text2TextSystem(System):
+class Text2TextSystem(System[nn.Module, Objective[Seq2SeqExample]]):
     """An encoder-decoder that writes targets: cross-entropy of their tokens.
 
     Args:
@@ -99,9 +99,7 @@ class Text2TextSystem(System):
     """What a preview calls the text, its target, and what the network writes."""
 
     def __init__(self, net: nn.Module, objective: Objective[Seq2SeqExample], label_smoothing: float = 0.0) -> None:
-        super().__init__()
-        self.net = net
-        self.objective = objective
+        super().__init__(net, objective)
         self.label_smoothing = label_smoothing
 
     def forward(self, batch: Seq2SeqBatch, carry: Any = None) -> Step:
@@ -144,12 +142,11 @@ def smoothed_sum(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
 def task(architecture: str, build: Callable[[Any], nn.Module]) -> Task:
     """The task `text2text` of a family whose encoder-decoder `build` makes of a config with a `start_id`."""
 
-    def create(config: Any, settings: Mapping[str, Any], context: Context) -> Text2TextSystem:
-        chosen = build_settings(Text2TextSettings, settings, "text2text objective")
+    def create(config: Any, settings: Text2TextSettings, context: Context) -> Text2TextSystem:
 
         def objective(tokenizer: Tokenizer) -> Text2TextObjective:
-            return Text2TextObjective(fitting(tokenizer, config.vocab_size), chosen, config.start_id)
+            return Text2TextObjective(fitting(tokenizer, config.vocab_size), settings, config.start_id)
 
-        return Text2TextSystem(build(config), context.objective("text2text", objective), chosen.label_smoothing)
+        return Text2TextSystem(build(config), context.objective("text2text", objective), settings.label_smoothing)
 
-    return Task("text2text", "a text from a text", Text2TextSettings, create, architecture=architecture)
+    return Task("a text from a text", Text2TextSettings, create, "text2text", architecture=architecture)

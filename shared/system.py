@@ -14,21 +14,16 @@ micro-batch size, accumulation, rank count, padding or packing.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
+from typing import Any, ClassVar, Generic, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from typing_extensions import TypeVar  # with defaults: typing's has them from Python 3.13 on
 
-from .attention.mask import Mask
-from .errors import UserError
 from .sample import Sample
-
-if TYPE_CHECKING:
-    from .tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,16 +166,29 @@ class Objective(ABC, Generic[ExampleT]):
         return Preview(rows=(("example", repr(example)),))
 
 
-class System(nn.Module, ABC):
-    """A network and its pretraining (or fine-tuning, or distillation) loss."""
+NetT = TypeVar("NetT", bound=nn.Module, default=nn.Module, covariant=True)
+ObjectiveT = TypeVar("ObjectiveT", bound=Objective[Any], default=Objective[Any], covariant=True)
+
+
+class System(nn.Module, ABC, Generic[NetT, ObjectiveT]):
+    """A network and its pretraining (or fine-tuning, or distillation) loss.
+
+    Args:
+        net: the network that pretraining is for: what `polymodal.load` gives of a run.
+        objective: makes the batches that `forward` reads.
+    """
 
     coupled: ClassVar[bool] = False
     """True where the loss couples all samples of the batch (contrastive): the loop then never
     splits the global batch by accumulation; the system keeps its memory down by itself."""
 
-    net: nn.Module
-    """The network that pretraining is for: what `polymodal.load` gives of a run."""
-    objective: Objective[Any]
+    net: NetT
+    objective: ObjectiveT
+
+    def __init__(self, net: NetT, objective: ObjectiveT) -> None:
+        super().__init__()
+        self.net = net
+        self.objective = objective
 
     @abstractmethod
     def forward(self, batch: Any, carry: Any = None) -> Step:
@@ -207,168 +215,3 @@ class System(nn.Module, ABC):
     def preview(self, batch: Any, limit: int = 4) -> list[Preview]:
         """What the model makes of up to `limit` examples of a held-out batch (no gradient, eval mode)."""
         return []
-
-
-class NoData(Objective[Any]):
-    """The objective of a system that was built for its network alone; every use says what is lacking."""
-
-    def __init__(self, system: str) -> None:
-        """Remember which system asks."""
-        self.system = system
-
-    def example(self, sample: Sample, rng: np.random.Generator) -> Iterable[Any]:
-        """Refuse."""
-        raise UserError(f"this {self.system} was built without a tokenizer and cannot read data: pass tokenizer=")
-
-    def collate(self, examples: list[Any]) -> Batch:
-        """Refuse."""
-        raise UserError(f"this {self.system} was built without a tokenizer and cannot read data: pass tokenizer=")
-
-
-@dataclass(frozen=True)
-class Context:
-    """What the data tells a system that is being built."""
-
-    tokenizer: Tokenizer | None = None
-    classes: tuple[str, ...] | None = None
-    """Class names in the order of their numbers, where the data set is labelled."""
-    net_only: bool = False
-    """The system is built for its network: a tokenizer that is lacking is no mistake, and the objective is `NoData`."""
-
-    def objective(self, system: str, make: Callable[[Tokenizer], Objective[Any]]) -> Objective[Any]:
-        """The objective that `make` builds with the tokenizer, or `NoData` under `net_only`."""
-        return NoData(system) if self.net_only and self.tokenizer is None else make(self.need_tokenizer(system))
-
-    def need_tokenizer(self, system: str) -> Tokenizer:
-        """The tokenizer, or a clear error."""
-        if self.tokenizer is None:
-            raise UserError(f"{system} reads text and got no tokenizer: pass --tokenizer DIR (see `polymodal tokenizer train`)")
-        return self.tokenizer
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Another library's directory layout of a net (open_clip, timm), beside transformers' own.
-
-    Args:
-        name: what `--format` calls it: "open_clip", "timm".
-        config_file: the JSON file that describes the net.
-        weights_file: the safetensors file.
-        recognises: whether the contents of a JSON file of that name describe this kind of net.
-        read: (those contents, the directory) -> config.
-        write: net -> those contents; raises `UserError` where the library has no such net.
-        rules: the state-dict rule table for a config.
-        finish: (net, contents, directory): take over what is no config, such as the preprocessing of pictures.
-        files: net -> further JSON files, by name relative to the directory.
-    """
-
-    name: str
-    config_file: str
-    weights_file: str
-    recognises: Callable[[Mapping[str, Any]], bool]
-    read: Callable[[Mapping[str, Any], Path], Any]
-    write: Callable[[Any], Mapping[str, Any]]
-    rules: Callable[[Any], Sequence[Any]]
-    finish: Callable[[Any, Mapping[str, Any], Path], None] = lambda net, record, directory: None
-    files: Callable[[Any], Mapping[str, Mapping[str, Any]]] = lambda net: {}
-
-
-@dataclass(frozen=True)
-class Net:
-    """A network that can be loaded from and saved to the reference library's layout.
-
-    Args:
-        build: config -> module with fresh weights.
-        rules: the state-dict rule table (`shared.convert`) for a config; one table, both directions.
-        architecture: the class name in config.json's `architectures` ("BertForMaskedLM").
-        layouts: other libraries' layouts of the same net.
-        default_layout: config -> the layout that is written when none is asked for: "transformers", or a name in `layouts`.
-        files: net -> further JSON files of transformers' layout (`preprocessor_config.json`), by name.
-        finish: (net, directory): read those files, where they are there.
-    """
-
-    architecture: str
-    build: Callable[[Any], nn.Module]
-    rules: Callable[[Any], Sequence[Any]]
-    layouts: tuple[Layout, ...] = ()
-    default_layout: Callable[[Any], str] = lambda config: "transformers"
-    files: Callable[[Any], Mapping[str, Mapping[str, Any]]] = lambda net: {}
-    finish: Callable[[Any, Path], None] = lambda net, directory: None
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a family's network is trained for: pretraining, or something that it is fine-tuned for.
-
-    Its system is one like any other, with an objective and a loss of its own: the same loop trains it.
-
-    Args:
-        name: what recipes and `--set task=` call it: "classify", "text2text"; pretraining has the empty name.
-        objective: in a few words.
-        settings: the frozen dataclass of the objective's settings.
-        create: (config, objective settings, context) -> a system with fresh weights.
-        adapt: fit the config of a network that was loaded to the data: the number and names of classes. The vocabulary
-            stays that of the network.
-        architecture: `Net.architecture` of the network that is trained; empty where the settings decide.
-    """
-
-    name: str
-    objective: str
-    settings: type
-    create: Callable[[Any, Mapping[str, Any], Context], System]
-    adapt: Callable[[Any, Context], Any] = lambda config, context: config
-    architecture: str = ""
-
-
-@dataclass(frozen=True)
-class Family:
-    """The registry entry of one system: everything that `polymodal` needs to know about a family file.
-
-    A family file ends with `FAMILIES = (Family(...), ...)`; the registry finds it by looking, so
-    adding a system touches no other file.
-    """
-
-    name: str
-    """The name in recipes and on the command line, such as `bert`."""
-    title: str
-    paper: str
-    """Authors, title and year as they would stand in a reference list."""
-    year: int
-    url: str
-    objective: str
-    """The pretraining objective in a few words."""
-    equation: str
-    """What is minimised, in TeX, and in `symbols` what its letters mean."""
-    symbols: str
-    masks: Mapping[str, Mask]
-    """The attention masks of training, over 16 keys, by what they are for; drawn in the documentation."""
-    config: type
-    """The frozen dataclass with transformers' field names."""
-    sizes: Mapping[str, Mapping[str, Any]]
-    """Named sizes: overrides of the config's defaults. Every family has `tiny`."""
-    create: Callable[[Any, Mapping[str, Any], Context], System]
-    """(config, objective settings, context) -> a system with fresh weights."""
-    settings: type
-    """The frozen dataclass of the objective's settings (`mask_prob`, `max_length` ...)."""
-    adapt: Callable[[Any, Context], Any] = lambda config, context: config
-    """Fit the config to the data: vocabulary size and special ids, number of labels."""
-    nets: tuple[Net, ...] = ()
-    tasks: tuple[Task, ...] = ()
-    """What its networks are fine-tuned for."""
-    heads: tuple[str, ...] = ()
-    """Parts of its networks that get fresh weights where a run starts from a network without them, or with others.
-    All else must be there: a network that is the trunk alone, or has it as `trunk`, fits every other."""
-    model_type: str = ""
-    """config.json's `model_type` in the reference library's layout; empty where there is none."""
-    reference: str = ""
-    """The library and class that parity is measured against."""
-    default_size: str = "base"
-    notes: Mapping[str, str] = field(default_factory=dict)
-
-    def task(self, name: str) -> Task:
-        """The task called `name`; pretraining has the empty name."""
-        known = {"": Task("", self.objective, self.settings, self.create), **{t.name: t for t in self.tasks}}
-        if name not in known:
-            offered = f"its tasks are {', '.join(t.name for t in self.tasks)}" if self.tasks else "it has no tasks"
-            raise UserError(f"task is {name!r}; {self.name} is pretrained with an empty task, and {offered}")
-        return known[name]

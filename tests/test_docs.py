@@ -218,14 +218,14 @@ def test_the_example_system_keeps_the_contract(texts: Path, tmp_path: Path) -> N
     from polymodal.pipelines.pack.pack import pack
     from polymodal.pipelines.run.optim import OptimSettings, build_optimizer
     from polymodal.pipelines.train.loop import _counts, _Loss, _Work
-    from polymodal.shared.system import Context
+    from polymodal.shared.family import Context
 
     bag = example("bag_of_characters").FAMILIES[0]
     pack([texts], tmp_path / "data", workers=1)
     results = []
     for micro_batch in (None, 2):
         torch.manual_seed(0)
-        system = bag.create(bag.config(), {"context": 4, "targets": 16}, Context())
+        system = bag.pretraining.build(bag.config(), {"context": 4, "targets": 16}, Context())
         layout = Layout(8, micro_batch)
         stream = Stream(DataSet.open(tmp_path / "data"), system.objective, layout, seed=0, lanes=2, window=16)
         optimizer = build_optimizer(system, OptimSettings(lr=0.05))

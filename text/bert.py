@@ -34,11 +34,11 @@ from ..shared.corrupt import mask_tokens, truncate_pair
 from ..shared.embed import normal_
 from ..shared.encoder import LEGACY, Encoder, EncoderConfig, EncoderOutput, encoder_rules
 from ..shared.errors import BadSample, UserError
+from ..shared.family import Card, Context, Family, Net, Task, transformers
 from ..shared.heads import LMHead, Transform
 from ..shared.loss import accuracy_sum, cross_entropy_sum
 from ..shared.sample import Sample
-from ..shared.settings import build_settings
-from ..shared.system import Batch, Context, Family, Net, Objective, Preview, Step, System, Term
+from ..shared.system import Batch, Objective, Preview, Step, System, Term
 from ..shared.tokenizer import Tokenizer
 from . import classify, tasks
 
@@ -402,15 +402,8 @@ class BertObjective(MaskingObjective[BertExample]):
 # ------------------------------------------------------------------------------------------ the loss side
 
 
-class BertSystem(System):
+class BertSystem(System[BertForPreTraining | BertForMaskedLM, BertObjective]):
     """BERT's pretraining: masked words, and next sentence where the objective makes pairs."""
-
-    net: BertForPreTraining | BertForMaskedLM
-
-    def __init__(self, net: BertForPreTraining | BertForMaskedLM, objective: Objective[BertExample]) -> None:
-        super().__init__()
-        self.net = net  # pyright: ignore[reportIncompatibleVariableOverride]
-        self.objective = objective
 
     def forward(self, batch: BertBatch, carry: Any = None) -> Step:
         """Both losses as sums over their targets; the vocabulary is scored only where something is predicted."""
@@ -438,7 +431,7 @@ class BertSystem(System):
     @torch.no_grad()
     def preview(self, batch: BertBatch, limit: int = 4) -> list[Preview]:
         """Sequences with their masks, and the model's fillings with the true words beside them."""
-        tokenizer = cast("BertObjective", self.objective).tokenizer
+        tokenizer = self.objective.tokenizer
         net = self.net
         out = net.trunk(batch.input_ids, None, batch.token_type_ids, batch.position_ids, lengths=batch.lengths)
         fillings = net.head(out.last_hidden_state[0, batch.target_rows]).argmax(-1).cpu().numpy()
@@ -492,17 +485,16 @@ def fitting(tokenizer: Tokenizer, config: BertConfig) -> Tokenizer:
     return tokenizer
 
 
-def create(config: BertConfig, settings: Mapping[str, Any], context: Context) -> BertSystem:
+def create(config: BertConfig, settings: BertSettings, context: Context) -> BertSystem:
     """Build BERT with fresh weights and its objective."""
-    chosen = build_settings(BertSettings, settings, "bert objective")
-    length = sequence_length(config, chosen)
-    if chosen.nsp and config.type_vocab_size < 2:
+    length = sequence_length(config, settings)
+    if settings.nsp and config.type_vocab_size < 2:
         raise UserError("next sentence prediction needs two token types: set model.type_vocab_size to 2 or objective.nsp to false")
 
     def objective(tokenizer: Tokenizer) -> BertObjective:
-        return BertObjective(fitting(tokenizer, config), chosen, length)
+        return BertObjective(fitting(tokenizer, config), settings, length)
 
-    return BertSystem(BertForPreTraining(config) if chosen.nsp else BertForMaskedLM(config), context.objective("bert", objective))
+    return BertSystem(BertForPreTraining(config) if settings.nsp else BertForMaskedLM(config), context.objective("bert", objective))
 
 
 def adapt(config: BertConfig, context: Context) -> BertConfig:
@@ -529,44 +521,46 @@ def _words() -> tuple[Rule, ...]:
 
 NETS = (
     Net("BertForPreTraining", BertForPreTraining,
-        lambda c: (*_trunk(c, pooler=True), *_words(), *affine("cls.seq_relationship", "next_sentence"))),
-    Net("BertForMaskedLM", BertForMaskedLM, lambda c: (
+        transformers(lambda c: (*_trunk(c, pooler=True), *_words(), *affine("cls.seq_relationship", "next_sentence")))),
+    Net("BertForMaskedLM", BertForMaskedLM, transformers(lambda c: (
         *_trunk(c, pooler=False), *_words(),
         Ignore(r"bert\.pooler\..*|cls\.seq_relationship\..*"),  # the released files of this architecture hold them too
-    )),
-    Net("BertModel", Encoder, lambda c: (*encoder_rules(c), *LEGACY)),
+    ))),
+    Net("BertModel", Encoder, transformers(lambda c: (*encoder_rules(c), *LEGACY))),
     Net("BertForSequenceClassification", lambda c: tasks.SequenceClassification(Encoder(c), c),
-        lambda c: (*_trunk(c, pooler=True), *affine("classifier", "classifier"))),
+        transformers(lambda c: (*_trunk(c, pooler=True), *affine("classifier", "classifier")))),
     Net("BertForTokenClassification", lambda c: tasks.TokenClassification(Encoder(c, pooler=False), c),
-        lambda c: (*_trunk(c, pooler=False), *affine("classifier", "classifier"))),
+        transformers(lambda c: (*_trunk(c, pooler=False), *affine("classifier", "classifier")))),
     Net("BertForQuestionAnswering", lambda c: tasks.QuestionAnswering(Encoder(c, pooler=False), c),
-        lambda c: (*_trunk(c, pooler=False), *affine("qa_outputs", "classifier"))),
+        transformers(lambda c: (*_trunk(c, pooler=False), *affine("qa_outputs", "classifier")))),
     Net("BertForMultipleChoice", lambda c: tasks.MultipleChoice(Encoder(c), c),
-        lambda c: (*_trunk(c, pooler=True), *affine("classifier", "classifier"))),
+        transformers(lambda c: (*_trunk(c, pooler=True), *affine("classifier", "classifier")))),
+)
+
+CARD = Card(
+    title="BERT",
+    paper="Devlin, Chang, Lee, Toutanova. BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding",
+    year=2018,
+    url="https://arxiv.org/abs/1810.04805",
+    equation=r"\mathcal{L} = -\frac{1}{|M|} \sum_{i \in M} \log p_\theta(x_i \mid \tilde{x}) "
+             r"- \frac{1}{B} \sum_{b=1}^{B} \log p_\theta(n_b \mid \tilde{x}_b)",
+    symbols="M are the 15 % of the tokens that are to be predicted; in the input x with a tilde, 80 % of them are masked, 10 % "
+            "replaced and 10 % kept. n says whether the second segment follows the first. Both means are over the whole global batch.",
+    masks={"Packed pairs": Mask(lengths=(5, 7, 4))},
+    reference="transformers.BertForPreTraining",
 )
 
 FAMILIES = (
     Family(
         name="bert",
-        title="BERT",
-        paper="Devlin, Chang, Lee, Toutanova. BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding",
-        year=2018,
-        url="https://arxiv.org/abs/1810.04805",
-        objective="masked words and next sentence",
-        equation=r"\mathcal{L} = -\frac{1}{|M|} \sum_{i \in M} \log p_\theta(x_i \mid \tilde{x}) "
-                 r"- \frac{1}{B} \sum_{b=1}^{B} \log p_\theta(n_b \mid \tilde{x}_b)",
-        symbols="M are the 15 % of the tokens that are to be predicted; in the input x with a tilde, 80 % of them are masked, 10 % "
-                "replaced and 10 % kept. n says whether the second segment follows the first. Both means are over the whole global batch.",
-        masks={"Packed pairs": Mask(lengths=(5, 7, 4))},
+        card=CARD,
         config=BertConfig,
         sizes=SIZES,
-        create=create,
-        settings=BertSettings,
         adapt=adapt,
-        nets=NETS,
+        pretraining=Task("masked words and next sentence", BertSettings, create),
         tasks=(classify.task("BertForSequenceClassification", lambda c: tasks.SequenceClassification(Encoder(c), c)),),
+        nets=NETS,
         heads=("head", "next_sentence", "classifier", "trunk.pooler"),
         model_type="bert",
-        reference="transformers.BertForPreTraining",
     ),
 )

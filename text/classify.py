@@ -14,17 +14,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..shared.errors import BadSample, UserError
+from ..shared.family import Context, Task
 from ..shared.loss import accuracy_sum, cross_entropy_sum
 from ..shared.sample import Sample
-from ..shared.settings import build_settings
-from ..shared.system import Batch, Context, Objective, Preview, Step, System, Task, Term
+from ..shared.system import Batch, Objective, Preview, Step, System, Term
 from ..shared.tokenizer import Tokenizer
 from .tasks import SequenceClassifier
 
@@ -136,15 +136,11 @@ def shortened(a: Sequence[int], b: Sequence[int], room: int) -> tuple[Sequence[i
     return a[:first], b[:second]
 
 
-class ClassifySystem(System):
+class ClassifySystem(System[SequenceClassifier, ClassifyObjective]):
     """A trunk with an output layer for classes, and cross-entropy."""
 
-    net: SequenceClassifier
-
-    def __init__(self, net: SequenceClassifier, objective: Objective[ClassifyExample], labels: tuple[str, ...]) -> None:
-        super().__init__()
-        self.net = net  # pyright: ignore[reportIncompatibleVariableOverride]
-        self.objective = objective
+    def __init__(self, net: SequenceClassifier, objective: ClassifyObjective, labels: tuple[str, ...]) -> None:
+        super().__init__(net, objective)
         self.labels = labels
 
     def logits(self, batch: ClassifyBatch) -> Tensor:
@@ -172,7 +168,7 @@ class ClassifySystem(System):
     @torch.no_grad()
     def preview(self, batch: ClassifyBatch, limit: int = 4) -> list[Preview]:
         """Texts with the most probable classes and the true one."""
-        tokenizer = cast("ClassifyObjective", self.objective).tokenizer
+        tokenizer = self.objective.tokenizer
         scores, best = self.logits(batch).float().softmax(-1).topk(min(3, len(self.labels)))
         texts = batch.input_ids[0].split(list(batch.lengths))
         return [
@@ -230,12 +226,11 @@ def with_classes(config: Any, context: Context) -> Any:
 def task(architecture: str, build: Callable[[Any], SequenceClassifier]) -> Task:
     """The task `classify` of a family whose network `build` makes of a config."""
 
-    def create(config: Any, settings: Mapping[str, Any], context: Context) -> ClassifySystem:
-        chosen = build_settings(ClassifySettings, settings, "classify objective")
+    def create(config: Any, settings: ClassifySettings, context: Context) -> ClassifySystem:
         if context.classes is None and config.labels is None and not context.net_only:
             raise UserError("classification needs classes and the data set names none: pack it with --label-field, "
                             "or as folders of one class each")
-        objective = context.objective("classify", lambda tokenizer: objective_of(config, tokenizer, chosen))
+        objective = context.objective("classify", lambda tokenizer: objective_of(config, tokenizer, settings))
         return ClassifySystem(build(config), objective, class_names(config))
 
-    return Task("classify", "a class for a text or a pair of texts", ClassifySettings, create, with_classes, architecture)
+    return Task("a class for a text or a pair of texts", ClassifySettings, create, "classify", with_classes, architecture)

@@ -38,10 +38,10 @@ from ..shared.convert import Alias, Rename, Rule, Tied, affine, prefixed
 from ..shared.embed import normal_
 from ..shared.encoder import LEGACY, Encoder, EncoderConfig, encoder_rules, first_tokens
 from ..shared.errors import UserError, raise_problems
+from ..shared.family import Card, Context, Family, Net, Task, transformers
 from ..shared.loss import accuracy_sum, at_least_fp32, cross_entropy_sum
 from ..shared.sample import Sample
-from ..shared.settings import build_settings
-from ..shared.system import Context, Family, Net, Objective, Preview, Step, System, Term
+from ..shared.system import Preview, Step, System, Term
 from ..shared.tokenizer import Tokenizer
 from . import classify, tasks
 from .bert import (
@@ -365,18 +365,14 @@ def ordered_pairs(scores: Tensor, positive: Tensor, lengths: tuple[int, ...]) ->
     return ordered, pairs
 
 
-class ElectraSystem(System):
+class ElectraSystem(System[ElectraForPreTraining, ElectraObjective]):
     """ELECTRA's pretraining. `net` is the discriminator; the generator shares its embedding tables."""
 
-    net: ElectraForPreTraining
-
     def __init__(
-        self, net: ElectraForPreTraining, generator: ElectraForMaskedLM, objective: Objective[ElectraExample], settings: ElectraSettings
+        self, net: ElectraForPreTraining, generator: ElectraForMaskedLM, objective: ElectraObjective, settings: ElectraSettings
     ) -> None:
-        super().__init__()
-        self.net = net  # pyright: ignore[reportIncompatibleVariableOverride]
+        super().__init__(net, objective)
         self.generator = generator
-        self.objective = objective
         self.settings = settings
         ours, shared = generator.trunk.embed, net.trunk.embed
         ours.word, ours.position, ours.token_type, ours.norm = shared.word, shared.position, shared.token_type, shared.norm
@@ -429,7 +425,7 @@ class ElectraSystem(System):
     @torch.no_grad()
     def preview(self, batch: ElectraBatch, limit: int = 4) -> list[Preview]:
         """Sequences with their masks, what the generator made of them, and which tokens the discriminator holds for replaced."""
-        tokenizer = cast("ElectraObjective", self.objective).tokenizer
+        tokenizer = self.objective.tokenizer
         _, filled, replaced = self.fill(batch)
         verdicts = self.net(filled, None, batch.token_type_ids, batch.position_ids, lengths=batch.lengths).logits[0].float().sigmoid()
         masked, ids = batch.input_ids[0].cpu().numpy(), filled[0].cpu().numpy()
@@ -465,14 +461,13 @@ def generator_config(config: ElectraConfig, settings: ElectraSettings) -> Electr
                    num_attention_heads=heads, intermediate_size=4 * width)
 
 
-def create(config: ElectraConfig, settings: Mapping[str, Any], context: Context) -> ElectraSystem:
+def create(config: ElectraConfig, settings: ElectraSettings, context: Context) -> ElectraSystem:
     """Build ELECTRA with fresh weights and its objective."""
-    chosen = build_settings(ElectraSettings, settings, "electra objective")
-    length = sequence_length(config, chosen)
+    length = sequence_length(config, settings)
     if config.type_vocab_size < 2:
         raise UserError("ELECTRA's two segments need two token types: set model.type_vocab_size to 2")
-    objective = context.objective("electra", lambda tokenizer: ElectraObjective(fitting(tokenizer, config), chosen, length))
-    return ElectraSystem(ElectraForPreTraining(config), ElectraForMaskedLM(generator_config(config, chosen)), objective, chosen)
+    objective = context.objective("electra", lambda tokenizer: ElectraObjective(fitting(tokenizer, config), settings, length))
+    return ElectraSystem(ElectraForPreTraining(config), ElectraForMaskedLM(generator_config(config, settings)), objective, settings)
 
 
 def _trunk(config: ElectraConfig, theirs: str = "electra.", ours: str = "trunk.") -> tuple[Rule, ...]:
@@ -481,51 +476,53 @@ def _trunk(config: ElectraConfig, theirs: str = "electra.", ours: str = "trunk."
 
 
 NETS = (
-    Net("ElectraForPreTraining", ElectraForPreTraining, lambda c: (
+    Net("ElectraForPreTraining", ElectraForPreTraining, transformers(lambda c: (
         *_trunk(c),
         *affine("discriminator_predictions.dense", "head.dense"),
         *affine("discriminator_predictions.dense_prediction", "head.out"),
-    )),
-    Net("ElectraForMaskedLM", ElectraForMaskedLM, lambda c: (
+    ))),
+    Net("ElectraForMaskedLM", ElectraForMaskedLM, transformers(lambda c: (
         *_trunk(c),
         *affine("generator_predictions.dense", "head.transform.dense"),
         *affine("generator_predictions.LayerNorm", "head.transform.norm"),
         Rename("generator_lm_head.bias", "head.bias"),
         Tied("head.weight", "trunk.embed.word.weight"),
         Alias("generator_lm_head.weight", "electra.embeddings.word_embeddings.weight"),
-    )),
-    Net("ElectraModel", lambda c: Encoder(c, pooler=False), lambda c: _trunk(c, "", "")),
+    ))),
+    Net("ElectraModel", lambda c: Encoder(c, pooler=False), transformers(lambda c: _trunk(c, "", ""))),
     Net("ElectraForSequenceClassification", ElectraForSequenceClassification,
-        lambda c: (*_trunk(c), *affine("classifier.dense", "head.dense"), *affine("classifier.out_proj", "head.out"))),
+        transformers(lambda c: (*_trunk(c), *affine("classifier.dense", "head.dense"), *affine("classifier.out_proj", "head.out")))),
     Net("ElectraForTokenClassification", lambda c: tasks.TokenClassification(Encoder(c, pooler=False), c),
-        lambda c: (*_trunk(c), *affine("classifier", "classifier"))),
+        transformers(lambda c: (*_trunk(c), *affine("classifier", "classifier")))),
     Net("ElectraForQuestionAnswering", lambda c: tasks.QuestionAnswering(Encoder(c, pooler=False), c),
-        lambda c: (*_trunk(c), *affine("qa_outputs", "classifier"))),
+        transformers(lambda c: (*_trunk(c), *affine("qa_outputs", "classifier")))),
+)
+
+CARD = Card(
+    title="ELECTRA",
+    paper="Clark, Luong, Le, Manning. ELECTRA: Pre-training Text Encoders as Discriminators Rather Than Generators",
+    year=2020,
+    url="https://arxiv.org/abs/2003.10555",
+    equation=r"\mathcal{L} = -\frac{1}{|M|} \sum_{i \in M} \log p_G(x_i \mid \tilde{x}) - \frac{\lambda}{n} \sum_{i=1}^{n} "
+             r"\left[ \mathbb{1}(\hat{x}_i = x_i) \log D(\hat{x})_i + \mathbb{1}(\hat{x}_i \neq x_i) \log (1 - D(\hat{x})_i) \right]",
+    symbols="M are the masked tokens of the input x with a tilde; the generator G draws what stands there in x with a hat; the "
+            "discriminator D says of each of the n tokens whether it is the original. "
+            "No gradient passes through the draw. The weight is 50.",
+    masks={"Packed texts": Mask(lengths=(5, 7, 4))},
+    reference="transformers.ElectraForPreTraining",
 )
 
 FAMILIES = (
     Family(
         name="electra",
-        title="ELECTRA",
-        paper="Clark, Luong, Le, Manning. ELECTRA: Pre-training Text Encoders as Discriminators Rather Than Generators",
-        year=2020,
-        url="https://arxiv.org/abs/2003.10555",
-        objective="replaced-token detection",
-        equation=r"\mathcal{L} = -\frac{1}{|M|} \sum_{i \in M} \log p_G(x_i \mid \tilde{x}) - \frac{\lambda}{n} \sum_{i=1}^{n} "
-                 r"\left[ \mathbb{1}(\hat{x}_i = x_i) \log D(\hat{x})_i + \mathbb{1}(\hat{x}_i \neq x_i) \log (1 - D(\hat{x})_i) \right]",
-        symbols="M are the masked tokens of the input x with a tilde; the generator G draws what stands there in x with a hat; the "
-                "discriminator D says of each of the n tokens whether it is the original. "
-                "No gradient passes through the draw. The weight is 50.",
-        masks={"Packed texts": Mask(lengths=(5, 7, 4))},
+        card=CARD,
         config=ElectraConfig,
         sizes=SIZES,
-        create=create,
-        settings=ElectraSettings,
         adapt=adapt,
-        nets=NETS,
+        pretraining=Task("replaced-token detection", ElectraSettings, create),
         tasks=(classify.task("ElectraForSequenceClassification", ElectraForSequenceClassification),),
+        nets=NETS,
         heads=("head", "classifier"),
         model_type="electra",
-        reference="transformers.ElectraForPreTraining",
     ),
 )

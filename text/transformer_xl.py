@@ -34,7 +34,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -48,10 +48,10 @@ from ..shared.block import FeedForward, LayerNorm
 from ..shared.config import Config
 from ..shared.convert import Alias, Ignore, Rename, Rule, Tied, affine, layers, prefixed
 from ..shared.errors import UserError, raise_problems
+from ..shared.family import Card, Context, Family, Net, Task, transformers
 from ..shared.loss import IGNORE
 from ..shared.sample import Sample
-from ..shared.settings import build_settings
-from ..shared.system import Batch, Context, Family, Net, Objective, Preview, Step, System, Term
+from ..shared.system import Batch, Objective, Preview, Step, System, Term
 from ..shared.tokenizer import Tokenizer
 from ._adaptive import AdaptiveEmbedding, AdaptiveSoftmax
 from ._relative import RecurrentBlock, Relative, RelativeAttention
@@ -405,19 +405,12 @@ class SegmentObjective(Objective[SegmentExample]):
 # ------------------------------------------------------------------------------------------ the loss side
 
 
-class TransformerXLSystem(System):
+class TransformerXLSystem(System[TransfoXLLMHeadModel, SegmentObjective]):
     """Transformer-XL's pretraining: the next token, with the memory as the carry.
 
     The carry holds `ids` (the samples that were read), `last` int64 [B] (their last tokens), and the memory: `keep` bool [B, M] and
     `states`, [B, M, D] for each layer. A row goes on from the row of the sample before it in its lane, wherever that stood.
     """
-
-    net: TransfoXLLMHeadModel
-
-    def __init__(self, net: TransfoXLLMHeadModel, objective: Objective[SegmentExample]) -> None:
-        super().__init__()
-        self.net = net  # pyright: ignore[reportIncompatibleVariableOverride]
-        self.objective = objective
 
     def forward(self, batch: SegmentBatch, carry: Any = None) -> Step:
         """Cross-entropy of every token, summed."""
@@ -458,7 +451,7 @@ class TransformerXLSystem(System):
     @torch.no_grad()
     def preview(self, batch: SegmentBatch, limit: int = 4) -> list[Preview]:
         """Held-out segments, read without a memory, and the token that was most probable at each place."""
-        tokenizer = cast("SegmentObjective", self.objective).tokenizer
+        tokenizer = self.objective.tokenizer
         first, _ = self._continued(batch, None)
         guessed = self.net(self._inputs(batch, first)[:limit, :48]).logits.argmax(-1)
         return [Preview((("text", tokenizer.decode(ids[keep])), ("guessed, token by token", tokenizer.decode(guess[keep]))))
@@ -468,14 +461,13 @@ class TransformerXLSystem(System):
 # --------------------------------------------------------------------------------------------- the entry
 
 
-def create(config: TransfoXLConfig, settings: Mapping[str, Any], context: Context) -> TransformerXLSystem:
+def create(config: TransfoXLConfig, settings: SegmentSettings, context: Context) -> TransformerXLSystem:
     """Build Transformer-XL with fresh weights and its objective."""
-    chosen = build_settings(SegmentSettings, settings, "transformer_xl objective")
 
     def objective(tokenizer: Tokenizer) -> SegmentObjective:
         if tokenizer.vocab_size > config.vocab_size:
             raise UserError(f"the tokenizer has {tokenizer.vocab_size} entries, model.vocab_size is {config.vocab_size}")
-        return SegmentObjective(tokenizer, chosen, max(1, config.mem_len))  # the paper trains with both of one length
+        return SegmentObjective(tokenizer, settings, max(1, config.mem_len))  # the paper trains with both of one length
 
     return TransformerXLSystem(TransfoXLLMHeadModel(config), context.objective("transformer_xl", objective))
 
@@ -542,31 +534,34 @@ def _head(config: TransfoXLConfig) -> tuple[Rule, ...]:
 _BUFFER = Ignore(r"(transformer\.)?pos_emb\.inv_freq")
 
 NETS = (
-    Net("TransfoXLLMHeadModel", TransfoXLLMHeadModel, lambda c: (*prefixed(_trunk(c), "transformer.", "trunk."), *_head(c), _BUFFER)),
-    Net("TransfoXLModel", TransfoXLModel, lambda c: (*_trunk(c), _BUFFER)),
+    Net("TransfoXLLMHeadModel", TransfoXLLMHeadModel,
+        transformers(lambda c: (*prefixed(_trunk(c), "transformer.", "trunk."), *_head(c), _BUFFER))),
+    Net("TransfoXLModel", TransfoXLModel, transformers(lambda c: (*_trunk(c), _BUFFER))),
+)
+
+CARD = Card(
+    title="Transformer-XL",
+    paper="Dai, Yang, Yang, Carbonell, Le, Salakhutdinov. Transformer-XL: Attentive Language Models beyond a Fixed-Length Context",
+    year=2019,
+    url="https://arxiv.org/abs/1901.02860",
+    equation=r"\mathcal{L} = -\frac{1}{T} \sum_{t=1}^{T} \log p_\theta(x_t \mid x_{<t}), \qquad "
+             r"a_{ij} = \frac{(q_i + u)^\top k_j + (q_i + v)^\top W_R R_{i-j}}{\sqrt{d}}",
+    symbols="The tokens before t are those of the segment and, as states that no gradient enters, those of the segments before. The "
+            "score a of query i and key j has the query q, the key k, the sinusoid R of their distance, and the learned u and v.",
+    masks={"Memory and segment": Mask(causal=True, offset=8),
+           "Evaluation with same length": Mask(causal=True, offset=8, window=(7, 0))},
+    reference="the paper's formula (no current library has it)",
 )
 
 FAMILIES = (
     Family(
         name="transformer_xl",
-        title="Transformer-XL",
-        paper="Dai, Yang, Yang, Carbonell, Le, Salakhutdinov. Transformer-XL: Attentive Language Models beyond a Fixed-Length Context",
-        year=2019,
-        url="https://arxiv.org/abs/1901.02860",
-        objective="next token, with a memory",
-        equation=r"\mathcal{L} = -\frac{1}{T} \sum_{t=1}^{T} \log p_\theta(x_t \mid x_{<t}), \qquad "
-                 r"a_{ij} = \frac{(q_i + u)^\top k_j + (q_i + v)^\top W_R R_{i-j}}{\sqrt{d}}",
-        symbols="The tokens before t are those of the segment and, as states that no gradient enters, those of the segments before. The "
-                "score a of query i and key j has the query q, the key k, the sinusoid R of their distance, and the learned u and v.",
-        masks={"Memory and segment": Mask(causal=True, offset=8),
-               "Evaluation with same length": Mask(causal=True, offset=8, window=(7, 0))},
+        card=CARD,
         config=TransfoXLConfig,
         sizes=SIZES,
-        create=create,
-        settings=SegmentSettings,
         adapt=adapt,
+        pretraining=Task("next token, with a memory", SegmentSettings, create),
         nets=NETS,
         model_type="transfo-xl",
-        reference="the paper's formula (no current library has it)",
     ),
 )

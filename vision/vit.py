@@ -34,11 +34,11 @@ from ..shared.config import Config
 from ..shared.convert import Ignore, Legacy, Rename, Reshape, Rule, affine, fused, layers
 from ..shared.embed import PatchEmbedding
 from ..shared.errors import BadSample, UserError
+from ..shared.family import Card, Context, Family, Format, Net, Task, transformers
 from ..shared.loss import accuracy_sum, cross_entropy_sum
 from ..shared.sample import Sample
-from ..shared.settings import build_settings
 from ..shared.stack import Stack
-from ..shared.system import Batch, Context, Family, Layout, Net, Objective, Preview, Step, System, Task, Term
+from ..shared.system import Batch, Objective, Preview, Step, System, Term
 from .transforms import HALF, Augmentation, Normalize, Preprocessing
 
 
@@ -82,6 +82,20 @@ class ViTConfig(Config):
         if self.pooling == "cls":
             record.pop("pooling")
         return record
+
+
+SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 512, "image_size": 32,
+             "patch_size": 4, "layer_norm_eps": 1e-6},
+    "small": {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536, "layer_norm_eps": 1e-6},
+    "base": {"layer_norm_eps": 1e-6},
+    "base32": {"patch_size": 32, "layer_norm_eps": 1e-6},
+    "large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,
+              "layer_norm_eps": 1e-6},
+    "huge": {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 16, "intermediate_size": 5120, "patch_size": 14,
+             "layer_norm_eps": 1e-6},
+}
+"""`base`, `base32`, `large` and `huge` are the paper's; `small` is DeiT's."""
 
 
 def _check_grid(image_size: int, patch_size: int) -> None:
@@ -273,20 +287,15 @@ class ImageClassification(Objective[LabelledImage]):
         return Preview((("class", self.name(example.label)),), example.pixels.permute(1, 2, 0).numpy())
 
 
-class ViTPretraining(System):
+class ViTSystem(System[ViT, ImageClassification]):
     """ViT with the classification loss."""
 
-    net: ViT
-    objective: ImageClassification
-
     def __init__(self, config: ViTConfig, settings: ViTSettings) -> None:
-        super().__init__()
-        self.net = ViT(config)  # pyright: ignore[reportIncompatibleVariableOverride]
+        net = ViT(config)
         # Training crops keep the aspect ratio, so held-out pictures do too
-        self.net.preprocessing = Preprocessing(image_size=config.image_size, image_mean=settings.image_mean, image_std=settings.image_std)
-        self.normalize = Normalize(self.net.preprocessing)
-        self.objective = ImageClassification(  # pyright: ignore[reportIncompatibleVariableOverride]
-            self.net.preprocessing, config.num_labels, config.labels, settings.augmentation)
+        net.preprocessing = Preprocessing(image_size=config.image_size, image_mean=settings.image_mean, image_std=settings.image_std)
+        super().__init__(net, ImageClassification(net.preprocessing, config.num_labels, config.labels, settings.augmentation))
+        self.normalize = Normalize(net.preprocessing)
         self.loss = settings.loss
         bias = settings.head_bias if settings.head_bias is not None else (-10.0 if settings.loss == "sigmoid" else 0.0)
         nn.init.constant_(self.net.classifier.bias, bias)
@@ -412,6 +421,10 @@ def timm_config(record: Mapping[str, Any], directory: Path) -> ViTConfig:
     )  # fmt: skip
 
 
+def _is_timm(record: Mapping[str, Any]) -> bool:
+    return str(record.get("architecture", "")).startswith("vit_")
+
+
 def timm_record(net: ViT) -> dict[str, Any]:
     """Timm's config.json for `net`; the shape goes into `model_args`, whatever the name says."""
     c = net.config
@@ -437,7 +450,7 @@ def _files(net: ViT) -> dict[str, dict[str, Any]]:
     return {"preprocessor_config.json": net.preprocessing.to_transformers("ViTImageProcessor")}
 
 
-def read_preprocessing(net: Any, directory: Path) -> None:
+def read_preprocessing(net: Any, record: Mapping[str, Any], directory: Path) -> None:
     """Take `preprocessor_config.json` over into `net.preprocessing`, where there is one."""
     path = directory / "preprocessor_config.json"
     if path.exists():
@@ -445,10 +458,6 @@ def read_preprocessing(net: Any, directory: Path) -> None:
         if found.image_size != net.preprocessing.image_size:
             raise UserError(f"{path} makes pictures of {found.image_size} pixels, the model takes {net.preprocessing.image_size}")
         net.preprocessing = found
-
-
-def _save_to(config: ViTConfig) -> str:
-    return "transformers" if config.pooling == "cls" else "timm"
 
 
 def adapt(config: ViTConfig, context: Context) -> ViTConfig:
@@ -462,50 +471,41 @@ def _some(names: tuple[str, ...] | None) -> str:
     return ", ".join((names or ())[:4]) + (", ..." if len(names or ()) > 4 else "")
 
 
-def create(config: ViTConfig, settings: Mapping[str, Any], context: Context) -> ViTPretraining:
+def create(config: ViTConfig, settings: ViTSettings, context: Context) -> ViTSystem:
     """The pretraining system with fresh weights."""
     if None not in (context.classes, config.labels) and context.classes != config.labels:
         raise UserError(f"the model's classes are {_some(config.labels)}, the data's are {_some(context.classes)}: "
                         "set task=classify, which gives it a head for the data's")
-    return ViTPretraining(config, build_settings(ViTSettings, settings, "objective"))
+    return ViTSystem(config, settings)
 
+
+CARD = Card(
+    title="ViT",
+    paper='Dosovitskiy, Beyer, Kolesnikov, Weissenborn, Zhai et al., "An Image is Worth 16x16 Words", 2020',
+    year=2020,
+    url="https://arxiv.org/abs/2010.11929",
+    equation=r"\mathcal{L} = -\frac{1}{B} \sum_{b=1}^{B} \log p_\theta(y_b \mid x_b)",
+    symbols="x is a picture, y its class; with a sigmoid for each class the terms are binary cross-entropies over all classes.",
+    masks={"Patches and class token": Mask()},
+    reference="transformers ViTForImageClassification; timm VisionTransformer",
+)
 
 FAMILIES = (
     Family(
         name="vit",
-        title="ViT",
-        paper='Dosovitskiy, Beyer, Kolesnikov, Weissenborn, Zhai et al., "An Image is Worth 16x16 Words", 2020',
-        year=2020,
-        url="https://arxiv.org/abs/2010.11929",
-        objective="image classification: softmax, or a sigmoid per class",
-        equation=r"\mathcal{L} = -\frac{1}{B} \sum_{b=1}^{B} \log p_\theta(y_b \mid x_b)",
-        symbols="x is a picture, y its class; with a sigmoid for each class the terms are binary cross-entropies over all classes.",
-        masks={"Patches and class token": Mask()},
+        card=CARD,
         config=ViTConfig,
-        sizes={
-            "tiny": {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 512, "image_size": 32,
-                     "patch_size": 4, "layer_norm_eps": 1e-6},
-            "small": {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536, "layer_norm_eps": 1e-6},
-            "base": {"layer_norm_eps": 1e-6},
-            "base32": {"patch_size": 32, "layer_norm_eps": 1e-6},
-            "large": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096,
-                      "layer_norm_eps": 1e-6},
-            "huge": {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 16, "intermediate_size": 5120, "patch_size": 14,
-                     "layer_norm_eps": 1e-6},
-        },
-        create=create,
-        settings=ViTSettings,
+        sizes=SIZES,
         adapt=adapt,
-        nets=(
-            Net("ViTForImageClassification", ViT, rules, default_layout=_save_to, files=_files, finish=read_preprocessing, layouts=(
-                Layout("timm", "config.json", "model.safetensors", lambda r: str(r.get("architecture", "")).startswith("vit_"),
-                       timm_config, timm_record, timm_rules, _read_timm),
-            )),
-        ),
-        tasks=(Task("classify", "image classification with the classes of the data", ViTSettings, create, adapt,
+        pretraining=Task("image classification: softmax, or a sigmoid per class", ViTSettings, create),
+        tasks=(Task("image classification with the classes of the data", ViTSettings, create, "classify", adapt,
                     "ViTForImageClassification"),),
+        nets=(
+            Net("ViTForImageClassification", ViT,
+                transformers(rules, files=_files, finish=read_preprocessing, suits=lambda config: config.pooling == "cls"),
+                Format("timm", timm_rules, recognises=_is_timm, read=timm_config, write=timm_record, finish=_read_timm)),
+        ),
         heads=("classifier",),
         model_type="vit",
-        reference="transformers ViTForImageClassification; timm VisionTransformer",
     ),
 )  # fmt: skip

@@ -29,8 +29,9 @@ from ...seq2seq.t5 import T5Config
 from ...shared.attention.position import document_positions
 from ...shared.convert import Rule, to_theirs
 from ...shared.corrupt import mask_tokens
+from ...shared.family import Context
 from ...shared.loss import IGNORE
-from ...shared.system import Batch, Context, System
+from ...shared.system import Batch, System
 from ...text.bert import BertBatch, BertConfig
 from ...vision.vit import ImageBatch, ViTConfig
 from . import plain
@@ -87,7 +88,7 @@ class Subject:
 
 def our_system(work: Work) -> System:
     """The family's own system on the work's device, as the trainer would build it, without a tokenizer."""
-    return fresh(lambda: family(work.family).create(work.config, {}, Context(net_only=True)), work.seed, work.device)
+    return fresh(lambda: family(work.family).pretraining.build(work.config, {}, Context(net_only=True)), work.seed, work.device)
 
 
 def our_loss(work: Work) -> Loss:
@@ -124,7 +125,7 @@ def copy_weights(ours: nn.Module, theirs: nn.Module, rules: Sequence[Rule]) -> N
 
 def rules_of(system: str, config: Any) -> Sequence[Rule]:
     """The table of the family's pretraining network, in transformers' layout."""
-    return family(system).nets[0].rules(config)
+    return family(system).nets[0].format("transformers").rules(config)
 
 
 def padded(rows: Tensor, lengths: tuple[int, ...], filling: int, width: int = 0) -> Tensor:
@@ -271,7 +272,8 @@ def clip_batch(work: Work) -> PairBatch:
 def clip_peer(work: Work, ours: System) -> tuple[nn.Module, Loss]:
     """CLIP of open_clip with its `ClipLoss`; captions padded to the context, pictures normalised beforehand."""
     open_clip = need("open_clip")
-    layout = next(x for x in family("clip").nets[0].layouts if x.name == "open_clip")
+    layout = family("clip").nets[0].format("open_clip")
+    assert layout.write is not None
     with torch.device(work.device):
         module = open_clip.CLIP(**layout.write(ours.net)["model_cfg"], output_dict=False)
     copy_weights(ours.net, module, layout.rules(work.config))
@@ -371,7 +373,7 @@ def vit_flops(work: Work) -> float:
 
 
 def _vit_rules(config: ViTConfig) -> Sequence[Rule]:
-    return next(x for x in family("vit").nets[0].layouts if x.name == "timm").rules(config)
+    return family("vit").nets[0].format("timm").rules(config)
 
 
 def _t5_rules(config: T5Config) -> Sequence[Rule]:
@@ -380,7 +382,7 @@ def _t5_rules(config: T5Config) -> Sequence[Rule]:
 
 def clip_rules(config: CLIPConfig) -> Sequence[Rule]:
     """The table of open_clip's layout."""
-    return next(x for x in family("clip").nets[0].layouts if x.name == "open_clip").rules(config)
+    return family("clip").nets[0].format("open_clip").rules(config)
 
 
 def _bert_rules(config: BertConfig) -> Sequence[Rule]:

@@ -5,7 +5,6 @@ python -m polymodal.pipelines.cards.cards DOCS     writes every page that is rea
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import sys
 from collections.abc import Iterator, Mapping
@@ -14,9 +13,9 @@ from typing import Any
 
 import torch
 
-from ...registry import families, file_of, folder_of
+from ...registry import families, file_of, folder_of, module_of
+from ...shared.family import Context, Family
 from ...shared.settings import build_settings
-from ...shared.system import Context, Family
 from ..base.markdown import table
 from ..run.recipe import recipes
 from .mask_figure import draw
@@ -29,7 +28,7 @@ def pages() -> dict[str, str]:
     """Every page that is read off the code: path below docs/ -> Markdown."""
     cards = {f"systems/{name}.md": card(entry) for name, entry in families().items()}
     figures = {f"systems/{_figure(entry, title)}": draw(title, mask)
-               for entry in families().values() for title, mask in entry.masks.items()}
+               for entry in families().values() for title, mask in entry.card.masks.items()}
     return {"systems/index.md": overview(), **cards, **figures, "commands.md": commands_page(), "recipe_keys.md": recipe_keys_page()}
 
 
@@ -41,30 +40,32 @@ def overview() -> str:
     for folder, title in FOLDERS.items():
         found = [f for f in families().values() if folder_of(f) == folder]
         if found:
-            rows = [(f"[{f.title}]({f.name}.md)", str(f.year), f.objective, f"`{file_of(f)}`", f.reference) for f in found]
+            rows = [(f"[{f.card.title}]({f.name}.md)", str(f.card.year), f.pretraining.objective, f"`{file_of(f)}`", f.card.reference)
+                    for f in found]
             lines += [f"\n## {title}\n\n", table(("system", "year", "objective", "file", "compared with"), rows)]
     return "".join([*lines, NOTE.format(sources="the registry")])
 
 
 def card(entry: Family) -> str:
     """The page of one system."""
-    year = "" if entry.paper.endswith(str(entry.year)) else f", {entry.year}"
-    layouts = [*(["transformers"] if entry.model_type else []), *dict.fromkeys(y.name for n in entry.nets for y in n.layouts)]
+    told = entry.card
+    year = "" if told.paper.endswith(str(told.year)) else f", {told.year}"
     facts = [
-        ("name", f"`{entry.name}`"), ("objective", entry.objective), ("file", f"`{file_of(entry)}`"), ("compared with", entry.reference),
+        ("name", f"`{entry.name}`"), ("objective", entry.pretraining.objective), ("file", f"`{file_of(entry)}`"),
+        ("compared with", told.reference),
         ("networks that load", ", ".join(f"`{n.architecture}`" for n in entry.nets)),
-        ("written in the layout of", ", ".join(layouts)),
+        ("written in the layout of", ", ".join(dict.fromkeys(f.name for n in entry.nets for f in n.formats))),
     ]  # fmt: skip
-    lines = [f"# {entry.title}\n\n",
-             f"{entry.paper}{year}. <{entry.url}>\n\n", *(f"- **{name}:** {value}\n" for name, value in facts),
-             "\n## What is minimised\n\n", f"```math\n{entry.equation}\n```\n\n", f"{entry.symbols}\n",
+    lines = [f"# {told.title}\n\n",
+             f"{told.paper}{year}. <{told.url}>\n\n", *(f"- **{name}:** {value}\n" for name, value in facts),
+             "\n## What is minimised\n\n", f"```math\n{told.equation}\n```\n\n", f"{told.symbols}\n",
              "\n## Who sees whom\n\n", "Attention masks of training, drawn by the library: rows are queries, columns keys.\n",
-             *(f"\n{title}:\n\n![{title}: queries by keys]({_figure(entry, title)})\n" for title in entry.masks),
+             *(f"\n{title}:\n\n![{title}: queries by keys]({_figure(entry, title)})\n" for title in told.masks),
              "\n## Faithful, and what deviates\n\n", faithful(entry), "\n## Sizes\n\n",
              "Parameters of the network, with the vocabulary and the classes of the config's defaults; data brings its own. "
              "Counted on torch's meta device.\n\n",
              _sizes(entry),
-             "\n## Objective\n\n", "What a recipe can set under `objective`:\n\n", settings_table(entry.settings, "objective."),
+             "\n## Objective\n\n", "What a recipe can set under `objective`:\n\n", settings_table(entry.pretraining.settings, "objective."),
              *_tasks(entry), "\n## Config\n\n", "What a recipe can set under `model`, with the reference library's names:\n\n",
              settings_table(entry.config, "model."), "\n## Recipes\n", *_recipes(entry)]
     return "".join([*lines, NOTE.format(sources=f"{file_of(entry)} and pipelines/recipes/")])
@@ -80,7 +81,7 @@ def _tasks(entry: Family) -> Iterator[str]:
 
 def faithful(entry: Family) -> str:
     """The part of the family file's docstring from "Faithful" on, as Markdown."""
-    text = inspect.getdoc(importlib.import_module(entry.create.__module__)) or ""
+    text = inspect.getdoc(module_of(entry)) or ""
     found = text.find("\nFaithful")
     assert found >= 0, f"the docstring of {file_of(entry)} does not say what is faithful"
     lines: list[str] = []
@@ -96,7 +97,7 @@ def parameters(entry: Family, size: str) -> tuple[int, int]:
     with torch.device("meta"):
         context = Context(net_only=True)
         config = entry.adapt(build_settings(entry.config, entry.sizes[size], entry.name), context)
-        system = entry.create(config, {}, context)
+        system = entry.pretraining.build(config, {}, context)
     return sum(p.numel() for p in system.net.parameters()), sum(p.numel() for p in system.parameters())
 
 

@@ -108,7 +108,7 @@ def _show_past(target: str, update: int, data: list[str], samples: int | None, c
         if not chosen and samples:  # what they are made of
             chosen = [entry["sample"] for entry in (result["samples"] or [])[:samples]]
     facts["update"] = {"update": update, **_show_update(past.stream(data), past.index, samples, chosen, pictures,
-                                                        f"update {update} of {past.run.directory}", list(entry.masks), console)}
+                                                        f"update {update} of {past.run.directory}", list(entry.card.masks), console)}
     before, row = past.window
     if row is not None:
         facts["update"]["row"] = row
@@ -168,7 +168,7 @@ def _planned(data: DataSet, recipe: str | None, overrides: list[str], tok: Token
     """The stream of a data set as a recipe reads it, what to call it, and the names of its attention masks."""
     from ...registry import family
     from ...shared.errors import UserError
-    from ...shared.system import Context
+    from ...shared.family import Context
     from ..data.stream import Layout
     from ..run.recipe import recipe as resolve
     from ..train.preflight import build_stream
@@ -180,7 +180,7 @@ def _planned(data: DataSet, recipe: str | None, overrides: list[str], tok: Token
     classes = data.index.schema.get("classes")
     system = chosen.build(entry, Context(tok, tuple(classes) if classes else None))
     stream = build_stream(chosen, data, system.objective, Layout(chosen.data.global_batch, chosen.data.micro_batch))
-    return stream, chosen.name, list(entry.masks)
+    return stream, chosen.name, list(entry.card.masks)
 
 
 def _show_update(stream: Stream, index: int, samples: int | None, chosen: list[int], pictures: Path | None, title: str, masks: list[str],

@@ -27,8 +27,9 @@ from torch import nn
 from ...registry import family
 from ...shared import dist
 from ...shared.errors import UserError
+from ...shared.family import Context
 from ...shared.sample import IMAGE_FIELDS, TARGET_FIELD, TEXT_FIELDS
-from ...shared.system import Context, Objective, System
+from ...shared.system import Objective, System
 from ...shared.tokenizer import Tokenizer
 from ..base.console import Console, finite
 from ..base.redact import redact
@@ -165,8 +166,8 @@ class Job:
         origin = cast("frontdoor.Origin", self.model.origin)
         entry, task = family(origin.family), family(origin.family).task("")
         classes = self.data.index.schema.get("classes")
-        system = task.create(cast("Any", self.model).config, overrides,
-                             Context(self.tokenizer, None if classes is None else tuple(classes)))
+        system = task.build(cast("Any", self.model).config, overrides,
+                            Context(self.tokenizer, None if classes is None else tuple(classes)))
         for place, net in system.exports().items():
             found = frontdoor.parts(self.source, place) if place else self.model
             if found is None:

@@ -1,6 +1,6 @@
 """The public front door: `load`, `save`, `tokenizer`, `generate`, `system`.
 
-Everything here works on registry data (`Family`, `Net`, `Layout`); no family is named.
+Everything here works on registry data (`Family`, `Net`, `Format`); no family is named.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from ...registry import families, family
 from ...seq2seq.generation.generate import generate
 from ...shared.convert import to_ours, to_theirs
 from ...shared.errors import UserError, raise_problems
+from ...shared.family import Context, Family, Format, Net
 from ...shared.settings import build_settings
-from ...shared.system import Context, Family, Layout, Net, System
+from ...shared.system import System
 from ...shared.tokenizer import Tokenizer
-from .weights import WEIGHTS, read_json, read_weights, write_directory
+from .weights import read_json, read_weights, write_directory
 
 if TYPE_CHECKING:
     from .quantize import Quantization
@@ -66,14 +67,14 @@ def system(
         **config_overrides: fields of the family's config, such as ``hidden_size=256``.
     """
     entry = family(name)
-    size = size or entry.default_size
+    size = size or "base"
     if size not in entry.sizes:
         raise UserError(f"{name} has no size {size!r}; known: {', '.join(entry.sizes)}")
     vocabulary = Tokenizer.load(tokenizer) if isinstance(tokenizer, (str, Path)) else tokenizer
     context = Context(vocabulary, None if classes is None else tuple(classes), net_only=True)
     config = build_settings(entry.config, {**entry.sizes[size], **config_overrides}, f"{name} config")
     chosen = entry.task(task)
-    built = chosen.create(chosen.adapt(entry.adapt(config, context), context), objective or {}, context)
+    built = chosen.build(chosen.adapt(entry.adapt(config, context), context), objective or {}, context)
     _remember(built.net, entry, net_of(built.net, entry), None)
     return built
 
@@ -135,10 +136,10 @@ def parts(source: str | Path, place: str) -> nn.Module | None:
 
 
 def _from_directory(directory: Path) -> nn.Module:
-    entry, net, layout, record = _recognise(directory)
-    what = str(directory / (layout.config_file if layout else CONFIG))
-    config = entry.config.from_dict(record, what) if layout is None else layout.read(record, directory)
-    theirs, path = read_weights(directory, layout.weights_file if layout else WEIGHTS)
+    entry, net, format, record = _recognise(directory)
+    what = str(directory / format.config_file)
+    config = entry.config.from_dict(record, what) if format.read is None else format.read(record, directory)
+    theirs, path = read_weights(directory, format.weights_file)
     try:
         model = net.build(config)
     except UserError:
@@ -146,11 +147,8 @@ def _from_directory(directory: Path) -> nn.Module:
     except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:  # a number that no layer takes
         reason = str(error).partition("\n")[0] or repr(error)
         raise UserError(f"{what} describes a network that cannot be built: {reason}") from error
-    _fill(model, to_ours((layout or net).rules(config), theirs, str(path)), str(path))
-    if layout is None:
-        net.finish(model, directory)
-    else:
-        layout.finish(model, record, directory)
+    _fill(model, to_ours(format.rules(config), theirs, str(path)), str(path))
+    format.finish(model, record, directory)
     _remember(model, entry, net, directory)
     return model
 
@@ -214,16 +212,17 @@ def _directory(source: str | Path) -> Path:
                         "check the path, or the id and the network") from None
 
 
-def _recognise(directory: Path) -> tuple[Family, Net, Layout | None, dict[str, Any]]:
-    """Which family, network and layout a directory holds, and its main JSON file."""
+def _recognise(directory: Path) -> tuple[Family, Net, Format, dict[str, Any]]:
+    """Which family, network and format a directory holds, and its main JSON file."""
     records = {path.name: read_json(path) for path in _json_files(directory)}
     if not records:
         raise UserError(f"{directory} is no model directory: expected {CONFIG} (transformers, timm) or open_clip_config.json")
     for entry in families().values():
         for net in entry.nets:
-            for layout in net.layouts:
-                if layout.config_file in records and layout.recognises(records[layout.config_file]):
-                    return entry, net, layout, records[layout.config_file]
+            for format in net.formats:
+                record = records.get(format.config_file)
+                if record is not None and format.recognises is not None and format.recognises(record):
+                    return entry, net, format, record
     if CONFIG not in records:
         raise UserError(f"{directory} holds {', '.join(records)}, and no system here reads it; see `polymodal systems`")
     record = records[CONFIG]
@@ -236,13 +235,13 @@ def _recognise(directory: Path) -> tuple[Family, Net, Layout | None, dict[str, A
     for entry in known:
         for net in entry.nets:
             if net.architecture in names:
-                return entry, net, None, record
+                return entry, net, net.format("transformers"), record
     offered = ", ".join(net.architecture for f in known for net in f.nets)
     raise UserError(f"{directory / CONFIG} has architectures {names}; known for {model_type}: {offered}")
 
 
 def _json_files(directory: Path) -> Iterator[Path]:
-    names = {CONFIG} | {y.config_file for f in families().values() for n in f.nets for y in n.layouts}
+    names = {CONFIG} | {x.config_file for f in families().values() for n in f.nets for x in n.formats}
     return (directory / n for n in sorted(names) if (directory / n).is_file())
 
 
@@ -265,25 +264,24 @@ def save(model: nn.Module, directory: str | Path, *, tokenizer: Tokenizer | None
         origin = Origin(entry.name, net)
     entry, net = family(origin.family), origin.net
     config: Any = model.config
-    chosen = format or net.default_layout(config)
-    layout = next((y for y in net.layouts if y.name == chosen), None)
-    if layout is None and (chosen != "transformers" or not entry.model_type):
-        offered = [*(["transformers"] if entry.model_type else []), *(y.name for y in net.layouts)]
-        raise UserError(f"{net.architecture} has no layout {chosen!r}; it can be written as {', '.join(offered)}")
-    if layout is None:
-        described = {**config.to_dict(), "model_type": entry.model_type, "architectures": [net.architecture],
-                     "dtype": str(next(model.parameters()).dtype).removeprefix("torch.")}
-        files = {CONFIG: described, **net.files(model)}
-    else:
-        files = {layout.config_file: layout.write(model), **layout.files(model)}
-    weights = to_theirs((layout or net).rules(config), {k: v.cpu() for k, v in model.state_dict().items()}, net.architecture)
+    chosen = net.format(format) if format else net.default_format(config)
+    described = _described(model, entry, net) if chosen.write is None else chosen.write(model)
+    files = {chosen.config_file: described, **chosen.files(model)}
+    weights = to_theirs(chosen.rules(config), {k: v.cpu() for k, v in model.state_dict().items()}, net.architecture)
     beside = origin.directory
     copies = {f: beside / f for f in TOKENIZER_FILES if tokenizer is None and beside is not None and (beside / f).is_file()}
     if beside is not None and directory.exists() and directory.resolve() == beside.resolve():
         copies = {}
-    write_directory(directory, files, weights, layout.weights_file if layout else WEIGHTS, copies)
+    write_directory(directory, files, weights, chosen.weights_file, copies)
     if tokenizer is not None:
         tokenizer.save(directory)
+
+
+def _described(model: nn.Module, entry: Family, net: Net) -> dict[str, Any]:
+    """Transformers' config.json."""
+    config: Any = model.config
+    return {**config.to_dict(), "model_type": entry.model_type, "architectures": [net.architecture],
+            "dtype": str(next(model.parameters()).dtype).removeprefix("torch.")}
 
 
 def net_of(model: nn.Module, entry: Family) -> Net | None:

@@ -34,15 +34,16 @@ class SystemInfo:
 def systems() -> list[SystemInfo]:
     """Every system that can be pretrained: name, family, year, objective, sizes and reference library."""
     return [
-        SystemInfo(f.name, f.title, folder_of(f), f.year, f.paper, f.url, f.objective, tuple(f.sizes), f.reference,
-                   tuple(t.name for t in f.tasks), tuple(n.architecture for n in f.nets),
-                   (("transformers",) if f.model_type else ()) + tuple(dict.fromkeys(y.name for n in f.nets for y in n.layouts)))
+        SystemInfo(f.name, f.card.title, folder_of(f), f.card.year, f.card.paper, f.card.url, f.pretraining.objective, tuple(f.sizes),
+                   f.card.reference, tuple(t.name for t in f.tasks), tuple(n.architecture for n in f.nets),
+                   tuple(dict.fromkeys(x.name for n in f.nets for x in n.formats)))
         for f in families().values()
     ]  # fmt: skip
 
 
 def readme_table() -> str:
     """The README's table of the systems."""
-    rows = [(f"[{f.title}](docs/systems/{f.name}.md)", str(f.year), f.objective, f"`{file_of(f)}`", ", ".join(f.sizes), f.reference)
+    rows = [(f"[{f.card.title}](docs/systems/{f.name}.md)", str(f.card.year), f.pretraining.objective, f"`{file_of(f)}`",
+             ", ".join(f.sizes), f.card.reference)
             for f in families().values()]  # fmt: skip
     return table(("system", "year", "objective", "file", "sizes", "equal to, both ways"), rows)

@@ -15,7 +15,8 @@ import torch
 
 from ...registry import family
 from ...shared.errors import UserError, raise_problems
-from ...shared.system import Batch, Context, Family, System
+from ...shared.family import Context, Family
+from ...shared.system import Batch, System
 from ..base.console import Console
 from ..data.dataset import DataSet
 from ..data.stream import Layout

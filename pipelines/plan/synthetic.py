@@ -12,9 +12,10 @@ import numpy as np
 from PIL import Image
 
 from ...shared.errors import BadSample, UserError
+from ...shared.family import Context, Family
 from ...shared.sample import Sample
 from ...shared.settings import build_settings
-from ...shared.system import Batch, Context, Family, Objective
+from ...shared.system import Batch, Objective
 from ...shared.tokenizer import STYLES, Tokenizer
 from ..run.recipe import Recipe
 

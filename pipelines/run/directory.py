@@ -32,7 +32,8 @@ import torch
 from ..._version import __version__
 from ...registry import family
 from ...shared.errors import UserError
-from ...shared.system import Context, Preview, System
+from ...shared.family import Context
+from ...shared.system import Preview, System
 from ...shared.tokenizer import Tokenizer
 from ..base.console import finite
 from ..base.files import lock_file
@@ -105,7 +106,7 @@ class Run:
         described = self.described()
         # no adapting: the config is that of the finished system
         task = family(described["system"]).task(described.get("task", ""))
-        system = task.create(self.config(), described["objective"], self.context())
+        system = task.build(self.config(), described["objective"], self.context())
         checkpoint.load(at.path, model_tensors(system), ignore=lambda name: not name.startswith("model/"))
         return system.eval()
 

@@ -21,8 +21,9 @@ import yaml
 
 from ...registry import families
 from ...shared.errors import UserError, raise_problems
+from ...shared.family import Context, Family
 from ...shared.settings import check_settings, unknown_key
-from ...shared.system import Context, Family, System
+from ...shared.system import System
 from .optim import OptimSettings
 from .schedule import ScheduleSettings
 
@@ -235,7 +236,7 @@ class Recipe:
         if config is None:
             config = family.adapt(family.config(**_config_values(self, family)), context)
         task = family.task(self.task)
-        return task.create(task.adapt(config, context), self.objective, context)
+        return task.build(task.adapt(config, context), self.objective, context)
 
     def configure(self, family: Family, config: Any) -> Any:
         """`config` of a network that was loaded, with the overrides of `model`."""
@@ -383,7 +384,7 @@ def _family_problems(mapping: Mapping[str, Any]) -> list[str]:
     size = mapping.get("size", "base")
     if not isinstance(size, str) or size not in family.sizes:
         problems.append(f"size is {size!r}, {name} has {', '.join(family.sizes)}")
-    settings = family.settings
+    settings = family.pretraining.settings
     try:
         settings = family.task(str(mapping.get("task", ""))).settings
     except UserError as error:

@@ -8,7 +8,8 @@ from typing import Any, cast
 
 from ...shared import dist
 from ...shared.errors import UserError
-from ...shared.system import Context, System
+from ...shared.family import Context
+from ...shared.system import System
 from ...shared.tokenizer import Tokenizer
 from ..base.console import Console
 from ..data.stream import check_order

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from ...registry import family
 from ...shared import dist
 from ...shared.errors import UserError
-from ...shared.system import Batch, Context, Preview, Step, System
+from ...shared.family import Context
+from ...shared.system import Batch, Preview, Step, System
 from ..base.console import Bar, Console
 from ..data.dataset import DataSet
 from ..data.held_out import evaluation_batches

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import torch
 
 from ...shared.errors import raise_problems
-from ...shared.system import Context, Objective, System
+from ...shared.family import Context
+from ...shared.system import Objective, System
 from ...shared.tokenizer import Tokenizer
 from ..data.dataset import DataSet
 from ..data.stream import Layout, Mixture, Stream, plan

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ...shared.errors import UserError
-from ...shared.system import Family, System
+from ...shared.family import Family
+from ...shared.system import System
 from ...shared.tokenizer import Tokenizer
 from ..model import frontdoor
 from ..run import checkpoint
@@ -52,11 +53,12 @@ class Start:
     def _files(self, net: nn.Module) -> Iterable[str]:
         """What differs in the files beside the weights: how pictures are prepared is the recipe's to say."""
         entry: frontdoor.Origin = self.net.origin  # type: ignore[union-attr,assignment]
-        theirs, ours = entry.net.files(self.net), entry.net.files(net)
-        for name, record in theirs.items():
-            other = [f"{k} {v} (here {ours[name].get(k)})" for k, v in record.items() if name in ours and ours[name].get(k) != v]
-            if other:
-                yield f"note: the model's {name} has {', '.join(other)}: set objective.* if that is not meant"
+        for format in entry.net.formats[:1]:
+            theirs, ours = format.files(self.net), format.files(net)
+            for name, record in theirs.items():
+                other = [f"{k} {v} (here {ours[name].get(k)})" for k, v in record.items() if name in ours and ours[name].get(k) != v]
+                if other:
+                    yield f"note: the model's {name} has {', '.join(other)}: set objective.* if that is not meant"
 
 
 def find_start(recipe: Recipe, family: Family, model: str | Path | None, out: Path, resume: str | Path) -> Start:

@@ -22,8 +22,9 @@ from polymodal.pipelines.pack.pack import pack
 from polymodal.pipelines.run.recipe import Recipe, recipes
 from polymodal.registry import families
 from polymodal.shared.errors import UserError
+from polymodal.shared.family import Context, Family
 from polymodal.shared.sample import Sample
-from polymodal.shared.system import Batch, Context, Family, Objective, System
+from polymodal.shared.system import Batch, Objective, System
 from polymodal.shared.tokenizer import STYLES, Tokenizer
 
 # ------------------------------------------------------------------------------------------ the data set

@@ -14,7 +14,8 @@ from polymodal.pipelines.run.optim import OptimSettings
 from polymodal.pipelines.run.recipe import CheckpointSettings, DataSettings, EvaluateSettings, HealthSettings, LogSettings, Recipe
 from polymodal.pipelines.run.schedule import ScheduleSettings
 from polymodal.pipelines.train import loop
-from polymodal.shared.system import Batch, Family, Objective, Step, System, Term
+from polymodal.shared.family import Card, Family, Task
+from polymodal.shared.system import Batch, Objective, Step, System, Term
 from torch import Tensor, nn
 
 POISON = "z"
@@ -65,15 +66,14 @@ class Reader(System):
     """With dropout, a norm over the batch, and a memory: whatever an update could leave behind."""
 
     def __init__(self, config):
-        super().__init__()
         width = config.width
         norm = nn.BatchNorm1d(width) if config.batch_norm else nn.LayerNorm(width)
-        self.net = nn.Sequential(nn.Linear(5, width), norm, nn.Tanh(), nn.Dropout(0.1), nn.Linear(width, 1))
+        net = nn.Sequential(nn.Linear(5, width), norm, nn.Tanh(), nn.Dropout(0.1), nn.Linear(width, 1))
         if config.linear:
-            self.net = nn.Sequential(nn.Linear(5, 1))
+            net = nn.Sequential(nn.Linear(5, 1))
+        net.config = config
+        super().__init__(net, Letters())
         self.memory = 0.0 if config.linear else 0.1
-        self.net.config = config
-        self.objective = Letters()
 
     def forward(self, batch, carry=None):
         out = self.net(batch.x)[:, 0] + (0.0 if carry is None else self.memory * carry["mean"])
@@ -81,8 +81,8 @@ class Reader(System):
         return Step({"square": Term(total, "rows")}, {}, {"mean": out.detach().mean()})
 
 
-FAMILY = Family(name="reader", title="Reader", paper="", year=2026, url="", objective="", equation="", symbols="", masks={}, config=Config,
-                sizes={"base": {}}, create=lambda c, s, _: Reader(c), settings=Config)
+CARD = Card(title="Reader", paper="", year=2026, url="", equation="", symbols="", masks={}, reference="")
+FAMILY = Family(name="reader", card=CARD, config=Config, sizes={"base": {}}, pretraining=Task("", Config, lambda c, s, _: Reader(c)))
 
 
 def _export(system, out, tokenizer):

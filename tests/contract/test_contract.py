@@ -5,7 +5,7 @@ What each property means stands in `checks.py`, that each can fail in `test_chec
 
 from __future__ import annotations
 
-import importlib
+from contextlib import suppress
 
 import polymodal
 import pytest
@@ -14,9 +14,10 @@ from contract import checks
 from contract.cases import Case, batch_of, cases, config_of, samples_of, style_of, tokenizer
 from polymodal.pipelines.model.frontdoor import net_of, save
 from polymodal.pipelines.run.recipe import recipes
-from polymodal.registry import families
+from polymodal.registry import families, module_of
 from polymodal.shared.errors import UserError
-from polymodal.shared.system import Family, Layout, Net, System
+from polymodal.shared.family import Family, Format, Net
+from polymodal.shared.system import System
 from torch import nn
 
 FEW = range(5)
@@ -90,14 +91,14 @@ def test_what_the_model_makes_of_held_out_data_can_be_shown(case):
 def test_rules_cover_every_key_both_ways(case, net: Net):
     model = shaken(net.build(config_of(case.build())))
     ours = model.state_dict()
-    for where in layouts(net, model).values():
-        checks.check_rules(where.rules(model.config), ours, net.architecture)
+    for format in formats(net, model):
+        checks.check_rules(format.rules(model.config), ours, net.architecture)
 
 
 @each_net
 def test_what_is_saved_is_loaded_again(case, net: Net, tmp_path):
     model = shaken(net.build(config_of(case.build())))
-    for name in layouts(net, model):
+    for name in (format.name for format in formats(net, model)):
         save(model, tmp_path / name, format=name)
         loaded = polymodal.load(tmp_path / name)
         assert type(loaded) is type(model)
@@ -115,17 +116,16 @@ def shaken(model: nn.Module) -> nn.Module:
     return model
 
 
-def layouts(net: Net, model: nn.Module) -> dict[str, Net | Layout]:
-    """The layouts in which this network can be written, by name: its own, and the other libraries' that have it."""
-    found: dict[str, Net | Layout] = {"transformers": net}
-    for layout in net.layouts:
-        try:
-            layout.write(model)
-        except UserError:
-            continue
-        found[layout.name] = layout
-    default = net.default_layout(model.config)
-    return {default: found[default], **{k: v for k, v in found.items() if v is not net or default == k}}
+def formats(net: Net, model: nn.Module) -> list[Format]:
+    """The formats in which this network can be written: its own first, and the other libraries' that have it."""
+    default = net.default_format(model.config)
+    found = [default]
+    for format in net.formats:
+        if format is not default and format.write is not None:
+            with suppress(UserError):
+                format.write(model)
+                found.append(format)
+    return found
 
 
 # ------------------------------------------------------------------------------------------------ the card
@@ -133,13 +133,13 @@ def layouts(net: Net, model: nn.Module) -> dict[str, Net | Layout]:
 
 @each_family
 def test_a_family_says_what_it_is(family: Family):
-    module = importlib.import_module(family.create.__module__)
-    documented = module.__doc__ or ""
+    card = family.card
+    documented = module_of(family).__doc__ or ""
     assert any(line.startswith("Faithful") for line in documented.splitlines()), "its docstring says what is faithful and what deviates"
-    assert family.url in documented and str(family.year) in documented
-    assert family.title and family.paper and family.url.startswith("https://") and 1950 < family.year < 2100 and family.objective
-    assert "tiny" in family.sizes and family.default_size in family.sizes
-    assert family.nets and family.reference
+    assert card.url in documented and str(card.year) in documented
+    assert card.title and card.paper and card.url.startswith("https://") and 1950 < card.year < 2100 and family.pretraining.objective
+    assert {"tiny", "base"} <= set(family.sizes)
+    assert family.nets and card.reference
     mine = [r for r in (make() for make in recipes().values()) if r.system == family.name]
     assert ("tiny", "") in {(r.size, r.task) for r in mine}
     for r in mine:

@@ -12,17 +12,17 @@ import pytest
 import torch
 import transformers
 from polymodal.multimodal import _clip_layouts as layouts
-from polymodal.multimodal.clip import CLIP, FAMILIES, CLIPConfig, adapt, create
+from polymodal.multimodal.clip import CLIP, FAMILIES, CLIPConfig, adapt
 from polymodal.multimodal.pairs import Memo, pack
 from polymodal.shared.convert import to_ours, to_theirs
 from polymodal.shared.errors import UserError
+from polymodal.shared.family import Context
 from polymodal.shared.settings import build_settings
-from polymodal.shared.system import Context
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
 NET = FAMILIES[0].nets[0]
-OPEN_CLIP = NET.layouts[0]
+OPEN_CLIP = NET.formats[1]
 
 
 def shaken(model):
@@ -68,7 +68,7 @@ def test_transformers_parity_both_ways(eos, act):
     theirs = shaken(transformers.CLIPModel(reference_config(eos, act)))
     config = CLIPConfig.from_dict(theirs.config.to_dict())
     ours = CLIP(config).eval()
-    ours.load_state_dict(to_ours(NET.rules(config), theirs.state_dict()))
+    ours.load_state_dict(to_ours(NET.format("transformers").rules(config), theirs.state_dict()))
     ids, mask = texts()
     pixels = torch.randn(3, 3, 16, 16)
     with torch.no_grad():
@@ -77,7 +77,7 @@ def test_transformers_parity_both_ways(eos, act):
             close(getattr(a, name), getattr(b, name))
         large = torch.randn(2, 3, 24, 32)
         close(ours.get_image_features(large, True), theirs.get_image_features(large, interpolate_pos_encoding=True).pooler_output)
-    written = to_theirs(NET.rules(config), ours.state_dict())
+    written = to_theirs(NET.format("transformers").rules(config), ours.state_dict())
     assert written.keys() == theirs.state_dict().keys()
     assert all(torch.equal(written[k], v) for k, v in theirs.state_dict().items())
     assert transformers.CLIPConfig(**config.to_dict()).to_dict()["text_config"]["eos_token_id"] == eos
@@ -88,7 +88,7 @@ def test_transformers_reads_what_we_write(tmp_path):
     ours = shaken(CLIP(config))
     record = {**config.to_dict(), "model_type": "clip", "architectures": ["CLIPModel"]}
     (tmp_path / "config.json").write_text(json.dumps(record))
-    save_file(to_theirs(NET.rules(config), ours.state_dict()), tmp_path / "model.safetensors", {"format": "pt"})
+    save_file(to_theirs(NET.format("transformers").rules(config), ours.state_dict()), tmp_path / "model.safetensors", {"format": "pt"})
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(NET.files(ours)["preprocessor_config.json"]))
     theirs = transformers.CLIPModel.from_pretrained(tmp_path).eval()
     ids, mask = texts()
@@ -144,7 +144,7 @@ def test_open_clip_and_transformers_hold_the_same_model():
     theirs = shaken(transformers.CLIPModel(reference_config(act="gelu")))
     config = CLIPConfig.from_dict(theirs.config.to_dict())
     ours = CLIP(config).eval()
-    ours.load_state_dict(to_ours(NET.rules(config), theirs.state_dict()))
+    ours.load_state_dict(to_ours(NET.format("transformers").rules(config), theirs.state_dict()))
     other = open_clip.CLIP(**OPEN_CLIP.write(ours)["model_cfg"], output_dict=True).eval()
     other.load_state_dict(to_theirs(OPEN_CLIP.rules(config), ours.state_dict()))
     ids, _ = texts()
@@ -207,7 +207,7 @@ def tiny(image_size=16, **overrides):
 def system(settings=None, **overrides):
     torch.manual_seed(0)
     context = Context(tokenizer=Words())
-    return create(adapt(tiny(**overrides), context), settings or {}, context)
+    return FAMILIES[0].pretraining.build(adapt(tiny(**overrides), context), settings or {}, context)
 
 
 def batch_of(sys, count, seed=0):

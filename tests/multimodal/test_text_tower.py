@@ -10,18 +10,18 @@ import open_clip
 import pytest
 import torch
 import transformers
-from polymodal.multimodal.clip import CLIP, FAMILIES, CLIPConfig, adapt, create
+from polymodal.multimodal.clip import CLIP, FAMILIES, CLIPConfig, adapt
 from polymodal.multimodal.pairs import Pair, pack
 from polymodal.multimodal.text_tower import PretrainedText, describe, load_weights, pool_packed
 from polymodal.shared.convert import to_ours, to_theirs
 from polymodal.shared.errors import UserError
+from polymodal.shared.family import Context
 from polymodal.shared.settings import build_settings
-from polymodal.shared.system import Context
 from polymodal.shared.tokenizer import Tokenizer
 from safetensors.torch import save_file
 
 NET = FAMILIES[0].nets[0]
-OPEN_CLIP = NET.layouts[0]
+OPEN_CLIP = NET.formats[1]
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "green", "blue", "cat", "dog", "house", "tree", "on", "under", "the", "a"]
 RESNET = {"layers": [1, 1, 1, 1], "width": 8, "image_size": 32, "head_width": 32}
 
@@ -46,7 +46,7 @@ def directory(tmp_path):
 def system(directory, settings=None, **overrides):
     config = build_settings(CLIPConfig, {"projection_dim": 20, "text_tower": str(directory), "vision_config": RESNET, **overrides}, "model")
     torch.manual_seed(0)
-    return create(adapt(config, Context()), settings or {}, Context())
+    return FAMILIES[0].pretraining.build(adapt(config, Context()), settings or {}, Context())
 
 
 def batch_of(sys, count, seed=0):
@@ -107,7 +107,7 @@ def test_open_clip_loads_the_export(directory, tmp_path, monkeypatch):
     sys.eval()
     out = tmp_path / "export"
     (out / "text_encoder").mkdir(parents=True)
-    assert NET.default_layout(sys.net.config) == "open_clip"
+    assert NET.default_format(sys.net.config).name == "open_clip"
     record = OPEN_CLIP.write(sys.net)
     (out / "open_clip_config.json").write_text(json.dumps(record))
     for name, content in OPEN_CLIP.files(sys.net).items():
@@ -163,7 +163,7 @@ def test_another_tokenizer_is_refused(directory, tmp_path):
     other = Tokenizer.train(["red cat", "green dog"], "word", 20)
     config = adapt(build_settings(CLIPConfig, {"text_tower": str(directory), "vision_config": RESNET}, "model"), Context())
     with pytest.raises(UserError, match="not the one of text_tower"):
-        create(config, {}, Context(tokenizer=other))
+        FAMILIES[0].pretraining.build(config, {}, Context(tokenizer=other))
 
 
 def test_a_locked_projection_keeps_the_encoders_own_space(directory):

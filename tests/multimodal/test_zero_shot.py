@@ -46,7 +46,7 @@ def test_templates():
 
 def test_class_weights_equal_open_clips(model, tokenizer):
     theirs = open_clip.CLIP(**CFG).eval()
-    theirs.load_state_dict(to_theirs(FAMILIES[0].nets[0].layouts[0].rules(model.config), model.state_dict()))
+    theirs.load_state_dict(to_theirs(FAMILIES[0].nets[0].formats[1].rules(model.config), model.state_dict()))
     expected = open_clip.build_zero_shot_classifier(theirs, open_clip.SimpleTokenizer(), LABELS, open_clip.SIMPLE_IMAGENET_TEMPLATES)
     found = class_weights(model, tokenizer, LABELS, templates(["simple"]))
     assert torch.allclose(found.T, expected, atol=2e-6)

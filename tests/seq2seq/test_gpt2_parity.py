@@ -111,7 +111,7 @@ def test_real_sizes(size, count):
     with torch.device("meta"):
         ours = entry.nets[0].build(config)
         theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(**entry.sizes[size]))
-    written = {k: v.shape for k, v in to_theirs(entry.nets[0].rules(config), ours.state_dict()).items()}
+    written = {k: v.shape for k, v in to_theirs(entry.nets[0].format("transformers").rules(config), ours.state_dict()).items()}
     assert written == {k: v.shape for k, v in theirs.state_dict().items() if k != "lm_head.weight"}
     assert sum(p.numel() for p in ours.parameters()) == count == sum(p.numel() for p in theirs.parameters())
 

@@ -126,7 +126,7 @@ def test_an_untied_head_that_the_file_leaves_out_is_the_word_table():
     assert ours.head.weight is not ours.trunk.embed.word.weight
     ids, mask, targets, _ = batch()
     assert_near(ours(ids, mask, targets).logits, theirs(input_ids=ids, attention_mask=mask, decoder_input_ids=targets).logits)
-    back = to_theirs(t5.NETS[0].rules(ours.config), ours.state_dict())
+    back = to_theirs(t5.NETS[0].format("transformers").rules(ours.config), ours.state_dict())
     assert torch.equal(back["lm_head.weight"], theirs.shared.weight)
 
 
@@ -189,7 +189,7 @@ def test_initial_deviations_are_the_papers():
     config = t5.T5Config(vocab_size=400, d_model=64, d_kv=32, d_ff=256, num_layers=2, num_heads=4)
     torch.manual_seed(0)
     ours, theirs = t5.T5ForConditionalGeneration(config), transformers.T5ForConditionalGeneration(transformers.T5Config(**config.to_dict()))
-    mine = to_theirs(t5.NETS[0].rules(config), ours.state_dict())
+    mine = to_theirs(t5.NETS[0].format("transformers").rules(config), ours.state_dict())
     for name, tensor in theirs.state_dict().items():
         if name in mine and tensor.numel() > 1000:
             assert mine[name].std().item() == pytest.approx(tensor.std().item(), rel=0.1), name

@@ -190,7 +190,7 @@ def test_real_sizes(architecture):
     with torch.device("meta"):
         ours = net.build(config)
         theirs = getattr(transformers, architecture)(transformers.BertConfig(num_labels=2))
-    written = {k: v.shape for k, v in to_theirs(net.rules(config), ours.state_dict()).items()}
+    written = {k: v.shape for k, v in to_theirs(net.format("transformers").rules(config), ours.state_dict()).items()}
     expected = {k: v.shape for k, v in theirs.state_dict().items() if not k.startswith("cls.predictions.decoder")}
     assert written == expected
     count = sum(p.numel() for p in ours.parameters())

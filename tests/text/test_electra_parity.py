@@ -120,7 +120,7 @@ def test_real_sizes(what, architecture):
     with torch.device("meta"):
         ours = net.build(config)
         theirs = getattr(transformers, architecture)(transformers.ElectraConfig(**config.to_dict()))
-    written = {k: v.shape for k, v in to_theirs(net.rules(config), ours.state_dict()).items()}
+    written = {k: v.shape for k, v in to_theirs(net.format("transformers").rules(config), ours.state_dict()).items()}
     assert written == {k: v.shape for k, v in theirs.state_dict().items() if k != "generator_lm_head.weight"}
     count = sum(p.numel() for p in ours.parameters())
     assert count == sum(p.numel() for p in theirs.parameters()) == COUNTS.get(what, count)

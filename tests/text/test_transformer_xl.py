@@ -59,7 +59,7 @@ def net(seed=0, **more):
 
 
 def theirs(model):
-    return to_theirs(NETS[0].rules(model.config), model.state_dict())
+    return to_theirs(NETS[0].format("transformers").rules(model.config), model.state_dict())
 
 
 def ids(*shape, seed=1, high=30):
@@ -348,7 +348,7 @@ def reference_keys(c):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_rules_connect_every_key_both_ways(variant):
     model = net(**VARIANTS[variant])
-    rules, wanted = NETS[0].rules(model.config), reference_keys(model.config)
+    rules, wanted = NETS[0].format("transformers").rules(model.config), reference_keys(model.config)
     written = theirs(model)
     assert {k: tuple(v.shape) for k, v in written.items()} == {k: wanted[k] for k in written}
     tied = set(wanted) - set(written)
@@ -365,7 +365,7 @@ def test_the_rules_connect_every_key_both_ways(variant):
         assert back.keys() == state.keys() and all(torch.equal(back[k], state[k]) for k in state)
     with pytest.raises(UserError, match=r"unexpected keys: crit\.other"):
         to_ours(rules, written | {"crit.other": torch.zeros(1)})
-    trunk = to_theirs(NETS[1].rules(model.config), model.trunk.state_dict())
+    trunk = to_theirs(NETS[1].format("transformers").rules(model.config), model.trunk.state_dict())
     assert {f"transformer.{k}" for k in trunk} == {k for k in written if k.startswith("transformer.")}
 
 
@@ -561,7 +561,7 @@ def test_it_learns_a_text_by_heart_and_needs_its_memory(tok):
 def test_settings_and_data_that_do_not_fit(tok):
     with pytest.raises(UserError, match="max_length is 0"):
         polymodal.system("transformer_xl", size="tiny", tokenizer=tok, objective={"max_length": 0})
-    from polymodal.shared.system import Context
+    from polymodal.shared.family import Context
 
     assert adapt(TransfoXLConfig(), Context(tok)).cutoffs == () and adapt(TransfoXLConfig(), Context(tok)).vocab_size == tok.vocab_size
     assert adapt(TransfoXLConfig(cutoffs=(100, 200, 1000)), Context(tok)).cutoffs == (100, 200)

@@ -14,16 +14,16 @@ import transformers
 from PIL import Image
 from polymodal.shared.convert import to_ours, to_theirs
 from polymodal.shared.errors import BadSample, UserError
+from polymodal.shared.family import Context
 from polymodal.shared.sample import Sample
 from polymodal.shared.settings import build_settings
-from polymodal.shared.system import Context
 from polymodal.vision.vit import FAMILIES, ViT, ViTConfig, interpolate_positions
 from safetensors.torch import load_file, save_file
 from timm.layers import resample_abs_pos_embed
 from torch.nn import functional as F
 
 NET = FAMILIES[0].nets[0]
-TIMM = NET.layouts[0]
+TIMM = NET.formats[1]
 SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "image_size": 32, "patch_size": 8}
 
 
@@ -49,7 +49,7 @@ def test_transformers_parity_both_ways(settings, tmp_path):
     config = ViTConfig.from_dict(json.loads((tmp_path / "config.json").read_text()))
     assert config.labels == ("cat", "dog", "house")
     ours = ViT(config).eval()
-    ours.load_state_dict(to_ours(NET.rules(config), load_file(tmp_path / "model.safetensors")))  # transformers 4's names
+    ours.load_state_dict(to_ours(NET.format("transformers").rules(config), load_file(tmp_path / "model.safetensors")))
     pixels, large = torch.randn(3, 3, 32, 32), torch.randn(2, 3, 48, 40)
     with torch.no_grad():
         a, b = ours(pixels, output_hidden_states=True), theirs(pixels, output_hidden_states=True)
@@ -60,7 +60,7 @@ def test_transformers_parity_both_ways(settings, tmp_path):
         close(a.last_hidden_state, theirs.vit(pixels).last_hidden_state)
         close(ours(large, interpolate_pos_encoding=True).logits, theirs(large, interpolate_pos_encoding=True).logits)
 
-    written = to_theirs(NET.rules(config), ours.state_dict())
+    written = to_theirs(NET.format("transformers").rules(config), ours.state_dict())
     assert all(torch.equal(written[k], v) for k, v in theirs.state_dict().items()) and len(written) == len(theirs.state_dict())
     out = tmp_path / "ours"
     out.mkdir()
@@ -109,7 +109,7 @@ def test_layouts_refuse_what_they_cannot_say():
     with pytest.raises(UserError, match="class_token"):
         TIMM.read({"architecture": "vit_base_patch16_224", "model_args": {"class_token": False}}, None)
     config = ViTConfig(**SHAPE, pooling="mean", layer_norm_eps=1e-6)
-    assert NET.default_layout(config) == "timm" and NET.default_layout(replace(config, pooling="cls")) == "transformers"
+    assert NET.default_format(config).name == "timm" and NET.default_format(replace(config, pooling="cls")).name == "transformers"
 
 
 REAL = {"small": 22_050_664, "base": 86_567_656, "base32": 88_224_232, "large": 304_326_632, "huge": 632_045_800}
@@ -152,7 +152,7 @@ def system(settings=None, classes=("cat", "dog", "house"), **overrides):
     torch.manual_seed(0)
     context = Context(classes=classes)
     config = FAMILIES[0].adapt(ViTConfig(**{**SHAPE, **overrides}), context)
-    return FAMILIES[0].create(config, settings or {}, context)
+    return FAMILIES[0].pretraining.build(config, settings or {}, context)
 
 
 def sample(label, seed, size=(40, 30)):

@@ -26,7 +26,8 @@ from polymodal.pipelines.run.recipe import recipe, recipes
 from polymodal.pipelines.train import loop
 from polymodal.registry import family
 from polymodal.shared.errors import UserError
-from polymodal.shared.system import Batch, Context, Objective, Step, System, Term
+from polymodal.shared.family import Context
+from polymodal.shared.system import Batch, Objective, Step, System, Term
 from polymodal.shared.tokenizer import STYLES, Tokenizer
 from torch import nn
 from torch._C._profiler import _EventType
@@ -183,13 +184,12 @@ class _Known(System):
     """Two square layers with one weight, and one that is frozen; the second one sees the rows where a mask is set."""
 
     def __init__(self, width):
-        super().__init__()
-        self.objective = _Rows()
-        self.first, self.frozen = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False)
+        first = nn.Linear(width, width, bias=False)
+        super().__init__(first, _Rows())
+        self.first, self.frozen = first, nn.Linear(width, width, bias=False)
         self.frozen.weight.requires_grad_(False)
         self.tied = nn.Linear(width, width, bias=False)
         self.tied.weight = self.first.weight
-        self.net = self.first
 
     def forward(self, batch, carry=None):
         return Step({"loss": Term(self.tied(self.frozen(self.first(batch.x))[batch.mask]).sum(), "rows")})

@@ -21,7 +21,8 @@ from polymodal.pipelines.run.recipe import CheckpointSettings, DataSettings, Eva
 from polymodal.pipelines.run.schedule import ScheduleSettings
 from polymodal.pipelines.train import loop
 from polymodal.shared.errors import BadSample, UserError
-from polymodal.shared.system import Batch, Family, Objective, Preview, Step, System, Term
+from polymodal.shared.family import Card, Family, Task
+from polymodal.shared.system import Batch, Objective, Preview, Step, System, Term
 from torch import Tensor, nn
 
 TIMES = ("samples_per_s", "tokens_per_s", "step_s", "data_wait_s", "save_s", "elapsed_s", "seconds")
@@ -75,12 +76,11 @@ class ToyConfig:
 
 class Toy(System):
     def __init__(self, config, settings):
-        super().__init__()
+        net = nn.Sequential(nn.Linear(5, config.width), nn.Tanh(), nn.Dropout(settings.dropout), nn.Linear(config.width, 2))
+        net.config = config
+        super().__init__(net, ToyObjective(settings.spoiled))
         self.config = config
         self.settings = settings
-        self.net = nn.Sequential(nn.Linear(5, config.width), nn.Tanh(), nn.Dropout(settings.dropout), nn.Linear(config.width, 2))
-        self.net.config = config
-        self.objective = ToyObjective(settings.spoiled)
         self.updates = 0
 
     def forward(self, batch, carry=None):
@@ -111,9 +111,9 @@ class CoupledToy(Toy):
     coupled = True
 
 
-TOY = Family(name="toy", title="Toy", paper="", year=2026, url="", objective="", equation="", symbols="", masks={}, config=ToyConfig,
-             sizes={"tiny": {}, "base": {}}, create=lambda c, s, _: (CoupledToy if s.get("coupled") else Toy)(c, ToySettings(**s)),
-             settings=ToySettings)
+TOY = Family(name="toy", card=Card(title="Toy", paper="", year=2026, url="", equation="", symbols="", masks={}, reference=""),
+             config=ToyConfig, sizes={"tiny": {}, "base": {}},
+             pretraining=Task("", ToySettings, lambda c, s, _: (CoupledToy if s.coupled else Toy)(c, s)))
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,227 @@
+"""The registry entry of a system: what everything outside its file needs to know about it.
+
+A family file ends with `FAMILIES = (Family(...), ...)`, and the registry finds it by looking. An entry has a `Card` for the
+documentation, a `Task` for pretraining and one for each kind of fine-tuning, and a `Net` for each network that can be loaded
+and saved, with the `Format`s of the libraries that know it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import numpy as np
+from torch import nn
+
+from .attention.mask import Mask
+from .convert import Rule
+from .errors import UserError
+from .sample import Sample
+from .settings import build_settings
+from .system import Batch, Objective, System
+
+if TYPE_CHECKING:
+    from .tokenizer import Tokenizer
+
+ObjectiveT = TypeVar("ObjectiveT", bound=Objective[Any])
+
+
+class NoData(Objective[Any]):
+    """The objective of a system that was built for its network alone; every use says what is lacking."""
+
+    def __init__(self, system: str) -> None:
+        """Remember which system asks."""
+        self.system = system
+
+    def example(self, sample: Sample, rng: np.random.Generator) -> Iterable[Any]:
+        """Refuse."""
+        raise UserError(f"this {self.system} was built without a tokenizer and cannot read data: pass tokenizer=")
+
+    def collate(self, examples: list[Any]) -> Batch:
+        """Refuse."""
+        raise UserError(f"this {self.system} was built without a tokenizer and cannot read data: pass tokenizer=")
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the data tells a system that is being built."""
+
+    tokenizer: Tokenizer | None = None
+    classes: tuple[str, ...] | None = None
+    """Class names in the order of their numbers, where the data set is labelled."""
+    net_only: bool = False
+    """The system is built for its network: a tokenizer that is lacking is no mistake, and the objective is `NoData`."""
+
+    def objective(self, system: str, make: Callable[[Tokenizer], ObjectiveT]) -> ObjectiveT:
+        """The objective that `make` builds with the tokenizer, or `NoData` under `net_only`: then nobody may use it as another."""
+        if self.net_only and self.tokenizer is None:
+            return cast("ObjectiveT", NoData(system))
+        return make(self.need_tokenizer(system))
+
+    def need_tokenizer(self, system: str) -> Tokenizer:
+        """The tokenizer, or a clear error."""
+        if self.tokenizer is None:
+            raise UserError(f"{system} reads text and got no tokenizer: pass --tokenizer DIR (see `polymodal tokenizer train`)")
+        return self.tokenizer
+
+
+# ------------------------------------------------------------------------------------------------ networks
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a library lays a network out in a directory: a JSON file that describes it, and safetensors.
+
+    In transformers' format config.json is `Family.config` with `model_type` and `architectures`, and is recognised by them;
+    such a format leaves `recognises`, `read` and `write` out (`transformers` makes it). Other libraries' say them.
+
+    Args:
+        name: what `--format` calls it: "transformers", "open_clip", "timm".
+        rules: config -> the rule table of the state dict (`shared.convert`); one table, both directions.
+        config_file: the JSON file that describes the network.
+        weights_file: the safetensors file.
+        recognises: whether the contents of a JSON file of that name describe this kind of network.
+        read: (those contents, the directory) -> config.
+        write: net -> those contents; raises `UserError` where the library has no such network.
+        files: net -> further JSON files, by name relative to the directory.
+        finish: (net, the contents of `config_file`, directory): take over what is no config, such as the preprocessing of pictures.
+        suits: config -> whether a network of this config is written in this format where none is asked for.
+    """
+
+    name: str
+    rules: Callable[[Any], Sequence[Rule]]
+    config_file: str = "config.json"
+    weights_file: str = "model.safetensors"
+    recognises: Callable[[Mapping[str, Any]], bool] | None = None
+    read: Callable[[Mapping[str, Any], Path], Any] | None = None
+    write: Callable[[Any], Mapping[str, Any]] | None = None
+    files: Callable[[Any], Mapping[str, Mapping[str, Any]]] = lambda net: {}
+    finish: Callable[[Any, Mapping[str, Any], Path], None] = lambda net, record, directory: None
+    suits: Callable[[Any], bool] = lambda config: True
+
+
+def transformers(
+    rules: Callable[[Any], Sequence[Rule]],
+    *,
+    files: Callable[[Any], Mapping[str, Mapping[str, Any]]] = lambda net: {},
+    finish: Callable[[Any, Mapping[str, Any], Path], None] = lambda net, record, directory: None,
+    suits: Callable[[Any], bool] = lambda config: True,
+) -> Format:
+    """Transformers' format with a rule table; see `Format` for the arguments."""
+    return Format("transformers", rules, files=files, finish=finish, suits=suits)
+
+
+class Net:
+    """A network that can be loaded and saved.
+
+    Args:
+        architecture: the class name in config.json's `architectures` ("BertForMaskedLM").
+        build: config -> module with fresh weights.
+        formats: how libraries lay it out. It is written in the first that suits its config, where none is asked for.
+    """
+
+    def __init__(self, architecture: str, build: Callable[[Any], nn.Module], *formats: Format) -> None:
+        self.architecture = architecture
+        self.build = build
+        self.formats = formats
+
+    def format(self, name: str) -> Format:
+        """The format called `name`."""
+        for format in self.formats:
+            if format.name == name:
+                return format
+        offered = ", ".join(f.name for f in self.formats)
+        raise UserError(f"{self.architecture} has no format {name!r}; it can be written as {offered or 'nothing'}")
+
+    def default_format(self, config: Any) -> Format:
+        """The format in which a network of this config is written where none is asked for."""
+        for format in self.formats:
+            if format.suits(config):
+                return format
+        raise UserError(f"{self.architecture} with this config has no format of its own: "
+                        f"name one of {', '.join(f.name for f in self.formats) or 'none'}")
+
+
+# --------------------------------------------------------------------------------------------------- tasks
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a family's network is trained for: pretraining, or something that it is fine-tuned for.
+
+    Its system is one like any other, with an objective and a loss of its own: the same loop trains it.
+
+    Args:
+        objective: in a few words.
+        settings: the frozen dataclass of the objective's settings (`mask_prob`, `max_length` ...).
+        create: (config, settings, context) -> a system with fresh weights.
+        name: what recipes and `--set task=` call it: "classify", "text2text"; pretraining has the empty name.
+        adapt: fit the config of a network, fresh or loaded, to the data: the number and names of classes. The vocabulary stays.
+        architecture: `Net.architecture` of the network that is trained; empty where the settings decide.
+    """
+
+    objective: str
+    settings: type
+    create: Callable[[Any, Any, Context], System]
+    name: str = ""
+    adapt: Callable[[Any, Context], Any] = lambda config, context: config
+    architecture: str = ""
+
+    def build(self, config: Any, settings: Mapping[str, Any], context: Context) -> System:
+        """A system with fresh weights; `settings` are those of a recipe's `objective`."""
+        return self.create(config, build_settings(self.settings, settings, f"{self.name or 'pretraining'} objective"), context)
+
+
+# -------------------------------------------------------------------------------------------------- entry
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What the documentation says of a system."""
+
+    title: str
+    paper: str
+    """Authors, title and year as they would stand in a reference list."""
+    year: int
+    url: str
+    equation: str
+    """What is minimised, in TeX, and in `symbols` what its letters mean."""
+    symbols: str
+    masks: Mapping[str, Mask]
+    """The attention masks of training, over 16 keys, by what they are for; drawn in the documentation."""
+    reference: str
+    """The library and class that parity is measured against."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """The registry entry of one system: everything that `polymodal` needs to know about a family file."""
+
+    name: str
+    """The name in recipes and on the command line, such as `bert`."""
+    card: Card
+    config: type
+    """The frozen dataclass with transformers' field names."""
+    sizes: Mapping[str, Mapping[str, Any]]
+    """Named sizes: overrides of the config's defaults. Every family has `tiny` and `base`."""
+    adapt: Callable[[Any, Context], Any] = lambda config, context: config
+    """Fit the config of a fresh network to the data: vocabulary size and special ids, number of labels."""
+    pretraining: Task
+    tasks: tuple[Task, ...] = ()
+    """What its networks are fine-tuned for."""
+    nets: tuple[Net, ...] = ()
+    heads: tuple[str, ...] = ()
+    """Parts of its networks that get fresh weights where a run starts from a network without them, or with others.
+    All else must be there: a network that is the trunk alone, or has it as `trunk`, fits every other."""
+    model_type: str = ""
+    """config.json's `model_type` in transformers' format; empty where there is none."""
+
+    def task(self, name: str) -> Task:
+        """The task called `name`; pretraining has the empty name."""
+        for task in (self.pretraining, *self.tasks):
+            if task.name == name:
+                return task
+        offered = f"its tasks are {', '.join(t.name for t in self.tasks)}" if self.tasks else "it has no tasks"
+        raise UserError(f"task is {name!r}; {self.name} is pretrained with an empty task, and {offered}")
