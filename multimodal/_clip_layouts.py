@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from ..shared.convert import Ignore, Rename, Reshape, Rule, Transpose, affine, layers, prefixed
 from ..shared.errors import UserError, raise_problems
@@ -15,8 +15,13 @@ from ..vision.vit import block_rules, in_layer, patch_rule
 from ._clip_config import HIGHEST_ID, CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from .text_tower import PretrainedTextConfig, trunk_rules
 
-if TYPE_CHECKING:
-    from .clip import CLIP
+
+class DualEncoder(Protocol):
+    """What a file says of the network, beside its weights."""
+
+    config: CLIPConfig
+    preprocessing: Preprocessing
+
 
 TEXT_ENCODER = "text_encoder"
 """Folder of an open_clip directory that holds the config.json of a pretrained text tower."""
@@ -200,7 +205,7 @@ def _read_hf_text(text: Mapping[str, Any], directory: Path) -> PretrainedTextCon
     return PretrainedTextConfig(json.loads(file.read_text()), "cls" if POOLERS[pooler] == "cls" else "mean")
 
 
-def write_open_clip(net: CLIP) -> dict[str, Any]:
+def write_open_clip(net: DualEncoder) -> dict[str, Any]:
     """The contents of open_clip_config.json."""
     config = net.config
     text, vision = config.text_config, config.vision_config
@@ -241,12 +246,12 @@ def _write_text(text: CLIPTextConfig | PretrainedTextConfig) -> dict[str, Any]:
             "pad_id": text.pad_token_id or 0, **end}  # fmt: skip
 
 
-def open_clip_files(net: CLIP) -> dict[str, Mapping[str, Any]]:
+def open_clip_files(net: DualEncoder) -> dict[str, Mapping[str, Any]]:
     """The config of a pretrained text tower, which open_clip reads by the name in `hf_model_name`."""
     text = net.config.text_config
     return {f"{TEXT_ENCODER}/config.json": dict(text.encoder)} if isinstance(text, PretrainedTextConfig) else {}
 
 
-def finish_open_clip(net: CLIP, record: Mapping[str, Any], directory: Path) -> None:
+def finish_open_clip(net: DualEncoder, record: Mapping[str, Any], directory: Path) -> None:
     """Take the preprocessing of pictures over."""
     net.preprocessing = Preprocessing.from_open_clip(record.get("preprocess_cfg") or {}, net.config.vision_config.image_size)

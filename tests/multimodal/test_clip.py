@@ -11,7 +11,6 @@ import open_clip
 import pytest
 import torch
 import transformers
-from polymodal.multimodal import _clip_layouts as layouts
 from polymodal.multimodal.clip import CLIP, FAMILIES, CLIPConfig, adapt
 from polymodal.multimodal.pairs import Memo, pack
 from polymodal.shared.convert import to_ours, to_theirs
@@ -89,7 +88,7 @@ def test_transformers_reads_what_we_write(tmp_path):
     record = {**config.to_dict(), "model_type": "clip", "architectures": ["CLIPModel"]}
     (tmp_path / "config.json").write_text(json.dumps(record))
     save_file(to_theirs(NET.format("transformers").rules(config), ours.state_dict()), tmp_path / "model.safetensors", {"format": "pt"})
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(NET.files(ours)["preprocessor_config.json"]))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(NET.formats[0].files(ours)["preprocessor_config.json"]))
     theirs = transformers.CLIPModel.from_pretrained(tmp_path).eval()
     ids, mask = texts()
     pixels = torch.randn(2, 3, 16, 16)
@@ -176,7 +175,7 @@ def test_what_changes_the_model_is_refused(tmp_path):
     mixed = replace(mixed, vision_config=replace(mixed.vision_config, hidden_act="gelu"))
     with pytest.raises(UserError, match="one activation"):
         OPEN_CLIP.write(CLIP(mixed))
-    assert layouts.default(mixed) == "transformers"
+    assert NET.default_format(mixed).name == "transformers"
 
 
 # ------------------------------------------------------------------------------------------- training

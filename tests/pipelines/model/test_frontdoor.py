@@ -121,7 +121,7 @@ def test_directories_that_hold_no_model(tmp_path, saved):
         polymodal.load(tmp_path / "nowhere")
     with pytest.raises(UserError, match="there is no model directory"):
         polymodal.load(saved / "config.json")
-    with pytest.raises(UserError, match="no layout 'timm'"):
+    with pytest.raises(UserError, match="no format 'timm'"):
         polymodal.save(polymodal.load(saved), tmp_path / "x", format="timm")
     with pytest.raises(UserError, match="known system"):
         polymodal.save(torch.nn.Linear(1, 1), tmp_path / "x")
