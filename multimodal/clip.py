@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ..shared.attention.mask import Mask, on_device
-from ..shared.block import Block, FeedForward
+from ..shared.block import Block, FeedForward, LayerNorm
 from ..shared.dist import all_gather_with_grad, first_dims, rank
 from ..shared.embed import TokenEmbedding
 from ..shared.errors import UserError
@@ -36,11 +36,11 @@ from ..shared.loss import accuracy_sum, at_least_fp32, contrastive_sum
 from ..shared.stack import Stack
 from ..shared.system import Preview, Step, System, Term
 from ..shared.tokenizer import Tokenizer
-from ..vision.resnet import ResNet, ResNetConfig
-from ..vision.transforms import CLIP_MEAN, CLIP_STD, Augmentation, Normalize, Preprocessing
-from ..vision.vit import ImageEmbedding, read_preprocessing, transformer
-from . import _clip_layouts as layouts
-from ._clip_config import HIGHEST_ID, CLIPConfig, CLIPTextConfig, CLIPVisionConfig
+from ..vision.resnet import AttentionPool, ResNet, ResNetConfig
+from ..vision.tower import ImageEmbedding, ImageTower, pre_norm_stack
+from ..vision.transforms import CLIP_MEAN, CLIP_STD, Augmentation, Normalize, Preprocessing, read_preprocessing
+from . import clip_formats as formats
+from .clip_config import HIGHEST_ID, CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from .pairs import ImageTextPairs, Memo, PackedTexts, PairBatch
 from .text_tower import PretrainedText, describe, load_weights
 
@@ -48,34 +48,32 @@ from .text_tower import PretrainedText, describe, load_weights
 class TextTower(nn.Module):
     """A causal pre-norm Transformer; the state at the end-of-text token stands for the text."""
 
+    no_decay: ClassVar[tuple[str, ...]] = ("embed.position",)
+
     def __init__(self, config: CLIPTextConfig) -> None:
         super().__init__()
         self.config = config
         self.embed = TokenEmbedding(config.vocab_size, config.hidden_size, max_positions=config.max_position_embeddings)
-        self.encoder = transformer(
-            hidden_size=config.hidden_size, num_layers=config.num_hidden_layers, num_heads=config.num_attention_heads,
-            intermediate_size=config.intermediate_size, activation=config.hidden_act, eps=config.layer_norm_eps, final_norm=True,
-            attention_dropout=config.attention_dropout,
-        )  # fmt: skip
+        self.stack = pre_norm_stack(config, final_norm=True, attention_dropout=config.attention_dropout)
         assert self.embed.position is not None
         nn.init.normal_(self.embed.position.weight, std=0.01)
-        init_blocks_(self.encoder, config.hidden_size)
+        init_blocks_(self.stack, config.hidden_size)
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None,
         *, lengths: tuple[int, ...] | None = None,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Encode padded texts [N, S], or N texts packed in one row [1, T]: (states, pooled [N, D])."""
+    ) -> Tensor:  # fmt: skip
+        """Encode padded texts [N, S], or N texts packed in one row [1, T], as vectors [N, D]."""
         keep = None if attention_mask is None else attention_mask.bool()
-        hidden = self.encoder(self.embed(input_ids, position_ids), Mask(causal=True, keep=keep, lengths=lengths))
+        hidden = self.stack(self.embed(input_ids, position_ids), Mask(causal=True, keep=keep, lengths=lengths))
         if lengths is None:
             rows = torch.arange(len(input_ids), device=input_ids.device)
-            return hidden, hidden[rows, self._ends(input_ids)]
+            return hidden[rows, self._ends(input_ids)]
         count = on_device(lengths, input_ids.device)
         starts = count.cumsum(0) - count
         steps = torch.arange(max(lengths), device=input_ids.device)
         ids = input_ids[0, (starts[:, None] + steps).clamp(max=input_ids.shape[1] - 1)]
-        return hidden, hidden[0, starts + self._ends(ids.masked_fill(steps >= count[:, None], -1))]
+        return hidden[0, starts + self._ends(ids.masked_fill(steps >= count[:, None], -1))]
 
     def _ends(self, ids: Tensor) -> Tensor:
         """The position of the end-of-text token in each row of ids [N, S]."""
@@ -83,29 +81,32 @@ class TextTower(nn.Module):
         return ids.argmax(-1) if end == HIGHEST_ID else (ids == end).int().argmax(-1)
 
 
-class VisionTower(nn.Module):
-    """CLIP's ViT: no patch bias, a norm before the blocks, and one after them on the class token alone."""
+def image_tower(config: CLIPVisionConfig) -> ImageTower:
+    """CLIP's ViT: no patch bias, a norm before the blocks and none after them."""
+    width = config.hidden_size
+    tower = ImageTower(
+        ImageEmbedding(config.image_size, config.patch_size, width, bias=False),
+        pre_norm_stack(config, final_norm=False, attention_dropout=config.attention_dropout),
+        pre_norm=LayerNorm(width, eps=config.layer_norm_eps),
+    )
+    nn.init.normal_(tower.embed.cls_token, std=width**-0.5)
+    nn.init.normal_(tower.embed.position_embeddings, std=width**-0.5)
+    init_blocks_(tower.stack, width)
+    return tower
 
-    def __init__(self, config: CLIPVisionConfig) -> None:
+
+class ClassTokenHead(nn.Module):
+    """The head of CLIP's ViT: a norm on the class token alone, and a projection into the shared space."""
+
+    def __init__(self, config: CLIPVisionConfig, output_size: int) -> None:
         super().__init__()
-        self.config = config
-        width = config.hidden_size
-        self.embed = ImageEmbedding(config.image_size, config.patch_size, width, bias=False)
-        self.pre_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.encoder = transformer(
-            hidden_size=width, num_layers=config.num_hidden_layers, num_heads=config.num_attention_heads,
-            intermediate_size=config.intermediate_size, activation=config.hidden_act, eps=config.layer_norm_eps, final_norm=False,
-            attention_dropout=config.attention_dropout,
-        )  # fmt: skip
-        self.post_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        nn.init.normal_(self.embed.cls_token, std=width**-0.5)
-        nn.init.normal_(self.embed.position_embeddings, std=width**-0.5)
-        init_blocks_(self.encoder, width)
+        self.norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.projection = nn.Linear(config.hidden_size, output_size, bias=False)
+        nn.init.normal_(self.projection.weight, std=config.hidden_size**-0.5)
 
-    def forward(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> Tensor:
-        """[B, 3, H, W] -> [B, D]."""
-        hidden = self.encoder(self.pre_norm(self.embed(pixel_values, interpolate_pos_encoding)))
-        return self.post_norm(hidden[:, 0])
+    def forward(self, states: Tensor) -> Tensor:
+        """[B, 1 + P, D] -> [B, output_size]."""
+        return self.projection(self.norm(states[:, 0]))
 
 
 def init_blocks_(stack: Stack, width: int) -> None:
@@ -136,35 +137,31 @@ class CLIPOutput:
 
 
 class CLIP(nn.Module):
-    """Both towers, their projections and the logit scale."""
+    """Two towers, each a trunk and a head that projects into the shared space, and the logit scale."""
 
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
         self.config = config
         text, vision, dim = config.text_config, config.vision_config, config.projection_dim
         self.preprocessing = Preprocessing(image_size=vision.image_size)
-        self.text: TextTower | PretrainedText = TextTower(text) if isinstance(text, CLIPTextConfig) else PretrainedText(text)
-        self.text_projection = nn.Linear(text.hidden_size, dim, bias=False)
+        self.text_trunk: TextTower | PretrainedText = TextTower(text) if isinstance(text, CLIPTextConfig) else PretrainedText(text)
+        self.text_head = nn.Linear(text.hidden_size, dim, bias=False)
+        self.image_trunk: ImageTower | ResNet
+        self.image_head: ClassTokenHead | AttentionPool
         if isinstance(vision, ResNetConfig):
-            self.vision: VisionTower | ResNet = ResNet(vision, dim)  # its attention pool projects
-            self.visual_projection = None
+            self.image_trunk, self.image_head = ResNet(vision), AttentionPool(vision, dim)
         else:
-            self.vision = VisionTower(vision)
-            self.visual_projection = nn.Linear(vision.hidden_size, dim, bias=False)
-            nn.init.normal_(self.visual_projection.weight, std=vision.hidden_size**-0.5)
-        nn.init.normal_(self.text_projection.weight, std=text.hidden_size**-0.5)
+            self.image_trunk, self.image_head = image_tower(vision), ClassTokenHead(vision, dim)
+        nn.init.normal_(self.text_head.weight, std=text.hidden_size**-0.5)
         self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init_value))
 
     def get_image_features(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> Tensor:
         """Project normalised pictures [B, 3, H, W] into the shared space: [B, projection_dim], not yet unit vectors."""
-        if isinstance(self.vision, ResNet):
-            return self.vision(pixel_values)
-        assert self.visual_projection is not None
-        return self.visual_projection(self.vision(pixel_values, interpolate_pos_encoding))
+        return self.image_head(self.image_trunk(pixel_values, interpolate_pos_encoding))
 
     def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Project texts [N, S] into the shared space: [N, projection_dim], not yet unit vectors."""
-        return self.text_projection(self.text(input_ids, attention_mask)[1])
+        return self.text_head(self.text_trunk(input_ids, attention_mask))
 
     def forward(
         self, input_ids: Tensor, pixel_values: Tensor, attention_mask: Tensor | None = None, interpolate_pos_encoding: bool = False
@@ -183,8 +180,11 @@ class CLIPSettings:
     max_length: int | None = None
     """Longest caption in tokens, the end-of-text token included; None is the text tower's limit, at most 77."""
     augmentation: Augmentation = field(default_factory=Augmentation)
+    """Random changes of the training pictures."""
     image_mean: tuple[float, float, float] = CLIP_MEAN
+    """Subtracted from each colour, of pixels from 0 to 1."""
     image_std: tuple[float, float, float] = CLIP_STD
+    """Each colour is divided by it, after the mean is subtracted."""
     chunk: int | None = None
     """Pairs that go through the towers at a time; None is all. Saves memory for a second forward pass; the gradient stays."""
     memo: int = 100_000
@@ -213,16 +213,17 @@ class CLIPSystem(System[CLIP, ImageTextPairs]):
         self.normalize = Normalize(net.preprocessing)
         self.chunk = settings.chunk
         self.memo = Memo(settings.memo) if config.lock_text else None
-        self.locked: list[nn.Module] = [m for m, lock in ((self.net.text, config.lock_text), (self.net.vision, config.lock_image)) if lock]
+        net = self.net
+        self.locked: list[nn.Module] = [
+            *([net.text_trunk] if config.lock_text else []), *([net.image_trunk, net.image_head] if config.lock_image else []),
+        ]  # fmt: skip
         if config.lock_text_projection:
             width = config.text_config.hidden_size
             if width != config.projection_dim:
                 raise UserError(f"model.lock_text_projection needs model.projection_dim {width}, the text tower's width; "
                                 f"it is {config.projection_dim}")  # fmt: skip
-            nn.init.eye_(self.net.text_projection.weight)
-            self.locked.append(self.net.text_projection)
-        if config.lock_image and self.net.visual_projection is not None:
-            self.locked.append(self.net.visual_projection)
+            nn.init.eye_(net.text_head.weight)
+            self.locked.append(net.text_head)
         for tower in self.locked:
             tower.requires_grad_(False)
         self.train()
@@ -254,7 +255,7 @@ class CLIPSystem(System[CLIP, ImageTextPairs]):
 
     def undivided(self) -> Iterable[nn.Module]:
         """A locked text tower: captions that this rank knows may be new to another."""
-        return () if self.memo is None else (self.net.text,)
+        return () if self.memo is None else (self.net.text_trunk,)
 
     def image_embeds(self, images: Tensor, most: int | None = None) -> Tensor:
         """Unit vectors [B, projection_dim] of uint8 pictures; `most` is the largest B of all ranks, where they run together."""
@@ -266,14 +267,14 @@ class CLIPSystem(System[CLIP, ImageTextPairs]):
         texts = PackedTexts(batch.input_ids, batch.position_ids, batch.lengths)
 
         def pooled(part: PackedTexts) -> Tensor:
-            return self.net.text(part.input_ids, None, part.position_ids, lengths=part.lengths)[1]
+            return self.net.text_trunk(part.input_ids, None, part.position_ids, lengths=part.lengths)
 
         if self.memo is not None:
             with torch.no_grad():
                 states = self.memo(batch.keys, lambda rows: pooled(texts.select(rows)))
         else:
             states = self._in_chunks(len(batch.lengths), lambda low, high: pooled(texts.select(range(low, high))), most)
-        return F.normalize(at_least_fp32(self.net.text_projection(states)), dim=-1)
+        return F.normalize(at_least_fp32(self.net.text_head(states)), dim=-1)
 
     def _in_chunks(self, count: int, tower: Callable[[int, int], Tensor], most: int | None = None) -> Tensor:
         """Run a tower over rows [low, high) at a time; only its features are kept, the rest is computed again for the gradient.
@@ -344,8 +345,8 @@ def create(config: CLIPConfig, settings: CLIPSettings, context: Context) -> CLIP
         raise UserError(f"the tokenizer has {context.tokenizer.vocab_size} entries, the text tower {config.text_config.vocab_size}")
     system = CLIPSystem(config, settings, context)
     if config.text_tower is not None:
-        assert isinstance(system.net.text, PretrainedText)
-        load_weights(system.net.text, config.text_tower)
+        assert isinstance(system.net.text_trunk, PretrainedText)
+        load_weights(system.net.text_trunk, config.text_tower)
     return system
 
 
@@ -398,10 +399,10 @@ FAMILIES = (
         pretraining=Task("contrastive: match pictures and captions within the batch", CLIPSettings, create),
         nets=(
             Net("CLIPModel", CLIP,
-                transformers(layouts.transformers_rules, files=_files, finish=read_preprocessing, suits=layouts.suits_transformers),
-                Format("open_clip", layouts.open_clip_rules, "open_clip_config.json", "open_clip_model.safetensors",
-                       recognises=layouts.is_open_clip, read=layouts.read_open_clip, write=layouts.write_open_clip,
-                       files=layouts.open_clip_files, finish=layouts.finish_open_clip)),
+                transformers(formats.transformers_rules, files=_files, finish=read_preprocessing, suits=formats.suits_transformers),
+                Format("open_clip", formats.open_clip_rules, "open_clip_config.json", "open_clip_model.safetensors",
+                       recognises=formats.is_open_clip, read=formats.read_open_clip, write=formats.write_open_clip,
+                       files=formats.open_clip_files, finish=formats.finish_open_clip)),
         ),
         model_type="clip",
     ),

@@ -67,17 +67,17 @@ class PretrainedText(nn.Module):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, position_ids: Tensor | None = None,
         *, lengths: tuple[int, ...] | None = None,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Encode padded texts [N, S], or N texts packed in one row: (states, pooled [N, D])."""
+    ) -> Tensor:  # fmt: skip
+        """Encode padded texts [N, S], or N texts packed in one row [1, T], as vectors [N, D]."""
         hidden = self.encoder(input_ids, attention_mask, position_ids=position_ids, lengths=lengths).last_hidden_state
         if lengths is not None:
-            return hidden, pool_packed(hidden[0], lengths, self.config.pooling)
+            return pool_packed(hidden[0], lengths, self.config.pooling)
         if self.config.pooling == "cls":
-            return hidden, hidden[:, 0]
+            return hidden[:, 0]
         if attention_mask is None:
-            return hidden, hidden.mean(1)
+            return hidden.mean(1)
         keep = attention_mask.to(hidden.dtype)[..., None]
-        return hidden, (hidden * keep).sum(1) / keep.sum(1).clamp(min=1)
+        return (hidden * keep).sum(1) / keep.sum(1).clamp(min=1)
 
 
 def pool_packed(hidden: Tensor, lengths: Sequence[int], pooling: Pooling) -> Tensor:

@@ -97,7 +97,7 @@ class GPT2Config(Config):
             problems.append(f"n_head {self.n_head} does not divide n_embd {self.n_embd}")
         if self.activation_function not in ACTIVATIONS:
             problems.append(f"activation_function is {self.activation_function!r}, expected one of {', '.join(ACTIVATIONS)}")
-        raise_problems(problems, "model")
+        raise_problems(problems)
 
 
 SIZES: dict[str, dict[str, Any]] = {

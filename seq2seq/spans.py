@@ -36,7 +36,7 @@ class SpanSettings:
             problems.append(f"noise_density is {self.noise_density}, expected a fraction between 0 and 1")
         if not self.mean_noise_span_length >= 1:
             problems.append(f"mean_noise_span_length is {self.mean_noise_span_length}, expected at least 1 token")
-        raise_problems(problems, "objective")
+        raise_problems(problems)
 
 
 @dataclass(frozen=True, slots=True)

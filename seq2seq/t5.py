@@ -106,7 +106,7 @@ class T5Config(Config):
         if self.activation not in ACTIVATIONS:
             problems.append(f"feed_forward_proj is {self.feed_forward_proj!r}, expected one of {', '.join(ACTIVATIONS)}, "
                             f"or one of them behind 'gated-'")
-        raise_problems(problems, "model")
+        raise_problems(problems)
         # An unscaled output is read by a matrix of its own. transformers 5 writes such a config with
         # tie_word_embeddings true and scale_decoder_outputs false, whether the file holds the matrix or not.
         if self.scale_decoder_outputs is None:

@@ -52,7 +52,7 @@ class Text2TextSettings:
                     for name in ("max_length", "max_target_length") if getattr(self, name) < 2]
         if not 0 <= self.label_smoothing < 1:
             problems.append(f"label_smoothing is {self.label_smoothing}, expected a fraction from 0 up to 1")
-        raise_problems(problems, "objective")
+        raise_problems(problems)
 
 
 class Text2TextObjective(Objective[Seq2SeqExample]):

@@ -19,13 +19,13 @@ class BadSample(ValueError):
     """
 
 
-def raise_problems(problems: Iterable[str], what: str) -> None:
+def raise_problems(problems: Iterable[str], what: str = "") -> None:
     """Raise one `UserError` that lists every problem; do nothing where there is none.
 
     Args:
         problems: one sentence each, complete with its fix.
-        what: what was being checked, such as ``recipe bert-tiny``.
+        what: what was being checked, such as ``recipe bert-tiny``; empty where the caller's caller says it.
     """
     found = list(problems)
     if found:
-        raise UserError(f"{what}: " + "; ".join(found))
+        raise UserError((f"{what}: " if what else "") + "; ".join(found))

@@ -151,13 +151,15 @@ def _convert_union(value: Any, hint: Any, arguments: tuple[Any, ...], place: str
     for argument in arguments:  # an exact type first, so that int | float keeps 3 an int
         if isinstance(argument, type) and type(value) is argument:
             return value
-    nested: tuple[str, ...] = ()
+    nested, most = tuple[str, ...](), -1
     for argument in arguments:
         try:
             return _convert(value, argument, place)
         except _Problems as found:
             if is_dataclass(argument) and isinstance(value, Mapping):
-                nested = found.problems
+                fitting = len(set(cast("Mapping[str, Any]", value)) & {f.name for f in fields(argument)})
+                if fitting > most:  # the alternative that the value is most likely meant for
+                    nested, most = found.problems, fitting
     raise _Problems(*nested) if nested else _wrong(value, hint, place)
 
 

@@ -6,6 +6,8 @@ computed in `RelativeAttention`.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -75,6 +77,8 @@ class RelativeAttention(Attention):
         dropout: probability for the attention weights.
         biases: u and v, [H, d] each, where layers share them; else the layer has its own.
     """
+
+    no_decay: ClassVar[tuple[str, ...]] = ("content_bias", "position_bias")
 
     def __init__(
         self,

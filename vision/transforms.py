@@ -10,10 +10,12 @@ sample is augmented the same way on any rank, in any worker and after any resume
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -53,8 +55,11 @@ class Preprocessing:
     resize_size: int | None = None
     """Length of the shorter side before the crop; None is `image_size` (timm's crop_pct < 1 makes it larger)."""
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    """How pixels are resampled."""
     image_mean: tuple[float, float, float] = CLIP_MEAN
+    """Subtracted from each colour, of pixels from 0 to 1."""
     image_std: tuple[float, float, float] = CLIP_STD
+    """Each colour is divided by it, after the mean is subtracted."""
 
     def pixels(self, picture: Image.Image) -> Tensor:
         """The pixels of an RGB `picture` for evaluation: uint8 [3, image_size, image_size]."""
@@ -124,6 +129,16 @@ class Preprocessing:
         """The same preprocessing at another size."""
         ratio = image_size / self.image_size
         return replace(self, image_size=image_size, resize_size=round(self.resize_size * ratio) if self.resize_size else None)
+
+
+def read_preprocessing(net: Any, record: Mapping[str, Any], directory: Path) -> None:
+    """Take `preprocessor_config.json` over into `net.preprocessing`, where there is one."""
+    path = directory / "preprocessor_config.json"
+    if path.exists():
+        found = Preprocessing.from_transformers(json.loads(path.read_text()))
+        if found.image_size != net.preprocessing.image_size:
+            raise UserError(f"{path} makes pictures of {found.image_size} pixels, the model takes {net.preprocessing.image_size}")
+        net.preprocessing = found
 
 
 @dataclass(frozen=True)

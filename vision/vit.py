@@ -13,68 +13,58 @@ transformers and timm (the original starts linear maps Xavier-uniform). Parity: 
 
 from __future__ import annotations
 
-import json
-import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..shared.attention import Attention
 from ..shared.attention.mask import Mask
-from ..shared.block import Block, FeedForward
-from ..shared.config import Config
-from ..shared.convert import Ignore, Legacy, Rename, Reshape, Rule, affine, fused, layers
-from ..shared.embed import PatchEmbedding
-from ..shared.errors import BadSample, UserError
+from ..shared.convert import Ignore, Legacy, Rename, Rule, affine, layers
+from ..shared.errors import UserError
 from ..shared.family import Card, Context, Family, Format, Net, Task, transformers
 from ..shared.loss import accuracy_sum, cross_entropy_sum
-from ..shared.sample import Sample
-from ..shared.stack import Stack
-from ..shared.system import Batch, Objective, Preview, Step, System, Term
-from .transforms import HALF, Augmentation, Normalize, Preprocessing
+from ..shared.system import Preview, Step, System, Term
+from .classify import ImageBatch, ImageClassification
+from .tower import ImageEmbedding, ImageTower, TowerConfig, block_rules, patch_rule, pre_norm_stack
+from .transforms import HALF, Augmentation, Normalize, Preprocessing, read_preprocessing
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViTConfig(Config):
+class ViTConfig(TowerConfig):
     """The shape of a ViT, in transformers' terms (and with transformers' defaults)."""
 
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    hidden_act: str = "gelu"
     hidden_dropout_prob: float = 0.0
+    """Dropout of the embeddings and before each residual sum."""
     attention_probs_dropout_prob: float = 0.0
+    """Dropout of the attention weights."""
     initializer_range: float = 0.02
+    """Standard deviation of fresh weights."""
     layer_norm_eps: float = 1e-12
-    """transformers' default; the paper's code, timm and the named sizes use 1e-6."""
-    image_size: int = 224
-    patch_size: int = 16
-    num_channels: int = 3
+    """Epsilon of every layer norm. This is transformers' default; the paper's code, timm and the named sizes use 1e-6."""
     qkv_bias: bool = True
+    """Whether queries, keys and values have biases."""
     num_labels: int = 2
+    """Classes."""
     labels: tuple[str, ...] | None = None
     """Class names in the order of their numbers (`id2label`)."""
     pooling: Literal["cls", "mean"] = "cls"
     """What the head reads: the class token, or the mean of the patch tokens (not known to transformers)."""
 
-    FIXED = MappingProxyType({"num_channels": (3,)})
+    SIZES = (*TowerConfig.SIZES, "num_labels")
+    RATES = ("hidden_dropout_prob", "attention_probs_dropout_prob")
     IGNORED = frozenset({"encoder_stride", "pooler_act", "pooler_output_size"})
 
-    def __post_init__(self) -> None:
-        _check_grid(self.image_size, self.patch_size)
-        if self.hidden_size % self.num_attention_heads:
-            raise UserError(f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}")
+    def problems(self) -> list[str]:
+        """What is wrong with the fields."""
+        found = super().problems()
         if self.labels is not None and len(self.labels) != self.num_labels:
-            raise UserError(f"{len(self.labels)} labels for num_labels {self.num_labels}: expected one name for each class")
+            found.append(f"{len(self.labels)} labels for num_labels {self.num_labels}: expected one name for each class")
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """The keys of config.json; `pooling` only where it is not transformers' own."""
@@ -98,72 +88,6 @@ SIZES: dict[str, dict[str, Any]] = {
 """`base`, `base32`, `large` and `huge` are the paper's; `small` is DeiT's."""
 
 
-def _check_grid(image_size: int, patch_size: int) -> None:
-    if image_size % patch_size:
-        raise UserError(f"image_size {image_size} is not a multiple of patch_size {patch_size}")
-
-
-class ImageEmbedding(nn.Module):
-    """Patches, a class token in front of them, and learned positions for both."""
-
-    def __init__(self, image_size: int, patch_size: int, hidden_size: int, *, bias: bool = True, dropout: float = 0.0) -> None:
-        super().__init__()
-        _check_grid(image_size, patch_size)
-        self.patch_size = patch_size
-        self.grid = image_size // patch_size
-        self.patches = PatchEmbedding(patch_size, hidden_size, bias=bias)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, hidden_size))
-        self.position_embeddings = nn.Parameter(torch.zeros(1, self.grid**2 + 1, hidden_size))
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> Tensor:
-        """[B, 3, H, W] -> [B, 1 + P, D]; other sizes than the config's need `interpolate_pos_encoding`."""
-        height, width = (side // self.patch_size for side in pixel_values.shape[-2:])
-        positions = self.position_embeddings
-        if interpolate_pos_encoding:
-            positions = interpolate_positions(positions, (height, width))
-        elif tuple(pixel_values.shape[-2:]) != (self.grid * self.patch_size,) * 2:
-            side = self.grid * self.patch_size
-            raise UserError(f"pictures of {pixel_values.shape[-2]}x{pixel_values.shape[-1]} pixels, the model was made for {side}x{side}: "
-                            "resize them or pass interpolate_pos_encoding=True")
-        patches = self.patches(pixel_values)
-        tokens = torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1)
-        return self.dropout(tokens + positions)
-
-
-def interpolate_positions(positions: Tensor, grid: tuple[int, int], *, antialias: bool = False) -> Tensor:
-    """Positions [1, 1 + N, D] of a square grid, resampled for another `grid`: [1, 1 + h * w, D].
-
-    Bicubic, the class token's row kept. transformers does not antialias, timm does; the original's scipy zoom is
-    bilinear. In float32, whatever the table's type.
-    """
-    first, table = positions[:, :1], positions[:, 1:]
-    side = math.isqrt(table.shape[1])
-    if (side, side) == grid:
-        return positions
-    table = table.float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
-    table = F.interpolate(table, size=grid, mode="bicubic", align_corners=False, antialias=antialias)
-    return torch.cat([first, table.permute(0, 2, 3, 1).flatten(1, 2).to(first.dtype)], dim=1)
-
-
-def transformer(
-    *, hidden_size: int, num_layers: int, num_heads: int, intermediate_size: int, activation: str, eps: float, final_norm: bool,
-    qkv_bias: bool = True, dropout: float = 0.0, attention_dropout: float = 0.0,
-) -> Stack:  # fmt: skip
-    """The pre-norm stack of ViT and of both CLIP towers."""
-
-    def norm() -> nn.Module:
-        return nn.LayerNorm(hidden_size, eps=eps)
-
-    blocks: list[Block] = []
-    for _ in range(num_layers):
-        attention = Attention(hidden_size, num_heads, dropout=attention_dropout)
-        if not qkv_bias:
-            attention.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
-        blocks.append(Block(attention, FeedForward(hidden_size, intermediate_size, activation), norm=norm, order="pre", dropout=dropout))
-    return Stack(blocks, final_norm=norm() if final_norm else None)
-
-
 @dataclass
 class ImageClassifierOutput:
     """What `ViT.forward` returns, with transformers' names."""
@@ -179,20 +103,19 @@ class ImageClassifierOutput:
 
 
 class ViT(nn.Module):
-    """The encoder and its classification head."""
+    """The trunk, and a head that classifies."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        self.config = config
-        self.preprocessing = Preprocessing(image_size=config.image_size, resize="squash", interpolation="bilinear",
+        c = self.config = config
+        self.preprocessing = Preprocessing(image_size=c.image_size, resize="squash", interpolation="bilinear",
                                            image_mean=HALF, image_std=HALF)  # fmt: skip
-        self.embed = ImageEmbedding(config.image_size, config.patch_size, config.hidden_size, dropout=config.hidden_dropout_prob)
-        self.encoder = transformer(
-            hidden_size=config.hidden_size, num_layers=config.num_hidden_layers, num_heads=config.num_attention_heads,
-            intermediate_size=config.intermediate_size, activation=config.hidden_act, eps=config.layer_norm_eps, final_norm=True,
-            qkv_bias=config.qkv_bias, dropout=config.hidden_dropout_prob, attention_dropout=config.attention_probs_dropout_prob,
+        self.trunk = ImageTower(
+            ImageEmbedding(c.image_size, c.patch_size, c.hidden_size, dropout=c.hidden_dropout_prob),
+            pre_norm_stack(c, final_norm=True, qkv_bias=c.qkv_bias, dropout=c.hidden_dropout_prob,
+                           attention_dropout=c.attention_probs_dropout_prob),
         )  # fmt: skip
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.head = nn.Linear(c.hidden_size, c.num_labels)
         self.apply(self._init)
 
     def _init(self, module: nn.Module) -> None:
@@ -210,9 +133,9 @@ class ViT(nn.Module):
     ) -> ImageClassifierOutput:
         """Classify normalised pictures [B, 3, H, W]."""
         states: list[Tensor] | None = [] if output_hidden_states else None
-        hidden = self.encoder(self.embed(pixel_values, interpolate_pos_encoding), Mask(), hidden_states=states)
+        hidden = self.trunk(pixel_values, interpolate_pos_encoding, hidden_states=states)
         pooled = hidden[:, 0] if self.config.pooling == "cls" else hidden[:, 1:].mean(1)
-        return ImageClassifierOutput(self.classifier(pooled), hidden, pooled, None if states is None else tuple(states))
+        return ImageClassifierOutput(self.head(pooled), hidden, pooled, None if states is None else tuple(states))
 
 
 @dataclass(frozen=True)
@@ -226,65 +149,9 @@ class ViTSettings:
     augmentation: Augmentation = field(default_factory=lambda: Augmentation(crop_scale=(0.05, 1.0), flip=0.5))
     """Inception's crop and a flip, as in the paper."""
     image_mean: tuple[float, float, float] = HALF
+    """Subtracted from each colour, of pixels from 0 to 1."""
     image_std: tuple[float, float, float] = HALF
-
-
-@dataclass(kw_only=True)
-class ImageBatch(Batch):
-    """Pictures with labels."""
-
-    images: Tensor
-    """uint8 [B, 3, H, W]."""
-    labels: Tensor
-    """int64 [B]."""
-
-
-@dataclass(frozen=True)
-class LabelledImage:
-    """One example."""
-
-    pixels: Tensor
-    label: int
-
-
-class ImageClassification(Objective[LabelledImage]):
-    """A picture and its class number (`Sample.label`)."""
-
-    def __init__(
-        self, preprocessing: Preprocessing, num_labels: int, labels: tuple[str, ...] | None, augmentation: Augmentation | None
-    ) -> None:
-        self.preprocessing = preprocessing
-        self.num_labels = num_labels
-        self.labels = labels
-        self.augmentation = augmentation
-
-    def example(self, sample: Sample, rng: np.random.Generator) -> Iterable[LabelledImage]:
-        """One augmented picture."""
-        label = sample.label()
-        if self.augmentation is None:
-            pixels = self.preprocessing.pixels(sample.image())
-        else:
-            pixels = self.augmentation.pixels(sample.pixels(), self.preprocessing, rng)
-        if not 0 <= label < self.num_labels:
-            raise BadSample(f"sample {sample.key!r} of {sample.source or 'the data set'}: class {label}, the model has {self.num_labels}")
-        return [LabelledImage(pixels, label)]
-
-    def collate(self, examples: list[LabelledImage]) -> ImageBatch:
-        """Stack them; the loss is counted in images."""
-        return ImageBatch(counts={"images": len(examples)}, images=torch.stack([e.pixels for e in examples]),
-                          labels=torch.tensor([e.label for e in examples]))  # fmt: skip
-
-    def evaluation(self) -> ImageClassification:
-        """Without augmentation."""
-        return ImageClassification(self.preprocessing, self.num_labels, self.labels, None)
-
-    def name(self, label: int) -> str:
-        """The name of a class, or its number."""
-        return self.labels[label] if self.labels else str(label)
-
-    def describe(self, example: LabelledImage) -> Preview:
-        """The picture as the network gets it, and its class."""
-        return Preview((("class", self.name(example.label)),), example.pixels.permute(1, 2, 0).numpy())
+    """Each colour is divided by it, after the mean is subtracted."""
 
 
 class ViTSystem(System[ViT, ImageClassification]):
@@ -298,7 +165,7 @@ class ViTSystem(System[ViT, ImageClassification]):
         self.normalize = Normalize(net.preprocessing)
         self.loss = settings.loss
         bias = settings.head_bias if settings.head_bias is not None else (-10.0 if settings.loss == "sigmoid" else 0.0)
-        nn.init.constant_(self.net.classifier.bias, bias)
+        nn.init.constant_(self.net.head.bias, bias)
 
     def forward(self, batch: ImageBatch, carry: Any = None) -> Step:
         """The summed loss over the pictures, and how many were right."""
@@ -326,33 +193,6 @@ class ViTSystem(System[ViT, ImageClassification]):
         ]  # fmt: skip
 
 
-def patch_rule(theirs: str, ours: str, patch_size: int) -> Rule:
-    """A patch convolution's weight [D, 3, p, p] as our linear map's [D, 3 * p * p]."""
-    return Reshape(theirs, ours, their_shape=(-1, 3, patch_size, patch_size), our_shape=(-1, 3 * patch_size**2))
-
-
-def block_rules(theirs: Mapping[str, str], ours: str, *, qkv_bias: bool = True) -> tuple[Rule, ...]:
-    """One pre-norm block. `theirs` names its parts: norm1, q, k, v (or qkv, up to `weight` and `bias`), out, norm2, up, down."""
-    separate = ("weight", "bias") if qkv_bias else ("weight",)
-    if "qkv" in theirs:
-        qkv: tuple[Rule, ...] = tuple(Rename(theirs["qkv"] + p, f"{ours}.attention.qkv.{p}") for p in separate)
-    else:
-        qkv = fused((theirs["q"], theirs["k"], theirs["v"]), f"{ours}.attention.qkv", bias=qkv_bias)
-    return (
-        *affine(theirs["norm1"], f"{ours}.attention_residual.norm"),
-        *qkv,
-        *affine(theirs["out"], f"{ours}.attention.out"),
-        *affine(theirs["norm2"], f"{ours}.feed_forward_residual.norm"),
-        *affine(theirs["up"], f"{ours}.feed_forward.up"),
-        *affine(theirs["down"], f"{ours}.feed_forward.down"),
-    )
-
-
-def in_layer(prefix: str, names: Mapping[str, str]) -> dict[str, str]:
-    """The names with `prefix` before each."""
-    return {part: prefix + name for part, name in names.items()}
-
-
 TRANSFORMERS = {
     "norm1": "layernorm_before", "q": "attention.q_proj", "k": "attention.k_proj", "v": "attention.v_proj", "out": "attention.o_proj",
     "norm2": "layernorm_after", "up": "mlp.fc1", "down": "mlp.fc2",
@@ -369,27 +209,27 @@ def rules(config: ViTConfig) -> Sequence[Rule]:
         Legacy(r"\.intermediate\.dense\.", ".mlp.fc1."),
         Legacy(r"(\.layers\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
         Ignore(r"vit\.pooler\..*"),
-        Rename("vit.embeddings.cls_token", "embed.cls_token"),
-        Rename("vit.embeddings.position_embeddings", "embed.position_embeddings"),
-        patch_rule("vit.embeddings.patch_embeddings.projection.weight", "embed.patches.projection.weight", config.patch_size),
-        Rename("vit.embeddings.patch_embeddings.projection.bias", "embed.patches.projection.bias"),
-        *layers(config.num_hidden_layers, block_rules(in_layer("vit.layers.{i}.", TRANSFORMERS), "encoder.blocks.{i}",
-                                                      qkv_bias=config.qkv_bias)),
-        *affine("vit.layernorm", "encoder.final_norm"),
-        *affine("classifier", "classifier"),
+        Rename("vit.embeddings.cls_token", "trunk.embed.cls_token"),
+        Rename("vit.embeddings.position_embeddings", "trunk.embed.position_embeddings"),
+        patch_rule("vit.embeddings.patch_embeddings.projection.weight", "trunk.embed.patches.projection.weight", config.patch_size),
+        Rename("vit.embeddings.patch_embeddings.projection.bias", "trunk.embed.patches.projection.bias"),
+        *layers(config.num_hidden_layers,
+                block_rules(TRANSFORMERS, "vit.layers.{i}.", "trunk.stack.blocks.{i}", qkv_bias=config.qkv_bias)),
+        *affine("vit.layernorm", "trunk.stack.final_norm"),
+        *affine("classifier", "head"),
     )  # fmt: skip
 
 
 def timm_rules(config: ViTConfig) -> Sequence[Rule]:
     """Timm's VisionTransformer."""
     return (
-        Rename("cls_token", "embed.cls_token"),
-        Rename("pos_embed", "embed.position_embeddings"),
-        patch_rule("patch_embed.proj.weight", "embed.patches.projection.weight", config.patch_size),
-        Rename("patch_embed.proj.bias", "embed.patches.projection.bias"),
-        *layers(config.num_hidden_layers, block_rules(in_layer("blocks.{i}.", TIMM), "encoder.blocks.{i}", qkv_bias=config.qkv_bias)),
-        *affine("norm", "encoder.final_norm"),
-        *affine("head", "classifier"),
+        Rename("cls_token", "trunk.embed.cls_token"),
+        Rename("pos_embed", "trunk.embed.position_embeddings"),
+        patch_rule("patch_embed.proj.weight", "trunk.embed.patches.projection.weight", config.patch_size),
+        Rename("patch_embed.proj.bias", "trunk.embed.patches.projection.bias"),
+        *layers(config.num_hidden_layers, block_rules(TIMM, "blocks.{i}.", "trunk.stack.blocks.{i}", qkv_bias=config.qkv_bias)),
+        *affine("norm", "trunk.stack.final_norm"),
+        *affine("head", "head"),
     )
 
 
@@ -450,16 +290,6 @@ def _files(net: ViT) -> dict[str, dict[str, Any]]:
     return {"preprocessor_config.json": net.preprocessing.to_transformers("ViTImageProcessor")}
 
 
-def read_preprocessing(net: Any, record: Mapping[str, Any], directory: Path) -> None:
-    """Take `preprocessor_config.json` over into `net.preprocessing`, where there is one."""
-    path = directory / "preprocessor_config.json"
-    if path.exists():
-        found = Preprocessing.from_transformers(json.loads(path.read_text()))
-        if found.image_size != net.preprocessing.image_size:
-            raise UserError(f"{path} makes pictures of {found.image_size} pixels, the model takes {net.preprocessing.image_size}")
-        net.preprocessing = found
-
-
 def adapt(config: ViTConfig, context: Context) -> ViTConfig:
     """As many classes as the data names."""
     if context.classes is None:
@@ -505,7 +335,7 @@ FAMILIES = (
                 transformers(rules, files=_files, finish=read_preprocessing, suits=lambda config: config.pooling == "cls"),
                 Format("timm", timm_rules, recognises=_is_timm, read=timm_config, write=timm_record, finish=_read_timm)),
         ),
-        heads=("classifier",),
+        heads=("head",),
         model_type="vit",
     ),
 )  # fmt: skip

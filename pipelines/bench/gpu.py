@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ...multimodal._clip_config import CLIPTextConfig, CLIPVisionConfig
 from ...multimodal.clip import CLIPConfig
+from ...multimodal.clip_config import CLIPTextConfig, CLIPVisionConfig
 from ...registry import family
 from ...seq2seq.gpt2 import GPT2Config
 from ...shared.attention.choose import Documents, make_plan

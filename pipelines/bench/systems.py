@@ -33,7 +33,8 @@ from ...shared.family import Context
 from ...shared.loss import IGNORE
 from ...shared.system import Batch, System
 from ...text.bert import BertBatch, BertConfig
-from ...vision.vit import ImageBatch, ViTConfig
+from ...vision.classify import ImageBatch
+from ...vision.vit import ViTConfig
 from . import plain
 from .machine import need
 

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...multimodal._clip_config import CLIPTextConfig, CLIPVisionConfig
 from ...multimodal.clip import CLIPConfig
+from ...multimodal.clip_config import CLIPTextConfig, CLIPVisionConfig
 from ...registry import family
 from ...seq2seq.gpt2 import GPT2Config
 from ...seq2seq.t5 import T5Config

@@ -73,7 +73,7 @@ def clip_tokenizer(model: CLIP, source: str) -> Tokenizer:
     try:
         return load_tokenizer(source)
     except UserError:
-        if isinstance(model.text, PretrainedText) or model.config.text_config.vocab_size != OPEN_CLIP_VOCABULARY:
+        if isinstance(model.text_trunk, PretrainedText) or model.config.text_config.vocab_size != OPEN_CLIP_VOCABULARY:
             raise
         return Tokenizer.load("open_clip")
 

@@ -1,8 +1,9 @@
 """Optimizers by name, and which parameters they decay.
 
 Weight decay is for matrices. Biases, gains and other vectors are left alone, as in every paper that this
-library follows, and so is what a system names in its attribute `no_decay` (patterns over parameter names,
-such as ``("net.position",)``: CLIP's logit scale, a class token, position tables).
+library follows, and so is what a module names in its attribute `no_decay`: patterns over the names of the
+parameters below it, such as ``("cls_token", "position_embeddings")``. Class tokens, ViT's and CLIP's position tables
+and Transformer-XL's u and v are named there by the modules that hold them, whatever system these stand in.
 
 For fine-tuning, parts may be frozen (`freeze`), and lower layers may learn more slowly (`layer_decay`). Layers are those of
 the `Stack`s in a system, whatever its family: embeddings lie below the first block, everything else above the last.
@@ -72,16 +73,13 @@ def parameter_groups(module: nn.Module, settings: OptimSettings) -> list[dict[st
         Dicts with `params` and `weight_decay` (and `use_fallback` for Muon, `lr_scale` where that is not 1), in the order
         of the module; a tied parameter is listed once, a frozen one not at all.
     """
-    patterns: tuple[str, ...] = tuple(getattr(module, "no_decay", ()))
-    names = [name for name, _ in module.named_parameters(remove_duplicate=False)]
-    for pattern in patterns:
-        assert any(_matches(name, pattern) for name in names), f"no_decay names {pattern!r}, which is no parameter"
+    exempt = without_decay(module)
     matrices = {id(p) for p in _hidden_matrices(module)}
     places = layer_places(module) if settings.layer_decay != 1 else {}
     groups: dict[tuple[bool, bool, float, bool], list[Tensor]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            decayed = parameter.ndim >= 2 and not any(_matches(name, pattern) for pattern in patterns)
+            decayed = parameter.ndim >= 2 and id(parameter) not in exempt
             fallback = settings.name == "muon" and id(parameter) not in matrices
             scale = settings.layer_decay ** places[name].above if name in places else 1.0
             divided = hasattr(parameter, "to_local")  # a kernel that steps many tensors at once takes either kind, not both
@@ -93,6 +91,17 @@ def parameter_groups(module: nn.Module, settings: OptimSettings) -> list[dict[st
         | ({"lr_scale": scale} if scale != 1 else {})
         for (decayed, fallback, scale, _), parameters in groups.items()
     ]
+
+
+def without_decay(module: nn.Module) -> set[int]:
+    """The `id`s of the parameters that `module` or a module below it lists in `no_decay`."""
+    found: set[int] = set()
+    for place, part in module.named_modules():
+        for pattern in getattr(part, "no_decay", ()):
+            matched = {id(p) for name, p in part.named_parameters(remove_duplicate=False) if _matches(name, pattern)}
+            assert matched, f"no_decay of {place or type(part).__name__} names {pattern!r}, which is no parameter"
+            found |= matched
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ not see what comes later; an objective draws from the generator it is given and 
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from contract.cases import batch_of, examples_of
+from polymodal.pipelines.run.optim import OptimSettings, parameter_groups
 from polymodal.pipelines.train import loop
 from polymodal.seq2seq.generation.generate import Decoder, EncoderDecoder
 from polymodal.shared.convert import Rule, Untied, to_ours, to_theirs
@@ -174,6 +176,14 @@ def check_overfits(system: System, batch: Batch, below: float = 0.6, updates: in
 
 
 # ------------------------------------------------------------------------------------------- weights on disk
+
+
+def check_decay(system: System) -> None:
+    """Weight decay is for what multiplies: all that decays is called a weight or a projection."""
+    decayed = {id(p) for group in parameter_groups(system, OptimSettings()) if group["weight_decay"] for p in group["params"]}
+    weight = re.compile(r"(weight|weights\.\d+|projections\.\d+)$")
+    wrong = [name for name, p in system.named_parameters() if id(p) in decayed and not weight.search(name)]
+    assert not wrong, f"{wrong} decay: a module that holds such a parameter names it in `no_decay`"
 
 
 def check_rules(rules: Sequence[Rule], ours: Mapping[str, Tensor], what: str) -> None:

@@ -63,6 +63,7 @@ class Mean(nn.Module):
         self.table = nn.Embedding(LETTERS, 16)
         self.out = nn.Linear(32, LETTERS)
         self.unused = nn.Parameter(torch.ones(3)) if fault == "unused parameter" else None
+        self.start = nn.Parameter(torch.zeros(1, 16)) if fault == "table decays" else None
 
     @property
     def decoding(self):
@@ -149,11 +150,15 @@ def objective(toy):
     checks.check_objective(toy.objective, samples(toy))
 
 
+def decay(toy):
+    checks.check_decay(toy)
+
+
 def preview(toy):
     checks.check_preview(toy, batch_of(toy.objective, samples(toy)))
 
 
-@pytest.mark.parametrize("check", [sums, gradients, documents, future, overfits, objective, preview], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("check", [sums, gradients, documents, future, overfits, objective, decay, preview], ids=lambda f: f.__name__)
 def test_a_system_that_keeps_the_contract_passes(check):
     check(Toy())
 
@@ -168,6 +173,7 @@ def test_a_system_that_keeps_the_contract_passes(check):
     (overfits, "cannot be learnt", "after 60 updates"), (overfits, "no gradient", "after 60 updates"),
     (objective, "memory", "same generators|what came before"), (objective, "global generator", "same generators|what came before"),
     (objective, "empty", "no example"), (objective, "no count", "counts are"), (objective, "no description", "describe gives no rows"),
+    (decay, "table decays", r"\['net.start'\] decay"),
     (preview, "too many previews", "previews of at most"), (preview, "derives a term", "derived numbers"),
 ])
 def test_a_system_that_breaks_it_does_not(check, fault, said):

@@ -51,6 +51,11 @@ def test_every_parameter_gets_a_finite_gradient(case):
 
 
 @each_system
+def test_weights_decay_and_nothing_else(case):
+    checks.check_decay(case.build())
+
+
+@each_system
 def test_a_batch_is_its_samples_side_by_side(case):
     """Loss, gradient and metrics are sums, and no sample touches another; or the system says that it couples them, and does."""
     system = exact(case)

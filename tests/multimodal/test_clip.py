@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import open_clip
@@ -178,6 +178,23 @@ def test_what_changes_the_model_is_refused(tmp_path):
     assert NET.default_format(mixed).name == "transformers"
 
 
+@dataclass(frozen=True)
+class Model:
+    model: CLIPConfig
+
+
+@pytest.mark.parametrize(("model", "message"), [
+    ({"projection_dim": 0}, "projection_dim is 0"), ({"text_config": {"hidden_act": "gleu"}}, "hidden_act is 'gleu', expected one of"),
+    ({"text_config": {"max_position_embeddings": 0}}, r"model\.text_config: max_position_embeddings is 0"),
+    ({"vision_config": {"patch_size": 0}}, "patch_size is 0"), ({"text_config": {"attention_dropout": 2.0}}, "probability"),
+    ({"vision_config": {"hidden_size": 100}}, "does not divide hidden_size 100"),
+    ({"vision_config": {"layers": [1], "head_width": 0}}, "head_width is 0"),
+])  # fmt: skip
+def test_impossible_shapes(model, message):
+    with pytest.raises(UserError, match=message):
+        build_settings(Model, {"model": model}, "recipe")
+
+
 # ------------------------------------------------------------------------------------------- training
 
 
@@ -243,10 +260,10 @@ def test_the_loss_is_openclips_summed():
 def test_packed_captions_do_not_leak():
     sys = system().eval()
     a, b = pack([[48, 5, 6, 49], [48, 9, 49]]), pack([[48, 5, 6, 49], [48, 30, 31, 32, 49]])
-    out = [sys.net.text(t.input_ids, None, t.position_ids, lengths=t.lengths)[1] for t in (a, b)]
+    out = [sys.net.text_trunk(t.input_ids, None, t.position_ids, lengths=t.lengths) for t in (a, b)]
     assert torch.allclose(out[0][0], out[1][0], atol=1e-6) and not torch.allclose(out[0][1], out[1][1], atol=1e-2)
     part = b.select([1])
-    assert torch.allclose(sys.net.text(part.input_ids, None, part.position_ids, lengths=part.lengths)[1][0], out[1][1], atol=1e-6)
+    assert torch.allclose(sys.net.text_trunk(part.input_ids, None, part.position_ids, lengths=part.lengths)[0], out[1][1], atol=1e-6)
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 5])
@@ -265,7 +282,7 @@ def test_a_rank_with_fewer_rows_runs_its_towers_as_often_as_the_others():
     one, other = system({"chunk": 2}).double(), system({"chunk": 2}).double()
     batch = batch_of(one, 3)
     runs: list[int] = []
-    other.net.vision.register_forward_hook(lambda *_: runs.append(1))
+    other.net.image_trunk.register_forward_hook(lambda *_: runs.append(1))
     for made, most in ((one, 3), (other, 7)):
         (made.image_embeds(batch.images, most).sum() + made.text_embeds(batch, most).sum()).backward()
     assert len(runs) == 2 * 4, "four pieces, forward and again"
@@ -286,9 +303,9 @@ def test_chunks_and_batch_statistics_exclude_each_other():
 def test_locked_towers_stay():
     sys = system(lock_text=True, lock_image=True)
     sys.train()
-    assert not sys.net.text.training and not sys.net.vision.training and sys.net.training
+    assert not sys.net.text_trunk.training and not sys.net.image_trunk.training and not sys.net.image_head.training and sys.net.training
     _, found = gradients(sys, batch_of(sys, 6))
-    assert set(found) == {"net.text_projection.weight", "net.logit_scale"}
+    assert set(found) == {"net.text_head.weight", "net.logit_scale"}
     free = system()
     batch = batch_of(sys, 6)
     assert torch.allclose(sys(batch).terms["contrastive"].total, free(batch).terms["contrastive"].total, rtol=1e-5)
@@ -297,7 +314,7 @@ def test_locked_towers_stay():
 def test_a_locked_text_tower_reads_each_caption_once():
     sys = system(lock_text=True)
     reads = []
-    sys.net.text.register_forward_hook(lambda m, i, o: reads.append(len(o[1])))
+    sys.net.text_trunk.register_forward_hook(lambda m, i, o: reads.append(len(o)))
     batch = batch_of(sys, 40)
     distinct = len(set(batch.keys))
     first, second = sys.text_embeds(batch), sys.text_embeds(batch)

@@ -68,9 +68,9 @@ def test_the_tower_gives_the_encoders_states(directory, pooling):
         hidden = theirs(tokens["input_ids"], tokens["attention_mask"]).last_hidden_state
         keep = tokens["attention_mask"][..., None].float()
         expected = (hidden * keep).sum(1) / keep.sum(1) if pooling == "mean" else hidden[:, 0]
-        padded = tower(tokens["input_ids"], tokens["attention_mask"])[1]
+        padded = tower(tokens["input_ids"], tokens["attention_mask"])
         packed = pack([row[mask.bool()].tolist() for row, mask in zip(tokens["input_ids"], tokens["attention_mask"])])
-        rows = tower(packed.input_ids, None, packed.position_ids, lengths=packed.lengths)[1]
+        rows = tower(packed.input_ids, None, packed.position_ids, lengths=packed.lengths)
     assert torch.allclose(padded, expected, atol=1e-5) and torch.allclose(rows, expected, atol=1e-5)
 
 
@@ -86,7 +86,7 @@ def test_training_from_a_pretrained_tower(directory, lock):
     assert sys.objective.tokenizer.vocab_size == len(WORDS)
     batch = batch_of(sys, 12)
     sys.train()
-    before = {n: p.clone() for n, p in sys.net.text.named_parameters()}
+    before = {n: p.clone() for n, p in sys.net.text_trunk.named_parameters()}
     optimizer = torch.optim.AdamW([p for p in sys.parameters() if p.requires_grad], lr=3e-3)
     losses = []
     for update in range(25):
@@ -97,7 +97,7 @@ def test_training_from_a_pretrained_tower(directory, lock):
         optimizer.step()
         sys.after_update(update)
         losses.append(total.item() / 12)
-    moved = [n for n, p in sys.net.text.named_parameters() if not torch.equal(p, before[n])]
+    moved = [n for n, p in sys.net.text_trunk.named_parameters() if not torch.equal(p, before[n])]
     assert bool(moved) != lock
     assert losses[-1] < 0.7 * losses[0]
 
@@ -169,14 +169,14 @@ def test_another_tokenizer_is_refused(directory, tmp_path):
 def test_a_locked_projection_keeps_the_encoders_own_space(directory):
     sys = system(directory, lock_text=True, lock_text_projection=True, projection_dim=32)
     batch = batch_of(sys, 6)
-    before = sys.net.text_projection.weight.clone()
+    before = sys.net.text_head.weight.clone()
     assert torch.equal(before, torch.eye(32))
     sys(batch).terms["contrastive"].total.backward()
-    assert sys.net.text_projection.weight.grad is None, "it is the identity and stays so"
-    assert all(p.grad is not None for p in sys.net.vision.parameters())
+    assert sys.net.text_head.weight.grad is None, "it is the identity and stays so"
+    assert all(p.grad is not None for p in sys.net.image_trunk.parameters())
     sys.eval()
     with torch.no_grad():
-        states = sys.net.text(batch.input_ids, None, batch.position_ids, lengths=batch.lengths)[1]
+        states = sys.net.text_trunk(batch.input_ids, None, batch.position_ids, lengths=batch.lengths)
         assert torch.allclose(sys.text_embeds(batch), torch.nn.functional.normalize(states, dim=-1), atol=1e-6)
     with pytest.raises(UserError, match="projection_dim 32"):
         system(directory, lock_text=True, lock_text_projection=True, projection_dim=20)

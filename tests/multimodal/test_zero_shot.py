@@ -7,8 +7,8 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
-from polymodal.multimodal._clip_layouts import read_open_clip
 from polymodal.multimodal.clip import CLIP, FAMILIES
+from polymodal.multimodal.clip_formats import read_open_clip
 from polymodal.multimodal.zero_shot import ZeroShotClassifier, class_weights, templates, top_k_accuracy
 from polymodal.shared.convert import to_theirs
 from polymodal.shared.errors import UserError

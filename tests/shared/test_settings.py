@@ -61,3 +61,27 @@ def test_wrong_types_are_refused(bad):
 def test_checks_of_the_class_are_reported():
     with pytest.raises(UserError, match="recipe x: steps is 0, expected at least 1"):
         build_settings(Outer, {"name": "x", "steps": 0}, "recipe x")
+
+
+@dataclass(frozen=True)
+class Circle:
+    radius: float = 1.0
+
+
+@dataclass(frozen=True)
+class Box:
+    width: float = 1.0
+    height: float = 1.0
+
+
+@dataclass(frozen=True)
+class Drawing:
+    shape: Circle | Box
+
+
+@pytest.mark.parametrize(("shape", "said"), [
+    ({"radius": "wide"}, "shape.radius is 'wide'"), ({"width": 2, "height": "tall"}, "shape.height is 'tall'"),
+])
+def test_of_several_kinds_the_likeliest_one_is_reported(shape, said):
+    with pytest.raises(UserError, match=said):
+        build_settings(Drawing, {"shape": shape}, "drawing")

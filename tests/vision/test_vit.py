@@ -17,7 +17,8 @@ from polymodal.shared.errors import BadSample, UserError
 from polymodal.shared.family import Context
 from polymodal.shared.sample import Sample
 from polymodal.shared.settings import build_settings
-from polymodal.vision.vit import FAMILIES, ViT, ViTConfig, interpolate_positions
+from polymodal.vision.tower import interpolate_positions
+from polymodal.vision.vit import FAMILIES, ViT, ViTConfig
 from safetensors.torch import load_file, save_file
 from timm.layers import resample_abs_pos_embed
 from torch.nn import functional as F
@@ -145,6 +146,18 @@ def test_other_sizes_need_interpolation():
         ViTConfig(**{**SHAPE, "image_size": 30})
 
 
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"hidden_act": "gleu"}, "hidden_act is 'gleu', expected one of gelu"), ({"num_attention_heads": 0}, "num_attention_heads is 0"),
+    ({"hidden_size": 30}, "does not divide hidden_size 30"), ({"patch_size": 0}, "patch_size is 0"), ({"image_size": -32}, "image_size is"),
+    ({"num_hidden_layers": 0, "intermediate_size": 0}, r"(?s)num_hidden_layers is 0.*intermediate_size is 0"),
+    ({"num_channels": 1}, "num_channels is 1, expected 3"), ({"hidden_dropout_prob": 1.5}, "hidden_dropout_prob is 1.5"),
+    ({"num_labels": 0}, "num_labels is 0"), ({"labels": ("cat",)}, "1 labels for num_labels 2"),
+])  # fmt: skip
+def test_impossible_shapes(settings, message):
+    with pytest.raises(UserError, match=message):
+        ViTConfig(**{**SHAPE, **settings})
+
+
 # ------------------------------------------------------------------------------------------- training
 
 
@@ -179,7 +192,7 @@ def test_the_loss_is_a_sum_and_learns(loss, pooling):
         expected = F.cross_entropy(logits, batch.labels, reduction="sum")
     else:
         expected = -(F.logsigmoid(logits) * F.one_hot(batch.labels, 3) + F.logsigmoid(-logits) * (1 - F.one_hot(batch.labels, 3))).sum()
-        assert (sys.net.classifier.bias == -10).all()
+        assert (sys.net.head.bias == -10).all()
     term = step.terms["classification"]
     assert torch.allclose(term.total, expected, rtol=1e-5) and term.count == "images"
     term.total.backward()

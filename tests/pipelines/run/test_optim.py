@@ -71,6 +71,26 @@ def test_a_no_decay_name_that_matches_nothing_is_a_defect():
         parameter_groups(model, OptimSettings())
 
 
+def test_a_part_says_what_of_it_does_not_decay_wherever_it_stands():
+    """Class tokens, position tables and Transformer-XL's u and v, also where layers share them."""
+    expected = {
+        "vit": {"net.trunk.embed.cls_token", "net.trunk.embed.position_embeddings"},
+        "clip": {"net.text_trunk.embed.position.weight", "net.image_trunk.embed.cls_token", "net.image_trunk.embed.position_embeddings"},
+        "transformer_xl": {"net.trunk.content_bias", "net.trunk.position_bias"},
+        "bert": set(),
+    }
+    for name, tables in expected.items():
+        system = polymodal.system(name, size="tiny")
+        group = next(g for g in parameter_groups(system, OptimSettings()) if not g["weight_decay"])
+        assert {n for n in _names(system, group["params"]) if system.get_parameter(n).ndim >= 2} == tables
+    resnet = polymodal.system("clip", size="tiny-resnet")
+    group = next(g for g in parameter_groups(resnet, OptimSettings()) if not g["weight_decay"])
+    assert "net.image_head.positional_embedding" in _names(resnet, group["params"])
+    untied = polymodal.system("transformer_xl", size="tiny", untie_r=True)
+    group = next(g for g in parameter_groups(untied, OptimSettings()) if not g["weight_decay"])
+    assert "net.trunk.layers.1.attention.content_bias" in _names(untied, group["params"])
+
+
 def test_nothing_to_train():
     with pytest.raises(UserError, match="every parameter is frozen"):
         build_optimizer(Model().requires_grad_(False), OptimSettings())

@@ -261,9 +261,9 @@ def test_what_stays_whole():
     """Numbers without rows, and what a rank runs without the others."""
     system = named("clip-tiny").build()
     assert undivided(system) == [system.net.logit_scale]
-    with patch.object(type(system), "undivided", lambda self: (self.net.text,)):
-        assert {id(p) for p in undivided(system)} == {id(p) for p in (*system.net.text.parameters(), system.net.logit_scale)}
-        assert units(system) == list(system.net.vision.encoder.blocks)
+    with patch.object(type(system), "undivided", lambda self: (self.net.text_trunk,)):
+        assert {id(p) for p in undivided(system)} == {id(p) for p in (*system.net.text_trunk.parameters(), system.net.logit_scale)}
+        assert units(system) == list(system.net.image_trunk.stack.blocks)
 
 
 def test_a_gradient_in_one_piece_counts_once():

@@ -4,55 +4,65 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, Self
 
 from ..shared.config import Config
+from ..shared.errors import UserError
 from ..vision.resnet import ResNetConfig
+from ..vision.tower import TowerConfig, TransformerConfig
 from .text_tower import Pooling, PretrainedTextConfig
 
 HIGHEST_ID = 2
 """The `eos_token_id` that means "pool at the highest id", as in transformers: OpenAI's files carry it."""
 
 
+TRANSFORMERS_OWN = frozenset({"projection_dim", "initializer_range", "initializer_factor", "dropout"})
+"""Keys of a tower's config in transformers that do not touch its outputs."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class CLIPTextConfig(Config):
+class CLIPTextConfig(TransformerConfig):
     """CLIP's own text tower, in transformers' terms (and with transformers' defaults)."""
 
     vocab_size: int = 49408
+    """Rows of the word table."""
     hidden_size: int = 512
+    """Width D."""
     intermediate_size: int = 2048
-    num_hidden_layers: int = 12
+    """Width of the feed-forward layer."""
     num_attention_heads: int = 8
+    """Attention heads; they divide `hidden_size`."""
     max_position_embeddings: int = 77
+    """Rows of the position table: the longest text."""
     hidden_act: str = "quick_gelu"
-    layer_norm_eps: float = 1e-5
+    """Activation of the feed-forward layer."""
     attention_dropout: float = 0.0
+    """Dropout of the attention weights."""
     pad_token_id: int | None = 1
+    """Id of padding."""
     bos_token_id: int | None = 49406
+    """Id that a text starts with."""
     eos_token_id: int = 49407
     """The state at the first such token is the text's; 2 means: at the highest id (OpenAI's rule)."""
 
-    IGNORED = frozenset({"projection_dim", "initializer_range", "initializer_factor", "dropout"})
+    SIZES = (*TransformerConfig.SIZES, "vocab_size", "max_position_embeddings")
+    RATES = ("attention_dropout",)
+    IGNORED = TRANSFORMERS_OWN
 
 
 @dataclass(frozen=True, kw_only=True)
-class CLIPVisionConfig(Config):
+class CLIPVisionConfig(TowerConfig):
     """CLIP's ViT image tower, in transformers' terms (and with transformers' defaults)."""
 
-    hidden_size: int = 768
-    intermediate_size: int = 3072
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    num_channels: int = 3
-    image_size: int = 224
     patch_size: int = 32
+    """Side of a patch in pixels."""
     hidden_act: str = "quick_gelu"
-    layer_norm_eps: float = 1e-5
+    """Activation of the feed-forward layer."""
     attention_dropout: float = 0.0
+    """Dropout of the attention weights."""
 
-    FIXED = MappingProxyType({"num_channels": (3,)})
-    IGNORED = frozenset({"projection_dim", "initializer_range", "initializer_factor", "dropout"})
+    RATES = ("attention_dropout",)
+    IGNORED = TRANSFORMERS_OWN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +76,7 @@ class CLIPConfig(Config):
     projection_dim: int = 512
     """Dimension of the shared space."""
     logit_scale_init_value: float = 2.6592
+    """Logarithm of the first scale of the cosines: ln(1/0.07)."""
     text_tower: str | None = None
     """Directory of a trained text encoder to start the text tower from (transformers' layout)."""
     text_pooling: Pooling = "mean"
@@ -78,6 +89,11 @@ class CLIPConfig(Config):
     """Leave the image tower and its projection as they are (batch statistics included)."""
 
     IGNORED = frozenset({"initializer_factor", "text_config_dict", "vision_config_dict"})
+
+    def __post_init__(self) -> None:
+        """Check the size of the shared space; the towers check their own."""
+        if self.projection_dim < 1:
+            raise UserError(f"projection_dim is {self.projection_dim}, expected at least 1")
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any], what: str = "config.json") -> Self:

@@ -1,4 +1,4 @@
-"""How CLIP lies in transformers' and in open_clip's files: rule tables and configs, both ways."""
+"""CLIP in transformers' and in open_clip's files: rule tables and configs, both ways."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any, Protocol
 from ..shared.convert import Ignore, Rename, Reshape, Rule, Transpose, affine, layers, prefixed
 from ..shared.errors import UserError, raise_problems
 from ..vision.resnet import ResNetConfig
+from ..vision.tower import block_rules, patch_rule
 from ..vision.transforms import Preprocessing
-from ..vision.vit import block_rules, in_layer, patch_rule
-from ._clip_config import HIGHEST_ID, CLIPConfig, CLIPTextConfig, CLIPVisionConfig
+from .clip_config import HIGHEST_ID, CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from .text_tower import PretrainedTextConfig, trunk_rules
 
 
@@ -45,27 +45,27 @@ def transformers_rules(config: CLIPConfig) -> Sequence[Rule]:
     return (
         Ignore(r".*\.position_ids"),
         Rename("logit_scale", "logit_scale"),
-        Rename("text_projection.weight", "text_projection.weight"),
-        Rename("visual_projection.weight", "visual_projection.weight"),
-        Rename("text_model.embeddings.token_embedding.weight", "text.embed.word.weight"),
-        Rename("text_model.embeddings.position_embedding.weight", "text.embed.position.weight"),
-        *layers(text.num_hidden_layers, block_rules(in_layer("text_model.encoder.layers.{i}.", TRANSFORMERS), "text.encoder.blocks.{i}")),
-        *affine("text_model.final_layer_norm", "text.encoder.final_norm"),
+        Rename("text_projection.weight", "text_head.weight"),
+        Rename("visual_projection.weight", "image_head.projection.weight"),
+        Rename("text_model.embeddings.token_embedding.weight", "text_trunk.embed.word.weight"),
+        Rename("text_model.embeddings.position_embedding.weight", "text_trunk.embed.position.weight"),
+        *layers(text.num_hidden_layers, block_rules(TRANSFORMERS, "text_model.encoder.layers.{i}.", "text_trunk.stack.blocks.{i}")),
+        *affine("text_model.final_layer_norm", "text_trunk.stack.final_norm"),
         *_embedding(vision, "vision_model.embeddings.class_embedding", "vision_model.embeddings.position_embedding.weight",
                     "vision_model.embeddings.patch_embedding.weight"),
-        *affine("vision_model.pre_layrnorm", "vision.pre_norm"),
+        *affine("vision_model.pre_layrnorm", "image_trunk.pre_norm"),
         *layers(vision.num_hidden_layers,
-                block_rules(in_layer("vision_model.encoder.layers.{i}.", TRANSFORMERS), "vision.encoder.blocks.{i}")),
-        *affine("vision_model.post_layernorm", "vision.post_norm"),
+                block_rules(TRANSFORMERS, "vision_model.encoder.layers.{i}.", "image_trunk.stack.blocks.{i}")),
+        *affine("vision_model.post_layernorm", "image_head.norm"),
     )  # fmt: skip
 
 
 def _embedding(vision: CLIPVisionConfig, cls: str, positions: str, patches: str) -> tuple[Rule, ...]:
     width, count = vision.hidden_size, (vision.image_size // vision.patch_size) ** 2 + 1
     return (
-        Reshape(cls, "vision.embed.cls_token", their_shape=(width,), our_shape=(1, 1, width)),
-        Reshape(positions, "vision.embed.position_embeddings", their_shape=(count, width), our_shape=(1, count, width)),
-        patch_rule(patches, "vision.embed.patches.projection.weight", vision.patch_size),
+        Reshape(cls, "image_trunk.embed.cls_token", their_shape=(width,), our_shape=(1, 1, width)),
+        Reshape(positions, "image_trunk.embed.position_embeddings", their_shape=(count, width), our_shape=(1, count, width)),
+        patch_rule(patches, "image_trunk.embed.patches.projection.weight", vision.patch_size),
     )
 
 
@@ -76,25 +76,25 @@ def open_clip_rules(config: CLIPConfig) -> Sequence[Rule]:
     if isinstance(text, CLIPTextConfig):
         table += [
             Ignore("attn_mask"),
-            Rename("token_embedding.weight", "text.embed.word.weight"),
-            Rename("positional_embedding", "text.embed.position.weight"),
-            *layers(text.num_hidden_layers, block_rules(in_layer("transformer.resblocks.{i}.", OPEN_CLIP), "text.encoder.blocks.{i}")),
-            *affine("ln_final", "text.encoder.final_norm"),
-            Transpose("text_projection", "text_projection.weight"),
+            Rename("token_embedding.weight", "text_trunk.embed.word.weight"),
+            Rename("positional_embedding", "text_trunk.embed.position.weight"),
+            *layers(text.num_hidden_layers, block_rules(OPEN_CLIP, "transformer.resblocks.{i}.", "text_trunk.stack.blocks.{i}")),
+            *affine("ln_final", "text_trunk.stack.final_norm"),
+            Transpose("text_projection", "text_head.weight"),
         ]
     else:
-        table += [*prefixed(trunk_rules(text), "text.transformer.", "text.encoder."), Rename("text.proj.weight", "text_projection.weight")]
+        table += [*prefixed(trunk_rules(text), "text.transformer.", "text_trunk.encoder."), Rename("text.proj.weight", "text_head.weight")]
     return (*table, *(_resnet(vision) if isinstance(vision, ResNetConfig) else _vit(vision)))
 
 
 def _vit(vision: CLIPVisionConfig) -> tuple[Rule, ...]:
     return (
         *_embedding(vision, "visual.class_embedding", "visual.positional_embedding", "visual.conv1.weight"),
-        *affine("visual.ln_pre", "vision.pre_norm"),
+        *affine("visual.ln_pre", "image_trunk.pre_norm"),
         *layers(vision.num_hidden_layers,
-                block_rules(in_layer("visual.transformer.resblocks.{i}.", OPEN_CLIP), "vision.encoder.blocks.{i}")),
-        *affine("visual.ln_post", "vision.post_norm"),
-        Transpose("visual.proj", "visual_projection.weight"),
+                block_rules(OPEN_CLIP, "visual.transformer.resblocks.{i}.", "image_trunk.stack.blocks.{i}")),
+        *affine("visual.ln_post", "image_head.norm"),
+        Transpose("visual.proj", "image_head.projection.weight"),
     )  # fmt: skip
 
 
@@ -107,18 +107,18 @@ def _convolution(theirs: tuple[str, str], ours: tuple[str, str]) -> tuple[Rule, 
 def _resnet(vision: ResNetConfig) -> tuple[Rule, ...]:
     table: list[Rule] = []
     for n in (1, 2, 3):
-        table += _convolution((f"visual.conv{n}", f"visual.bn{n}"), (f"vision.conv{n}", f"vision.bn{n}"))
+        table += _convolution((f"visual.conv{n}", f"visual.bn{n}"), (f"image_trunk.conv{n}", f"image_trunk.bn{n}"))
     for stage, blocks in enumerate(vision.layers):
         for block in range(blocks):
-            theirs, ours = f"visual.layer{stage + 1}.{block}", f"vision.stages.{stage}.{block}"
+            theirs, ours = f"visual.layer{stage + 1}.{block}", f"image_trunk.stages.{stage}.{block}"
             for n in (1, 2, 3):
                 table += _convolution((f"{theirs}.conv{n}", f"{theirs}.bn{n}"), (f"{ours}.conv{n}", f"{ours}.bn{n}"))
             if block == 0:
                 theirs, ours = f"{theirs}.downsample", f"{ours}.downsample"
                 table += _convolution((f"{theirs}.0", f"{theirs}.1"), (f"{ours}.conv", f"{ours}.bn"))
-    table.append(Rename("visual.attnpool.positional_embedding", "vision.attnpool.positional_embedding"))
+    table.append(Rename("visual.attnpool.positional_embedding", "image_head.positional_embedding"))
     for name in ("q_proj", "k_proj", "v_proj", "c_proj"):
-        table += affine(f"visual.attnpool.{name}", f"vision.attnpool.{name}")
+        table += affine(f"visual.attnpool.{name}", f"image_head.{name}")
     return tuple(table)
 
 
