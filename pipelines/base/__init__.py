@@ -1,6 +1,7 @@
 """What every other room stands on: the terminal, files, inputs, secrets.
 
-`console` prints for people and for programs; `files` locks and writes whole or not at all; `inputs` reads what a command is given;
-`names` reads class names; `options` words the options that several commands share; `redact` takes secrets out of addresses.
+`console` prints for people and for programs; `files` locks, writes whole or not at all, and reads JSON lines; `inputs` reads what a
+command is given; `names` reads class names; `options` words the options that several commands share; `redact` takes secrets out of
+addresses.
 May import: nothing of `pipelines`.
 """

@@ -1,10 +1,13 @@
-"""One process at a time."""
+"""Files: taken by one process at a time, written whole or not at all, and lines of JSON."""
 
 from __future__ import annotations
 
 import fcntl
+import json
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from ...shared.errors import UserError
 
@@ -21,3 +24,44 @@ def lock_file(file: Path, busy: str) -> IO[str]:
         opened.close()
         raise UserError(busy) from None
     return opened
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Write a file and wait until it is on the disk. A crash may leave a part of it: for files that nobody reads yet."""
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_durably(path: Path, text: str) -> None:
+    """Write a file so that after a crash at any moment it holds either what it held before or all of `text`."""
+    temporary = path.with_name(f".tmp-{path.name}")
+    write_durably(temporary, text)
+    temporary.replace(path)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Wait until the names in a directory are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def json_lines(records: Iterable[Mapping[str, Any]]) -> str:
+    """Records as JSON lines."""
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    r"""The records of a JSON-lines file, none where there is no file; a last line that a crash cut short is left out.
+
+    A record ends at "\n" and nowhere else: strings in it may hold other characters that some programs take for the end of a line (U+2028).
+    """
+    if not path.exists():
+        return []
+    complete = path.read_bytes().decode("utf-8", errors="replace").split("\n")[:-1]
+    return [json.loads(line) for line in complete if line.strip()]

@@ -17,7 +17,7 @@ import numpy as np
 
 from ...shared.errors import UserError
 from ..base.console import Console
-from ..run import directory as runs
+from ..run.directory import Run
 from . import data as demo_data
 from .page import write_page
 from .story import Story
@@ -147,7 +147,7 @@ def pack_text(story: Story) -> None:
 
 def train_and_kill(story: Story, updates: int) -> None:
     """Pretrain GPT-2, kill it half-way, resume it, and compare the lines that were computed twice."""
-    out, run = story.out, runs.Run(story.out / "runs/gpt2")
+    out, run = story.out, Run(story.out / "runs/gpt2")
     every = max(1, updates // 10)
     command = ("pretrain", "gpt2-tiny", "--data", out / "data/gpt2", "--eval-data", out / "data/gpt2-held-out", "--out", run.directory,
                "--max-updates", updates, "--set", f"checkpoint.every={every * 2}", "--set", f"log.every={max(1, every // 3)}")  # fmt: skip

@@ -11,7 +11,8 @@ import numpy as np
 
 from ..inspection import page
 from ..inspection.report import run_parts
-from ..run.directory import environment, open_run
+from ..run.directory import open_run
+from ..run.environment import describe_environment
 from .data import Concept
 from .story import Story
 
@@ -21,7 +22,7 @@ _SHOWN = 48
 def write_page(story: Story, concepts: list[Concept]) -> Path:
     """Write report.html: results, pictures with predicted and true names, runs, samples, commands."""
     results = story.results
-    machine = environment()
+    machine = describe_environment()
     sheet = page.Page(
         "polymodal: the demo",
         f"From raw files to three trained systems in {results['seconds'] / 60:.1f} minutes on {os.cpu_count()} CPU cores "

@@ -17,7 +17,7 @@ from typing import Any
 
 from ...shared.errors import UserError
 from ..base.console import Console
-from ..run import directory as runs
+from ..run.directory import Run
 
 
 @dataclass
@@ -83,4 +83,4 @@ class Story:
 
 
 def _last_update(run: Path) -> int:
-    return max((row["update"] for row in runs.Run(run).metrics("train")), default=-1)
+    return max((row["update"] for row in Run(run).metrics("train")), default=-1)

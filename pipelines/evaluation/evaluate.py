@@ -37,7 +37,8 @@ from ..data.dataset import DataSet, write_atomic
 from ..data.held_out import evaluation_batches
 from ..model import frontdoor
 from ..run import checkpoint
-from ..run import directory as runs
+from ..run.directory import is_run, open_run_or_checkpoint
+from ..run.environment import describe_environment
 from ..run.recipe import Precision, Recipe
 from ..train.devices import build_fabric, seed_draws
 from ..train.fabric import Fabric
@@ -131,7 +132,7 @@ class Job:
         path = Path(self.source)
         if (path / checkpoint.MANIFEST).is_file():
             self._describe_checkpoint(checkpoint.open_checkpoint(path.absolute()))
-        elif (path / runs.RECIPE).is_file() and not (path / "export").is_dir():
+        elif is_run(path) and not (path / "export").is_dir():
             newest = checkpoint.newest(path / "checkpoints")
             assert newest is not None  # it was loaded
             self._describe_checkpoint(newest)
@@ -146,11 +147,11 @@ class Job:
         """The system with its objective: a run's own, or that of the model's family with `overrides` of its objective settings."""
         if self.quantize is not None:
             raise UserError("quantize is for inference, and the system's own objective computes its loss on whole weights: give a window")
-        if any((Path(self.source) / name).is_file() for name in (checkpoint.MANIFEST, runs.RECIPE)):
+        if is_run(Path(self.source)) or (Path(self.source) / checkpoint.MANIFEST).is_file():
             if overrides:
                 raise UserError(f"{self.source} is a run and brings its own objective: leave the settings of the objective out, or give "
                                 "its export")
-            run, at = runs.open_run_or_checkpoint(self.source)
+            run, at = open_run_or_checkpoint(self.source)
             at = at or checkpoint.newest(run.checkpoints)
             system = run.system(at)
             assert at is not None
@@ -290,7 +291,7 @@ def evaluate(
         methods.append(measure.method)
     if chosen > used:
         console.warn(f"{chosen - used} of {chosen} samples are bad and were left out" + (f"; the first: {bad[0]['reason']}" if bad else ""))
-    environment = runs.environment()
+    environment = describe_environment()
     record = {
         "format": FORMAT, "version": 1, "task": task.name, "method": methods[0],
         "settings": {**asdict(cast("Any", task)), "batch_size": size, "limit": limit, "seed": job.seed or 0, "on_bad": on_bad,

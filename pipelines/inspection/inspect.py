@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 
 from ...shared.errors import BadSample, UserError
 from ...shared.sample import IMAGE_FIELDS, PAIR_FIELD, TARGET_FIELD, TEXT_FIELDS, Sample
+from ..base.files import read_json_lines
 from ..data.dataset import DataSet
 
 if TYPE_CHECKING:
@@ -148,12 +149,12 @@ def _grid(cells: Sequence[tuple[Image.Image, str]], path: Path) -> int:
 def run_summary(run: Run) -> dict[str, Any]:
     """How far a run is, as one JSON object."""
     from ..run.checkpoint import all_checkpoints
-    from ..run.directory import BAD, read_lines
+    from ..run.directory import BAD
 
     resolved = run.recipe()
     last = {split: rows[-1] for split in ("train", "eval") if (rows := run.metrics(split))}
     return {"run": str(run.directory), "recipe": resolved.name, "system": resolved.system, "size": resolved.size,
-            "max_updates": resolved.max_updates, "last": last, "skipped": len(read_lines(run.directory / BAD)),
+            "max_updates": resolved.max_updates, "last": last, "skipped": len(read_json_lines(run.directory / BAD)),
             "previews": [p["rows"] for p in run.samples()[-2:]],
             "checkpoints": [c.path.name for c in all_checkpoints(run.checkpoints)], "exported": run.export.is_dir(),
             "events": run.events(), **_health(run, last.get("train", {}).get("step_s"))}

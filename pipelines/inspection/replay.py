@@ -26,8 +26,10 @@ from ...shared.system import Batch, System
 from ..base.console import Console
 from ..data.dataset import DataSet
 from ..data.stream import Layout, Stream
-from ..run import checkpoint, directory
+from ..run import checkpoint
+from ..run.environment import describe_environment
 from ..run.recipe import Recipe
+from ..run.trees import join_rows
 from ..train.devices import build_fabric, seed_draws
 from ..train.health import decisions
 from ..train.job import Job
@@ -125,7 +127,7 @@ def _check_reached(past: Past, row: Mapping[str, Any] | None) -> None:
 def _notes(past: Past, start: int, end: int) -> list[str]:
     """Why the replay may differ from the run."""
     notes: list[str] = []
-    now, then = directory.environment(), past.started
+    now, then = describe_environment(), past.started
     if past.layout.replays > 1:
         notes.append(f"{past.layout.replays} ranks made the update and one makes it again: gradients are added up in another order")
     if not then:
@@ -248,7 +250,7 @@ def _continue(job: Job, past: Past, sets: list[tuple[DataSet, float]]) -> None:
     job.recipe = _recipe(past)
     job.health.settings = job.recipe.health
     if job.stream.layout != stream.layout:
-        rows = checkpoint.join_rows([job.carries[part] for part in sorted(job.carries)])
+        rows = join_rows([job.carries[part] for part in sorted(job.carries)])
         job.carries = {} if rows is None else dict.fromkeys(range(stream.layout.accumulate), rows)
     job.stream = stream
 

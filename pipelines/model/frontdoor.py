@@ -155,12 +155,12 @@ def _from_directory(directory: Path) -> nn.Module:
 
 def _from_run(path: Path) -> System | None:
     """The system of a checkpoint, or of a run that has not ended (then from its newest checkpoint that verifies)."""
-    from ..run import directory as runs
     from ..run.checkpoint import MANIFEST
+    from ..run.directory import is_run, open_run_or_checkpoint
 
-    if not (path / MANIFEST).is_file() and ((path / "export").is_dir() or not (path / runs.RECIPE).is_file()):
+    if not (path / MANIFEST).is_file() and ((path / "export").is_dir() or not is_run(path)):
         return None
-    run, at = runs.open_run_or_checkpoint(path)
+    run, at = open_run_or_checkpoint(path)
     system = run.system(at)
     entry = family(run.recipe().system)
     _remember(system.net, entry, net_of(system.net, entry), run.directory / "tokenizer")

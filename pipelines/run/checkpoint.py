@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import uuid
@@ -36,6 +35,7 @@ from torch.optim import Optimizer
 
 from ...shared import dist
 from ...shared.errors import UserError
+from ..base.files import sync_directory, write_durably
 from .pieces import Piece, Shares, is_sharded, pieces_of, write
 
 if TYPE_CHECKING:
@@ -147,27 +147,12 @@ def _publish(temporary: Path, final: Path, update: int, files: dict[str, Any], s
     manifest = {"format": FORMAT, "update": update, "files": files}
     write_durably(temporary / MANIFEST, json.dumps(manifest, indent=1))
     sync_directory(temporary)
-    if final.exists():  # damaged: it did not verify
-        final.rename(final.with_name(f".damaged-{final.name}-{uuid.uuid4().hex}"))
+    damaged = final.with_name(f".tmp-damaged-{final.name}-{uuid.uuid4().hex}")
+    if final.exists():  # it did not verify
+        final.rename(damaged)
     temporary.rename(final)
     sync_directory(final.parent)
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Write a file and wait until it is on the disk."""
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_directory(path: Path) -> None:
-    """Wait until the names in a directory are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    shutil.rmtree(damaged, ignore_errors=True)
 
 
 def _together(work: Callable[[], Any], directory: Path, group: Any) -> list[Any]:
@@ -269,10 +254,17 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, int(match[1]))
 
 
+def verified_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint at `path`, which another rank has verified: reading every byte of it once is enough."""
+    match = _NAME.fullmatch(path.name)
+    assert match is not None, path
+    return Checkpoint(path, int(match[1]))
+
+
 def clean(directory: Path) -> None:
     """Remove what interrupted writes left behind. Only for the process that owns the run."""
     if directory.is_dir():
-        for path in directory.glob(".tmp-*"):
+        for path in (*directory.glob(".tmp-*"), *directory.glob(".damaged-*")):  # the latter by version 0.1
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -341,6 +333,16 @@ def load(path: Path, tensors: Mapping[str, Tensor], ignore: Callable[[str], bool
         warnings.simplefilter("ignore")
         here = {name: tensor for name, tensor in wanted.items() if not tensor.is_meta}  # all ranks must come, even for nothing
         dcp.load(here, storage_reader=dcp.HuggingFaceStorageReader(str(path)), no_dist=not dist.active())
+
+
+def model_tensors(system: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer of a system under its name in a checkpoint."""
+    return {f"model/{name}": tensor for name, tensor in system.state_dict().items()}
+
+
+def load_model(path: Path, system: nn.Module) -> None:
+    """Give a system the weights that the checkpoint at `path` holds."""
+    load(path, model_tensors(system), ignore=lambda name: not name.startswith("model/"))
 
 
 # --- optimizers ------------------------------------------------------------------------------------------------------
@@ -413,69 +415,3 @@ def load_optimizer_state(path: Path, module: nn.Module, optimizer: Optimizer, sc
 def _some(names: Iterable[str]) -> str:
     listed = sorted(names)
     return ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")
-
-
-# --- trees -----------------------------------------------------------------------------------------------------------
-
-
-def flatten(value: Any, name: str) -> tuple[Any, dict[str, Tensor]]:
-    """Split nested lists, tuples and dicts into a JSON skeleton and the tensors that hang in it."""
-    tensors: dict[str, Tensor] = {}
-    names: dict[int, str] = {}
-
-    def walk(node: Any, place: str) -> Any:
-        if isinstance(node, Tensor):
-            place = names.setdefault(id(node), place)  # a tensor that hangs in several places is stored once
-            tensors[place] = node
-            return {"tensor": place, "shape": list(node.shape), "dtype": str(node.dtype).removeprefix("torch.")}
-        if isinstance(node, (list, tuple)):
-            entries = cast("list[Any]", node)
-            return {"tuple" if isinstance(node, tuple) else "list": [walk(v, f"{place}/{i}") for i, v in enumerate(entries)]}
-        if isinstance(node, dict):
-            return {"dict": {k: walk(v, f"{place}/{k}") for k, v in cast("dict[str, Any]", node).items()}}
-        assert node is None or isinstance(node, (bool, int, float, str)), f"a {type(node).__name__} cannot be stored"
-        return {"value": node}
-
-    return walk(value, name), tensors
-
-
-def unflatten(skeleton: Any) -> tuple[Any, dict[str, Tensor]]:
-    """The inverse of `flatten`: the value with empty tensors, and those tensors by name, to be loaded."""
-    tensors: dict[str, Tensor] = {}
-
-    def build(node: Any) -> Any:
-        if "tensor" in node:
-            return tensors.setdefault(node["tensor"], torch.zeros(node["shape"], dtype=getattr(torch, node["dtype"])))
-        if "tuple" in node:
-            return tuple(build(v) for v in node["tuple"])
-        if "list" in node:
-            return [build(v) for v in node["list"]]
-        if "dict" in node:
-            return {k: build(v) for k, v in node["dict"].items()}
-        return node["value"]
-
-    return build(skeleton), tensors
-
-
-def join_rows(values: Sequence[Any]) -> Any:
-    """One tree of the rows of several trees of the same form, in their order; None among them is left out.
-
-    Tensors are joined on dimension 0, lists with one number or text for each row end to end; lists, tuples and dicts that hold
-    tensors are joined entry by entry. Any other value must be the same in all.
-    """
-    there = [value for value in values if value is not None]
-    if len(there) < 2:
-        return there[0] if there else None
-    first = there[0]
-    assert all(type(value) is type(first) for value in there), f"trees of different forms: {[type(v).__name__ for v in there]}"
-    if isinstance(first, Tensor):
-        return torch.cat(cast("list[Tensor]", there))
-    if isinstance(first, dict):
-        return {key: join_rows([value[key] for value in there]) for key in cast("dict[str, Any]", first)}
-    if isinstance(first, (list, tuple)):
-        if all(isinstance(entry, (bool, int, float, str)) for value in there for entry in value):
-            return type(first)(entry for value in there for entry in value)
-        joined = [join_rows(entries) for entries in zip(*there, strict=True)]
-        return tuple(joined) if isinstance(first, tuple) else joined
-    assert all(value == first for value in there), f"{there} belong to no row and differ"
-    return first

@@ -13,7 +13,9 @@ from ...shared.system import System
 from ...shared.tokenizer import Tokenizer
 from ..base.console import Console
 from ..data.stream import check_order
-from ..run import checkpoint, directory
+from ..run import checkpoint
+from ..run.directory import Run, lock_run, open_run, record_start
+from ..run.environment import describe_environment
 from ..run.recipe import Recipe
 from . import heartbeat
 from .health import drop_outdated
@@ -22,33 +24,33 @@ _FIXED = ("system", "task", "size", "model", "objective", "seed", "optim.name")
 """What a run keeps for life; anything else may change when it is continued."""
 
 
-def begin(run: directory.Run, recipe: Recipe, system: System, context: Context, model: str, resume: str | Path, order: Mapping[str, Any],
+def begin(run: Run, recipe: Recipe, system: System, context: Context, model: str, resume: str | Path, order: Mapping[str, Any],
            started: Mapping[str, Any], console: Console) -> tuple[checkpoint.Checkpoint | None, Any]:
     """Take the directory, find the checkpoint to start from, and write what describes the run and this start of it."""
     held: list[Any] = []
 
     def take() -> str | None:
         run.directory.mkdir(parents=True, exist_ok=True)
-        held.append(directory.lock(run.directory))
+        held.append(lock_run(run.directory))
         checkpoint.clean(run.checkpoints)
         heartbeat.clear(run.directory)
         for name in drop_outdated(run):
             console.say(f"checkpoint {name} learnt from updates that the run has gone back to leave out: it is removed")
         start = _start(run, resume, console)
         if start is not None:
-            _check_same(directory.open_run(start.path.parent.parent), recipe, context, start)
+            _check_same(open_run(start.path.parent.parent), recipe, context, start)
             check_order(start.state()["order"], order)
             console.say(f"resuming after update {start.update} from {start.path}")
         where = {"update": 0, "checkpoint": ""} if start is None else {"update": start.update, "checkpoint": str(start.path.absolute())}
-        directory.describe(run.directory, recipe, cast("Any", system.net).config, context, model, {**where, **started})
+        record_start(run, recipe, cast("Any", system.net).config, context, model, {**describe_environment(), **where, **started})
         return None if start is None else str(start.path)
 
     dist.barrier()  # until every rank has looked at the directory as it was
     path = dist.on_rank_0(take)
-    return (None if path is None else checkpoint.open_checkpoint(Path(path))), held
+    return (None if path is None else checkpoint.verified_checkpoint(Path(path))), held
 
 
-def _start(run: directory.Run, resume: str | Path, console: Console) -> checkpoint.Checkpoint | None:
+def _start(run: Run, resume: str | Path, console: Console) -> checkpoint.Checkpoint | None:
     """The checkpoint that `resume` means."""
     there = checkpoint.all_checkpoints(run.checkpoints)
     if resume == "never":
@@ -69,7 +71,7 @@ def _start(run: directory.Run, resume: str | Path, console: Console) -> checkpoi
     return None
 
 
-def _check_same(before: directory.Run, recipe: Recipe, context: Context, start: checkpoint.Checkpoint) -> None:
+def _check_same(before: Run, recipe: Recipe, context: Context, start: checkpoint.Checkpoint) -> None:
     """Refuse to continue as something else."""
     saved, now = start.state()["recipe"], recipe.to_dict()
 

@@ -31,7 +31,9 @@ from torch import Tensor
 from ...shared import dist
 from ...shared.errors import UserError
 from ..base.console import finite
-from ..run import checkpoint, directory
+from ..run import checkpoint
+from ..run.directory import Run
+from ..run.logbook import Logbook
 from ..run.recipe import HealthSettings
 
 if TYPE_CHECKING:
@@ -195,12 +197,12 @@ def missed(part: range, update: int, left_out: Sequence[range]) -> bool:
 # --- what was decided, on the disk -----------------------------------------------------------------------------------
 
 
-def decisions(run: directory.Run) -> list[list[int]]:
+def decisions(run: Run) -> list[list[int]]:
     """[first, end) of the updates that rewinds of a run have decided to leave out, counted from 0."""
     return [[first - 1, last] for event in run.events() if event["event"] == "rewind" for first, last in [event["left_out"]]]
 
 
-def drop_outdated(run: directory.Run) -> list[str]:
+def drop_outdated(run: Run) -> list[str]:
     """Remove checkpoints that learnt from what a rewind has decided to leave out since; a kill may have left them. Returns their names."""
     decided = [range(*pair) for pair in decisions(run)]
     gone: list[str] = []
@@ -226,7 +228,7 @@ class Restarts(Protocol):
         ...
 
 
-def act(job: Job, loop: Restarts, logbook: directory.Logbook | None) -> None:
+def act(job: Job, loop: Restarts, logbook: Logbook | None) -> None:
     """Do what the policy says about what went wrong; every rank calls it. Does nothing where all is well."""
     health, settings = job.health, job.recipe.health
     for trouble in health.skipped:
@@ -250,7 +252,7 @@ def act(job: Job, loop: Restarts, logbook: directory.Logbook | None) -> None:
                     "with health.policy=rewind")
 
 
-def _rewind(job: Job, loop: Restarts, logbook: directory.Logbook | None, trouble: Trouble) -> None:
+def _rewind(job: Job, loop: Restarts, logbook: Logbook | None, trouble: Trouble) -> None:
     """Go back to the last checkpoint before the trouble, and leave out what led there."""
     first = max(0, trouble.update + 1 - job.recipe.health.skip_updates)
 
@@ -271,14 +273,14 @@ def _rewind(job: Job, loop: Restarts, logbook: directory.Logbook | None, trouble
     job.saver.wait()
     path = dist.on_rank_0(decide)
     job.saver.forget()
-    job.restore(checkpoint.open_checkpoint(Path(path)))
+    job.restore(checkpoint.verified_checkpoint(Path(path)))
     job.bad_records = [record for record in job.bad_records if record["update"] <= job.update]
     loop.restart()
     if logbook is not None:
         logbook.go_back(job.update)
 
 
-def _record(job: Job, logbook: directory.Logbook | None, trouble: Trouble, event: str, left_out: range, to: int | None = None) -> None:
+def _record(job: Job, logbook: Logbook | None, trouble: Trouble, event: str, left_out: range, to: int | None = None) -> None:
     """Write down what happened, and say it; rank 0 has the logbook."""
     if logbook is None:
         return
@@ -295,7 +297,7 @@ def _record(job: Job, logbook: directory.Logbook | None, trouble: Trouble, event
     if to is not None:
         record["to"] = to
     record = finite(record)
-    logbook.event(record)
+    logbook.add_event(record)
     job.console.warn(describe(record))
 
 

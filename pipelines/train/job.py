@@ -15,9 +15,11 @@ from ...shared.system import System
 from ..base.console import Console
 from ..data.dataset import DataSet
 from ..data.stream import Stream
-from ..run import checkpoint, directory
+from ..run import checkpoint
+from ..run.directory import Run
 from ..run.recipe import Recipe
 from ..run.saver import Saver
+from ..run.trees import flatten, join_rows, unflatten
 from .best import Best
 from .fabric import Fabric
 from .health import Health, decisions
@@ -37,7 +39,7 @@ class Job:
     optimizer: Optimizer
     stream: Stream
     held_out: DataSet | None
-    run: directory.Run
+    run: Run
     console: Console
     whole: Whole | None = None
     """Where the system's weights are divided over the ranks: what puts them together."""
@@ -85,19 +87,19 @@ class Job:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that a checkpoint holds: tensors, and the rest as JSON. Every rank must call it."""
         tensors, scalars = checkpoint.optimizer_state(self.system, self.optimizer)
-        skeleton, carried = checkpoint.flatten({str(part): c for part, c in self.carries.items()}, f"carry/{self.fabric.global_rank}")
+        skeleton, carried = flatten({str(part): c for part, c in self.carries.items()}, f"carry/{self.fabric.global_rank}")
         state = {
             "update": self.update, "tokens": self.tokens, "bad": self.bad, "elapsed_s": self.clock.elapsed,
             "order": self.stream.order_state(), "world": self.fabric.world_size, "accumulate": self.stream.layout.accumulate,
             "meter": self.meter.state(), "optim": scalars, "carries": dist.gather_json(skeleton),
             "recipe": self.recipe.to_dict(), "best": self.best.state(), "health": self.health.state(),
         }
-        return {**directory.model_tensors(self.system), **tensors, **carried}, state
+        return {**checkpoint.model_tensors(self.system), **tensors, **carried}, state
 
     def restore(self, start: checkpoint.Checkpoint) -> None:
         """Continue from a checkpoint, on whatever ranks there are now."""
         state = start.state()
-        checkpoint.load(start.path, directory.model_tensors(self.system), ignore=lambda name: not name.startswith("model/"))
+        checkpoint.load_model(start.path, self.system)
         checkpoint.load_optimizer_state(start.path, self.system, self.optimizer, state["optim"])
         self.update, self.tokens, self.bad = state["update"], state["tokens"], state["bad"]
         self.clock.elapsed = state["elapsed_s"]
@@ -114,13 +116,13 @@ class Job:
         """What a checkpoint's micro-batches carried; where they are other ones now, each gets the rows of all and finds its own."""
         same = (state["world"], state["accumulate"]) == (self.fabric.world_size, self.stream.layout.accumulate)
         trees = [state["carries"][self.fabric.global_rank]] if same else state["carries"]
-        found = [checkpoint.unflatten(tree) for tree in trees]
+        found = [unflatten(tree) for tree in trees]
         slots = {name: slot for _, tensors in found for name, slot in tensors.items()}
         if slots:
             checkpoint.load(start.path, slots, ignore=lambda name: name not in slots)
         carried = [{int(part): carry for part, carry in carries.items()} for carries, _ in found]
         if not same:
-            rows = checkpoint.join_rows([carries[part] for carries in carried for part in sorted(carries)])
+            rows = join_rows([carries[part] for carries in carried for part in sorted(carries)])
             rows = _to(self.fabric.device, rows)
             return dict.fromkeys(range(self.stream.layout.accumulate), rows)
         return {part: _to(self.fabric.device, carry) for part, carry in carried[0].items()}

@@ -31,7 +31,8 @@ from ..data.held_out import evaluation_batches
 from ..data.stream import Layout, Stream
 from ..model.export import export_system
 from ..run import checkpoint
-from ..run import directory as runs
+from ..run.directory import Run, check_directory
+from ..run.logbook import Logbook
 from ..run.optim import build_optimizer, clip_gradients, freeze, set_learning_rate
 from ..run.recipe import Recipe
 from ..run.schedule import factor
@@ -83,7 +84,7 @@ def pretrain(
     if max_updates is not None:
         recipe = replace(recipe, max_updates=max_updates)
     out = Path(out)
-    runs.check_directory(out, str(resume))
+    check_directory(out, str(resume))
     fabric = build_fabric(recipe)
     console = (console or Console()) if fabric.is_global_zero else Console(quiet=True)
 
@@ -102,7 +103,7 @@ def pretrain(
         return {"dry_run": True, "recipe": recipe.to_dict(), "plan": lines, "rank": fabric.global_rank}
 
     # 2. The run's directory, and where to start
-    run = runs.Run(out)
+    run = Run(out)
     found, _lock = begin(run, recipe, parts.system, parts.context, start.source, resume, parts.stream.order_state(),
                          started(recipe, parts.stream, held_out, fabric), console)
 
@@ -144,7 +145,7 @@ class Parts:
         context = replace(context, tokenizer=context.tokenizer or getattr(system.objective, "tokenizer", None))
         return cls(system, context, build_stream(recipe, data, system.objective, layout), lines)
 
-    def job(self, recipe: Recipe, fabric: Fabric, held_out: DataSet | None, run: runs.Run, console: Console) -> Job:
+    def job(self, recipe: Recipe, fabric: Fabric, held_out: DataSet | None, run: Run, console: Console) -> Job:
         """The run at its beginning: the system on its devices, with a fresh optimizer."""
         system = self.system
         whole = Whole(system) if sharded(recipe, fabric.world_size) else None
@@ -166,7 +167,7 @@ def _train(job: Job, stop: Stop, profile: bool = False) -> dict[str, Any]:
     """Make updates until the recipe's end, a signal, or the end of the time; log, evaluate and save between them."""
     recipe, fabric, system = job.recipe, job.fabric, job.system
     loop = Updates(job)
-    logbook = runs.Logbook(job.run, recipe, job.update) if fabric.is_global_zero else None
+    logbook = Logbook(job.run, recipe, job.update) if fabric.is_global_zero else None
     ending: Ending | None = None
     with (stop, job.saver, job.console.progress(f"pretrain {recipe.name}", total=recipe.max_updates) as bar,
           profiling(profile, job.run.directory, fabric.global_rank, job.console) as traced):
@@ -212,7 +213,7 @@ def _train(job: Job, stop: Stop, profile: bool = False) -> dict[str, Any]:
         job.console.say(f"stopped after update {job.update} as asked; the same command continues from there")
     else:
         if (best := job.best_checkpoint()) is not None:
-            checkpoint.load(best.path, runs.model_tensors(system), ignore=lambda name: not name.startswith("model/"))
+            checkpoint.load_model(best.path, system)
             job.console.say(f"the best {recipe.evaluate.monitor} was {job.best.value:.4f}, after update {best.update}: that is exported")
         job.at("exporting")
         finished = job.plain()
@@ -392,7 +393,7 @@ def _clip(module: nn.Module, limit: float | None) -> Tensor:
 # --- log, evaluate, save ---------------------------------------------------------------------------------------------
 
 
-def _log(job: Job, lr: float, logbook: runs.Logbook | None, bar: Bar) -> None:
+def _log(job: Job, lr: float, logbook: Logbook | None, bar: Bar) -> None:
     """Write the means since the last line, if there was any step."""
     job.at("logging")
     if not job.meter:
@@ -406,14 +407,14 @@ def _log(job: Job, lr: float, logbook: runs.Logbook | None, bar: Bar) -> None:
     job.trained = row
     bar.advance(0, note=f"loss {row['loss']:.4f}")
     if logbook is not None:
-        logbook.row(row)
-        logbook.bad(record for part in parts for record in part["bad"])
+        logbook.add_row(row)
+        logbook.add_bad(record for part in parts for record in part["bad"])
         job.console.say(f"update {job.update}/{job.recipe.max_updates}  loss {row['loss']:.4f}  lr {lr:.2e}  norm {row['grad_norm']:.3f}  "
                         f"{row['samples_per_s']:.1f} samples/s")
 
 
 @torch.no_grad()
-def _evaluate(job: Job, logbook: runs.Logbook | None) -> None:
+def _evaluate(job: Job, logbook: Logbook | None) -> None:
     """Measure the held-out data on all ranks, and show what the model makes of some of it."""
     if job.held_out is None or job.evaluated.get("update") == job.update:
         return
@@ -448,13 +449,13 @@ def _evaluate(job: Job, logbook: runs.Logbook | None) -> None:
     job.evaluated = row
     job.best.see(row)
     if logbook is not None:
-        logbook.row(row)
-        logbook.previews(job.update, previews)
+        logbook.add_row(row)
+        logbook.add_previews(job.update, previews)
         others = "  ".join(f"{name} {row[name]:.4f}" for name in (*means, *system.derive(means)) if name != "loss")
         job.console.say(f"evaluation after update {job.update}: loss {row['loss']:.4f}  {others}")
 
 
-def _save(job: Job, logbook: runs.Logbook | None, wait: bool = False) -> None:
+def _save(job: Job, logbook: Logbook | None, wait: bool = False) -> None:
     """Save the state, beside the updates that follow unless it is to `wait`; older checkpoints go once the new one stands."""
     if logbook is not None:
         logbook.sync()

@@ -21,7 +21,7 @@ from ...shared.system import System
 from ...shared.tokenizer import Tokenizer
 from ..model import frontdoor
 from ..run import checkpoint
-from ..run import directory as runs
+from ..run.directory import SYSTEM, open_run
 from ..run.recipe import Recipe
 
 TRUNK = "trunk"
@@ -68,7 +68,7 @@ def find_start(recipe: Recipe, family: Family, model: str | Path | None, out: Pa
     """
     directory = out if resume in ("auto", "never") else Path(resume).absolute().parent.parent
     if resume != "never" and checkpoint.all_checkpoints(directory / "checkpoints"):
-        run = runs.open_run(directory)
+        run = open_run(directory)
         source = run.described().get("model", "")
         if model is not None and not source:
             raise UserError(f"{directory} began with fresh weights and cannot go on with those of {model}: use another --out, "
@@ -76,8 +76,8 @@ def find_start(recipe: Recipe, family: Family, model: str | Path | None, out: Pa
         if not source:
             return Start()
         return Start(source, run.config(), run.tokenizer())
-    if model is None and resume == "auto" and (out / runs.SYSTEM).is_file():  # it ended before its first checkpoint
-        model = runs.open_run(out).described().get("model") or None
+    if model is None and resume == "auto" and (out / SYSTEM).is_file():  # it ended before its first checkpoint
+        model = open_run(out).described().get("model") or None
     if model is None:
         return Start()
     net = frontdoor.load(model, device=torch.get_default_device())

@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 import torch
 from polymodal.pipelines.base.console import Console
-from polymodal.pipelines.run import directory
+from polymodal.pipelines.run import directory as run_directory
 from polymodal.pipelines.run.optim import OptimSettings
 from polymodal.pipelines.run.recipe import CheckpointSettings, DataSettings, EvaluateSettings, HealthSettings, LogSettings, Recipe
 from polymodal.pipelines.run.schedule import ScheduleSettings
@@ -94,7 +94,7 @@ def _export(system, out, tokenizer):
 def known() -> Generator[None]:
     """The family is registered."""
     with ExitStack() as stack:
-        for module in (loop, directory):
+        for module in (loop, run_directory):
             stack.enter_context(patch.object(module, "family", lambda _: FAMILY))
         stack.enter_context(patch.object(loop, "export_system", _export))
         stack.enter_context(patch("polymodal.pipelines.run.recipe.families", lambda: {"reader": FAMILY}))

@@ -49,7 +49,7 @@ def run(case: Case, recipe: Recipe, root: Path, out: Path, *, double: bool = Fal
     with _recorded(made, double):
         loop.pretrain(recipe, data.train, out, eval_data=data.held if held else None, tokenizer=data.tokenizer,
                        console=Console(quiet=True), **more)
-    made.rows = [{k: v for k, v in row.items() if k not in TIMES} for row in loop.runs.Run(out).metrics()]
+    made.rows = [{k: v for k, v in row.items() if k not in TIMES} for row in loop.Run(out).metrics()]
     return made
 
 
@@ -71,7 +71,7 @@ def _recorded(made: Made, double: bool) -> Iterator[None]:
 @contextlib.contextmanager
 def _late() -> Iterator[None]:
     """Look at the run's directory when another rank has just begun to write it, if there is such a moment within half a second."""
-    check = loop.runs.check_directory
+    check = loop.check_directory
 
     def wait(directory: Path, resume: str) -> None:
         end = time.monotonic() + 0.5
@@ -79,7 +79,7 @@ def _late() -> Iterator[None]:
             time.sleep(0.0002)
         check(directory, resume)
 
-    with patch.object(loop.runs, "check_directory", wait):
+    with patch.object(loop, "check_directory", wait):
         yield
 
 

@@ -13,7 +13,7 @@ import torch
 from contract import checks, runs
 from contract.cases import cases, prepare
 from polymodal.pipelines.run import checkpoint
-from polymodal.pipelines.run import directory as directories
+from polymodal.pipelines.run.directory import Run
 from polymodal.pipelines.run.recipe import CheckpointSettings
 from polymodal.pipelines.run.schedule import ScheduleSettings
 from polymodal.shared.errors import UserError
@@ -61,11 +61,11 @@ def test_a_run_continues_from_a_checkpoint_bit_for_bit(case, root, tmp_path):
     start = tmp_path / "whole" / "checkpoints" / checkpoint.name_of(2)
     again = runs.run(case, recipe, root, tmp_path / "again", resume=str(start))
     assert [r["update"] for r in again.rows] == [3, 4] and again.rows == whole.rows[2:]
-    systems = [directories.Run(tmp_path / name).system().state_dict() for name in ("whole", "again")]
+    systems = [Run(tmp_path / name).system().state_dict() for name in ("whole", "again")]
     assert systems[0].keys() == systems[1].keys()
     assert all(torch.equal(systems[0][name], systems[1][name]) for name in systems[0])
     first = checkpoint.open_checkpoint(start)
-    assert any(not torch.equal(t, systems[0][n]) for n, t in directories.Run(tmp_path / "whole").system(first).state_dict().items())
+    assert any(not torch.equal(t, systems[0][n]) for n, t in Run(tmp_path / "whole").system(first).state_dict().items())
 
 
 @pytest.mark.slow

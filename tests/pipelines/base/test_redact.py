@@ -5,7 +5,7 @@ import sys
 import pytest
 from polymodal.pipelines import cli
 from polymodal.pipelines.base.redact import redact
-from polymodal.pipelines.run import directory
+from polymodal.pipelines.run.environment import describe_environment
 
 
 @pytest.mark.parametrize(("text", "shown"), [
@@ -26,7 +26,7 @@ def test_addresses_lose_their_secrets_and_nothing_else(text, shown):
 
 def test_the_command_of_a_run_is_kept_without_secrets(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["polymodal", "--data", "https://u:hunter2@h/d?sig=topsecret", "--out", "RUN"])
-    assert directory.environment()["command"][2:] == ["https://***@h/d?***", "--out", "RUN"]
+    assert describe_environment()["command"][2:] == ["https://***@h/d?***", "--out", "RUN"]
 
 
 @pytest.mark.parametrize("arguments", [

@@ -23,7 +23,7 @@ from polymodal.pipelines.data.stream import Layout, Stream, describe_update
 from polymodal.pipelines.inspection.past import Past, show
 from polymodal.pipelines.inspection.replay import replay
 from polymodal.pipelines.pack.pack import pack
-from polymodal.pipelines.run import directory
+from polymodal.pipelines.run.directory import Run, open_run
 from polymodal.pipelines.run.recipe import recipe
 from polymodal.pipelines.train import loop
 from polymodal.shared.errors import UserError
@@ -80,7 +80,7 @@ def memory(data, tmp_path_factory):
 
 
 def past(run, update):
-    return Past(directory.open_run(run), update)
+    return Past(open_run(run), update)
 
 
 def content(run):
@@ -98,7 +98,7 @@ def test_a_line_of_the_log_comes_out_again_bit_for_bit(mixed, update, begins, ro
 
 def test_the_update_itself_is_what_a_run_that_logs_every_update_says(data, mixed, tmp_path):
     go("bert-tiny", BERT, [(data.a, 3.0), (data.b, 1.0)], tmp_path / "run", "log.every=1", tokenizer=data.tok)
-    logged = {row["update"]: row for row in directory.Run(tmp_path / "run").metrics("train")}
+    logged = {row["update"]: row for row in Run(tmp_path / "run").metrics("train")}
     for update in (6, 9):
         own = replay(past(mixed, update), losses=False)["update"]
         assert own == pytest.approx({name: logged[update][name] for name in own}, rel=1e-12) and own["grad_norm"] > 0
@@ -153,7 +153,7 @@ def test_a_run_that_was_continued_otherwise_is_made_again_across_the_border(data
     out = tmp_path / "run"
     go("transformer-xl-tiny", XL, data.rows, out, "max_updates=7")
     go("transformer-xl-tiny", XL, data.rows, out, "data.micro_batch=2", "optim.lr=0.002")
-    assert [s["update"] for s in directory.Run(out).starts()] == [0, 7]
+    assert [s["update"] for s in Run(out).starts()] == [0, 7]
     assert replay(past(out, 9), losses=False)["verdict"] == "bitwise"
     shutil.rmtree(out / "checkpoints" / "update-00000007")
     found = replay(past(out, 9), losses=False)
@@ -265,7 +265,7 @@ def test_what_the_health_of_a_run_decided_is_decided_again(data, tmp_path, polic
     out = tmp_path / "run"
     go("bert-tiny", BERT, data.a, out, "health.spike=1.02", "health.window=3", f"health.policy={policy}", "health.max_skips=99",
        "health.max_rewinds=99", "checkpoint.every=3", tokenizer=data.tok)
-    events = directory.Run(out).events()
+    events = Run(out).events()
     assert {event["event"] for event in events} == {policy}
     update = events[-1]["update"]
     found = replay(past(out, update), losses=False)

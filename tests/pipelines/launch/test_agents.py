@@ -16,7 +16,7 @@ from polymodal.pipelines.base.console import Console
 from polymodal.pipelines.launch.job import Job, JobOptions
 from polymodal.pipelines.launch.launch import targets
 from polymodal.pipelines.pack.pack import pack
-from polymodal.pipelines.run import directory
+from polymodal.pipelines.run.directory import Run
 from polymodal.pipelines.run.recipe import recipe
 from polymodal.shared.tokenizer import Tokenizer
 
@@ -76,7 +76,7 @@ def wait_for(condition, processes, seconds=150):
 
 
 def rows(out):
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in directory.Run(out).metrics("train")]
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in Run(out).metrics("train")]
 
 
 @pytest.mark.timeout(600)
@@ -111,4 +111,4 @@ def test_two_agents_lose_a_rank_and_then_a_machine(data, tmp_path):
 
 
 def last_update(out):
-    return max((row["update"] for row in directory.Run(out).metrics("train")), default=0)
+    return max((row["update"] for row in Run(out).metrics("train")), default=0)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from polymodal.pipelines.run import checkpoint
 from polymodal.pipelines.run.optim import OptimSettings, build_optimizer
+from polymodal.pipelines.run.trees import flatten, join_rows, unflatten
 from polymodal.shared.errors import UserError
 from torch import nn
 
@@ -81,14 +82,16 @@ def test_damage_is_found_and_the_newest_good_one_is_used(tmp_path, kind, victim)
     assert len(warned) == 1 and "update-00000002 is damaged" in warned[0]
     with pytest.raises(UserError, match="damaged"):
         checkpoint.open_checkpoint(tmp_path / "update-00000002")
-    # the run makes update 2 again: the damaged one is moved away, the new one verifies
+    # the run makes update 2 again: the damaged one goes, the new one verifies
     checkpoint.save(tmp_path, 2, {"x": torch.full((8,), 2)}, {"update": 2})
     assert checkpoint.newest(tmp_path).update == 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["update-00000001", "update-00000002"]
 
 
 def test_no_checkpoint(tmp_path):
     assert checkpoint.newest(tmp_path / "nothing") is None
     (tmp_path / ".tmp-update-00000001-abc").mkdir()
+    (tmp_path / ".damaged-update-00000001-abc").mkdir()
     assert checkpoint.newest(tmp_path) is None
     checkpoint.clean(tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -163,8 +166,8 @@ def test_a_checkpoint_that_does_not_fit_lists_the_names(tmp_path):
 
 def test_trees():
     value = {"memory": [torch.ones(2, 3), (torch.arange(3), None)], "n": 3, "name": "x"}
-    skeleton, tensors = checkpoint.flatten(value, "carry/0")
-    empty, slots = checkpoint.unflatten(json.loads(json.dumps(skeleton)))
+    skeleton, tensors = flatten(value, "carry/0")
+    empty, slots = unflatten(json.loads(json.dumps(skeleton)))
     assert list(slots) == list(tensors)
     for name, tensor in slots.items():
         tensor.copy_(tensors[name])
@@ -178,7 +181,7 @@ import sys, torch, torch.distributed as td
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import distribute_tensor, Shard
 from pathlib import Path
-from polymodal.shared import checkpoint
+from polymodal.pipelines.run import checkpoint
 rank, world, meet, out, action = int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:6]
 td.init_process_group("gloo", init_method="file://" + meet, rank=rank, world_size=world)
 mesh = init_device_mesh("cpu", (world,))
@@ -235,18 +238,18 @@ def test_rows_of_several_trees_are_joined():
         rows = torch.arange(first, first + count)
         return {"ids": list(range(first, first + count)), "layers": (rows[:, None] * 10, [rows * 100]), "width": 3, "none": None, "no": []}
 
-    joined = checkpoint.join_rows([tree(0, 2), None, tree(2, 3)])
+    joined = join_rows([tree(0, 2), None, tree(2, 3)])
     assert joined["ids"] == [0, 1, 2, 3, 4] and joined["width"] == 3 and joined["none"] is None and joined["no"] == []
     assert joined["layers"][0].tolist() == [[0], [10], [20], [30], [40]] and joined["layers"][1][0].tolist() == [0, 100, 200, 300, 400]
     assert isinstance(joined["layers"], tuple) and isinstance(joined["layers"][1], list)
-    assert checkpoint.join_rows([]) is None and checkpoint.join_rows([None, None]) is None
+    assert join_rows([]) is None and join_rows([None, None]) is None
     with pytest.raises(AssertionError, match="differ"):
-        checkpoint.join_rows([{"width": 3}, {"width": 4}])
+        join_rows([{"width": 3}, {"width": 4}])
 
 
 def test_a_tensor_in_several_places_is_stored_once():
     shared = torch.arange(3)
-    skeleton, tensors = checkpoint.flatten({"0": {"x": shared}, "1": {"x": shared}}, "carry/0")
+    skeleton, tensors = flatten({"0": {"x": shared}, "1": {"x": shared}}, "carry/0")
     assert list(tensors) == ["carry/0/0/x"]
-    again, slots = checkpoint.unflatten(json.loads(json.dumps(skeleton)))
+    again, slots = unflatten(json.loads(json.dumps(skeleton)))
     assert list(slots) == ["carry/0/0/x"] and again["0"]["x"] is again["1"]["x"] is slots["carry/0/0/x"]

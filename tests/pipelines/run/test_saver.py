@@ -172,8 +172,8 @@ def test_every_piece_has_one_writer_and_all_write_about_as_much():
 KILLS = """
 import os, random, signal, sys, time, traceback, torch, torch.distributed as td
 from pathlib import Path
-from polymodal.shared import checkpoint
-from polymodal.shared.saver import Saver
+from polymodal.pipelines.run import checkpoint
+from polymodal.pipelines.run.saver import Saver
 out, world, seed, kills = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 torch.set_num_threads(1)
 sizes = {f"w{i}": 200_000 + i for i in range(6)}
@@ -253,9 +253,9 @@ import errno, os, sys, torch, torch.distributed as td, torch.distributed.checkpo
 from pathlib import Path
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
-from polymodal.shared import checkpoint
+from polymodal.pipelines.run import checkpoint
 from polymodal.shared.errors import UserError
-from polymodal.shared.saver import Saver
+from polymodal.pipelines.run.saver import Saver
 torch.set_num_threads(1)
 out, other = Path(sys.argv[1]), os.fork()
 rank = 0 if other else 1

@@ -17,7 +17,8 @@ from PIL import Image
 from polymodal.pipelines import cli
 from polymodal.pipelines.base.console import Console
 from polymodal.pipelines.pack.pack import pack
-from polymodal.pipelines.run import checkpoint, directory
+from polymodal.pipelines.run import checkpoint
+from polymodal.pipelines.run.directory import open_run
 from polymodal.pipelines.run.recipe import recipe
 from polymodal.pipelines.train.loop import pretrain
 from polymodal.shared.errors import UserError
@@ -80,7 +81,7 @@ class Listener(Console):
 
 
 def rows(run):
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in directory.open_run(run).metrics()]
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in open_run(run).metrics()]
 
 
 # --- what is copied
@@ -209,13 +210,13 @@ def test_a_run_ends_when_it_no_longer_gets_better_and_exports_its_best(data, pre
     result, said = finetune(data, tmp_path / "run", pretrained / "bert", "max_updates=200", "optim.lr=0.5", "schedule.name=constant",
                             "evaluate.every=3", "evaluate.monitor=loss", "evaluate.patience=3", "optim.clip=null", "checkpoint.keep_last=1",
                             "checkpoint.every=2")
-    losses = [row["loss"] for row in directory.open_run(tmp_path / "run").metrics("eval")]
+    losses = [row["loss"] for row in open_run(tmp_path / "run").metrics("eval")]
     best = int(np.argmin(losses))
     assert result["ending"] == "no progress" and result["updates"] == 3 * (best + 4) < 200 and len(losses) == best + 4
     kept = [c.update for c in checkpoint.all_checkpoints(tmp_path / "run" / "checkpoints")]
     assert kept == [3 * (best + 1), result["updates"]]
-    exported, at_best = polymodal.load(tmp_path / "run"), directory.open_run(tmp_path / "run").system().net
-    at_end = directory.open_run(tmp_path / "run").system(checkpoint.newest(tmp_path / "run" / "checkpoints")).net
+    exported, at_best = polymodal.load(tmp_path / "run"), open_run(tmp_path / "run").system().net
+    at_end = open_run(tmp_path / "run").system(checkpoint.newest(tmp_path / "run" / "checkpoints")).net
     assert all(torch.equal(a, b) for a, b in zip(exported.state_dict().values(), at_best.state_dict().values()))
     assert not all(torch.equal(a, b) for a, b in zip(exported.state_dict().values(), at_end.state_dict().values()))
     assert any(f"the best loss was {min(losses):.4f}, after update {3 * (best + 1)}" in line for line in said)

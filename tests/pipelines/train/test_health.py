@@ -18,10 +18,12 @@ from polymodal.pipelines.base.console import Console
 from polymodal.pipelines.data.dataset import DataSet
 from polymodal.pipelines.data.stream import Layout, Stream
 from polymodal.pipelines.pack.pack import pack
-from polymodal.pipelines.run import checkpoint, directory
+from polymodal.pipelines.run import checkpoint
+from polymodal.pipelines.run.directory import Run
+from polymodal.pipelines.run.logbook import Logbook
 from polymodal.pipelines.run.optim import OptimSettings
 from polymodal.pipelines.run.recipe import CheckpointSettings, EvaluateSettings, HealthSettings, LogSettings
-from polymodal.pipelines.train import loop
+from polymodal.pipelines.train import health, loop
 from polymodal.pipelines.train.health import Health, describe, merged, missed
 from polymodal.shared.errors import UserError
 from polymodal.shared.settings import check_settings
@@ -59,7 +61,7 @@ def data(tmp_path_factory):
 
 
 def rows(out, split=None):
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in directory.Run(out).metrics(split)]
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in Run(out).metrics(split)]
 
 
 def weights(out):
@@ -92,7 +94,7 @@ def told(data, tmp_path_factory):
 def test_raise_names_the_update_and_leaves_a_whole_checkpoint(tmp_path, data):
     with pytest.raises(UserError, match=rf"the gradient of update {POISONED} is not finite .*leave_out=\[\[8,8\]\]"):
         go(letters(), data, tmp_path / "run", INF)
-    run = directory.Run(tmp_path / "run")
+    run = Run(tmp_path / "run")
     assert checkpoint.newest(run.checkpoints).update == 6 and run.metrics()[-1]["update"] == 6
     assert all(t.isfinite().all() for t in run.system().state_dict().values())
     event, = run.events()
@@ -110,7 +112,7 @@ def test_a_poisoned_sample_is_left_out_bit_for_bit(tmp_path, data, told, policy,
     result = go(letters({"policy": policy, "spike": 1000.0 if poison == 1e6 else None}), data, tmp_path / "run", poison, console=console)
     assert result["updates"] == 15 and result["ending"] == "complete"
     same(tmp_path / "run", told)
-    event, = directory.Run(tmp_path / "run").events()
+    event, = Run(tmp_path / "run").events()
     assert event["event"] == policy and event["left_out"] == [POISONED, POISONED] and event["positions"] == [56, 64]
     assert (event["limit"] is None) == (poison != 1e6) and event.get("to") == (6 if policy == "rewind" else None)
     assert (event["loss"] is None) == (poison != 1e6)
@@ -123,14 +125,14 @@ def test_the_loss_is_the_clean_runs(tmp_path, data):
             "checkpoint": CheckpointSettings(every=30), "optim": OptimSettings("sgd", lr=0.01, clip=None)}
     clean = go(letters(**more), data, tmp_path / "clean")["eval"]["loss"]
     result = go(letters({"policy": "rewind"}, **more), data, tmp_path / "run", NAN)
-    assert len(directory.Run(tmp_path / "run").events()) == 8
+    assert len(Run(tmp_path / "run").events()) == 8
     assert result["eval"]["loss"] == pytest.approx(clean, rel=0.08)
     assert go(letters(**more), data, tmp_path / "spoilt", 100.0)["eval"]["loss"] > 1.5 * clean
 
 
 def test_the_event_lists_the_poisoned_sample(tmp_path, data):
     go(letters({"policy": "rewind"}), data, tmp_path / "run", NAN)
-    event, = directory.Run(tmp_path / "run").events()
+    event, = Run(tmp_path / "run").events()
     texts = [sample.text() for sample in DataSet.open(data.train).read_many(event["samples"])]
     assert sum(POISON in text for text in texts) == 1
 
@@ -138,7 +140,7 @@ def test_the_event_lists_the_poisoned_sample(tmp_path, data):
 @pytest.mark.parametrize("crash", ["recorded", "removed", "restored"])
 def test_a_kill_in_a_rewind_changes_nothing(tmp_path, data, crash, monkeypatch):
     """The range reaches back behind a checkpoint, which must not be taken up again."""
-    health = {"policy": "rewind", "skip_updates": 4}
+    settings = {"policy": "rewind", "skip_updates": 4}
     keep = CheckpointSettings(every=2, keep_last=9)
     go(letters({"leave_out": ((POISONED - 3, POISONED),)}, checkpoint=keep), data, tmp_path / "told")
     drop = health.drop_outdated
@@ -151,14 +153,14 @@ def test_a_kill_in_a_rewind_changes_nothing(tmp_path, data, crash, monkeypatch):
         raise KeyboardInterrupt
 
     where = {"recorded": (health, "drop_outdated", killed), "removed": (health, "drop_outdated", removed),
-             "restored": (directory.Logbook, "go_back", killed)}[crash]
+             "restored": (Logbook, "go_back", killed)}[crash]
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(*where)
-        go(letters(health, checkpoint=keep), data, tmp_path / "run", INF)
+        go(letters(settings, checkpoint=keep), data, tmp_path / "run", INF)
     # by chance, the machine does not make the mistake again: what was decided holds
-    go(letters(health, checkpoint=keep), data, tmp_path / "run")
+    go(letters(settings, checkpoint=keep), data, tmp_path / "run")
     same(tmp_path / "run", tmp_path / "told")
-    event, = directory.Run(tmp_path / "run").events()
+    event, = Run(tmp_path / "run").events()
     assert event["left_out"] == [5, 8] and event["to"] == 4
     found = checkpoint.open_checkpoint(tmp_path / "run" / "checkpoints" / "update-00000006")
     assert found.state()["health"]["left_out"] == [[4, 6]]
@@ -167,7 +169,7 @@ def test_a_kill_in_a_rewind_changes_nothing(tmp_path, data, crash, monkeypatch):
 def test_where_no_checkpoint_is_old_enough_less_is_left_out(tmp_path, data):
     health = {"policy": "rewind", "skip_updates": 8}
     go(letters(health, checkpoint=CheckpointSettings(every=3, keep_last=1)), data, tmp_path / "run", INF)
-    event, = directory.Run(tmp_path / "run").events()
+    event, = Run(tmp_path / "run").events()
     assert event["left_out"] == [7, 8] and event["to"] == 6
 
 
@@ -182,7 +184,7 @@ def test_a_damaged_checkpoint_is_not_gone_back_to(tmp_path, data, monkeypatch):
 
     monkeypatch.setattr(loop, "act", damage)
     go(letters({"policy": "rewind"}), data, tmp_path / "run", INF)
-    event, = directory.Run(tmp_path / "run").events()
+    event, = Run(tmp_path / "run").events()
     assert event["left_out"] == [8, 8] and event["to"] == 3
 
 
@@ -192,7 +194,7 @@ def test_a_rewind_to_the_start_forgets_the_optimizer(tmp_path, data, optim):
     more = {"optim": optim, "checkpoint": CheckpointSettings(every=0)}
     go(letters({"leave_out": ((POISONED, POISONED),)}, **more), data, tmp_path / "told")
     go(letters({"policy": "rewind"}, **more), data, tmp_path / "run", INF)
-    assert directory.Run(tmp_path / "run").events()[0]["to"] == 0
+    assert Run(tmp_path / "run").events()[0]["to"] == 0
     same(tmp_path / "run", tmp_path / "told")
 
 
@@ -201,7 +203,7 @@ def test_the_best_checkpoint_of_the_time_before_is_there_after_a_rewind(tmp_path
             "checkpoint": CheckpointSettings(every=4, keep_last=2, keep_best=True)}
     go(letters({"leave_out": ((5, 8),)}, **more), data, tmp_path / "told")
     result = go(letters({"policy": "rewind", "skip_updates": 4}, **more), data, tmp_path / "run", INF)
-    assert directory.Run(tmp_path / "run").events()[0]["to"] == 4 and result["ending"] == "complete"
+    assert Run(tmp_path / "run").events()[0]["to"] == 4 and result["ending"] == "complete"
     same(tmp_path / "run", tmp_path / "told")
 
 
@@ -211,10 +213,10 @@ def test_a_run_that_diverges_ends(tmp_path, data, monkeypatch):
     monkeypatch.setattr(Health, "sound", lambda self, update, norm: sound(self, update, norm * NAN if update > 3 else norm))
     with pytest.raises(UserError, match=r"update 7 is not finite .*, after 2 rewinds, and health\.max_rewinds allows no more"):
         go(letters({"policy": "rewind", "max_rewinds": 2}), data, tmp_path / "rewind")
-    assert [(e["event"], e["update"]) for e in directory.Run(tmp_path / "rewind").events()] == [("rewind", 5), ("rewind", 6), ("raise", 7)]
+    assert [(e["event"], e["update"]) for e in Run(tmp_path / "rewind").events()] == [("rewind", 5), ("rewind", 6), ("raise", 7)]
     with pytest.raises(UserError, match=r"update 8 is not finite .*, and so were the 3 updates before it"):
         go(letters({"policy": "skip", "max_skips": 3}), data, tmp_path / "skip")
-    assert [e["update"] for e in directory.Run(tmp_path / "skip").events()] == [5, 6, 7, 8, 8]
+    assert [e["update"] for e in Run(tmp_path / "skip").events()] == [5, 6, 7, 8, 8]
     # continued, it ends again: the count of rewinds is the run's
     with pytest.raises(UserError, match="after 2 rewinds"):
         go(letters({"policy": "rewind", "max_rewinds": 2}), data, tmp_path / "rewind")
@@ -243,7 +245,7 @@ def test_a_skipped_update_is_skipped_again_after_a_kill(tmp_path, data, told, mo
         go(letters(health), data, tmp_path / "run", INF)
     go(letters(health), data, tmp_path / "run", INF)
     same(tmp_path / "run", told)
-    assert [e["update"] for e in directory.Run(tmp_path / "run").events()] == [POISONED]
+    assert [e["update"] for e in Run(tmp_path / "run").events()] == [POISONED]
 
 
 class Late:
@@ -344,7 +346,7 @@ def test_two_ranks_agree(tmp_path, data):
         strategy, _, policy = name.rpartition("-")
         if policy != "told":
             same(tmp_path / name, tmp_path / ("fsdp-told" if strategy else "told"))
-            event, = directory.Run(tmp_path / name).events()
+            event, = Run(tmp_path / name).events()
             assert event["left_out"] == [POISONED, POISONED] and event["positions"] == [56, 64]
 
 

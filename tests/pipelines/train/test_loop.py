@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 import torch
 from polymodal.pipelines.base.console import Console
+from polymodal.pipelines.base.files import read_json_lines
 from polymodal.pipelines.pack.pack import pack
-from polymodal.pipelines.run import checkpoint, directory
+from polymodal.pipelines.run import checkpoint
+from polymodal.pipelines.run.directory import Run, lock_run, open_run
 from polymodal.pipelines.run.optim import OptimSettings
 from polymodal.pipelines.run.recipe import CheckpointSettings, DataSettings, EvaluateSettings, LogSettings, Recipe
 from polymodal.pipelines.run.schedule import ScheduleSettings
@@ -119,7 +121,7 @@ TOY = Family(name="toy", card=Card(title="Toy", paper="", year=2026, url="", equ
 @pytest.fixture(autouse=True)
 def toy(monkeypatch):
     monkeypatch.setattr(loop, "family", lambda name: TOY)
-    monkeypatch.setattr(directory, "family", lambda name: TOY)
+    monkeypatch.setattr("polymodal.pipelines.run.directory.family", lambda name: TOY)
     monkeypatch.setattr("polymodal.pipelines.run.recipe.families", lambda: {"toy": TOY})
 
     def export(system, out, tokenizer):
@@ -155,7 +157,7 @@ def go(recipe, data, out, **more):
 
 
 def rows(out, split=None):
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in directory.Run(out).metrics(split)]
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in Run(out).metrics(split)]
 
 
 def weights(out):
@@ -168,7 +170,7 @@ def test_a_run_from_start_to_end(tmp_path, data):
     console.say = said.append
     result = go(toy_recipe(), data, tmp_path / "run", console=console)
     assert (result["updates"], result["ending"]) == (20, "complete")
-    run = directory.open_run(tmp_path / "run")
+    run = open_run(tmp_path / "run")
     lines = run.metrics("train")
     assert [r["update"] for r in lines] == [3, 6, 9, 12, 15, 18, 20]
     assert set(lines[0]) >= {"loss", "square", "odd", "half", "root", "lr", "grad_norm", "samples", "tokens", "epoch", "bad", *TIMES[:4]}
@@ -245,7 +247,7 @@ def test_a_crash_loses_only_what_came_after_the_checkpoint(tmp_path, data, monke
         file.write('{"split": "train", "update": 12, "loss": 9}\n{"split": "tra')
     go(toy_recipe(), data, tmp_path / "run")
     assert rows(tmp_path / "run") == rows(tmp_path / "whole")
-    assert len(directory.Run(tmp_path / "run").samples()) == 8
+    assert len(Run(tmp_path / "run").samples()) == 8
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, data):
@@ -314,7 +316,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights(tmp_path, data):
     with pytest.raises(UserError, match="the gradient of update 8 is not finite"):
         go(toy_recipe(objective={"explode_at": 7}), data, tmp_path / "run")
     assert checkpoint.newest(tmp_path / "run" / "checkpoints").update == 5
-    for tensor in directory.Run(tmp_path / "run").system().state_dict().values():
+    for tensor in Run(tmp_path / "run").system().state_dict().values():
         assert tensor.isfinite().all()
 
 
@@ -323,7 +325,7 @@ def test_bad_samples_are_counted_listed_and_limited(tmp_path, data):
     with pytest.raises(UserError, match="is spoiled"):
         go(toy_recipe(**spoiled), data, tmp_path / "raise")
     result = go(toy_recipe(**spoiled, data={"on_bad": "skip", "max_bad": 0.5}), data, tmp_path / "skip")
-    listed = directory.read_lines(tmp_path / "skip" / "bad.jsonl")
+    listed = read_json_lines(tmp_path / "skip" / "bad.jsonl")
     assert result["train"]["bad"] == len(listed) > 0 and {"update", "index", "key", "source", "reason"} <= set(listed[0])
 
 
@@ -409,16 +411,14 @@ def test_two_processes_cannot_write_one_run(tmp_path):
     try:
         assert other.stdout.readline() == b"held\n"
         with pytest.raises(UserError, match="another process is training"):
-            directory.lock(tmp_path)
+            lock_run(tmp_path)
     finally:
         other.kill()
         other.wait()
-    directory.lock(tmp_path).close()
+    lock_run(tmp_path).close()
 
 
 def test_tensorboard_and_wandb(tmp_path, data, monkeypatch):
-    import sys
-
     logged = []
     writer = SimpleNamespace(log=lambda numbers, step: logged.append((step, numbers)), finish=lambda: None)
     fake = SimpleNamespace(init=lambda **settings: writer)
@@ -426,6 +426,16 @@ def test_tensorboard_and_wandb(tmp_path, data, monkeypatch):
     go(toy_recipe(log=LogSettings(every=5, tensorboard=True, wandb="project")), data, tmp_path / "run", max_updates=10)
     assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
     assert [step for step, _ in logged] == [5, 10, 10] and "train/loss" in logged[0][1] and "eval/loss" in logged[-1][1]
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match="wandb is not installed"):
-        go(toy_recipe(log=LogSettings(wandb="project")), data, tmp_path / "other", max_updates=1)
+
+
+def test_a_checkpoint_is_read_once_to_be_verified(tmp_path, data, monkeypatch):
+    go(toy_recipe(), data, tmp_path / "run", max_updates=10)
+    read, damage = [], checkpoint.damage
+
+    def counted(path):
+        read.append(path.name)
+        return damage(path)
+
+    monkeypatch.setattr(checkpoint, "damage", counted)
+    assert go(toy_recipe(), data, tmp_path / "run")["updates"] == 20
+    assert read == ["update-00000010"]

@@ -22,7 +22,8 @@ from polymodal.pipelines.commands import train as commands
 from polymodal.pipelines.model.export import export
 from polymodal.pipelines.model.frontdoor import load
 from polymodal.pipelines.pack.pack import pack
-from polymodal.pipelines.run import checkpoint, directory
+from polymodal.pipelines.run import checkpoint
+from polymodal.pipelines.run.directory import Run, open_run
 from polymodal.pipelines.run.recipe import recipe
 from polymodal.pipelines.train import loop
 from polymodal.shared.errors import UserError
@@ -71,7 +72,7 @@ def here(data, out, overrides=OVERRIDES, **more):
 
 
 def rows(out, split=None):
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in directory.Run(out).metrics(split)]
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in Run(out).metrics(split)]
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +94,7 @@ def test_killed_at_a_random_update_it_continues_bit_for_bit(data, whole, tmp_pat
     out = tmp_path / "run"
     target = random.randrange(8, 36, 4)
     process = start(line(data, out))
-    _wait_for(lambda: any(row["update"] >= target for row in directory.Run(out).metrics("train")), process)
+    _wait_for(lambda: any(row["update"] >= target for row in Run(out).metrics("train")), process)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     there = [row["update"] for row in rows(out)]
@@ -105,10 +106,10 @@ def test_killed_at_a_random_update_it_continues_bit_for_bit(data, whole, tmp_pat
 
 def test_saving_beside_the_training_changes_nothing(data, whole, tmp_path):
     """The same lines, weights, moments and states, to the last bit; `whole` saved beside its updates."""
-    assert directory.Run(whole).recipe().checkpoint.asynchronous
+    assert Run(whole).recipe().checkpoint.asynchronous
     here(data, tmp_path / "run", [*OVERRIDES, "checkpoint.asynchronous=false"])
     assert rows(tmp_path / "run") == rows(whole)
-    found, expected = (checkpoint.all_checkpoints(directory.Run(out).checkpoints) for out in (tmp_path / "run", whole))
+    found, expected = (checkpoint.all_checkpoints(Run(out).checkpoints) for out in (tmp_path / "run", whole))
     assert [c.update for c in found] == [c.update for c in expected] == [36, 40]
     for one, other in zip(found, expected):
         parts = [{k: v for k, v in c.state().items() if k not in ("elapsed_s", "recipe")} for c in (one, other)]
@@ -116,8 +117,8 @@ def test_saving_beside_the_training_changes_nothing(data, whole, tmp_path):
         files = [json.loads((c.path / checkpoint.MANIFEST).read_text())["files"] for c in (one, other)]
         hashes = [{k: v for k, v in named.items() if k.startswith("shard-")} for named in files]
         assert hashes[0] == hashes[1] != {}
-    held = [row["save_s"] for row in directory.Run(whole).metrics("train")]
-    assert [row["update"] for row, s in zip(directory.Run(whole).metrics("train"), held) if s] == [8, 16, 20, 28, 32, 40]
+    held = [row["save_s"] for row in Run(whole).metrics("train")]
+    assert [row["update"] for row, s in zip(Run(whole).metrics("train"), held) if s] == [8, 16, 20, 28, 32, 40]
 
 
 def test_export_is_what_the_checkpoint_holds(data, whole, tmp_path):
@@ -125,7 +126,7 @@ def test_export_is_what_the_checkpoint_holds(data, whole, tmp_path):
     assert sorted(p.name for p in written.iterdir()) == sorted(p.name for p in (whole / "export").iterdir())
     newest = whole / "checkpoints" / "update-00000040"
     export(newest, tmp_path / "b")
-    system = directory.open_run(whole).system()
+    system = open_run(whole).system()
     for source in (tmp_path / "a", tmp_path / "b", whole):
         state = load(source).state_dict()
         assert all(torch.equal(tensor, state[name]) for name, tensor in system.net.state_dict().items())
@@ -177,7 +178,7 @@ def test_the_command_line(data, tmp_path, capsys):
     app([*line(data, tmp_path / "run", "--max-updates", "2", "--seed", "7", "--json")], standalone_mode=False)
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["updates"] == 2 and result["ending"] == "complete"
-    assert directory.Run(tmp_path / "run").recipe().seed == 7
+    assert Run(tmp_path / "run").recipe().seed == 7
     app(["export", str(tmp_path / "run"), "--out", str(tmp_path / "export"), "--json"], standalone_mode=False)
     assert "model.safetensors" in json.loads(capsys.readouterr().out.splitlines()[-1])["files"]
     with pytest.raises(UserError, match="did you mean gpt2-tiny"):
@@ -207,7 +208,7 @@ def test_torchrun_and_a_signal_to_one_rank(data, tmp_path):
     out = tmp_path / "run"
     overrides = [*OVERRIDES, "max_updates=100000", "checkpoint.every=0"]
     process = start(line(data, out, overrides=overrides), ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"))
-    _wait_for(lambda: len(directory.Run(out).metrics("train")) > 1, process)
+    _wait_for(lambda: len(Run(out).metrics("train")) > 1, process)
     ranks = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
     os.kill(max(ranks), signal.SIGTERM)
     output, errors = process.communicate(timeout=200)
@@ -219,7 +220,7 @@ def test_torchrun_and_a_signal_to_one_rank(data, tmp_path):
 def test_a_signal_stops_a_process_with_exit_code_0(data, tmp_path):
     out = tmp_path / "run"
     process = start(line(data, out, overrides=[*OVERRIDES, "max_updates=100000", "checkpoint.every=0", "data.workers=1"]))
-    _wait_for(lambda: len(directory.Run(out).metrics("train")) > 1, process)
+    _wait_for(lambda: len(Run(out).metrics("train")) > 1, process)
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=200)
     assert process.returncode == 0, errors

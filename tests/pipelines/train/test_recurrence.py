@@ -16,7 +16,7 @@ from polymodal.pipelines.base.console import Console
 from polymodal.pipelines.data.held_out import evaluation_batches
 from polymodal.pipelines.model.frontdoor import load
 from polymodal.pipelines.pack.pack import pack
-from polymodal.pipelines.run import directory
+from polymodal.pipelines.run.directory import Run, open_run
 from polymodal.pipelines.run.recipe import recipe
 from polymodal.pipelines.train import loop
 from polymodal.shared.errors import UserError
@@ -55,7 +55,7 @@ def go(data, out, *overrides, source=None, **more):
 
 
 def rows(out, split=None):
-    return [{k: v for k, v in row.items() if k not in TIMES} for row in directory.Run(out).metrics(split)]
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in Run(out).metrics(split)]
 
 
 def same(a, b, **tolerance):
@@ -121,7 +121,7 @@ def test_two_ranks_are_one_and_take_over_from_one(data, whole, tmp_path):
 
 def test_evaluation_reads_with_the_memory(data, whole):
     """The run's last line is what the exported network gives on the lanes of the evaluation, carried from batch to batch."""
-    run = directory.open_run(whole)
+    run = open_run(whole)
     system = run.system().eval()
 
     def measured(memory):
@@ -172,7 +172,7 @@ def test_an_update_that_goes_wrong_leaves_no_trace_in_the_memory(data, tmp_path,
 
     monkeypatch.setattr(loop, "_clip", poisoned)
     go(data, tmp_path / "run", f"health.policy={policy}")
-    event, = directory.Run(tmp_path / "run").events()
+    event, = Run(tmp_path / "run").events()
     assert event["update"] == 9 and rows(tmp_path / "run") == rows(tmp_path / "told")
     for name, tensor in load(tmp_path / "run").state_dict().items():
         assert torch.equal(tensor, load(tmp_path / "told").state_dict()[name])
