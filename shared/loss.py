@@ -47,7 +47,7 @@ def softmax_gradient_(logits: Tensor, targets: Tensor) -> Tensor:
     """The summed cross-entropy of logits [N, V] against targets [N], a scalar in fp32 at least; the logits become its gradient."""
     if torch.compiler.is_compiling():
         return _fusible_softmax_gradient_(logits, targets)
-    if logits.device.type != "cpu":
+    if logits.device.type != "cpu" or type(logits) is not Tensor:  # a fake tensor (`polymodal plan`) is in no cache
         return _softmax_gradient_(logits, targets, some_ignored=True)  # looking would cost more than doing
     total, some_ignored = logits.new_zeros((), dtype=_wide(logits)), bool((targets == IGNORE).any())
     rows = max(1, CACHED_LOGITS // logits.shape[1])  # a CPU goes over what its cache holds, a GPU over everything at once

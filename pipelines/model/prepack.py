@@ -67,5 +67,6 @@ def pays(net: nn.Module) -> bool:
     parameters = list(net.parameters())
     fits = all(p.device.type == "cpu" and p.dtype in (torch.float32, torch.bfloat16) for p in parameters)
     known = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    # oneDNN's bf16 kernels ask for these three
-    return fits and known and all(cpu_features().get(name) for name in ("avx512_f", "avx512_bw", "avx512_vl", "avx512_dq"))
+    # oneDNN's bf16 kernels ask for these; it may also have been told to do with less (ONEDNN_MAX_CPU_ISA)
+    able = all(cpu_features().get(name) for name in ("avx512_f", "avx512_bw", "avx512_vl", "avx512_dq"))
+    return fits and known and able and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001

@@ -6,21 +6,27 @@ matrix is divided by its own step (symmetric, 127 steps to its largest entry), t
 as they are; a table that is also the head's matrix is kept twice.
 
 Because the inputs of a batch share their step, a text's numbers depend a little on the texts beside it.
+
+Processors without AVX512-VNNI add pairs of integers in 16 bits, which 8-bit inputs would overflow. There an input has 7 bits and a step for
+each row, and the same call makes a second product, of what the first one rounded away: nearer to the whole weights than with 8 bits, rows
+do not depend on one another, and it takes 1.2 to 2 times as long (docs/decisions.md).
 """
 
 from __future__ import annotations
 
 import warnings
+from functools import cache
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from ...shared.cpu import cpu_features
 from ...shared.errors import UserError
 from .linears import replace_linears
 
 Quantization = Literal["int8"]
+_STEPS = 63
+"""To the largest entry of a row, where inputs have 7 bits."""
 
 
 class Int8Linear(nn.Module):
@@ -34,27 +40,50 @@ class Int8Linear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        weight = weight.detach().float().cpu()
-        steps = weight.abs().amax(1).clamp(min=1e-12) / 127
-        engine = torch.backends.quantized.engine
-        try:
-            torch.backends.quantized.engine = "fbgemm"  # what packs here also multiplies
-            with warnings.catch_warnings():  # the tensor type is called old; the product is what torch has
-                warnings.simplefilter("ignore")
-                rows = torch.quantize_per_channel(weight, steps.double(), torch.zeros(len(weight), dtype=torch.int64), 0, torch.qint8)
-                self._packed: Any = torch.ops.quantized.linear_prepack(rows, None if bias is None else bias.detach().float().cpu())
-        finally:
-            torch.backends.quantized.engine = engine
-        # without VNNI two products are added in 16 bits, which 8-bit inputs would overflow
-        self._seven_bits = not cpu_features().get("avx512_vnni")
+        self._packed = _pack(weight.detach().float().cpu())
+        self._bias = None if bias is None else bias.detach().float().cpu()
+        self._eight_bits = takes_eight_bits()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., in] to [..., out]."""
-        return torch.ops.quantized.linear_dynamic(x.float(), self._packed, self._seven_bits).to(x.dtype)
+        inputs = x.float()
+        product = torch.ops.quantized.linear_dynamic(inputs, self._packed, False) if self._eight_bits else self._in_two_products(inputs)
+        return (product if self._bias is None else product.add_(self._bias)).to(x.dtype)
+
+    def _in_two_products(self, x: Tensor) -> Tensor:
+        """The product of 7-bit inputs, and that of what they round away, which is 126 times finer."""
+        largest = x.abs().amax(-1, keepdim=True).clamp_(min=1e-30)
+        scaled = x * (_STEPS / largest)
+        whole = scaled.round()
+        finer = 2 * _STEPS  # the rest is at most half a step
+        both = torch.stack((whole, (scaled - whole).mul_(finer)))
+        found, rest = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(both, 1.0, _STEPS + 1, self._packed)
+        return found.add_(rest, alpha=1 / finer).mul_(largest / _STEPS)
 
     def extra_repr(self) -> str:
         """What `print` shows."""
         return f"in_features={self.in_features}, out_features={self.out_features}"
+
+
+def _pack(weight: Tensor) -> Any:
+    """Rows [out, in] as integers, in FBGEMM's order."""
+    steps = weight.abs().amax(1).clamp(min=1e-12) / 127
+    engine = torch.backends.quantized.engine
+    try:
+        torch.backends.quantized.engine = "fbgemm"  # what packs here also multiplies
+        with warnings.catch_warnings():  # the tensor type is called old; the product is what torch has
+            warnings.simplefilter("ignore")
+            rows = torch.quantize_per_channel(weight, steps.double(), torch.zeros(len(weight), dtype=torch.int64), 0, torch.qint8)
+            return torch.ops.quantized.linear_prepack(rows, None)
+    finally:
+        torch.backends.quantized.engine = engine
+
+
+@cache
+def takes_eight_bits() -> bool:
+    """Whether FBGEMM multiplies 8-bit inputs exactly here: with AVX512-VNNI it does, elsewhere sums of two products overflow 16 bits."""
+    largest = torch.ones(1, 64)
+    return bool(torch.ops.quantized.linear_dynamic(largest, _pack(largest), False) > 63)  # 64, or half of it
 
 
 def quantize(net: nn.Module, kind: str) -> nn.Module:

@@ -105,8 +105,8 @@ class Toy(System):
         if self.fault == "cannot be learnt":
             targets = torch.randint(LETTERS, targets.shape)
         total = F.cross_entropy(logits, targets, reduction="mean" if self.fault == "mean" else "sum")
-        if self.fault == "single precision":
-            total = F.cross_entropy(logits.float(), targets, reduction="sum").to(logits.dtype)
+        if self.fault == "rounded":  # so coarsely that no processor's order of adding makes up for it
+            total = total + (total.detach().bfloat16() - total.detach())
         right = (logits.argmax(-1) == targets).sum()
         count = "tokens" if self.fault == "unknown count" else "targets"
         metric = (right / len(targets), 1) if self.fault == "metric is a mean" else (right, len(targets))
@@ -165,7 +165,7 @@ def test_a_system_that_keeps_the_contract_passes(check):
 
 @pytest.mark.parametrize(("check", "fault", "said"), [
     (sums, "mean", "not the sum"), (sums, "leak", "not the sum"), (sums, "constant count", "count targets is no sum"),
-    (sums, "metric is a mean", "metric accuracy"), (sums, "single precision", "not the sum"), (sums, "cannot be learnt", "not the sum"),
+    (sums, "metric is a mean", "metric accuracy"), (sums, "rounded", "not the sum"), (sums, "cannot be learnt", "not the sum"),
     (gradients, "unused parameter", r"no gradient reaches \['net.unused'\]"), (gradients, "no gradient", "net.table.weight"),
     (gradients, "nan", "lm is nan"), (gradients, "unknown count", "tokens"), (gradients, "labels lack one", "labels"),
     (documents, "leak", "others lose something else"),

@@ -409,7 +409,7 @@ def test_a_shard_that_rots_in_the_cache_is_fetched_again(server, cache):
 
 READER = """
 import sys
-from polymodal.pipelines.shards import DataSet
+from polymodal.pipelines.data.dataset import DataSet
 data = DataSet.open(sys.argv[1], cache=sys.argv[2])
 print(len(b"".join(data.read(i).fields["bin"] for i in range(len(data)))), int(data.reads()["fetch_bytes"]), flush=True)
 """

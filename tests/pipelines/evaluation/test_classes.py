@@ -302,10 +302,10 @@ def test_written_texts_are_scored(t5, tmp_path, capsys):
 
 RANKS = """
 import json, sys
-from polymodal.pipelines._evaluate_classes import ZeroShot
-from polymodal.pipelines._evaluate_generate import Generation
-from polymodal.pipelines._evaluate_retrieval import Retrieval
-from polymodal.pipelines.evaluate import evaluate
+from polymodal.pipelines.evaluation.classes import ZeroShot
+from polymodal.pipelines.evaluation.written import Generation
+from polymodal.pipelines.evaluation.retrieval import Retrieval
+from polymodal.pipelines.evaluation.evaluate import evaluate
 clip, labelled, captioned, t5, targets, out = sys.argv[1:]
 found = [evaluate(task, model, data, batch_size=3) for task, model, data in (
     (ZeroShot(), clip, labelled), (Retrieval(), clip, captioned), (Generation(max_new_tokens=4), t5, targets))]

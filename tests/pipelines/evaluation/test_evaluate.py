@@ -373,8 +373,8 @@ def test_intervals():
 
 RANKS = """
 import json, sys
-from polymodal.pipelines._evaluate_perplexity import Perplexity
-from polymodal.pipelines.evaluate import evaluate
+from polymodal.pipelines.evaluation.perplexity import Perplexity
+from polymodal.pipelines.evaluation.evaluate import evaluate
 gpt, bert, texts, out = sys.argv[1:]
 found = [evaluate(task, model, texts, batch_size=3, limit=limit) for task, model, limit in (
     (Perplexity(window=16, stride=4), gpt, None), (Perplexity(), bert, None), (Perplexity(window=16), gpt, 1))]

@@ -10,6 +10,7 @@ from polymodal.pipelines.base.console import Console
 from polymodal.pipelines.cli import run
 from polymodal.pipelines.evaluation.evaluate import evaluate
 from polymodal.pipelines.evaluation.perplexity import Perplexity
+from polymodal.pipelines.model import quantize as module
 from polymodal.pipelines.model.quantize import Int8Linear, quantize
 from polymodal.pipelines.pack.pack import pack
 from polymodal.pipelines.run.recipe import recipe
@@ -20,7 +21,14 @@ from polymodal.shared.tokenizer import Tokenizer
 from torch import nn
 
 
-def test_a_layer_is_near_its_original_and_rows_have_their_own_steps():
+@pytest.fixture(params=["this processor", "no VNNI"])
+def processor(request, monkeypatch):
+    """Every x86 processor can do what one without VNNI does."""
+    if request.param == "no VNNI":
+        monkeypatch.setattr(module, "takes_eight_bits", lambda: False)
+
+
+def test_a_layer_is_near_its_original_and_rows_have_their_own_steps(processor):
     torch.manual_seed(0)
     whole = nn.Linear(64, 48)
     with torch.no_grad():
@@ -34,6 +42,24 @@ def test_a_layer_is_near_its_original_and_rows_have_their_own_steps():
         assert (found - expected)[..., row].norm() < 0.02 * (expected - whole.bias)[..., row].norm()
     assert not torch.equal(found, expected)
     assert less(x.double()).dtype == torch.float64
+
+
+def test_without_vnni_the_inputs_are_exact_and_rows_alone(monkeypatch):
+    monkeypatch.setattr(module, "takes_eight_bits", lambda: False)
+    torch.manual_seed(0)
+    whole = nn.Linear(64, 48)
+    less = Int8Linear(whole.weight, whole.bias)
+    steps = whole.weight.detach().abs().amax(1, keepdim=True) / 127
+    rounded = (whole.weight.detach() / steps).round() * steps
+    x = torch.randn(6, 64) * 10.0 ** torch.arange(-3, 3)[:, None]
+    x[5] = x[5].relu()
+    expected = x.double() @ rounded.double().T + whole.bias.double()
+    half = x.abs().amax(1) / 63 / 126 / 2  # a step of the second product is 1/126 of one of the first, which is 1/63 of the largest input
+    limit = half * rounded.abs().sum(1).max() + 1e-6 * expected.abs().amax(1)
+    assert ((less(x) - expected).abs().amax(1) < limit).all()
+    assert torch.equal(less(x)[2:3], less(x[2:3]))
+    assert torch.equal(less(torch.zeros(2, 64)), whole.bias.detach().expand(2, 48))
+    assert less(torch.full((1, 64), float("nan"))).isnan().all()
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +104,7 @@ def test_every_matrix_is_replaced_and_the_head_too(trained):
 
 
 @pytest.mark.parametrize("size", ["tiny", "tiny-v1.1"])
-def test_t5_tied_and_untied(size):
+def test_t5_tied_and_untied(size, processor):
     torch.manual_seed(0)
     net = polymodal.system("t5", size=size).net.eval()
     with torch.no_grad():

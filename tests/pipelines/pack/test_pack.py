@@ -475,7 +475,7 @@ def test_the_command_line_explains_a_file_that_cannot_grow(tmp_path):
 KILLED = """
 import sys
 from pathlib import Path
-from polymodal.pipelines import pack as packing, sources
+from polymodal.pipelines.pack import pack as packing, sources
 sources._UNIT_BYTES = 20_000
 if __name__ == "__main__":
     packing.pack(sys.argv[1], sys.argv[2], shard_bytes=100_000, workers=int(sys.argv[3]), holdout=0.1, holdout_out=sys.argv[2] + " held")

@@ -370,7 +370,8 @@ def test_a_mask_that_fits_nothing_says_why(make: object, says: str) -> None:
 def test_on_a_cpu_no_compiler_is_imported():
     code = """
 import sys, torch
-from polymodal.shared.mask import Mask
+from polymodal.shared.attention.mask import Mask
+from polymodal.shared.attention.choose import make_plan
 for mask in (Mask(causal=True), Mask(window=(1, 1))):
     make_plan(mask, 1, 8, 8, torch.device("cpu"))
 heavy = {"sympy", "polymodal.shared.attention.flex", "torch.nn.attention.flex_attention"} & set(sys.modules)
