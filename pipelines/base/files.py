@@ -1,10 +1,11 @@
-"""Files: taken by one process at a time, written whole or not at all, and lines of JSON."""
+"""Files: taken by one process at a time, written whole or not at all, read at a place, and lines of JSON."""
 
 from __future__ import annotations
 
 import fcntl
 import json
 import os
+import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -36,9 +37,7 @@ def write_durably(path: Path, text: str) -> None:
 
 def replace_durably(path: Path, text: str) -> None:
     """Write a file so that after a crash at any moment it holds either what it held before or all of `text`."""
-    temporary = path.with_name(f".tmp-{path.name}")
-    write_durably(temporary, text)
-    temporary.replace(path)
+    write_atomic(path, text.encode("utf-8"))
     sync_directory(path.parent)
 
 
@@ -65,3 +64,33 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         return []
     complete = path.read_bytes().decode("utf-8", errors="replace").split("\n")[:-1]
     return [json.loads(line) for line in complete if line.strip()]
+
+
+def temporary_path(path: Path) -> Path:
+    """A name beside `path` to write under until the file is whole; no other process has it, on any machine."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that it is either absent (or old) or whole, also after a power cut."""
+    temporary = temporary_path(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def pread(file: int, size: int, offset: int) -> bytes:
+    """`size` bytes of an open file from `offset` on; fewer where it ends."""
+    data = os.pread(file, size, offset)
+    while len(data) < size:
+        more = os.pread(file, size - len(data), offset + len(data))
+        if not more:
+            break
+        data += more
+    return data

@@ -22,7 +22,8 @@ import numpy as np
 
 from ...shared.sample import Sample
 from ...shared.system import Batch, Objective
-from ..data.dataset import DataSet, build_index
+from ..data.dataset import DataSet
+from ..data.index import build_index
 from ..data.order import SourceOrder
 from ..data.stream import Layout, Stream
 from .case import Agreement, Case, Cases, Contender, Options

@@ -86,7 +86,7 @@ def index(
 ) -> None:
     """Index tars made elsewhere, so that any sample can be found and checked."""
     from ..base.console import Console
-    from ..data.dataset import build_index
+    from ..data.index import build_index
 
     console = Console(json=json)
     total = sum(p.stat().st_size for p in directory.glob("*.tar")) if directory.is_dir() else 0

@@ -33,7 +33,7 @@ class ReadAhead:
     def __init__(self, sets: Sequence[DataSet], coming: Iterator[tuple[int, int, int]], position: int, ahead: int) -> None:
         self._sets, self._coming = sets, coming
         self._reached, self._ahead = position, max(1, ahead)
-        self._room = min(min(d.room for d in sets) * 3 / 4, 1 << 60)
+        self._room = min(min(d.cache_limit for d in sets) * 3 / 4, 1 << 60)
         self._pending: deque[tuple[int, int]] = deque()  # (position, bytes) of shards that are here and not needed yet
         self._recent: deque[tuple[int, int]] = deque(maxlen=2 * self._ahead)  # the shards that lanes read from now and next
         self._busy: set[tuple[int, int]] = set()
@@ -85,7 +85,7 @@ class ReadAhead:
                     self._busy.add((source, shard))
             if wanted:
                 try:
-                    self._sets[source].fetch(shard, self._stop)
+                    self._sets[source].prefetch(shard, self._stop)
                 finally:
                     with self._changed:
                         self._busy.discard((source, shard))

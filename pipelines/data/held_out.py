@@ -76,9 +76,9 @@ class _Evaluation:
         if objective.needs_partner and len(data) < 2:
             raise UserError("this objective pairs each sample with another one: a data set of one sample is not enough")
 
-    def reads(self) -> dict[str, float]:
+    def read_costs(self) -> dict[str, float]:
         """See `Stream`."""
-        return self.data.reads()
+        return self.data.read_costs()
 
     def __getitem__(self, number: int) -> Batch | None:
         maker = Maker(self.objective, self.on_bad)
@@ -89,5 +89,5 @@ class _Evaluation:
                 other = (index + 1 + int(generator(self.seed, 0, index, "partner").integers(len(self.data) - 1))) % len(self.data)
                 partner = self.data.read_many([other])[0]
             maker.add(index, sample, generator(self.seed, 0, index, "example"), partner,
-                      partial(self.data.locate, index))
+                      partial(self.data.key_and_shard, index))
         return maker.batch() if maker.examples else None

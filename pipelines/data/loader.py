@@ -24,7 +24,7 @@ class Batches(Protocol):
 
     def __getitem__(self, number: int) -> Batch | None: ...
 
-    def reads(self) -> dict[str, float]:
+    def read_costs(self) -> dict[str, float]:
         """What reading has cost since the last call (`Batch.reads`)."""
         ...
 
@@ -96,7 +96,7 @@ class Caught(Dataset[Any]):
         try:
             batch = self.batches[number]
             if batch is not None:
-                batch.reads = self.batches.reads()
+                batch.reads = self.batches.read_costs()
             return batch
         except UserError as error:
             return _Failure(str(error))

@@ -179,7 +179,7 @@ class Stream:
 
     def name(self, place: Place) -> tuple[str, str]:
         """(key, shard) of a sample, without reading it."""
-        return self.sets[place.source].locate(place.sample)
+        return self.sets[place.source].key_and_shard(place.sample)
 
     def _read(self, places: Sequence[Place]) -> list[Sample | BadSample]:
         """The samples of the places, each data set read in the order of its shards."""
@@ -244,7 +244,7 @@ class Stream:
         for number, batch in enumerate(load(Caught(self), From(first), workers, prefetch, pin_memory, ahead), first):
             if ahead is not None:
                 ahead.reached((number + 1) // self.layout.accumulate * self.layout.global_batch)
-                batch.reads = added([batch.reads, self.reads()])  # what this process fetched ahead
+                batch.reads = added([batch.reads, self.read_costs()])  # what this process fetched ahead
             seen += self.layout.size
             bad += len(batch.bad)
             if bad > self.max_bad * max(seen, _GRACE):
@@ -253,9 +253,9 @@ class Stream:
                                 + (f"; the last: {last.reason}" if last else ""))
             yield batch
 
-    def reads(self) -> dict[str, float]:
+    def read_costs(self) -> dict[str, float]:
         """What reading cost in this process since the last call (`Batch.reads`)."""
-        return added([d.reads() for d in self.sets])
+        return added([d.read_costs() for d in self.sets])
 
     def _read_ahead(self, position: int) -> ReadAhead | None:
         """What fetches the shards of this rank's lanes before they are read, where a data set is remote."""
@@ -264,7 +264,7 @@ class Stream:
         lanes = self.order.sources[0].lanes
         step = math.gcd(lanes, self.layout.world)
         mine = range(self.layout.rank % step, lanes, step)
-        coming = ((at, source, self.sets[source].place(sample)[0]) for at, source, sample in self.order.coming(position, mine))
+        coming = ((at, source, self.sets[source].shard_of(sample)[0]) for at, source, sample in self.order.coming(position, mine))
         return ReadAhead(self.sets, coming, position, len(mine))
 
     def order_state(self) -> dict[str, Any]:
@@ -340,9 +340,9 @@ def _plan_remote(stream: Stream) -> Iterator[str]:
         return
     order = stream.order
     first = itertools.takewhile(lambda piece: piece[0] <= 0, order.coming(0, range(order.sources[0].lanes)))
-    shards = {(source, stream.sets[source].place(sample)[0]) for _, source, sample in first if stream.sets[source].remote}
+    shards = {(source, stream.sets[source].shard_of(sample)[0]) for _, source, sample in first if stream.sets[source].remote}
     size = sum(stream.sets[source].index.shards[shard].size for source, shard in shards)
-    room = min(d.room for d in stream.sets)
+    room = min(d.cache_limit for d in stream.sets)
     kept = f"at most {room / 2**20:,.0f} MiB are kept" if math.isfinite(room) else "what was read is kept while the disk has room"
     yield f"remote: {len(shards)} shards ({size / 2**20:,.0f} MiB) are read side by side by all ranks; {kept}"
     if size > room:
@@ -371,7 +371,7 @@ def describe_update(stream: Stream, update: int) -> list[Read]:
     for i in range(layout.global_batch):
         position = update * layout.global_batch + i
         place = stream.order.locate(position)
-        key, shard = stream.sets[place.source].locate(place.sample)
+        key, shard = stream.sets[place.source].key_and_shard(place.sample)
         part = i // layout.ranks // layout.size
         found.append(Read(position, i % layout.ranks, part, place.epoch, stream.index(place), key, shard, place.source))
     return found

@@ -32,8 +32,9 @@ from ...shared.sample import IMAGE_FIELDS, TARGET_FIELD, TEXT_FIELDS
 from ...shared.system import Objective, System
 from ...shared.tokenizer import Tokenizer
 from ..base.console import Console, finite
+from ..base.files import write_atomic
 from ..base.redact import redact
-from ..data.dataset import DataSet, write_atomic
+from ..data.dataset import DataSet
 from ..data.held_out import evaluation_batches
 from ..model import frontdoor
 from ..run import checkpoint
@@ -305,7 +306,7 @@ def evaluate(
 
     def write() -> None:
         if predictions is not None:
-            lines = [{"key": dataset.locate(row["index"])[0], **row} for row in numbers.predictions]
+            lines = [{"key": dataset.key_and_shard(row["index"])[0], **row} for row in numbers.predictions]
             write_atomic(Path(predictions), "".join(json.dumps(finite(r), ensure_ascii=False) + "\n" for r in lines).encode())
         if out is not None:
             write_atomic(Path(out), (json.dumps(finite(record), indent=1, ensure_ascii=False) + "\n").encode())

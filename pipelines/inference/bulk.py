@@ -30,9 +30,10 @@ from ..._version import __version__
 from ...shared.errors import BadSample, UserError
 from ...shared.sample import Sample
 from ..base.console import Console
+from ..base.files import temporary_path, write_atomic
 from ..crew.crew import claim, crew, do_all
 from ..crew.pieces import Piece, Workers
-from ..data.dataset import DataSet, passing, write_atomic
+from ..data.dataset import DataSet
 
 _LISTED = 1000
 _FORMAT = 1
@@ -328,13 +329,13 @@ def _rows(data: DataSet, runner: Runner, parts: Sequence[Part], folder: Path, ad
     for part in parts:
         results = _read(part, folder)
         for row, sample in enumerate(results["sample"].tolist()):
-            yield {"sample": sample, "key": data.locate(sample)[0], **runner.record(results, row)}
+            yield {"sample": sample, "key": data.key_and_shard(sample)[0], **runner.record(results, row)}
         advance(len(results["sample"]))
 
 
 def _lines(out: Path, rows: Iterator[Mapping[str, Any]]) -> None:
     """Write jsonl: complete, or not there."""
-    temporary = passing(out)
+    temporary = temporary_path(out)
     try:
         with temporary.open("w", encoding="utf-8") as file:
             for row in rows:
@@ -348,7 +349,7 @@ def _lines(out: Path, rows: Iterator[Mapping[str, Any]]) -> None:
 
 def _array(out: Path, name: str, done: Done, data: DataSet, parts: Sequence[Part], folder: Path, advance: Callable[[float], None]) -> None:
     """Write `.npy` through a map of the file, so that it may be larger than the memory, and the keys of its rows beside it."""
-    temporary = passing(out)
+    temporary = temporary_path(out)
     try:
         mapped = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.dtype("<f4"), shape=(done.count, *done.shapes[name]))
         first = 0
@@ -360,7 +361,7 @@ def _array(out: Path, name: str, done: Done, data: DataSet, parts: Sequence[Part
             advance(len(results["sample"]))
         mapped.flush()
         del mapped
-        _lines(keys_file(out), ({"row": row, "sample": s, "key": data.locate(s)[0]} for row, s in enumerate(
+        _lines(keys_file(out), ({"row": row, "sample": s, "key": data.key_and_shard(s)[0]} for row, s in enumerate(
             s for part in parts for s in _read_samples(part, folder))))
         temporary.replace(out)
     finally:

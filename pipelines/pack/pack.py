@@ -26,9 +26,10 @@ import numpy as np
 
 from ...shared.errors import BadSample, UserError
 from ..base.console import Bar, Console
+from ..base.files import temporary_path, write_atomic
 from ..crew.crew import LOCK, claim, crew, do_all
 from ..crew.pieces import Crew, Lost, Piece, Workers
-from ..data.dataset import INDEX, TOKENIZER, Index, Shard, idx_name, passing, write_atomic
+from ..data.index import INDEX, TOKENIZER, Index, Shard, idx_name
 from ..data.order import permutation
 from .rows import fit, in_sequence
 from .sources import LABEL, Plan, Reading, Record, Ref, Unit, plan, records, sorted_classes
@@ -382,7 +383,7 @@ def _threshold(identities: np.ndarray, holdout: float) -> int:
 def _write(job: Job, options: Options, work: Path, below: int, classes: tuple[str, ...]) -> None:
     """Write one shard, its side file and its record."""
     path = job.folder / f"{job.number:06d}.tar"
-    temporary = passing(path)
+    temporary = temporary_path(path)
     stats = {"tokens": 0, "documents": 0, "cut": 0}
     numbers = {name: i for i, name in enumerate(classes)}
     found = gather(work / "units", job.ranges, bool(job.held), below)

@@ -23,7 +23,8 @@ from PIL import Image
 
 from ...shared.errors import BadSample, UserError, raise_problems
 from ...shared.sample import MAX_PIXELS, PAIR_FIELD, TARGET_FIELD
-from ..data.dataset import INDEX, pread, scan
+from ..base.files import pread
+from ..data.index import INDEX, scan
 
 TEXTS = (".txt", ".md", ".text")
 TABLES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")

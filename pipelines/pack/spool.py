@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.dataset import passing, write_atomic
+from ..base.files import temporary_path, write_atomic
 from ..data.order import random_bits
 from .sources import Record, Ref
 
@@ -73,7 +73,7 @@ class Spool:
         rows["end"] = np.cumsum([len(r[3]) for r in self._rows])
         # under names of their own first: a worker taken for dead may still be writing the same run
         places = [self._folder / f"{name}.bin", self._folder / f"{name}.npy"]
-        data, rows_file = (passing(place) for place in places)
+        data, rows_file = (temporary_path(place) for place in places)
         with data.open("wb") as file:
             file.writelines(r[3] for r in self._rows)
         with rows_file.open("wb") as file:

@@ -14,7 +14,7 @@ from typing import IO
 
 import numpy as np
 
-from ..data.dataset import Shard, Where
+from ..data.index import Shard, ShardIndex
 from ..data.tar import BLOCK, split_name
 
 _NAME, _SIZE, _SUM = slice(0, 100), slice(124, 136), slice(148, 156)
@@ -83,12 +83,12 @@ class ShardWriter:
         self._hash.update(data)
         self._end += len(data)
 
-    def finish(self) -> tuple[Shard, Where]:
-        """Write the end of the archive; the shard and where its samples are."""
+    def finish(self) -> tuple[Shard, ShardIndex]:
+        """Write the end of the archive; the shard and its index."""
         self._put(bytes(-(self._end + 2 * BLOCK) % tarfile.RECORDSIZE + 2 * BLOCK))
         fields = tuple(sorted(self._fields))
         places = np.array([[row.get(field, (0, 0)) for field in fields] for row in self._rows], dtype=np.uint64)
-        where = Where(fields, places[:, :, 0], places[:, :, 1], np.array(self._crcs, dtype=np.uint32),
-                      np.cumsum([len(k) for k in self._keys], dtype=np.uint64), b"".join(self._keys))
-        side = hashlib.sha256(where.to_bytes()).hexdigest()
-        return Shard(self._name, self._end, self._hash.hexdigest(), len(self._rows), fields, side), where
+        index = ShardIndex(fields, places[:, :, 0], places[:, :, 1], np.array(self._crcs, dtype=np.uint32),
+                           np.cumsum([len(k) for k in self._keys], dtype=np.uint64), b"".join(self._keys))
+        side = hashlib.sha256(index.to_bytes()).hexdigest()
+        return Shard(self._name, self._end, self._hash.hexdigest(), len(self._rows), fields, side), index

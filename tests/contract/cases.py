@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from polymodal.pipelines.data.dataset import build_index
+from polymodal.pipelines.data.index import build_index
 from polymodal.pipelines.pack.pack import pack
 from polymodal.pipelines.run.recipe import Recipe, recipes
 from polymodal.registry import families

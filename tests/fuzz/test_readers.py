@@ -22,7 +22,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, assume, example, given, settings
 from hypothesis import strategies as st
-from polymodal.pipelines.data.dataset import INDEX, DataSet, Index, build_index, idx_name
+from polymodal.pipelines.data.dataset import DataSet
+from polymodal.pipelines.data.index import INDEX, Index, build_index, idx_name
 from polymodal.pipelines.run import checkpoint
 from polymodal.pipelines.run.recipe import recipe
 from polymodal.shared.errors import BadSample, UserError

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .fetch import Part, Stopped
+from .fetch import PartialFile, Stopped
 
 _POLL = 0.02
 _SPARE = 1 << 30
@@ -32,13 +32,13 @@ _SPARE = 1 << 30
 
 
 @dataclass
-class Writing:
+class PendingFile:
     """The right to make a file of the cache."""
 
     path: Path
     final: Path
     file: BinaryIO
-    part: Part
+    part: PartialFile
     published: bool = False
 
     def publish(self) -> int:
@@ -47,7 +47,7 @@ class Writing:
         os.fsync(self.file.fileno())
         self.path.replace(self.final)
         self.published = True
-        _note(self.path).unlink(missing_ok=True)
+        _note_path(self.path).unlink(missing_ok=True)
         _sync(self.final.parent)
         opened = os.dup(self.file.fileno())
         with contextlib.suppress(OSError):
@@ -92,38 +92,38 @@ class Cache:
         (self.folder / name).unlink(missing_ok=True)
 
     @contextlib.contextmanager
-    def writing(self, name: str, size: int | None, patience: float, stop: threading.Event | None = None) -> Generator[Writing | None]:
+    def writing(self, name: str, size: int | None, patience: float, stop: threading.Event | None = None) -> Generator[PendingFile | None]:
         """The right to make a file: waits while another process makes it, and gives None once that one is done.
 
         Args:
             name: of the file.
             size: its size, where it is known.
-            patience: seconds without any headway of the other after which it is taken for hung, and a part of one's own is made.
+            patience: seconds without any progress of the other after which it is taken for hung, and a part of one's own is made.
             stop: ends the waiting with `Stopped`.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         final, shared = self.folder / name, self.folder / f".{name}.part"
-        opened, path = self._take(shared, final, patience, stop)
+        opened, path = self._lock_part(shared, final, patience, stop)
         if opened is None:
             yield None
             return
         with os.fdopen(opened, "r+b") as file:
             note = _read_note(path)
-            part = Part(file, str(note.get("tag", "")), lambda tag: _write_note(path, size, tag))
+            part = PartialFile(file, str(note.get("tag", "")), lambda tag: _write_note(path, size, tag))
             if not note:
                 part.restart()
-            writing = Writing(path, final, file, part)
+            writing = PendingFile(path, final, file, part)
             try:
                 yield writing
             finally:
                 if not writing.published:
                     if (path != shared or not part.size) and _same(opened, path):  # nothing that a later process could continue
                         path.unlink(missing_ok=True)
-                        _note(path).unlink(missing_ok=True)
+                        _note_path(path).unlink(missing_ok=True)
                     with contextlib.suppress(OSError):
                         fcntl.flock(opened, fcntl.LOCK_UN)  # a worker that was forked meanwhile holds a copy
 
-    def _take(self, shared: Path, final: Path, patience: float, stop: threading.Event | None) -> tuple[int | None, Path]:
+    def _lock_part(self, shared: Path, final: Path, patience: float, stop: threading.Event | None) -> tuple[int | None, Path]:
         """The part, open and locked, and its path; None once the file is there."""
         own = shared.with_name(f"{shared.name.removesuffix('.part')}.{os.getpid()}-{threading.get_ident()}.part")
         last, since = -1, time.monotonic()
@@ -218,7 +218,7 @@ def _remove_unused(path: Path) -> bool:
     except OSError:
         return False
     else:
-        _note(path).unlink(missing_ok=True)
+        _note_path(path).unlink(missing_ok=True)
         return True
     finally:
         os.close(opened)
@@ -232,13 +232,13 @@ def _same(opened: int, path: Path) -> bool:
         return False
 
 
-def _note(part: Path) -> Path:
+def _note_path(part: Path) -> Path:
     return part.with_name(f"{part.name}.json")
 
 
 def _read_note(part: Path) -> dict[str, Any]:
     try:
-        found = json.loads(_note(part).read_text(encoding="utf-8"))
+        found = json.loads(_note_path(part).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -247,7 +247,7 @@ def _read_note(part: Path) -> dict[str, Any]:
 def _write_note(part: Path, size: int | None, tag: str) -> None:
     temporary = part.with_name(f"{part.name}.{os.getpid()}-{threading.get_ident()}.json")
     temporary.write_text(json.dumps({"size": size, "tag": tag}), encoding="utf-8")
-    temporary.replace(_note(part))
+    temporary.replace(_note_path(part))
 
 
 def _sync(folder: Path) -> None:

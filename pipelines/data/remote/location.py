@@ -1,7 +1,7 @@
 """Where a data set lies: a local folder, or behind http(s), s3 or gs with a cache of whole shards.
 
-The reader sees one small interface, `Location`. Remote files are kept under their sha256 (`_cache.py`) once they are whole and checked
-(`_fetch.py`). Until a shard is there, single samples of it may be read by themselves.
+The reader sees one small interface, `Location`. Remote files are kept under their sha256 (`cache.py`) once they are whole and checked
+(`fetch.py`). Until a shard is there, single samples of it may be read by themselves.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from pathlib import Path
 from ....shared.errors import UserError
 from ...base.redact import redact
 from .cache import Cache
-from .fetch import Fetcher, Patience, Stopped, Traffic
-from .transport import Http, Missing, ObjectStore, PastEnd, Refused, Transport
+from .fetch import Fetcher, ReadCosts, RetryPolicy, Stopped
+from .transport import Http, NotFoundError, ObjectStore, PastEndError, PermanentError, Transport
 
 CACHE, CACHE_BYTES, READ_TIMEOUT, READ_TRIES = "POLYMODAL_CACHE", "POLYMODAL_CACHE_BYTES", "POLYMODAL_READ_TIMEOUT", "POLYMODAL_READ_TRIES"
 _REQUEST = 4 << 20
 """What a request costs, in bytes that could have come meanwhile."""
 _HUNG = 180.0
-"""Seconds without headway after which another process that fetches the same file is taken for hung."""
+"""Seconds without progress after which another process that fetches the same file is taken for hung."""
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt",
                     "spiece.model")
 
@@ -42,34 +42,34 @@ class Location(ABC):
         """A small file's bytes; where it does not exist, an error that ends with `missing`."""
 
     @abstractmethod
-    def side(self, name: str, sha256: str, missing: str) -> bytes:
+    def read_side_file(self, name: str, sha256: str, missing: str) -> bytes:
         """The same for a small file that never changes."""
 
     @abstractmethod
-    def open(self, name: str, size: int, sha256: str) -> int:
+    def open_shard(self, name: str, size: int, sha256: str) -> int:
         """A shard, open for reading."""
 
     @abstractmethod
-    def check(self, name: str, size: int) -> None:
+    def check_shard(self, name: str, size: int) -> None:
         """Raise where a shard is known to be absent or of another size, without reading it."""
 
     @abstractmethod
-    def folder(self, name: str) -> Path:
+    def local_folder(self, name: str) -> Path:
         """A local path of a folder of small files."""
 
-    def span(self, name: str, size: int, sha256: str, start: int, count: int) -> bytes | None:
+    def read_range(self, name: str, size: int, sha256: str, start: int, count: int) -> bytes | None:
         """`count` bytes of a shard from `start` on; None where it is better to open the shard."""
         return None
 
-    def ahead(self, name: str, size: int | None, sha256: str, stop: threading.Event) -> None:
+    def prefetch(self, name: str, size: int | None, sha256: str, stop: threading.Event) -> None:
         """Have a shard (or, without a size, a side file) here before it is read, where that can be done within the cache's limit."""
         return
 
-    def renew(self, sha256: str) -> bool:
+    def discard_damaged(self, sha256: str) -> bool:
         """Forget a shard that turned out to be damaged here; whether opening it again may help."""
         return False
 
-    def reads(self) -> dict[str, float]:
+    def read_costs(self) -> dict[str, float]:
         """What reading cost since the last call, by name (`Batch.reads`); empty for local files."""
         return {}
 
@@ -79,16 +79,16 @@ class Location(ABC):
         return False
 
     @property
-    def room(self) -> float:
+    def cache_limit(self) -> float:
         """Bytes that shards may take here."""
         return float("inf")
 
-    def name(self, name: str) -> str:
+    def address(self, name: str) -> str:
         """A file's full name for messages."""
         return f"{self.root.rstrip('/')}/{name}"
 
 
-class Local(Location):
+class LocalFolder(Location):
     """A folder."""
 
     def __init__(self, folder: Path) -> None:
@@ -102,11 +102,11 @@ class Local(Location):
         except FileNotFoundError:
             raise UserError(f"{self._folder / name} does not exist: {missing}") from None
 
-    def side(self, name: str, sha256: str, missing: str) -> bytes:
+    def read_side_file(self, name: str, sha256: str, missing: str) -> bytes:
         """See `Location`; the reader checks the hash."""
         return self.read(name, missing)
 
-    def open(self, name: str, size: int, sha256: str) -> int:
+    def open_shard(self, name: str, size: int, sha256: str) -> int:
         """See `Location`; the size is checked by the reader, the content by each sample's crc32."""
         return os.open(self._path(name), os.O_RDONLY)
 
@@ -116,26 +116,26 @@ class Local(Location):
             raise UserError(f"shard {path} is missing: restore it, or run `polymodal index DIR --force` for the shards that are there")
         return path
 
-    def check(self, name: str, size: int) -> None:
+    def check_shard(self, name: str, size: int) -> None:
         """See `Location`."""
         path = self._path(name)
         if path.stat().st_size != size:
             raise UserError(f"shard {path} changed after it was indexed: it has {path.stat().st_size} bytes, the index says {size}; "
                             "restore it, or run `polymodal index DIR --force` and start a new run")
 
-    def folder(self, name: str) -> Path:
+    def local_folder(self, name: str) -> Path:
         """See `Location`."""
         return self._folder / name
 
 
-class Remote(Location):
+class RemoteFolder(Location):
     """A folder behind a network."""
 
-    def __init__(self, transport: Transport, cache: Cache, patience: Patience) -> None:
+    def __init__(self, transport: Transport, cache: Cache, retries: RetryPolicy) -> None:
         self.root = transport.root
         self._cache = cache
-        self._traffic = Traffic()
-        self._fetcher = Fetcher(transport, patience, self._traffic)
+        self._costs = ReadCosts()
+        self._fetcher = Fetcher(transport, retries, self._costs)
         self._spent: dict[str, int] = {}  # bytes' worth of what was read of a shard by single samples
         self._renewed: set[str] = set()
 
@@ -145,38 +145,38 @@ class Remote(Location):
         return True
 
     @property
-    def room(self) -> float:
+    def cache_limit(self) -> float:
         """See `Location`."""
         return float("inf") if self._cache.limit is None else self._cache.limit
 
     def read(self, name: str, missing: str) -> bytes:
         """See `Location`."""
-        with self._told(name, missing):
-            return self._fetcher.small(name)
+        with self._errors_for_users(name, missing):
+            return self._fetcher.read_small(name)
 
-    def side(self, name: str, sha256: str, missing: str) -> bytes:
+    def read_side_file(self, name: str, sha256: str, missing: str) -> bytes:
         """See `Location`."""
-        with self._told(name, missing):
-            opened = self._open(name, None, _content(sha256, ".idx", self.name(name)))
+        with self._errors_for_users(name, missing):
+            opened = self._open(name, None, _content(sha256, ".idx", self.address(name)))
         with os.fdopen(opened, "rb") as file:
             file.seek(0)
             return file.read()
 
-    def open(self, name: str, size: int, sha256: str) -> int:
+    def open_shard(self, name: str, size: int, sha256: str) -> int:
         """See `Location`: from the cache, or fetched whole and checked."""
-        with self._told(name, "the index names it: restore it, or index the data set again and start a new run"):
-            return self._open(name, size, _content(sha256, ".tar", self.name(name)))
+        with self._errors_for_users(name, "the index names it: restore it, or index the data set again and start a new run"):
+            return self._open(name, size, _content(sha256, ".tar", self.address(name)))
 
     def _open(self, name: str, size: int | None, content: str) -> int:
         found = self._cache.open(content)
         if found is not None:
-            self._traffic.add("cache_hits")
+            self._costs.add("cache_hits")
             return found
-        self._traffic.add("cache_misses")
+        self._costs.add("cache_misses")
         since = time.perf_counter()
         while (opened := self._fetch(name, size, content, None) or self._cache.open(content)) is None:
             pass  # another process fetched it, and a third one removed it before it could be opened
-        self._traffic.add("fetch_wait_s", time.perf_counter() - since)
+        self._costs.add("fetch_wait_s", time.perf_counter() - since)
         return opened
 
     def _fetch(self, name: str, size: int | None, content: str, stop: threading.Event | None) -> int | None:
@@ -186,37 +186,37 @@ class Remote(Location):
                 return None
             if size is not None:
                 fits, removed = self._cache.make_room(content, size)
-                self._traffic.add("cache_evictions", removed)
+                self._costs.add("cache_evictions", removed)
                 if not fits and stop is not None:
                     raise Stopped  # reading ahead can wait; a reader cannot, and goes over the limit
-            self._fetcher.fill(writing.part, name, size, content.partition(".")[0], stop)
+            self._fetcher.download(writing.part, name, size, content.partition(".")[0], stop)
             return writing.publish()
 
-    def span(self, name: str, size: int, sha256: str, start: int, count: int) -> bytes | None:
+    def read_range(self, name: str, size: int, sha256: str, start: int, count: int) -> bytes | None:
         """See `Location`: single samples until they cost as much as the whole shard."""
-        content = _content(sha256, ".tar", self.name(name))
+        content = _content(sha256, ".tar", self.address(name))
         spent = self._spent.get(content, 0) + count + _REQUEST
         if spent > size or self._cache.touch(content):
             return None
         since = time.perf_counter()
         try:
-            found = self._fetcher.span(name, start, count)
-        except (Refused, PastEnd):
+            found = self._fetcher.read_range(name, start, count)
+        except (PermanentError, PastEndError):
             found = None  # opening the whole shard tells what is wrong
-        self._traffic.add("fetch_wait_s", time.perf_counter() - since)
+        self._costs.add("fetch_wait_s", time.perf_counter() - since)
         self._spent[content] = size if found is None else spent
         return found
 
-    def ahead(self, name: str, size: int | None, sha256: str, stop: threading.Event) -> None:
+    def prefetch(self, name: str, size: int | None, sha256: str, stop: threading.Event) -> None:
         """See `Location`. Errors are left to the reader, who meets them again."""
-        with contextlib.suppress(UserError, Refused, PastEnd, Stopped, OSError):
-            content = _content(sha256, ".idx" if size is None else ".tar", self.name(name))
+        with contextlib.suppress(UserError, PermanentError, PastEndError, Stopped, OSError):
+            content = _content(sha256, ".idx" if size is None else ".tar", self.address(name))
             if not self._cache.touch(content):
                 opened = self._fetch(name, size, content, stop)
                 if opened is not None:
                     os.close(opened)
 
-    def renew(self, sha256: str) -> bool:
+    def discard_damaged(self, sha256: str) -> bool:
         """See `Location`: once for each shard."""
         content = _content(sha256, ".tar", self.root)
         if content in self._renewed:
@@ -226,19 +226,19 @@ class Remote(Location):
         self._cache.drop(content)
         return True
 
-    def check(self, name: str, size: int) -> None:
+    def check_shard(self, name: str, size: int) -> None:
         """Nothing is known before the download."""
 
-    def folder(self, name: str) -> Path:
+    def local_folder(self, name: str) -> Path:
         """See `Location`; the tokenizer's files are the ones a saved tokenizer has."""
         target = self._cache.folder / hashlib.sha256(self.root.encode()).hexdigest() / name
         target.mkdir(parents=True, exist_ok=True)
         found = 0
         for file in _TOKENIZER_FILES:
-            with self._told(f"{name}/{file}"):
+            with self._errors_for_users(f"{name}/{file}"):
                 try:
-                    data = self._fetcher.small(f"{name}/{file}")
-                except Missing:
+                    data = self._fetcher.read_small(f"{name}/{file}")
+                except NotFoundError:
                     (target / file).unlink(missing_ok=True)
                     continue
             temporary = target / f".{file}.{os.getpid()}.tmp"
@@ -246,20 +246,20 @@ class Remote(Location):
             temporary.replace(target / file)
             found += 1
         if not found:
-            raise UserError(f"{self.name(name)} holds no tokenizer, and the index says that the data was tokenised: restore it")
+            raise UserError(f"{self.address(name)} holds no tokenizer, and the index says that the data was tokenised: restore it")
         return target
 
-    def reads(self) -> dict[str, float]:
+    def read_costs(self) -> dict[str, float]:
         """See `Location`."""
-        return self._traffic.take()
+        return self._costs.take()
 
     @contextlib.contextmanager
-    def _told(self, name: str, missing: str = "") -> Generator[None]:
+    def _errors_for_users(self, name: str, missing: str = "") -> Generator[None]:
         """The user's errors for a file."""
         try:
             yield
-        except (Refused, PastEnd) as error:
-            raise self._fetcher.told(name, error, missing) from None
+        except (PermanentError, PastEndError) as error:
+            raise self._fetcher.user_error(name, error, missing) from None
 
 
 def _content(sha256: str, suffix: str, name: str) -> str:
@@ -274,9 +274,9 @@ def location(source: str | Path, cache: str | Path | None = None) -> Location:
     text = str(source)
     scheme = text.partition("://")[0].lower() if "://" in text else ""
     if scheme in ("http", "https", "s3", "gs", "gcs"):
-        patience = Patience(_setting(READ_TIMEOUT, Patience.timeout), int(_setting(READ_TRIES, Patience.tries)), Patience.pause)
-        transport = (Http if scheme.startswith("http") else ObjectStore)(text, patience.timeout)
-        return Remote(transport, Cache(_cache_folder(cache), _limit()), patience)
+        retries = RetryPolicy(_setting(READ_TIMEOUT, RetryPolicy.timeout), int(_setting(READ_TRIES, RetryPolicy.tries)), RetryPolicy.pause)
+        transport = (Http if scheme.startswith("http") else ObjectStore)(text, retries.timeout)
+        return RemoteFolder(transport, Cache(_cache_folder(cache), _limit()), retries)
     if scheme or text.startswith("pipe:"):
         raise UserError(f"cannot read a data set from {redact(text)!r}: expected a folder, or an address with http, https, s3 or gs")
     folder = Path(text)
@@ -284,7 +284,7 @@ def location(source: str | Path, cache: str | Path | None = None) -> Location:
         raise UserError(f"data set {text!r} does not exist: expected a folder made by `polymodal pack` or `polymodal index`")
     if not folder.is_dir():
         raise UserError(f"data set {text!r} is a file: give the folder that holds the shards and index.json")
-    return Local(folder)
+    return LocalFolder(folder)
 
 
 def _cache_folder(given: str | Path | None) -> Path:

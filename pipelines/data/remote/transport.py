@@ -1,7 +1,8 @@
 """One request to where remote data lies: http(s) with the standard library, s3 and gs through fsspec.
 
-A transport asks once and tells what came; trying again is for `_fetch.py`. Its errors say whether that can help:
-`Fault` may pass, `Refused` will not. Credentials come from the address, ~/.netrc, or the provider's own environment variables and files.
+A transport asks once and tells what came; trying again is for `fetch.py`. Its errors say whether that can help:
+`TransientError` may pass, `PermanentError` will not. Credentials come from the address, ~/.netrc, or the provider's own environment
+variables and files.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _PASSING = (408, 425, 429)
 """Statuses below 500 after which a later request may succeed."""
 
 
-class Fault(Exception):
+class TransientError(Exception):
     """A request failed in a way that may pass."""
 
     def __init__(self, reason: str, wait: float = 0.0) -> None:
@@ -38,20 +39,20 @@ class Fault(Exception):
         self.wait = wait
 
 
-class Refused(Exception):
+class PermanentError(Exception):
     """A request failed in a way that will not pass."""
 
 
-class Missing(Refused):
+class NotFoundError(PermanentError):
     """There is no such file."""
 
 
-class PastEnd(Exception):
+class PastEndError(Exception):
     """The file ends before the bytes that were asked for."""
 
 
 @dataclass
-class Reply:
+class Response:
     """What a server sends."""
 
     start: int
@@ -61,7 +62,7 @@ class Reply:
     tag: str
     """Names this version of the file, so that no other one is taken for its rest; empty where the server has no such name."""
     read: Callable[[int], bytes]
-    """At most so many of the next bytes, nothing at the end. Raises `Fault`."""
+    """At most so many of the next bytes, nothing at the end. Raises `TransientError`."""
     close: Callable[[], object]
 
 
@@ -72,14 +73,14 @@ class Transport(ABC):
     """The address as people may read it."""
 
     @abstractmethod
-    def open(self, name: str, start: int = 0, end: int | None = None, tag: str = "") -> Reply:
+    def open(self, name: str, start: int = 0, end: int | None = None, tag: str = "") -> Response:
         """Ask for the bytes [start, end) of a file, if it still is the version called `tag`; else for all of it.
 
         Raises:
-            Fault, Refused, Missing, PastEnd: see there; the messages hold no secrets.
+            TransientError, PermanentError, NotFoundError, PastEndError: see there; the messages hold no secrets.
         """
 
-    def name(self, name: str) -> str:
+    def address(self, name: str) -> str:
         """A file's full name for messages."""
         return f"{self.root}/{name}"
 
@@ -102,7 +103,7 @@ class Http(Transport):
         self._timeout = timeout
         self.root = redact(self._base)
 
-    def open(self, name: str, start: int = 0, end: int | None = None, tag: str = "") -> Reply:
+    def open(self, name: str, start: int = 0, end: int | None = None, tag: str = "") -> Response:
         """See `Transport`."""
         address = f"{self._base}/{urllib.parse.quote(name)}" + (f"?{self._query}" if self._query else "")
         request = urllib.request.Request(address, headers={"Accept-Encoding": "identity", "User-Agent": "polymodal"})
@@ -116,20 +117,20 @@ class Http(Transport):
             answer = _opener().open(request, timeout=self._timeout)
         except urllib.error.HTTPError as error:
             with error:
-                raise _refusal(error.code, str(error.reason), error.headers.get("Retry-After", "")) from None
+                raise _status_error(error.code, str(error.reason), error.headers.get("Retry-After", "")) from None
         except urllib.error.URLError as error:
             if isinstance(error.reason, ssl.SSLCertVerificationError):
-                raise Refused(f"the certificate is not trusted ({error.reason.verify_message}); SSL_CERT_FILE names a file with more "
-                              "authorities") from None
-            raise Fault(_told(error.reason)) from None
+                raise PermanentError(f"the certificate is not trusted ({error.reason.verify_message}); SSL_CERT_FILE names a file with "
+                                     "more authorities") from None
+            raise TransientError(_describe(error.reason)) from None
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise Fault(_told(error)) from None
+            raise TransientError(_describe(error)) from None
         encoding = answer.headers.get("Content-Encoding", "identity")
         if encoding != "identity":
             answer.close()
-            raise Refused(f"the server sends it as {encoding}: have it sent as it is")
+            raise PermanentError(f"the server sends it as {encoding}: have it sent as it is")
         first, size = _extent(answer)
-        return Reply(first, size, _tag(answer.headers), functools.partial(_read, answer), answer.close)
+        return Response(first, size, _tag(answer.headers), functools.partial(_read, answer), answer.close)
 
 
 def _login(parts: urllib.parse.SplitResult) -> str:
@@ -165,7 +166,7 @@ def _read(answer: http.client.HTTPResponse, count: int) -> bytes:
     try:
         return answer.read1(count)
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise Fault(_told(error)) from None
+        raise TransientError(_describe(error)) from None
 
 
 def _extent(answer: http.client.HTTPResponse) -> tuple[int, int | None]:
@@ -176,7 +177,7 @@ def _extent(answer: http.client.HTTPResponse) -> tuple[int, int | None]:
         first = span.partition("-")[0]
         if unit != "bytes" or not first.isdigit():
             answer.close()
-            raise Fault("the server sent a part and does not say which")
+            raise TransientError("the server sent a part and does not say which")
         return int(first), int(size) if size.isdigit() else None
     length = answer.headers.get("Content-Length", "")
     return 0, int(length) if length.isdigit() else None
@@ -187,7 +188,7 @@ def _tag(headers: Any) -> str:
     return tag if tag.startswith('"') else headers.get("Last-Modified", "")  # a weak ETag (W/...) does not promise equal bytes
 
 
-def _told(error: object) -> str:
+def _describe(error: object) -> str:
     """An error in words without secrets."""
     if isinstance(error, TimeoutError):
         return "no answer in time"
@@ -195,18 +196,18 @@ def _told(error: object) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _refusal(status: int, reason: str, wait: str = "") -> Exception:
+def _status_error(status: int, reason: str, wait: str = "") -> Exception:
     """The error that a status stands for."""
     told = f"the server answered {status} {reason}".rstrip()
     if status in (404, 410):
-        return Missing(told)
+        return NotFoundError(told)
     if status == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-        return PastEnd(told)
+        return PastEndError(told)
     if status >= 500 or status in _PASSING:
-        return Fault(told, float(wait) if wait.isdigit() else 0.0)
+        return TransientError(told, float(wait) if wait.isdigit() else 0.0)
     if status in (401, 403):
-        return Refused(f"{told}: the credentials are lacking, wrong or expired")
-    return Refused(told)
+        return PermanentError(f"{told}: the credentials are lacking, wrong or expired")
+    return PermanentError(told)
 
 
 _EXTRAS = {"s3": ("s3fs", "s3", "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or ~/.aws"),
@@ -233,7 +234,7 @@ class ObjectStore(Transport):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_made": None}
 
-    def open(self, name: str, start: int = 0, end: int | None = None, tag: str = "") -> Reply:
+    def open(self, name: str, start: int = 0, end: int | None = None, tag: str = "") -> Response:
         """See `Transport`. There are no tags: the hash of the whole tells in the end."""
         at = start
         block = self._get(name, start, end)  # errors are told here, as by a server's status
@@ -244,14 +245,14 @@ class ObjectStore(Transport):
             if not block and not last:
                 try:
                     block = self._get(name, at, end)
-                except PastEnd:
+                except PastEndError:
                     block = b""
                 last = len(block) < _BLOCK
             piece, block = block[:count], block[count:]
             at += len(piece)
             return piece
 
-        return Reply(start, None, "", read, lambda: None)
+        return Response(start, None, "", read, lambda: None)
 
     def _get(self, name: str, start: int, end: int | None) -> bytes:
         """At most one block from `start` on."""
@@ -273,7 +274,7 @@ class ObjectStore(Transport):
         if self._made is None or self._made[0] != os.getpid():
             module, extra, _ = _EXTRAS[self._scheme]
             options: dict[str, Any] = {"skip_instance_cache": True}
-            if self._scheme == "s3":  # trying again is for `_fetch.py`, which counts it
+            if self._scheme == "s3":  # trying again is for `fetch.py`, which counts it
                 options["config_kwargs"] = {"connect_timeout": self._timeout, "read_timeout": self._timeout,
                                             "retries": {"total_max_attempts": 1}}
             try:  # not by fsspec's registry: its class for gs asks for the kind of each bucket by gRPC, which no fork survives
@@ -291,13 +292,13 @@ class ObjectStore(Transport):
         where = _EXTRAS[self._scheme][2]
         status = _status(error)
         if isinstance(error, FileNotFoundError):
-            return Missing("there is no such object")
+            return NotFoundError("there is no such object")
         if isinstance(error, PermissionError) or "Credential" in type(error).__name__:
-            return Refused(f"access was denied ({_told(error)}); credentials come from {where}")
+            return PermanentError(f"access was denied ({_describe(error)}); credentials come from {where}")
         if status is not None:
-            found = _refusal(status, _told(error))
-            return Refused(f"{found}; they come from {where}") if status in (401, 403) else found
-        return Fault(_told(error))
+            found = _status_error(status, _describe(error))
+            return PermanentError(f"{found}; they come from {where}") if status in (401, 403) else found
+        return TransientError(_describe(error))
 
 
 def _status(error: BaseException | None) -> int | None:

@@ -75,7 +75,7 @@ def test_the_disk_is_not_filled(tmp_path, monkeypatch):
     cache = Cache(tmp_path)
     put(cache, "a", 300, 1)
     usage = type("Usage", (), {"free": 999, "total": 20_000})
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda folder: usage)
+    monkeypatch.setattr("polymodal.pipelines.data.remote.cache.shutil.disk_usage", lambda folder: usage)
     assert cache.make_room("x", 0) == (True, 1)  # a twentieth stays free: 1000 bytes
     assert cache.make_room("x", 1) == (False, 0)
 

@@ -5,7 +5,8 @@ import zlib
 
 import numpy as np
 import pytest
-from polymodal.pipelines.data.dataset import INDEX, DataSet, Index, Where, build_index, scan, verify
+from polymodal.pipelines.data.dataset import DataSet, verify
+from polymodal.pipelines.data.index import INDEX, Index, ShardIndex, build_index, scan
 from polymodal.shared.errors import BadSample, UserError
 
 
@@ -38,7 +39,7 @@ def test_tars_made_elsewhere_can_be_read_at_any_sample(folder):
     for i in (11, 0, 7, 6, 3):
         sample = data.read(i)
         assert (sample.text(), sample.label(), sample.index, sample.key) == (f"text {i}", i % 3, i, f"{i:04d}")
-        assert sample.source == ("a.tar" if i < 7 else "b.tar") and data.locate(i) == (sample.key, sample.source)
+        assert sample.source == ("a.tar" if i < 7 else "b.tar") and data.key_and_shard(i) == (sample.key, sample.source)
     assert [s.text() for s in data.read_many([9, 2, 9, 0])] == ["text 9", "text 2", "text 9", "text 0"]
     with pytest.raises(IndexError):
         data.read(12)
@@ -76,7 +77,7 @@ def test_an_open_data_set_can_be_pickled_and_closed(folder):
 
 
 def test_at_most_a_few_dozen_shards_are_open(tmp_path, monkeypatch):
-    monkeypatch.setattr("polymodal.pipelines.data.dataset._OPEN_SHARDS", 3)
+    monkeypatch.setattr("polymodal.pipelines.data.dataset._MAX_OPEN", 3)
     for i in range(8):
         tar(tmp_path / f"{i}.tar", samples(2, 2 * i))
     build_index(tmp_path)
@@ -87,7 +88,7 @@ def test_at_most_a_few_dozen_shards_are_open(tmp_path, monkeypatch):
 
 def test_the_side_file_round_trips(folder):
     shard, where = scan(folder / "a.tar")
-    again = Where.from_bytes(where.to_bytes(), shard, "a.idx")
+    again = ShardIndex.from_bytes(where.to_bytes(), shard, "a.idx")
     assert again.fields == where.fields and again.keys == where.keys
     for name in ("offsets", "sizes", "crc32", "key_ends"):
         assert np.array_equal(getattr(again, name), getattr(where, name))

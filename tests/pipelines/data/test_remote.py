@@ -20,9 +20,10 @@ import numpy as np
 import pytest
 from polymodal.pipelines import cli
 from polymodal.pipelines.base.console import Console
-from polymodal.pipelines.data.dataset import INDEX, DataSet, build_index, verify
+from polymodal.pipelines.data.dataset import DataSet, verify
 from polymodal.pipelines.data.held_out import evaluation_batches
-from polymodal.pipelines.data.remote.fetch import Patience, Traffic
+from polymodal.pipelines.data.index import INDEX, build_index
+from polymodal.pipelines.data.remote.fetch import ReadCosts, RetryPolicy
 from polymodal.pipelines.data.stream import Layout, Stream, plan
 from polymodal.pipelines.pack.pack import pack
 from polymodal.pipelines.run.directory import Run
@@ -163,7 +164,7 @@ def server(folder):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Short pauses and time-outs, and nothing of the caller's environment."""
-    monkeypatch.setattr(Patience, "pause", 0.01)
+    monkeypatch.setattr(RetryPolicy, "pause", 0.01)
     monkeypatch.setenv("POLYMODAL_READ_TIMEOUT", "10")
     for name in ("POLYMODAL_CACHE", "POLYMODAL_CACHE_BYTES", "POLYMODAL_READ_TRIES", "http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
@@ -193,14 +194,14 @@ def test_a_healthy_server(server, folder, cache):
     shards = data.index.shards
     assert kept(cache) == sorted(f"{s.sha256}.tar" for s in shards) and kept(cache, ".idx") == sorted(f"{s.idx_sha256}.idx" for s in shards)
     assert not partial(cache) and data.fingerprint == DataSet.open(folder).fingerprint
-    reads = data.reads()
+    reads = data.read_costs()
     assert reads["fetch_retries"] == reads["cache_evictions"] == 0 and reads["cache_misses"] == 2 * SHARDS and reads["fetch_wait_s"] > 0
     assert reads["fetch_bytes"] == sum(p.stat().st_size for p in folder.iterdir())
-    assert set(reads) == set(Traffic.NAMES) and not any(data.reads().values())
+    assert set(reads) == set(ReadCosts.NAMES) and not any(data.read_costs().values())
     asked = len(server.log)
     again = pickle.loads(pickle.dumps(DataSet.open(server.url, cache=cache)))
     read_all(again)
-    assert len(server.log) == asked + 1 and again.reads()["cache_hits"] == 2 * SHARDS  # only the index was asked for again
+    assert len(server.log) == asked + 1 and again.read_costs()["cache_hits"] == 2 * SHARDS  # only the index was asked for again
     assert not verify(again)
 
 
@@ -233,7 +234,7 @@ def test_a_server_in_trouble_still_gives_exact_data(server, cache, name, monkeyp
     read_all(data)
     assert len(kept(cache)) == SHARDS and not partial(cache)
     if name in ("500 now and then", "too many requests", "cut short", "stalls", "trickles", "damages the first answer"):
-        assert data.reads()["fetch_retries"] > 0
+        assert data.read_costs()["fetch_retries"] > 0
 
 
 def test_a_server_that_cuts_every_answer_costs_no_byte_twice(server, folder, cache):
@@ -245,15 +246,15 @@ def test_a_server_that_cuts_every_answer_costs_no_byte_twice(server, folder, cac
     build_index(folder, force=True)
     server.fault = lambda path, number, start: "cut 0.3" if path == "big.tar" else ""
     data = DataSet.open(server.url, cache=cache)
-    data.reads()
+    data.read_costs()
     number = [s.name for s in data.index.shards].index("big.tar")
-    with pytest.raises(UserError, match="gave up after 8 tries without headway"):  # the last few bytes come too slowly
-        data.hash(number)
+    with pytest.raises(UserError, match="gave up after 8 tries without progress"):  # the last few bytes come too slowly
+        data.sha256_of(number)
     server.fault = lambda path, number, start: "cut 0.3" if path == "big.tar" and start < 2_900_000 else ""
     before = server.sent
     assert data.read(0).fields["bin"] == big
     assert server.asked["big.tar"] > 12 and server.sent - before < 200_000
-    assert data.reads()["fetch_bytes"] < (folder / "big.tar").stat().st_size + 100_000
+    assert data.read_costs()["fetch_bytes"] < (folder / "big.tar").stat().st_size + 100_000
 
 
 @pytest.mark.parametrize(("fault", "message", "requests"), [
@@ -265,7 +266,7 @@ def test_a_server_that_cuts_every_answer_costs_no_byte_twice(server, folder, cac
     ("500", "500 Internal Server Error; gave up after 4 tries", 4),
     ("compressed", "the server sends it as gzip", 1),
     ("damaged", "not what its index says: got 3", 2),
-    ("cut 0.5", "ended after .* bytes; gave up|without headway", None),
+    ("cut 0.5", "ended after .* bytes; gave up|without progress", None),
     ("stalls", "no answer in time; gave up", None),
     ("redirect file:///etc/passwd", "cannot be read", None),
 ])
@@ -368,11 +369,11 @@ def test_a_few_samples_of_a_large_shard_come_alone(wide, cache):
     data = DataSet.open(wide.url, cache=cache)
     for i in (150, 3):
         assert data.read(i).fields["bin"] == np.random.default_rng(i).bytes(65_536)
-    assert not kept(cache) and all(asked[1] for asked in wide.tars()) and data.reads()["fetch_bytes"] < 200_000
+    assert not kept(cache) and all(asked[1] for asked in wide.tars()) and data.read_costs()["fetch_bytes"] < 200_000
     for i in range(10):  # in the end the whole is cheaper
         assert data.read(i).fields["bin"] == np.random.default_rng(i).bytes(65_536)
     assert len(kept(cache)) == 1 and len(wide.tars()) == 4
-    assert data.locate(9) == ("w0009", "wide.tar")
+    assert data.key_and_shard(9) == ("w0009", "wide.tar")
 
 
 @pytest.mark.parametrize("fault", ["no ranges", "another range", "404", "damaged alone"])
@@ -411,7 +412,7 @@ READER = """
 import sys
 from polymodal.pipelines.data.dataset import DataSet
 data = DataSet.open(sys.argv[1], cache=sys.argv[2])
-print(len(b"".join(data.read(i).fields["bin"] for i in range(len(data)))), int(data.reads()["fetch_bytes"]), flush=True)
+print(len(b"".join(data.read(i).fields["bin"] for i in range(len(data)))), int(data.read_costs()["fetch_bytes"]), flush=True)
 """
 
 
@@ -449,7 +450,7 @@ def test_a_download_that_was_killed_is_continued(server, cache):
     read_all(data)
     second = server.tars()[1]
     assert second[1] == f"bytes={have}-" and second[2]["If-Range"] and not partial(cache)
-    assert data.reads()["fetch_bytes"] < sum(p.stat().st_size for p in server.folder.iterdir()) - have + 5000
+    assert data.read_costs()["fetch_bytes"] < sum(p.stat().st_size for p in server.folder.iterdir()) - have + 5000
 
 
 # --- secrets ----------------------------------------------------------------------------------------------------------
@@ -538,7 +539,7 @@ def test_the_stream_is_the_same_as_from_disk_and_tells_what_it_cost(server, fold
     server.fault = lambda path, number, start: "cut 0.5" if path.endswith(".tar") and number == 1 else ""
     local, remote = first_batches(folder, None, 12), first_batches(server.url, cache, 12, workers)
     assert [(b.task, b.sample_ids) for b in local] == [(b.task, b.sample_ids) for b in remote]
-    assert not any(b.reads for b in local) and all(set(b.reads) == set(Traffic.NAMES) for b in remote)
+    assert not any(b.reads for b in local) and all(set(b.reads) == set(ReadCosts.NAMES) for b in remote)
     assert sum(b.reads["fetch_retries"] for b in remote) >= 1 and len({asked[0] for asked in server.tars()}) == SHARDS
 
 
@@ -547,7 +548,7 @@ def test_shards_are_fetched_before_they_are_needed(server, cache):
     stream = Stream(DataSet.open(server.url, cache=cache), Raw(), Layout(20), lanes=1, window=20)
     loader = stream.loader()
     next(loader)
-    order = [stream.sets[0].place(sample)[0] for _, sample in (stream.order.sources[0].locate(p) for p in range(0, 200, EACH))]
+    order = [stream.sets[0].shard_of(sample)[0] for _, sample in (stream.order.sources[0].locate(p) for p in range(0, 200, EACH))]
     deadline = time.monotonic() + 20
     while len(kept(cache)) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -563,7 +564,7 @@ def test_shards_are_fetched_before_they_are_needed(server, cache):
 def test_reading_ahead_keeps_to_a_ranks_own_lanes(server, cache):
     stream = Stream(DataSet.open(server.url, cache=cache), Raw(), Layout(20, rank=1, world=2), lanes=2, window=200)
     loader = stream.loader()
-    mine = {stream.sets[0].place(stream.order.locate(p).sample)[0] for p in range(1, 200, 2)}
+    mine = {stream.sets[0].shard_of(stream.order.locate(p).sample)[0] for p in range(1, 200, 2)}
     for _ in range(9):
         next(loader)
     loader.close()
@@ -580,10 +581,10 @@ def test_the_order_of_need_is_the_order_of_reading(folder):
             for position, source, sample in stream.order.coming(start, range(lanes)):
                 if position >= start + 4000:
                     break
-                told.setdefault((source, stream.sets[source].place(sample)[0]), position)
+                told.setdefault((source, stream.sets[source].shard_of(sample)[0]), position)
             for p in range(start, start + 500):
                 place = stream.order.locate(p)
-                assert told[place.source, stream.sets[place.source].place(place.sample)[0]] <= p, (lanes, window, start, p)
+                assert told[place.source, stream.sets[place.source].shard_of(place.sample)[0]] <= p, (lanes, window, start, p)
 
 
 def test_a_small_cache_is_kept_small_and_evictions_are_counted(server, folder, cache, monkeypatch):
@@ -595,7 +596,7 @@ def test_a_small_cache_is_kept_small_and_evictions_are_counted(server, folder, c
         for i in range(0, len(data), 7):
             assert data.read(i).fields["bin"] == content(i)
             assert sum(p.stat().st_size for p in cache.glob("*.tar")) <= size * 2.5
-        evictions += data.reads()["cache_evictions"]
+        evictions += data.read_costs()["cache_evictions"]
     assert evictions >= SHARDS
 
 
@@ -659,10 +660,10 @@ def test_a_run_on_a_bad_line_is_the_run_from_disk(texts, tmp_path, monkeypatch, 
     assert cli.run(command) == 0
     assert losses(tmp_path / "remote") == losses(tmp_path / "local") and len(losses(tmp_path / "local")) == 2
     rows = Run(tmp_path / "remote").metrics("train")
-    cost = {name: sum(row[name] for row in rows) for name in Traffic.NAMES}  # each may be met by the reader or by reading ahead
+    cost = {name: sum(row[name] for row in rows) for name in ReadCosts.NAMES}  # each may be met by the reader or by reading ahead
     assert cost["fetch_retries"] >= 4 and cost["fetch_bytes"] > 40_000 and cost["cache_hits"] + cost["cache_misses"] >= 4
     assert cost["cache_evictions"] == 0
-    assert not set(Traffic.NAMES) & set(Run(tmp_path / "local").metrics("train")[0])
+    assert not set(ReadCosts.NAMES) & set(Run(tmp_path / "local").metrics("train")[0])
     shown = "".join(capsys.readouterr())
     for word in ("hunter2", "topsecret"):
         assert word not in shown

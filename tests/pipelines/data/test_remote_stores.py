@@ -17,9 +17,10 @@ import fsspec
 import numpy as np
 import pytest
 from moto.server import ThreadedMotoServer
-from polymodal.pipelines.data.dataset import INDEX, DataSet, build_index
+from polymodal.pipelines.data.dataset import DataSet
+from polymodal.pipelines.data.index import INDEX, build_index
 from polymodal.pipelines.data.remote import transport
-from polymodal.pipelines.data.remote.fetch import Patience
+from polymodal.pipelines.data.remote.fetch import RetryPolicy
 from polymodal.pipelines.data.stream import Layout, Stream
 from polymodal.shared.errors import UserError
 from polymodal.shared.system import Batch, Objective
@@ -89,7 +90,7 @@ class RelayHandler(BaseHTTPRequestHandler):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(Patience, "pause", 0.01)
+    monkeypatch.setattr(RetryPolicy, "pause", 0.01)
     monkeypatch.setenv("POLYMODAL_READ_TRIES", "3")
     monkeypatch.setenv("POLYMODAL_READ_TIMEOUT", "10")
     monkeypatch.setattr(transport, "_BLOCK", 200_000)
@@ -189,7 +190,7 @@ def test_a_store_in_trouble_still_gives_exact_data(s3, tmp_path, fault, monkeypa
     relay.fault = lambda path, number: fault if path.endswith("s 1.tar") and number in (1, 3) else ""
     data = DataSet.open(address, cache=tmp_path / "cache")
     read_all(data)
-    assert data.reads()["fetch_retries"] == 2 and len([p for p, _ in relay.asked if p.endswith("s 1.tar")]) == 6
+    assert data.read_costs()["fetch_retries"] == 2 and len([p for p, _ in relay.asked if p.endswith("s 1.tar")]) == 6
 
 
 def test_gs_in_trouble_still_gives_exact_data(gs, tmp_path):

@@ -17,7 +17,8 @@ from PIL import Image
 from polymodal.multimodal.zero_shot import class_weights, templates
 from polymodal.pipelines import cli
 from polymodal.pipelines.base.console import Console
-from polymodal.pipelines.data.dataset import DataSet, build_index
+from polymodal.pipelines.data.dataset import DataSet
+from polymodal.pipelines.data.index import build_index
 from polymodal.pipelines.evaluation.classes import Classification, ZeroShot, _Inputs, classify
 from polymodal.pipelines.evaluation.evaluate import evaluate
 from polymodal.pipelines.evaluation.retrieval import Retrieval, ranks

@@ -14,7 +14,8 @@ import pytest
 import torch
 from PIL import Image
 from polymodal.pipelines import cli
-from polymodal.pipelines.data.dataset import DataSet, build_index
+from polymodal.pipelines.data.dataset import DataSet
+from polymodal.pipelines.data.index import build_index
 from polymodal.pipelines.inference import bulk
 from polymodal.pipelines.pack.pack import pack
 from polymodal.shared.tokenizer import STYLES, Tokenizer
@@ -91,7 +92,7 @@ def test_vectors_of_a_data_set_are_those_of_its_texts_in_order(capsys, bert, dat
 
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, embed(model, texts(700), tokenizer).numpy(), atol=1e-6)
-    keys = [DataSet.open(data).locate(i)[0] for i in range(700)]
+    keys = [DataSet.open(data).key_and_shard(i)[0] for i in range(700)]
     assert lines(tmp_path / "v.keys.jsonl") == [{"row": i, "sample": i, "key": k} for i, k in enumerate(keys)]
     assert [(r["sample"], r["key"]) for r in lines(tmp_path / "v.jsonl")] == list(enumerate(keys))
     assert (np.array([r["embedding"] for r in lines(tmp_path / "v.jsonl")], dtype=np.float32) == found).all()

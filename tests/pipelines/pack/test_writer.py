@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from polymodal.pipelines.data.dataset import scan
+from polymodal.pipelines.data.index import scan
 from polymodal.pipelines.pack.writer import ShardWriter, header
 from webdataset.writer import TarWriter
 
