@@ -37,7 +37,9 @@ def write_durably(path: Path, text: str) -> None:
 
 def replace_durably(path: Path, text: str) -> None:
     """Write a file so that after a crash at any moment it holds either what it held before or all of `text`."""
-    write_atomic(path, text.encode("utf-8"))
+    temporary = path.with_name(f".tmp-{path.name}")
+    write_durably(temporary, text)
+    temporary.replace(path)
     sync_directory(path.parent)
 
 
@@ -72,7 +74,7 @@ def temporary_path(path: Path) -> Path:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file so that it is either absent (or old) or whole, also after a power cut."""
+    """Write a file, as several processes may at once, so that it is either absent (or old) or whole, also after a power cut."""
     temporary = temporary_path(path)
     try:
         with temporary.open("wb") as file:
