@@ -8,14 +8,14 @@ from ..run.schedule import ScheduleSettings
 
 
 def bert_tiny() -> Recipe:
-    """BERT with 2 layers of width 128 and 128 positions, masked language model only: a laptop minute.
+    """BERT with 2 layers of width 128 and 128 positions, masked language model only: about a minute on a laptop.
 
     Paper: Devlin et al. 2019, BERT: Pre-training of Deep Bidirectional Transformers (the objective).
-    Target: none from the paper; a tutorial and smoke test. Masked perplexity well below the unigram baseline.
-    Deviates: size, learning rate, no dropout, no next-sentence pairs (`objective.nsp=true` brings them back).
-    Measured: 2026-11-21, the first 300 updates as a run of their own, on 1.9 MB of Python's documentation (`polymodal demo`): held-out
-    masked perplexity 462, the unigram's 636.
-    Cost: 41 s for these on 2 cores (AMD EPYC, AVX-512, no GPU, bf16-mixed).
+    Target: none in the paper; this is a tutorial and a smoke test. Masked-token perplexity should be well below the unigram baseline.
+    Deviates: size, learning rate, no dropout, no next-sentence prediction (`objective.nsp=true` enables it).
+    Measured: 2026-11-21, a run of 300 updates on 1.9 MB of Python's documentation (`polymodal demo`): held-out masked-token perplexity
+    462, unigram baseline 636.
+    Cost: 41 s for the 300 updates on 2 cores (AMD EPYC, AVX-512, no GPU, bf16-mixed).
     Command: polymodal pretrain bert-tiny --data DATA --tokenizer TOKENIZER --out RUN
     """
     return Recipe(
@@ -30,11 +30,11 @@ def bert_tiny() -> Recipe:
 
 
 def bert_small() -> Recipe:
-    """BERT with 4 layers of width 512, one of Google's later miniatures: one GPU, hours.
+    """BERT with 4 layers of width 512, one of Google's later miniatures: hours on one GPU.
 
     Paper: Turc et al. 2019, Well-Read Students Learn Better (the size); Devlin et al. 2019 (the objective).
-    Target: none that was trained from scratch with these settings.
-    Deviates: peak learning rate 5e-4, as suits the width.
+    Target: none; no published result was trained from scratch with these settings.
+    Deviates: peak learning rate 5e-4, chosen for this width.
     Cost: not measured.
     Command: polymodal pretrain bert-small --data DATA --tokenizer TOKENIZER --out RUN
     """
@@ -51,12 +51,12 @@ def bert_small() -> Recipe:
 def bert_base() -> Recipe:
     """BERT base, phase 1 of the paper: 12 layers, width 768, 110M parameters, sequences of 128 tokens.
 
-    Paper: Devlin et al. 2019. Masked language model with 15% of the tokens and next-sentence prediction, batch
-    256, Adam 1e-4 (0.9, 0.999, eps 1e-6), decay 0.01, clip 1, warmup 10k, linear decay over 1M updates; 90% of
-    them on 128 tokens, the rest on 512 (`--set objective.max_length=512` for phase 2).
-    Target: GLUE MNLI 84.6, SST-2 93.5, QNLI 90.5; SQuAD 1.1 F1 88.5 (paper, tables 1 and 2) after fine-tuning.
-    Deviates: AdamW with bias correction (the paper's Adam has none); the rate decays over these 900k updates.
-    Unverified: it has not been run to its end; BooksCorpus is not distributed any more.
+    Paper: Devlin et al. 2019. Masked language model with 15% of the tokens and next-sentence prediction; batch 256, Adam 1e-4 (0.9,
+    0.999, eps 1e-6), weight decay 0.01, clip 1, warmup 10k, linear decay over 1M updates: 90% of them on 128 tokens, the rest on 512
+    (`--set objective.max_length=512` for phase 2).
+    Target: after fine-tuning, GLUE MNLI 84.6, SST-2 93.5, QNLI 90.5; SQuAD 1.1 F1 88.5 (paper, tables 1 and 2).
+    Deviates: AdamW with bias correction (the paper's Adam has none); the learning rate decays over these 900k updates.
+    Unverified: never trained to the end; BooksCorpus is no longer distributed.
     Cost: not measured.
     Command: torchrun --nproc-per-node 8 -m polymodal pretrain bert-base --data DATA --tokenizer TOKENIZER --out RUN
     """
@@ -71,14 +71,14 @@ def bert_base() -> Recipe:
 
 
 def bert_classify() -> Recipe:
-    """BERT fine-tuned to classify texts or pairs of texts: the paper's settings for GLUE.
+    """BERT fine-tuned to classify texts or pairs of texts, with the paper's settings for GLUE.
 
-    Paper: Devlin et al. 2019, section 4.1 and appendix A.3: batch 16 or 32, Adam at 5e-5, 3e-5 or 2e-5, 2 to 4 epochs, all
-    parameters trained, dropout 0.1; warmup over 10 % and linear decay as in google-research/bert (`run_classifier.py`).
-    Target: for base, MNLI 84.6, SST-2 93.5, MRPC 88.9 (paper, table 1), from the published weights.
-    Deviates: lengths are in updates: 3 epochs of 67k samples (SST-2). Set `max_updates` to 3 x samples / 32 for yours, and
+    Paper: Devlin et al. 2019, section 4.1 and appendix A.3: batch 16 or 32, Adam at 5e-5, 3e-5 or 2e-5, 2 to 4 epochs, all parameters
+    trained, dropout 0.1; warmup over 10 % and linear decay as in google-research/bert (`run_classifier.py`).
+    Target: from the published base weights, MNLI 84.6, SST-2 93.5, MRPC 88.9 (paper, table 1).
+    Deviates: the length is given in updates: 3 epochs of 67k samples (SST-2). For your data, set `max_updates` to 3 x samples / 32 and
     `schedule.warmup` to a tenth of it. AdamW with bias correction (Mosbach et al. 2021); the paper's Adam has none.
-    Unverified: the published weights could not be fetched where this was written.
+    Unverified: the published weights were not available in the development environment.
     Cost: not measured.
     Command: polymodal finetune bert-classify --model MODEL --data DATA --eval-data HELD --out RUN
     """
@@ -93,14 +93,14 @@ def bert_classify() -> Recipe:
 
 
 def bert_classify_tiny() -> Recipe:
-    """BERT fine-tuned to classify texts in a few laptop minutes, from a small encoder such as MiniLM.
+    """BERT fine-tuned to classify texts, from a small encoder such as MiniLM: a few minutes on a laptop.
 
     Paper: Devlin et al. 2019, section 4.1 (the method).
-    Target: none from the paper.
-    Deviates: 300 updates of 16 texts of 64 tokens, a higher rate with layer-wise decay as in Clark et al. 2020, early
-    stopping after 4 evaluations without a better accuracy.
-    Measured: docs/finetuning.md, packages by the first sentences of docstrings.
-    Cost: with MiniLM and sentences 2.4 minutes of one core's time (AMD EPYC, AVX-512).
+    Target: none in the paper.
+    Deviates: 300 updates of 16 texts of 64 tokens; a higher learning rate with layer-wise decay as in Clark et al. 2020; early stopping
+    after 4 evaluations without a better accuracy.
+    Measured: docs/finetuning.md, "which package does a docstring come from?".
+    Cost: 2.4 minutes of one core's time (AMD EPYC, AVX-512) with MiniLM on single sentences.
     Command: polymodal finetune bert-classify-tiny --model MODEL --data DATA --eval-data HELD --out RUN
     """
     return Recipe(

@@ -8,11 +8,11 @@ from ..run.schedule import ScheduleSettings
 
 
 def clip_tiny() -> Recipe:
-    """CLIP with small towers: a laptop minute or two.
+    """CLIP with small towers: one or two minutes on a laptop.
 
     Paper: Radford et al. 2021, Learning Transferable Visual Models From Natural Language Supervision.
-    Target: none from the paper; a tutorial and smoke test. Zero-shot accuracy well above chance.
-    Deviates: size, batch (the contrastive loss gets easier with fewer pairs), learning rate.
+    Target: none in the paper; this is a tutorial and a smoke test. Zero-shot accuracy should be well above chance.
+    Deviates: size, learning rate, batch size (with fewer pairs per batch the contrastive task is easier).
     Cost: not measured.
     Command: polymodal pretrain clip-tiny --data DATA --tokenizer TOKENIZER --out RUN
     """
@@ -27,13 +27,14 @@ def clip_tiny() -> Recipe:
 
 
 def clip_tiny_locked() -> Recipe:
-    """A small ResNet learns to match a trained, locked text encoder: what `polymodal demo` trains.
+    """CLIP with a small ResNet that learns to match a pretrained, locked text encoder: the model of `polymodal demo`.
 
-    Paper: Zhai et al. 2022, LiT: Zero-Shot Transfer with Locked-image text Tuning, with the towers' parts exchanged;
-    the contrastive loss of Radford et al. 2021. Name the text encoder with `--set model.text_tower=DIR`.
-    Target: none from the papers. Measured on 2026-11-22 by `polymodal demo` (seed 0, 1,506 OpenMoji pictures, 150 other concepts to
-    name, chance 0.007 and 0.033): zero-shot top-1 0.340, top-5 0.493.
-    Deviates: the text tower is locked, not the image tower; size, batch, learning rate.
+    Paper: Zhai et al. 2022, LiT: Zero-Shot Transfer with Locked-image text Tuning, with the roles of the two towers exchanged; the
+    contrastive loss of Radford et al. 2021. Set the text encoder with `--set model.text_tower=DIR`.
+    Target: none in the papers.
+    Measured: 2026-11-22 by `polymodal demo` (seed 0, 1,506 OpenMoji pictures; 150 unseen concepts to name, chance 0.007 and 0.033):
+    zero-shot top-1 0.340, top-5 0.493.
+    Deviates: the text tower is locked instead of the image tower; size, batch size, learning rate.
     Cost: 150 s on 2 cores (AMD EPYC, AVX2, fp32), 2026-11-21.
     Command: polymodal demo
     """
@@ -55,8 +56,8 @@ def clip_tiny_locked() -> Recipe:
 def clip_small() -> Recipe:
     """CLIP with small towers on a few million pairs: one node.
 
-    Paper: Radford et al. 2021 (the method); batch and schedule as open_clip trains CC3M and CC12M.
-    Target: none published at this size.
+    Paper: Radford et al. 2021 (the method); batch size and schedule as open_clip uses for CC3M and CC12M.
+    Target: none published for this size.
     Cost: not measured.
     Command: torchrun --nproc-per-node 8 -m polymodal pretrain clip-small --data DATA --tokenizer TOKENIZER --out RUN
     """
@@ -73,10 +74,10 @@ def clip_small() -> Recipe:
 def clip_base() -> Recipe:
     """CLIP ViT-B/32 as in the paper: batch 32,768, 32 epochs of 400M pairs.
 
-    Paper: Radford et al. 2021, tables 18 to 20: AdamW 5e-4 (0.9, 0.98, eps 1e-6), decay 0.2 of matrices, warmup
-    2000, cosine, temperature clamped at 100.
+    Paper: Radford et al. 2021, tables 18 to 20: AdamW 5e-4 (0.9, 0.98, eps 1e-6), weight decay 0.2 on matrices, warmup 2000, cosine
+    schedule, temperature clamped at 100.
     Target: zero-shot ImageNet top-1 63.2% (paper, table 11).
-    Unverified: it has not been run to its end; the 400M pairs were never released.
+    Unverified: never trained to the end; the 400M pairs were never released.
     Cost: not measured.
     Command: torchrun --nnodes 16 --nproc-per-node 8 -m polymodal pretrain clip-base --data DATA --tokenizer open_clip --out RUN
     """

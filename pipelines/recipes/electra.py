@@ -8,23 +8,23 @@ from ..run.schedule import ScheduleSettings
 
 
 def electra_tiny() -> Recipe:
-    """ELECTRA with 2 layers of width 128 and 128 positions, a generator of width 32: ten laptop minutes.
+    """ELECTRA with 2 layers of width 128, 128 positions and a generator of width 32: ten minutes on a laptop.
 
     Paper: Clark et al. 2020, ELECTRA: Pre-training Text Encoders as Discriminators Rather Than Generators (the objective).
-    Target: none from the paper; a tutorial and smoke test. AUC on replaced tokens clearly above 0.5 and above any detector that
-    does not look at the context; the generator's loss below the unigram entropy.
-    Measured: 2026-11-21, seed 0, all 277 held-out rows (35,193 tokens, 13.4 % replaced), by
-    `python examples/replaced_tokens.py RUN HELD`: AUC of the discriminator 0.701, of a word's
-    rarity 0.557, of the best detector without context (fitted to these very rows) 0.667; the generator 5.116 nats a masked word, the
-    unigram 5.733. Within sequences, on 256 rows, the AUC is 0.582 after 250 updates, while the generator draws nonsense, 0.560 after
-    500, 0.609 after 1500, 0.673 after 2500, 0.699 at the end. Accuracy says little: 0.867, and 0.866 for calling every token original.
-    Deviates: size, learning rate, no dropout; weights begin at a deviation of 0.08, about 1 / sqrt(128). With the paper's 0.02, or at a
-    rate of 2e-3, the discriminator learnt nothing in 1000 updates (AUC 0.51 to 0.54).
-    Data: documents of Python's standard library (1.9 MB), made by
+    Target: none in the paper; this is a tutorial and a smoke test. The AUC on replaced tokens should be clearly above 0.5 and above any
+    detector that ignores the context; the generator's loss should be below the unigram entropy.
+    Measured: 2026-11-21, seed 0, on all 277 held-out rows (35,193 tokens, 13.4 % replaced), by
+    `python examples/replaced_tokens.py RUN HELD`. AUC: discriminator 0.701; word rarity as the score 0.557; the best detector
+    without context, fitted to these same rows, 0.667. Generator: 5.116 nats per masked word, unigram 5.733. AUC within sequences, on
+    256 rows: 0.582 after 250 updates, while the generator still produces nonsense; 0.560 after 500, 0.609 after 1500, 0.673 after 2500,
+    0.699 at the end. Accuracy is not informative: 0.867, and 0.866 for calling every token original.
+    Deviates: size, learning rate, no dropout; initial weights with a standard deviation of 0.08, about 1 / sqrt(128). With the paper's
+    0.02, or a learning rate of 2e-3, the discriminator learned nothing in 1000 updates (AUC 0.51 to 0.54).
+    Data: documents of Python's standard library (1.9 MB), made with
     `python -c "import pathlib, polymodal.pipelines.demo.data as d; d.write_text(pathlib.Path('python.jsonl'))"`;
     `polymodal tokenizer train python.jsonl --kind wordpiece --size 1024 --lowercase --out TOKENIZER`;
     `polymodal pack python.jsonl --tokenize TOKENIZER --block 128 --holdout 0.1 --out DATA --holdout-out HELD`.
-    Cost: 779 s on one thread of 2 cores (AMD EPYC, AVX-512, no GPU, fp32) that others used too.
+    Cost: 779 s on one thread of 2 cores (AMD EPYC, AVX-512, no GPU, fp32), shared with other work.
     Command: polymodal pretrain electra-tiny --data DATA --eval-data HELD --out RUN
     """
     return Recipe(
@@ -39,15 +39,15 @@ def electra_tiny() -> Recipe:
 
 
 def electra_small() -> Recipe:
-    """ELECTRA-Small: 12 layers of width 256, 14M parameters, sequences of 128 tokens: one GPU, days.
+    """ELECTRA-Small: 12 layers of width 256, 14M parameters, sequences of 128 tokens: days on one GPU.
 
-    Paper: Clark et al. 2020, table 6: batch 128, Adam 5e-4 (0.9, 0.999, eps 1e-6), decay 0.01, clip 1, warmup 10k,
-    linear decay over 1M updates, a generator of a quarter of the width, discriminator weight 50.
-    Target: none that can be compared: the published results (GLUE development set: CoLA 57.0, SST-2 91.2, MNLI 81.3,
-    QNLI 88.4) are those of ELECTRA-Small++, trained longer, on longer sequences and more text.
+    Paper: Clark et al. 2020, table 6: batch 128, Adam 5e-4 (0.9, 0.999, eps 1e-6), weight decay 0.01, clip 1, warmup 10k, linear decay
+    over 1M updates, a generator of a quarter of the width, discriminator weight 50.
+    Target: none that is comparable: the published results (GLUE development set: CoLA 57.0, SST-2 91.2, MNLI 81.3, QNLI 88.4) are those
+    of ELECTRA-Small++, trained longer, on longer sequences and on more text.
     Deviates: AdamW with bias correction (the reference's Adam has none).
-    Unverified: it has not been run to its end; the paper's corpus is not distributed any more.
-    Cost: not measured here; the reference says 4 days on one V100.
+    Unverified: never trained to the end; the paper's corpus is no longer distributed.
+    Cost: not measured here; 4 days on one V100 according to the reference.
     Command: polymodal pretrain electra-small --data DATA --tokenizer TOKENIZER --out RUN
     """
     return Recipe(
@@ -61,14 +61,14 @@ def electra_small() -> Recipe:
 
 
 def electra_base() -> Recipe:
-    """ELECTRA-Base: 12 layers of width 768, 110M parameters, a generator of a third of the width, 512 tokens.
+    """ELECTRA-Base: 12 layers of width 768, 110M parameters, a generator of a third of the width, sequences of 512 tokens.
 
-    Paper: Clark et al. 2020, table 6: batch 256, Adam 2e-4 (0.9, 0.999, eps 1e-6), decay 0.01, clip 1, warmup 10k,
-    linear decay over 766k updates, discriminator weight 50.
-    Target: none that can be compared: the published results (GLUE development set: CoLA 67.7, SST-2 95.1, MNLI 88.8,
-    QNLI 93.2) are those of ELECTRA-Base++, trained longer and on more text.
+    Paper: Clark et al. 2020, table 6: batch 256, Adam 2e-4 (0.9, 0.999, eps 1e-6), weight decay 0.01, clip 1, warmup 10k, linear decay
+    over 766k updates, discriminator weight 50.
+    Target: none that is comparable: the published results (GLUE development set: CoLA 67.7, SST-2 95.1, MNLI 88.8, QNLI 93.2) are those
+    of ELECTRA-Base++, trained longer and on more text.
     Deviates: AdamW with bias correction (the reference's Adam has none).
-    Unverified: it has not been run to its end; the paper's corpus is not distributed any more.
+    Unverified: never trained to the end; the paper's corpus is no longer distributed.
     Cost: not measured.
     Command: torchrun --nproc-per-node 8 -m polymodal pretrain electra-base --data DATA --tokenizer TOKENIZER --out RUN
     """
@@ -83,14 +83,14 @@ def electra_base() -> Recipe:
 
 
 def electra_classify() -> Recipe:
-    """ELECTRA's discriminator fine-tuned to classify texts or pairs of texts: the paper's settings for GLUE, small.
+    """ELECTRA's discriminator fine-tuned to classify texts or pairs of texts, with the paper's settings for GLUE and the small size.
 
-    Paper: Clark et al. 2020, appendix B: Adam (eps 1e-6), rate 3e-4 for small (1e-4 base, 5e-5 large), layer-wise decay 0.8
+    Paper: Clark et al. 2020, appendix B: Adam (eps 1e-6), learning rate 3e-4 for small (1e-4 base, 5e-5 large), layer-wise decay 0.8
     (0.9 large), warmup over 10 % and linear decay, batch 32, 3 epochs (10 for RTE and STS), dropout 0.1, no weight decay.
-    Target: GLUE 79.9 on the dev sets for small (paper, table 1), from the published weights.
-    Deviates: lengths are in updates: 3 epochs of 67k samples (SST-2). Set `max_updates` to 3 x samples / 32 for yours, and
-    `schedule.warmup` to a tenth of it. The reference gives the highest block decay^2 of the head's rate, here it is decay^1.
-    Unverified: the published weights could not be fetched where this was written.
+    Target: from the published small weights, GLUE 79.9 on the development sets (paper, table 1).
+    Deviates: the length is given in updates: 3 epochs of 67k samples (SST-2). For your data, set `max_updates` to 3 x samples / 32 and
+    `schedule.warmup` to a tenth of it. The highest block's learning rate is the head's times the decay; in the reference, times decay^2.
+    Unverified: the published weights were not available in the development environment.
     Cost: not measured.
     Command: polymodal finetune electra-classify --model MODEL --data DATA --eval-data HELD --out RUN
     """
@@ -105,11 +105,11 @@ def electra_classify() -> Recipe:
 
 
 def electra_classify_tiny() -> Recipe:
-    """ELECTRA fine-tuned to classify texts in a laptop minute, from a run of electra-tiny.
+    """ELECTRA fine-tuned to classify texts, from a run of electra-tiny: about a minute on a laptop.
 
     Paper: Clark et al. 2020, appendix B (the method).
-    Target: none from the paper.
-    Deviates: 300 updates of 16 texts of 64 tokens, a higher rate; early stopping after 4 evaluations without a better accuracy.
+    Target: none in the paper.
+    Deviates: 300 updates of 16 texts of 64 tokens; a higher learning rate; early stopping after 4 evaluations without a better accuracy.
     Cost: not measured.
     Command: polymodal finetune electra-classify-tiny --model MODEL --data DATA --eval-data HELD --out RUN
     """

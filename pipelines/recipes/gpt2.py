@@ -8,14 +8,14 @@ from ..run.schedule import ScheduleSettings
 
 
 def gpt2_tiny() -> Recipe:
-    """GPT-2 with 2 blocks of width 128 and 128 positions: a laptop minute.
+    """GPT-2 with 2 blocks of width 128 and 128 positions: about a minute on a laptop.
 
     Paper: Radford et al. 2019, Language Models are Unsupervised Multitask Learners (the architecture).
-    Target: none from the paper; a tutorial and smoke test. Perplexity well below the unigram baseline.
-    Deviates: size, learning rate (AdamW 2e-3 suits this width), no dropout (one pass over little text).
-    Measured: 2026-11-21, the first 300 updates as a run of their own, on 1.9 MB of Python's documentation (`polymodal demo`): held-out
-    perplexity 328, the unigram's 717.
-    Cost: 46 s for these on 2 cores (AMD EPYC, AVX-512, no GPU, bf16-mixed), killed and resumed once.
+    Target: none in the paper; this is a tutorial and a smoke test. Perplexity should be well below the unigram baseline.
+    Deviates: size, learning rate (AdamW 2e-3 works for this width), no dropout (one pass over little text).
+    Measured: 2026-11-21, a run of 300 updates on 1.9 MB of Python's documentation (`polymodal demo`): held-out perplexity 328, unigram
+    baseline 717.
+    Cost: 46 s for the 300 updates on 2 cores (AMD EPYC, AVX-512, no GPU, bf16-mixed), including one kill and resume.
     Command: polymodal pretrain gpt2-tiny --data DATA --tokenizer TOKENIZER --out RUN
     """
     return Recipe(
@@ -29,10 +29,10 @@ def gpt2_tiny() -> Recipe:
 
 
 def gpt2_small() -> Recipe:
-    """GPT-2 with 6 blocks of width 384 and 512 positions: one GPU, hours.
+    """GPT-2 with 6 blocks of width 384 and 512 positions: hours on one GPU.
 
-    Paper: Radford et al. 2019 (the architecture); learning rate and decay as in Brown et al. 2020, table 2.1.
-    Target: none published at this size.
+    Paper: Radford et al. 2019 (the architecture); learning rate and weight decay as in Brown et al. 2020, table 2.1.
+    Target: none published for this size.
     Cost: not measured.
     Command: polymodal pretrain gpt2-small --data DATA --tokenizer TOKENIZER --out RUN
     """
@@ -49,11 +49,11 @@ def gpt2_small() -> Recipe:
 def gpt2_base() -> Recipe:
     """The smallest GPT-2 of the paper: 12 blocks, width 768, 1024 positions, 124M parameters.
 
-    Paper: Radford et al. 2019, Language Models are Unsupervised Multitask Learners. Batch 512 x 1024 tokens on
-    WebText (40 GB); its learning rate was tuned by hand and not published, so it is that of GPT-3 125M here
-    (Brown et al. 2020, table 2.1: 6e-4, Adam 0.9/0.95, decay 0.1, clip 1, cosine to a tenth).
+    Paper: Radford et al. 2019, Language Models are Unsupervised Multitask Learners. Batch 512 x 1024 tokens on WebText (40 GB). Its
+    learning rate was tuned by hand and not published; this recipe uses that of GPT-3 125M (Brown et al. 2020, table 2.1: 6e-4, Adam
+    0.9/0.95, weight decay 0.1, clip 1, cosine decay to a tenth).
     Target: WikiText-2 perplexity 29.41, LAMBADA accuracy 45.99, LAMBADA perplexity 35.13 (paper, table 3).
-    Unverified: it has not been run to its end; WebText itself was never released.
+    Unverified: never trained to the end; WebText was never released.
     Cost: not measured.
     Command: torchrun --nproc-per-node 8 -m polymodal pretrain gpt2-base --data DATA --tokenizer TOKENIZER --out RUN
     """

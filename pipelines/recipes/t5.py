@@ -8,18 +8,18 @@ from ..run.schedule import ScheduleSettings
 
 
 def t5_tiny() -> Recipe:
-    """T5 with 2 + 2 blocks of width 128 on texts of 128 tokens: a few laptop minutes.
+    """T5 with 2 + 2 blocks of width 128 on texts of 128 tokens: a few minutes on a laptop.
 
-    Paper: Raffel et al. 2020, Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer
-    (architecture, span corruption, Adafactor with inverse square root).
-    Target: none from the paper; a tutorial and smoke test. Loss on held-out targets below the unigram baseline.
-    Measured: docstrings and documentation of Python's standard library (1.9 MB, 4096 pieces), held-out nats of a target
-    token: unigram 5.83, after 930 updates 4.72. A quarter of the targets are sentinels and ends, which are learnt first;
-    of the others, known to be others, the unigram gives 6.45 and the model 5.75. What stands in a span takes longer.
+    Paper: Raffel et al. 2020, Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer (architecture, span
+    corruption, Adafactor with inverse square root schedule).
+    Target: none in the paper; this is a tutorial and a smoke test. Held-out loss should be below the unigram baseline.
+    Measured: on docstrings and documentation of Python's standard library (1.9 MB, 4096 subwords), held-out nats per target token:
+    unigram 5.83, after 930 updates 4.72. A quarter of the targets are sentinel and end tokens, which are learned first. On the other
+    targets, given that they are none of these: unigram 6.45, model 5.75. The contents of the spans take longer to learn.
     Deviates: size, linear warmup, no dropout.
-    Data: `pack --tokenize TOKENIZER --block 141` makes rows that fill the input exactly (the rest of a longer row
-    makes one shorter text); the tokenizer is trained with `--kind unigram --style t5`.
-    Cost: 87 samples/s on two CPU cores, so 3 minutes.
+    Data: `pack --tokenize TOKENIZER --block 141` makes rows that fill the input exactly (the rest of a longer row becomes one shorter
+    text); train the tokenizer with `--kind unigram --style t5`.
+    Cost: 3 minutes on two CPU cores (87 samples/s).
     Command: polymodal pretrain t5-tiny --data DATA --tokenizer TOKENIZER --out RUN
     """
     return Recipe(
@@ -33,15 +33,15 @@ def t5_tiny() -> Recipe:
 
 
 def t5_small() -> Recipe:
-    """T5-small, 6 + 6 blocks of width 512, 60M parameters: one GPU, days.
+    """T5-small: 6 + 6 blocks of width 512, 60M parameters: days on one GPU.
 
-    Paper: Raffel et al. 2020; the procedure of the baseline (section 3.1) at the size of section 3.7: 2^19 updates of
-    128 texts of 512 tokens (2^16 tokens), Adafactor at 1 / sqrt(max(update, 10^4)), which is a peak of 0.01.
-    Target: none: the T5-small of the paper saw 32 times as much text and supervised tasks (section 3.7).
-    Deviates: the first 10^4 updates warm up linearly, where the paper's rate is constant; no clipping of the gradient
-    on top of Adafactor's own, as in the paper.
-    Data: `pack --tokenize TOKENIZER --block 568` makes rows that fill the input of 512 exactly.
-    Unverified: it has not been run to its end.
+    Paper: Raffel et al. 2020; the baseline's procedure (section 3.1) at the size of section 3.7: 2^19 updates of 128 texts of 512
+    tokens (2^16 tokens), Adafactor with learning rate 1 / sqrt(max(update, 10^4)), so the peak is 0.01.
+    Target: none: the paper's T5-small saw 32 times as much text and supervised tasks (section 3.7).
+    Deviates: the first 10^4 updates are a linear warmup; the paper's learning rate is constant there. As in the paper, no gradient
+    clipping besides Adafactor's own.
+    Data: `pack --tokenize TOKENIZER --block 568` makes rows that fill the input of 512 tokens exactly.
+    Unverified: never trained to the end.
     Cost: not measured.
     Command: polymodal pretrain t5-small --data DATA --tokenizer TOKENIZER --out RUN
     """
@@ -58,13 +58,12 @@ def t5_small() -> Recipe:
 def t5_base() -> Recipe:
     """The paper's baseline: 12 + 12 blocks of width 768, 220M parameters, 34B tokens of C4.
 
-    Paper: Raffel et al. 2020, section 3.1: 2^19 updates of 128 texts of 512 tokens, dropout 0.1, Adafactor at
+    Paper: Raffel et al. 2020, section 3.1: 2^19 updates of 128 texts of 512 tokens, dropout 0.1, Adafactor with learning rate
     1 / sqrt(max(update, 10^4)).
-    Target: after fine-tuning, GLUE 83.28, CNN/Daily Mail ROUGE-2 19.24, SQuAD exact match 80.88, SuperGLUE 71.36
-    (table 1).
-    Deviates: the first 10^4 updates warm up linearly, where the paper's rate is constant.
-    Data: `pack --tokenize TOKENIZER --block 568` makes rows that fill the input of 512 exactly.
-    Unverified: it has not been run to its end.
+    Target: after fine-tuning, GLUE 83.28, CNN/Daily Mail ROUGE-2 19.24, SQuAD exact match 80.88, SuperGLUE 71.36 (table 1).
+    Deviates: the first 10^4 updates are a linear warmup; the paper's learning rate is constant there.
+    Data: `pack --tokenize TOKENIZER --block 568` makes rows that fill the input of 512 tokens exactly.
+    Unverified: never trained to the end.
     Cost: not measured.
     Command: torchrun --nproc-per-node 8 -m polymodal pretrain t5-base --data DATA --tokenizer TOKENIZER --out RUN
     """
@@ -79,14 +78,14 @@ def t5_base() -> Recipe:
 
 
 def t5_text2text() -> Recipe:
-    """T5 fine-tuned from text to text: the paper's settings for any task, summaries and translation among them.
+    """T5 fine-tuned from text to text, with the paper's settings for any task, such as summarization or translation.
 
-    Paper: Raffel et al. 2020, section 3.1.2: 2^18 updates of 128 texts of 512 tokens at a constant rate of 0.001, Adafactor,
-    dropout 0.1, a checkpoint every 5000 updates, the best of them is taken.
-    Target: for the 220M baseline, CNN/Daily Mail ROUGE-2 19.24 (table 1), from the published weights.
-    Data: `pack --target-field COLUMN`; the prefix that names the task (`--set 'objective.prefix="summarize: "'`) may also stand in
-    the texts, so that a mixture of data sets trains many tasks.
-    Unverified: the published weights could not be fetched where this was written.
+    Paper: Raffel et al. 2020, section 3.1.2: 2^18 updates of 128 texts of 512 tokens, constant learning rate 0.001, Adafactor, dropout
+    0.1, a checkpoint every 5000 updates, of which the best is used.
+    Target: from the published weights of the 220M baseline, CNN/Daily Mail ROUGE-2 19.24 (table 1).
+    Data: `pack --target-field COLUMN`. The prefix that names the task is set in the recipe
+    (`--set 'objective.prefix="summarize: "'`) or is part of the texts, so that a mixture of data sets trains several tasks.
+    Unverified: the published weights were not available in the development environment.
     Cost: not measured.
     Command: polymodal finetune t5-text2text --model MODEL --data DATA --eval-data HELD --out RUN
     """
@@ -101,12 +100,12 @@ def t5_text2text() -> Recipe:
 
 
 def t5_text2text_tiny() -> Recipe:
-    """T5 fine-tuned from text to text on texts of 128 tokens: a quarter of an hour of one core.
+    """T5 fine-tuned from text to text on texts of 128 tokens: a quarter of an hour on one core.
 
     Paper: Raffel et al. 2020, section 3.1.2 (the method).
-    Target: none from the paper.
-    Measured: docs/finetuning.md, summaries of docstrings.
-    Deviates: size, batch, a higher rate that ends at 0 (so small a network is nearly trained from scratch), no dropout.
+    Target: none in the paper.
+    Measured: docs/finetuning.md, "summaries of docstrings".
+    Deviates: size, batch size, a higher learning rate that decays to 0 (such a small network is nearly trained from scratch), no dropout.
     Cost: 11 minutes of one core's time (AMD EPYC, AVX-512) for texts of about 128 tokens and targets of 15.
     Command: polymodal finetune t5-text2text-tiny --model MODEL --data DATA --eval-data HELD --out RUN
     """

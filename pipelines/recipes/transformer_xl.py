@@ -8,18 +8,18 @@ from ..run.schedule import ScheduleSettings
 
 
 def transformer_xl_tiny() -> Recipe:
-    """Transformer-XL with 3 blocks of width 128, segments of 64 tokens and a memory of 128: a few laptop minutes.
+    """Transformer-XL with 3 blocks of width 128, segments of 64 tokens and a memory of 128: a few minutes on a laptop.
 
     Paper: Dai et al. 2019, Transformer-XL (the architecture; plain softmax).
-    Target: none from the paper; a tutorial and smoke test. Held-out perplexity falls as the memory grows.
-    Measured: documentation and docstrings of Python's standard library (1.9 MB, 4096 byte-bpe tokens, 489k to train on, 31k held out by
-    document), 2026-11-21. Held-out perplexity of the unigram 688; after 1500 updates, by the memory at evaluation (`evaluate
-    perplexity --memory N`): 0 115.7, 16 102.7, 32 102.0, 64 101.5, 128 101.3, and 256, which training never saw, 101.7. Rows of 16 tokens
-    leave more to the memory (`--block 16`, data.global_batch=64, model.mem_len=96, 770 updates): 0 187.3, 8 136.4, 16 129.4,
-    32 128.0, 64 127.4, 96 127.3.
-    Deviates: size, no adaptive softmax (the vocabulary is small), AdamW with decay, no dropout.
+    Target: none in the paper; this is a tutorial and a smoke test. Held-out perplexity should fall as the memory grows.
+    Measured: 2026-11-21, on documentation and docstrings of Python's standard library (1.9 MB, 4096 byte-bpe tokens; 489k tokens for
+    training, 31k held out by document). Held-out perplexity of the unigram: 688. After 1500 updates, by the memory at evaluation
+    (`evaluate perplexity --memory N`): 0 115.7, 16 102.7, 32 102.0, 64 101.5, 128 101.3, and 256, longer than in training, 101.7. With
+    rows of 16 tokens the memory matters more (`--block 16`, data.global_batch=64, model.mem_len=96, 770 updates): 0 187.3, 8 136.4,
+    16 129.4, 32 128.0, 64 127.4, 96 127.3.
+    Deviates: size, no adaptive softmax (the vocabulary is small), AdamW with weight decay, no dropout.
     Data: `pack --tokenize TOKENIZER --block 64 --in-order`.
-    Cost: 17 minutes on one thread of two busy cores (AMD EPYC, no GPU).
+    Cost: 17 minutes on one thread of two cores (AMD EPYC, no GPU), shared with other work.
     Command: polymodal pretrain transformer-xl-tiny --data DATA --tokenizer TOKENIZER --out RUN
     """
     return Recipe(
@@ -35,13 +35,13 @@ def transformer_xl_tiny() -> Recipe:
 def transformer_xl_base() -> Recipe:
     """The paper's smaller WikiText-103 model: 16 blocks of width 410, 151M parameters, 200,000 updates.
 
-    Paper: Dai et al. 2019, Transformer-XL, section 4.1, and the published script: 60 segments of 150 tokens, memory 150, Adam
-    2.5e-4 to zero by a cosine without warmup, clip 0.25, dropout 0.1, cutoffs 20k, 40k and 200k.
+    Paper: Dai et al. 2019, Transformer-XL, section 4.1, and the published script: 60 segments of 150 tokens, memory 150, Adam 2.5e-4
+    with a cosine decay to zero without warmup, clip 0.25, dropout 0.1, cutoffs 20k, 40k and 200k.
     Target: WikiText-103 test perplexity 24.0 (table 1), evaluated on segments of 64 with a memory of 640 (`evaluate perplexity --memory
-    640`), distances clamped at 400 and the same length (`clamp_len`, `same_length` in the export's config.json).
-    Deviates: the cutoffs hold for a vocabulary of words sorted by frequency; those beyond the tokenizer's vocabulary are left out.
+    640`), with distances clamped at 400 and `same_length` (`clamp_len`, `same_length` in the export's config.json).
+    Deviates: the cutoffs are for a vocabulary of words sorted by frequency; cutoffs beyond the tokenizer's vocabulary are dropped.
     Data: `tokenizer train --kind word --size 267735`, then `pack --tokenize TOKENIZER --block 150 --in-order`.
-    Unverified: it has not been run to its end.
+    Unverified: never trained to the end.
     Cost: not measured.
     Command: torchrun --nproc-per-node 4 -m polymodal pretrain transformer-xl-base --data DATA --tokenizer TOKENIZER --out RUN
     """

@@ -8,10 +8,10 @@ from ..run.schedule import ScheduleSettings
 
 
 def vit_tiny() -> Recipe:
-    """A ViT of 2 layers and width 128 on small pictures: a laptop minute.
+    """A ViT of 2 layers and width 128 on small images: about a minute on a laptop.
 
     Paper: Dosovitskiy et al. 2021, An Image is Worth 16x16 Words (the architecture).
-    Target: none from the paper; a tutorial and smoke test.
+    Target: none in the paper; this is a tutorial and a smoke test.
     Cost: not measured.
     Command: polymodal pretrain vit-tiny --data DATA --out RUN
     """
@@ -28,11 +28,11 @@ def vit_tiny() -> Recipe:
 def vit_small() -> Recipe:
     """ViT-S/16 on ImageNet-1k for 90 epochs: one node.
 
-    Paper: Beyer, Zhai, Kolesnikov 2022, Better plain ViT baselines for ImageNet-1k (batch 1024, Adam 1e-3, decay
-    1e-4 of the learning rate's schedule, which is AdamW 0.1 at peak 1e-3; warmup 10k; cosine; clip 1).
+    Paper: Beyer, Zhai, Kolesnikov 2022, Better plain ViT baselines for ImageNet-1k: batch 1024, Adam 1e-3, weight decay 1e-4 scaled by
+    the learning rate schedule (equal to AdamW 0.1 at a peak of 1e-3), warmup 10k, cosine schedule, clip 1.
     Target: 76.5% top-1 after 90 epochs (paper, table 1).
-    Deviates: class token instead of global average pooling, no RandAugment and mixup: expect less.
-    Unverified: it has not been run to its end.
+    Deviates: class token instead of global average pooling, no RandAugment and no mixup, so expect a lower accuracy.
+    Unverified: never trained to the end.
     Cost: not measured.
     Command: torchrun --nproc-per-node 8 -m polymodal pretrain vit-small --data DATA --out RUN
     """
@@ -49,10 +49,10 @@ def vit_small() -> Recipe:
 def vit_base() -> Recipe:
     """ViT-B/16 on ImageNet-1k for 300 epochs, as in the paper.
 
-    Paper: Dosovitskiy et al. 2021, table 3 (ImageNet-1k): batch 4096, Adam 3e-3, decay 0.3, dropout 0.1, warmup
-    10k, cosine, clip 1, pictures of 224 x 224.
+    Paper: Dosovitskiy et al. 2021, table 3 (ImageNet-1k): batch 4096, Adam 3e-3, weight decay 0.3, dropout 0.1, warmup 10k, cosine
+    schedule, clip 1, images of 224 x 224.
     Target: 77.9% top-1 after fine-tuning at 384 x 384 (paper, table 5).
-    Unverified: it has not been run to its end.
+    Unverified: never trained to the end.
     Cost: not measured.
     Command: torchrun --nproc-per-node 8 -m polymodal pretrain vit-base --data DATA --out RUN
     """
