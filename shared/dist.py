@@ -51,15 +51,6 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
     return total.to(tensor.device)
 
 
-def sum_over_ranks(numbers: dict[str, int]) -> dict[str, int]:
-    """The sums of integers over all ranks; every rank must have the same keys."""
-    if world_size() == 1:
-        return dict(numbers)
-    names = sorted(numbers)
-    total = all_reduce_sum(torch.tensor([numbers[name] for name in names], dtype=torch.int64))
-    return dict(zip(names, (int(n) for n in total)))
-
-
 def first_dims(tensor: Tensor) -> list[int]:
     """The size of `tensor`'s first dimension on every rank."""
     if world_size() == 1:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, ClassVar, Generic, Self
+from typing import Any, ClassVar, Generic, Self, cast
 
 import numpy as np
 import torch
@@ -72,17 +72,23 @@ class Batch:
     def map_tensors(self, function: Callable[[Tensor], Tensor]) -> Self:
         """This batch with `function` applied to every tensor field."""
         assert is_dataclass(self)
-        changed = {f.name: _map_tensors(getattr(self, f.name), function) for f in fields(self)}
+        changed = {f.name: map_tensors(getattr(self, f.name), function) for f in fields(self)}
         return replace(self, **changed)
 
 
-def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+def map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """`value` with `function` applied to every tensor in it: in nested dicts, lists, tuples (also named ones) and batches."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, Batch):
         return value.map_tensors(function)
     if isinstance(value, dict):
-        return {k: _map_tensors(v, function) for k, v in value.items()}
+        return {k: map_tensors(v, function) for k, v in cast("dict[Any, Any]", value).items()}
+    if isinstance(value, list):
+        return [map_tensors(v, function) for v in cast("list[Any]", value)]
+    if isinstance(value, tuple):
+        entries = (map_tensors(v, function) for v in cast("tuple[Any, ...]", value))
+        return type(value)(*entries) if hasattr(value, "_fields") else tuple(entries)
     return value
 
 

@@ -217,7 +217,7 @@ def test_the_example_system_keeps_the_contract(texts: Path, tmp_path: Path) -> N
     from polymodal.pipelines.data.stream import Layout, Stream
     from polymodal.pipelines.pack.pack import pack
     from polymodal.pipelines.run.optim import OptimSettings, build_optimizer
-    from polymodal.pipelines.train.loop import _counts, _Loss, _Work
+    from polymodal.pipelines.train.loop import MicroBatch, ScaledLoss, count
     from polymodal.shared.family import Context
 
     bag = example("bag_of_characters").FAMILIES[0]
@@ -232,10 +232,10 @@ def test_the_example_system_keeps_the_contract(texts: Path, tmp_path: Path) -> N
         losses = []
         for update in range(2):
             batches = [stream[update * layout.accumulate + part] for part in range(layout.accumulate)]
-            scale = {name: 1 / total for name, total in _counts(batches).items() if total}
+            scale = {name: 1 / total for name, total in count(batches).items() if total}
             losses.append(0.0)
             for batch in batches:
-                loss = _Loss(system)(_Work(batch, None, scale))
+                loss = ScaledLoss(system)(MicroBatch(batch, None, scale))
                 loss.backward()
                 losses[-1] += loss.item()
             gradient = torch.cat([p.grad.flatten() for p in system.parameters()])

@@ -26,7 +26,7 @@ from ...shared.convert import to_theirs
 from ...shared.system import System
 from ...text.bert import BertConfig
 from ...vision.vit import ViTConfig
-from ..train.sharding import compile_parts
+from ..train.layers import compile_parts
 from .case import Agreement, Case, Cases, Contender, Options
 from .machine import fast_bfloat16
 from .systems import SUBJECTS, Loss, Work, our_loss, our_system

@@ -339,7 +339,7 @@ def _pass(job: Job, measure: Measure, size: int, chosen: int, on_bad: str, worke
     for found in dist.gather_json(problem):
         if found is not None:
             raise UserError(found.replace("data.on_bad=skip", "--on-bad skip"))
-    total = dist.sum_over_ranks({"used": used})["used"]
+    total = sum(dist.gather_json(used))
     everything = sorted((b for part in dist.gather_json(bad) for b in part), key=lambda b: b["index"])
     if not total:
         reason = f"; the first: {everything[0]['reason']}" if everything else ""

@@ -186,7 +186,7 @@ def run_lines(facts: dict[str, Any]) -> list[str]:
 
 
 def _health_lines(facts: dict[str, Any]) -> list[str]:
-    from ..train.health import describe
+    from ..train.events import describe_event
 
     health, ranks, events = facts["health"], facts["ranks"], facts["events"]
     lines = [f"ranks: {health['state']}: {health['says']}"]
@@ -198,7 +198,7 @@ def _health_lines(facts: dict[str, Any]) -> list[str]:
                 lines += [f"      in {call}" for call in rank["at"]]
         if len(ranks) > _RANKS:
             lines.append(f"  ... {len(ranks) - _RANKS} more (all with --json)")
-    lines += [f"event: {describe(event)}" for event in events[-_EVENTS:]]
+    lines += [f"event: {describe_event(event)}" for event in events[-_EVENTS:]]
     if len(events) > _EVENTS:
         lines.append(f"  ... and {len(events) - _EVENTS} before (events.jsonl)")
     return lines

@@ -2,7 +2,7 @@
 
 A replay begins at the last checkpoint before the update (or, like the run, with its first weights), makes the updates from there to the end
 of the line of metrics.jsonl that holds the update, and compares the two lines number by number. It makes them with the loop's own code
-(`train.Updates`) and writes nothing. The order of the data, the masks and the dropout are functions of the place in the run, so the same
+(`make_update`) and writes nothing. The order of the data, the masks and the dropout are functions of the place in the run, so the same
 machine gives the same bits. The micro-batches of several ranks are made by one process, each with the draws of its rank: only the order
 in which gradients are added up differs then.
 """
@@ -31,11 +31,11 @@ from ..run.environment import describe_environment
 from ..run.recipe import Recipe
 from ..run.trees import join_rows
 from ..train.devices import build_fabric, seed_draws
-from ..train.health import decisions
-from ..train.job import Job
-from ..train.loop import Parts, Updates
+from ..train.events import rewind_decisions
+from ..train.loop import build_system, make_update, set_up
 from ..train.preflight import build_stream
 from ..train.start import Start, find_start
+from ..train.state import TrainState
 from .past import Past
 
 TOLERANCE = 1e-5
@@ -84,8 +84,8 @@ def replay(past: Past, data: Sequence[str] = (), *, losses: bool = True, console
     sets = past.sets(data)
     began = time.perf_counter()
     with _threads(past.started.get("threads")):
-        job = _build(past, sets, way, console)
-        made = _make(past, job, sets, way, losses, console)
+        state = _build(past, sets, way, console)
+        made = _make(past, state, sets, way, losses, console)
     line = made.pop("line")
     compared = compare(way.row, line) if way.row is not None and line else None
     return {"from": 0 if way.start is None else way.start.update, "checkpoint": None if way.start is None else str(way.start.path),
@@ -166,7 +166,7 @@ def _threads(count: int | None) -> Generator[None]:
         torch.set_num_threads(before)
 
 
-def _build(past: Past, sets: list[tuple[DataSet, float]], way: _Way, console: Console) -> Job:
+def _build(past: Past, sets: list[tuple[DataSet, float]], way: _Way, console: Console) -> TrainState:
     """The run as it stood at the checkpoint."""
     run, entry = past.run, family(past.recipe.system)
     first = past.at(1 if way.start is None else way.start.update + 1)
@@ -180,13 +180,12 @@ def _build(past: Past, sets: list[tuple[DataSet, float]], way: _Way, console: Co
         start = find_start(recipe, entry, model, run.directory, "never")
     else:
         start = Start(model, run.config())
-    parts = Parts.of(recipe, sets, run.context(), start, first.layout)
-    parts = replace(parts, stream=_stream(first, sets, parts.system))
-    job = parts.job(recipe, fabric, None, run, Console(quiet=True))
-    job.health.decided = [range(*pair) for pair in decisions(run)]
+    system, _ = build_system(recipe, run.context(), start, first.layout)
+    state = set_up(recipe, fabric, system, _stream(first, sets, system), None, run, Console(quiet=True))
+    state.health.rewound = [range(*pair) for pair in rewind_decisions(run)]
     if way.start is not None:
-        job.restore(way.start)
-    return job
+        state.restore(way.start)
+    return state
 
 
 def _recipe(past: Past) -> Recipe:
@@ -207,52 +206,52 @@ def _stream(past: Past, sets: list[tuple[DataSet, float]], system: System) -> St
     return build_stream(past.recipe, sets, system.objective, layout)
 
 
-def _make(past: Past, job: Job, sets: list[tuple[DataSet, float]], way: _Way, losses: bool, console: Console) -> dict[str, Any]:
+def _make(past: Past, state: TrainState, sets: list[tuple[DataSet, float]], way: _Way, losses: bool, console: Console) -> dict[str, Any]:
     """Make the updates up to the end of the line, and look closely at the one that is asked for."""
     logged = {int(row["update"]) for row in past.run.metrics("train")}
-    borders = set(_borders(past, job.update, way.end))
-    begin = job.update
+    borders = set(_borders(past, state.update, way.end))
+    begin = state.update
     where = "the first weights" if way.start is None else f"checkpoint {way.start.path.name}"
     console.say(f"making updates {begin + 1} to {way.end} again from {where}")
-    loop = Updates(job)
-    made: dict[str, Any] = {"update": None, "samples": None, "coupled": job.system.coupled, "trouble": None, "line": {}}
+    state.start_reading()
+    made: dict[str, Any] = {"update": None, "samples": None, "coupled": state.system.coupled, "trouble": None, "line": {}}
     with console.progress(f"replay {past.recipe.name}", total=way.end - begin) as bar:
-        while job.update < way.end:
-            if job.update in borders:
-                _continue(job, past.at(job.update + 1), sets)
-                loop.restart()
-            mine = job.update == past.index
-            if mine and losses and not job.system.coupled:
-                made["samples"] = sample_losses(job, console)
-            before = job.meter.state()["sums"]
-            loop.make()
-            job.health.settle()
+        while state.update < way.end:
+            if state.update in borders:
+                _continue(state, past.at(state.update + 1), sets)
+                state.start_reading()
+            mine = state.update == past.index
+            if mine and losses and not state.system.coupled:
+                made["samples"] = sample_losses(state, console)
+            before = state.meter.state()["sums"]
+            make_update(state)
+            state.health.wait_for_norms()
             if mine:
-                made["update"] = _own(before, job.meter.state())
-                made["trouble"] = _trouble(job)
-                if job.health.wrong is not None:
+                made["update"] = _own(before, state.meter.state())
+                made["trouble"] = _trouble(state)
+                if state.health.trouble is not None:
                     return made
-            elif job.health.wrong is not None:
-                raise UserError(f"the replay went wrong before update {past.update}, where the run did not: {job.health.wrong.story}"
+            elif state.health.trouble is not None:
+                raise UserError(f"the replay went wrong before update {past.update}, where the run did not: {state.health.trouble.message}"
                                 + "".join(f"; {note}" for note in way.notes))
             bar.advance()
-            if job.update in logged and job.update < way.end:
-                job.meter.reset()
-    means = job.meter.means()
+            if state.update in logged and state.update < way.end:
+                state.meter.reset()
+    means = state.meter.means()
     if means:
-        made["line"] = {**job.progress(), **means, **job.system.derive(means), "lr": loop.lr}
+        made["line"] = {**state.progress(), **means, **state.system.derive(means), "lr": state.lr}
     return made
 
 
-def _continue(job: Job, past: Past, sets: list[tuple[DataSet, float]]) -> None:
+def _continue(state: TrainState, past: Past, sets: list[tuple[DataSet, float]]) -> None:
     """Go on as the run did when it was continued before an update: with another recipe, on other ranks, with other micro-batches."""
-    stream = _stream(past, sets, job.system)
-    job.recipe = _recipe(past)
-    job.health.settings = job.recipe.health
-    if job.stream.layout != stream.layout:
-        rows = join_rows([job.carries[part] for part in sorted(job.carries)])
-        job.carries = {} if rows is None else dict.fromkeys(range(stream.layout.accumulate), rows)
-    job.stream = stream
+    stream = _stream(past, sets, state.system)
+    state.recipe = _recipe(past)
+    state.health.settings = state.recipe.health
+    if state.stream.layout != stream.layout:
+        rows = join_rows([state.carries[part] for part in sorted(state.carries)])
+        state.carries = {} if rows is None else dict.fromkeys(range(stream.layout.accumulate), rows)
+    state.stream = stream
 
 
 def _own(before: Mapping[str, Sequence[float]], after: Mapping[str, Any]) -> dict[str, float] | None:
@@ -265,28 +264,28 @@ def _own(before: Mapping[str, Sequence[float]], after: Mapping[str, Any]) -> dic
     return {"loss": sum(weight * means.get(name, 0.0) for name, weight in after["weights"].items()), **means}
 
 
-def _trouble(job: Job) -> str | None:
+def _trouble(state: TrainState) -> str | None:
     """What went wrong in the update that was just made."""
-    if job.health.wrong is not None:
-        return job.health.wrong.story
-    mine = [trouble for trouble in job.health.skipped if trouble.update == job.update - 1]
-    return f"{mine[0].story}; the run left it out" if mine else None
+    if state.health.trouble is not None:
+        return state.health.trouble.message
+    mine = [trouble for trouble in state.health.skipped if trouble.update == state.update - 1]
+    return f"{mine[0].message}; the run left it out" if mine else None
 
 
 # --- single samples --------------------------------------------------------------------------------------------------
 
 
-def sample_losses(job: Job, console: Console) -> list[dict[str, Any]]:
+def sample_losses(state: TrainState, console: Console) -> list[dict[str, Any]]:
     """What each sample of the next update adds to it, read by itself and without dropout; the highest loss first.
 
     Returns:
         For each sample `loss` (the mean over its own targets), `share` (its part of the update's loss) and `gradient` (the norm of its
         part of the update's gradient).
     """
-    system, layout, index = job.system, job.stream.layout, job.update
+    system, layout, index = state.system, state.stream.layout, state.update
     counts: dict[str, int] = {}
     for part in range(layout.accumulate):
-        for name, count in job.stream[index * layout.accumulate + part].counts.items():
+        for name, count in state.stream[index * layout.accumulate + part].counts.items():
             counts[name] = counts.get(name, 0) + count
     trained = [p for p in system.parameters() if p.requires_grad]
     found: list[dict[str, Any]] = []
@@ -295,22 +294,22 @@ def sample_losses(job: Job, console: Console) -> list[dict[str, Any]]:
         for part in range(layout.accumulate):
             for position in layout.positions(index, part):
                 bar.advance()
-                batch = job.stream.alone(position)
+                batch = state.stream.alone(position)
                 if batch is not None:
-                    place = job.stream.order.locate(position)
-                    key, shard = job.stream.name(place)
-                    found.append({"sample": job.stream.index(place), "key": key, "shard": shard, "position": position,
-                                  "tokens": batch.tokens, **_alone(job, batch, part, counts, trained)})
+                    place = state.stream.order.locate(position)
+                    key, shard = state.stream.name(place)
+                    found.append({"sample": state.stream.index(place), "key": key, "shard": shard, "position": position,
+                                  "tokens": batch.tokens, **_alone(state, batch, part, counts, trained)})
     system.train()
     # what is not a number is what one looks for
     return sorted(found, key=lambda entry: -entry["loss"] if math.isfinite(entry["loss"]) else -math.inf)
 
 
-def _alone(job: Job, batch: Batch, part: int, counts: Mapping[str, int], trained: Sequence[Tensor]) -> dict[str, float]:
+def _alone(state: TrainState, batch: Batch, part: int, counts: Mapping[str, int], trained: Sequence[Tensor]) -> dict[str, float]:
     """A sample's loss, and its parts of the update's loss and gradient."""
-    seed_draws(job.recipe.seed, job.update, "sample", *batch.sample_ids)
-    with job.fabric.autocast():
-        step = job.system(batch.to(job.fabric.device), job.carries.get(part))
+    seed_draws(state.recipe.seed, state.update, "sample", *batch.sample_ids)
+    with state.fabric.autocast():
+        step = state.system(batch.to(state.fabric.device), state.carries.get(part))
     terms = step.terms.values()
     share = sum(term.total * (term.weight / counts[term.count]) for term in terms if counts[term.count])
     norm = 0.0

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..run.directory import Run, open_run
 from ..run.recipe import record
-from ..train.health import describe
+from ..train.events import describe_event
 from . import page
 
 _COUNTERS = frozenset({"split", "update", "samples", "epoch", "tokens", "bad", "lr", "grad_norm", "seconds",
@@ -55,7 +55,7 @@ def run_parts(run: Run, levels: dict[str, float] | None = None) -> list[str]:
     """
     recipe = run.recipe()
     train, held_out = run.metrics("train"), run.metrics("eval")
-    parts = [page.cards(_numbers(train, held_out)), *(page.paragraph(describe(event)) for event in run.events()[-_MAX_EVENTS:])]
+    parts = [page.cards(_numbers(train, held_out)), *(page.paragraph(describe_event(event)) for event in run.events()[-_MAX_EVENTS:])]
     if train:
         parts.append(page.grid(*_figures(run, train, held_out, levels)))
     samples = run.samples()

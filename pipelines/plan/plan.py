@@ -23,8 +23,9 @@ from ..data.stream import Layout
 from ..run.optim import freeze
 from ..run.recipe import Recipe
 from ..train.devices import choose_precision
+from ..train.layers import recompute_blocks
 from ..train.preflight import build_stream, open_data, preflight
-from ..train.sharding import layout_problems, recompute_blocks, sharded
+from ..train.sharding import layout_problems, sharded
 from ..train.start import Start, find_start
 from .rehearsal import Rehearsal, rehearse
 from .synthetic import synthetic_batch

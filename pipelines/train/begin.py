@@ -1,10 +1,10 @@
-"""The start of a run: take its directory, find the checkpoint to go on from, refuse what would make it another run."""
+"""The start of a run: take its directory, find the checkpoint to go on from, refuse what would make it another run, record the start."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from ...shared import dist
 from ...shared.errors import UserError
@@ -12,21 +12,42 @@ from ...shared.family import Context
 from ...shared.system import System
 from ...shared.tokenizer import Tokenizer
 from ..base.console import Console
-from ..data.stream import check_order
+from ..data.dataset import DataSet
+from ..data.stream import Stream, check_order
 from ..run import checkpoint
 from ..run.directory import Run, lock_run, open_run, record_start
 from ..run.environment import describe_environment
 from ..run.recipe import Recipe
 from . import heartbeat
-from .health import drop_outdated
+from .devices import choose_precision
+from .rewind import drop_outdated
+
+if TYPE_CHECKING:
+    from .fabric import Fabric
 
 _FIXED = ("system", "task", "size", "model", "objective", "seed", "optim.name")
 """What a run keeps for life; anything else may change when it is continued."""
 
 
-def begin(run: Run, recipe: Recipe, system: System, context: Context, model: str, resume: str | Path, order: Mapping[str, Any],
-           started: Mapping[str, Any], console: Console) -> tuple[checkpoint.Checkpoint | None, Any]:
-    """Take the directory, find the checkpoint to start from, and write what describes the run and this start of it."""
+def begin(run: Run, recipe: Recipe, system: System, context: Context, model: str, resume: str | Path, stream: Stream,
+          held_out: DataSet | None, fabric: Fabric, console: Console) -> tuple[checkpoint.Checkpoint | None, Any]:
+    """Take the directory, find the checkpoint to start from, and write what describes the run and this start of it.
+
+    Args:
+        run: the directory.
+        recipe: of this start.
+        system: what is trained; its network's config is recorded.
+        context: what the data told the system.
+        model: where its first weights come from; empty for fresh ones.
+        resume: see `pretrain`.
+        stream: what the run reads.
+        held_out: what it is evaluated on.
+        fabric: its devices.
+        console: where lines go.
+
+    Returns:
+        The checkpoint, and what keeps the directory this process's as long as it lives.
+    """
     held: list[Any] = []
 
     def take() -> str | None:
@@ -36,13 +57,14 @@ def begin(run: Run, recipe: Recipe, system: System, context: Context, model: str
         heartbeat.clear(run.directory)
         for name in drop_outdated(run):
             console.say(f"checkpoint {name} learnt from updates that the run has gone back to leave out: it is removed")
-        start = _start(run, resume, console)
+        start = _find_checkpoint(run, resume, console)
         if start is not None:
             _check_same(open_run(start.path.parent.parent), recipe, context, start)
-            check_order(start.state()["order"], order)
+            check_order(start.state()["order"], stream.order_state())
             console.say(f"resuming after update {start.update} from {start.path}")
-        where = {"update": 0, "checkpoint": ""} if start is None else {"update": start.update, "checkpoint": str(start.path.absolute())}
-        record_start(run, recipe, cast("Any", system.net).config, context, model, {**describe_environment(), **where, **started})
+        at = {"update": 0, "checkpoint": ""} if start is None else {"update": start.update, "checkpoint": str(start.path.absolute())}
+        record_start(run, recipe, cast("Any", system.net).config, context, model,
+                     {**describe_environment(), **at, **_describe_start(recipe, stream, held_out, fabric)})
         return None if start is None else str(start.path)
 
     dist.barrier()  # until every rank has looked at the directory as it was
@@ -50,8 +72,8 @@ def begin(run: Run, recipe: Recipe, system: System, context: Context, model: str
     return (None if path is None else checkpoint.verified_checkpoint(Path(path))), held
 
 
-def _start(run: Run, resume: str | Path, console: Console) -> checkpoint.Checkpoint | None:
-    """The checkpoint that `resume` means."""
+def _find_checkpoint(run: Run, resume: str | Path, console: Console) -> checkpoint.Checkpoint | None:
+    """The checkpoint that `resume` means, verified."""
     there = checkpoint.all_checkpoints(run.checkpoints)
     if resume == "never":
         return None
@@ -86,3 +108,21 @@ def _check_same(before: Run, recipe: Recipe, context: Context, start: checkpoint
         problems.append("the tokenizer is another one than the run began with")
     if problems:
         raise UserError(f"{before.directory} cannot be continued: {'; '.join(problems)}; set it back, or start a new run in another --out")
+
+
+def _describe_start(recipe: Recipe, stream: Stream, held_out: DataSet | None, fabric: Fabric) -> dict[str, Any]:
+    """What environment.json keeps of a start, so that any of its updates can be looked at and made again.
+
+    The data and where it lies (addresses without user names, passwords and signatures), the size of a micro-batch, the devices, and the
+    recipe.
+    """
+    device = fabric.device.type
+    return {"micro_batch": stream.layout.size, "device": device, "precision": choose_precision(recipe.precision, device),
+            "data": [{**_source(data), "weight": weight} for data, weight in zip(stream.sets, stream.order.weights, strict=True)],
+            "eval_data": None if held_out is None else _source(held_out), "recipe": recipe.to_dict()}
+
+
+def _source(data: DataSet) -> Mapping[str, Any]:
+    # a remote data set's name is its address without its secrets; a folder's is made whole, as a run may be looked at from elsewhere
+    address = data.directory if data.remote else str(Path(data.directory).absolute())
+    return {"source": address, "samples": len(data), "fingerprint": data.fingerprint}

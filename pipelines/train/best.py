@@ -15,7 +15,7 @@ HIGHER = ("accuracy", "f1", "auc", "precision", "recall", "rouge", "bleu", "top"
 """What is in the names of numbers that are better when they are higher."""
 
 
-def bests(directory: Path, newest: int) -> set[int]:
+def best_updates(directory: Path, newest: int) -> set[int]:
     """The best evaluations that the newest checkpoints know of: whichever of them a run goes on from, its best one must be there."""
     found = (c.state().get("best", {}).get("update") for c in checkpoint.all_checkpoints(directory)[-newest:])
     return {update for update in found if update is not None}
@@ -35,13 +35,13 @@ class Best:
         """Evaluations since then."""
 
     @property
-    def higher(self) -> bool:
+    def is_higher_better(self) -> bool:
         """Whether a higher number is the better one."""
         mode = self._settings.mode
         return mode == "max" or (mode == "auto" and any(part in self._settings.monitor for part in HIGHER))
 
     @property
-    def over(self) -> bool:
+    def is_over(self) -> bool:
         """Whether the run has waited long enough for a better evaluation."""
         return 0 < self._settings.patience <= self.waited
 
@@ -52,7 +52,7 @@ class Best:
             known = ", ".join(k for k, v in row.items() if isinstance(v, float))
             raise UserError(f"evaluate.monitor is {name!r}, which the evaluations do not measure; they have {known}")
         value = float(row[name])
-        gain = (value - self.value) * (1 if self.higher else -1)
+        gain = (value - self.value) * (1 if self.is_higher_better else -1)
         if self.update is None or gain > self._settings.min_delta or (math.isnan(self.value) and not math.isnan(value)):
             self.update, self.value, self.waited = int(row["update"]), value, 0
         else:

@@ -1,21 +1,42 @@
 """THE loop: pretrains any system on any data, on any number of ranks.
 
-It knows `Objective`, `Batch`, `Term`, `Step` and `System` and nothing else: it imports no family and branches on no
-name. One update is one global batch, however it is divided: the counts of all micro-batches and ranks are
-added up first, and every micro-batch's sum is divided by them, so the gradient is that of the whole batch.
+`pretrain` sets a run up; `train` and `fit` make its updates, and log, evaluate and save between them. `make_update` is one update, which is
+one global batch, however that is divided. On two ranks with three micro-batches each:
 
-The state of a run is its weights, the optimizer, and one integer, the number of updates made. The data
-follows from that integer (`pipelines/data/stream.py`), and so do learning rate and dropout: the random generators
-are seeded again for every micro-batch. Therefore a run that was killed continues bit for bit on one rank.
+    rank 0                                  rank 1
+    1 read     [0]  [1]  [2]                [0]  [1]  [2]        the micro-batches, made by the stream's workers
+                └────┴────┴────────┬─────────┴────┴────┘
+    2 count                 counts of all six                    how many targets each term of the loss has in the whole batch
+                ┌────┬────┬────────┴─────────┬────┬────┐
+    3 learn    forward, backward            forward, backward    each micro-batch's SUM is divided by the count of the whole batch;
+               of [0]                       of [0]               is_accumulating: its gradient stays on its rank
+               of [1]                       of [1]
+               of [2] ──────── gradients ── of [2]               the last one adds the gradients of all ranks up
+                                   │
+                        clip: norm of the gradient
+                        check: is it finite?                     no: no step (`health.py`)
+                        step, at the rate of the schedule
+                        System.after_update
+                                   │
+    4 advance           update += 1, tokens, bad samples, times
+
+    between updates: what went wrong is acted upon (`rewind.py`), then log, evaluate, save
+
+So the gradient is that of the whole batch, on any number of ranks and micro-batches. The loop knows `Objective`, `Batch`, `Term`, `Step`
+and `System` and nothing else: it imports no family and branches on no name.
+
+The state of a run is its weights, the optimizer, and one integer, the number of updates made. The data follows from that integer
+(`pipelines/data/stream.py`), and so do learning rate and dropout: the random generators are seeded again for every micro-batch. Therefore
+a run that was killed continues bit for bit on one rank.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,22 +58,25 @@ from ..run.optim import build_optimizer, clip_gradients, freeze, set_learning_ra
 from ..run.recipe import Recipe
 from ..run.schedule import factor
 from .begin import begin
-from .best import bests
+from .best import best_updates
 from .devices import build_fabric, seed_draws
 from .fabric import DDPStrategy, Fabric
-from .health import act
-from .job import Job
+from .layers import compile_parts, recompute_blocks
 from .meter import Meter
 from .preflight import build_stream, open_data, preflight
-from .sharding import Whole, average_gradients, building, compile_parts, recompute_blocks, sharded, undivided
+from .rewind import apply_policy
+from .sharding import Whole, average_gradients, building, sharded, undivided
 from .start import Start, find_start
-from .started import started
+from .state import TrainState
 from .stop import Stop
 from .trace import profiling
 
 Data = str | Path | Sequence[tuple[str | Path, float]]
 Resume = Literal["auto", "never"] | Path
 Ending = Literal["complete", "no progress", "out of time", "asked to stop"]
+
+
+# --- setting up ------------------------------------------------------------------------------------------------------
 
 
 def pretrain(
@@ -95,8 +119,11 @@ def pretrain(
         start = find_start(recipe, family(recipe.system), model, out, resume)
     layout = Layout(recipe.data.global_batch, recipe.data.micro_batch, fabric.global_rank, fabric.world_size)
     context = open_data([d for d, _ in mixture], held_out, tokenizer or start.tokenizer)
-    parts = Parts.of(recipe, mixture, context, start, layout)
-    lines = [*preflight(recipe, parts.system, parts.stream, held_out, fabric, out), *parts.lines]
+    system, origin = build_system(recipe, context, start, layout)
+    # a system that starts from a trained tower brings that tower's tokenizer
+    context = replace(context, tokenizer=context.tokenizer or getattr(system.objective, "tokenizer", None))
+    stream = build_stream(recipe, mixture, system.objective, layout)
+    lines = [*preflight(recipe, system, stream, held_out, fabric, out), *origin]
     for line in lines:
         console.say(line)
     if dry_run:
@@ -104,15 +131,14 @@ def pretrain(
 
     # 2. The run's directory, and where to start
     run = Run(out)
-    found, _lock = begin(run, recipe, parts.system, parts.context, start.source, resume, parts.stream.order_state(),
-                         started(recipe, parts.stream, held_out, fabric), console)
+    found, _lock = begin(run, recipe, system, context, start.source, resume, stream, held_out, fabric, console)
 
     # 3. Devices, optimizer, state
-    job = parts.job(recipe, fabric, held_out, run, console)
-    with job.heart.start(run.directory, fabric.global_rank, fabric.world_size, recipe.health.heartbeat):
+    state = set_up(recipe, fabric, system, stream, held_out, run, console)
+    with state.heartbeat.start(run.directory, fabric.global_rank, fabric.world_size, recipe.health.heartbeat):
         if found is not None:
-            job.restore(found)
-        return _train(job, Stop(max_seconds), profile)
+            state.restore(found)
+        return train(state, Stop(max_seconds), profile)
 
 
 def open_sets(data: Data) -> list[tuple[DataSet, float]]:
@@ -121,224 +147,196 @@ def open_sets(data: Data) -> list[tuple[DataSet, float]]:
     return [(DataSet.open(source), weight) for source, weight in sources]
 
 
-@dataclass(frozen=True)
-class Parts:
-    """What is trained on what, before any device, optimizer or directory comes in."""
-
-    system: System
-    context: Context
-    stream: Stream
-    lines: list[str]
-    """Where its weights come from and which are frozen, for people."""
-
-    @classmethod
-    def of(cls, recipe: Recipe, data: Sequence[tuple[DataSet, float]], context: Context, start: Start, layout: Layout) -> Self:
-        """The system with its first weights, and the stream that it reads."""
-        entry = family(recipe.system)
-        with building(recipe, layout.rank, layout.world):
-            system = recipe.build(entry, context, start.config)
-            lines = start.fill(system, entry)
-        frozen = freeze(system, recipe.optim.freeze)
-        if frozen:
-            lines.append(f"frozen ({', '.join(recipe.optim.freeze)}): {len(frozen)} tensors")
-        # a system that starts from a trained tower brings that tower's tokenizer
-        context = replace(context, tokenizer=context.tokenizer or getattr(system.objective, "tokenizer", None))
-        return cls(system, context, build_stream(recipe, data, system.objective, layout), lines)
-
-    def job(self, recipe: Recipe, fabric: Fabric, held_out: DataSet | None, run: Run, console: Console) -> Job:
-        """The run at its beginning: the system on its devices, with a fresh optimizer."""
-        system = self.system
-        whole = Whole(system) if sharded(recipe, fabric.world_size) else None
-        if recipe.compile:
-            compile_parts(system)
-        if recipe.activation_checkpointing:
-            recompute_blocks(system)
-        module = fabric.setup_module(_Loss(system))
-        optimizer = build_optimizer(system, recipe.optim)
-        if isinstance(fabric.strategy, DDPStrategy):
-            settle_buckets(fabric, module)
-        return Job(recipe, fabric, system, module, optimizer, self.stream, held_out, run, console, whole)
+def build_system(recipe: Recipe, context: Context, start: Start, layout: Layout) -> tuple[System, list[str]]:
+    """The system with its first weights, and lines for people: where they come from, and which are frozen."""
+    entry = family(recipe.system)
+    with building(recipe, layout.rank, layout.world):
+        system = recipe.build(entry, context, start.config)
+        lines = start.fill(system, entry)
+    frozen = freeze(system, recipe.optim.freeze)
+    if frozen:
+        lines.append(f"frozen ({', '.join(recipe.optim.freeze)}): {len(frozen)} tensors")
+    return system, lines
 
 
-# --- the loop --------------------------------------------------------------------------------------------------------
+def set_up(recipe: Recipe, fabric: Fabric, system: System, stream: Stream, held_out: DataSet | None, run: Run,
+           console: Console) -> TrainState:
+    """The run at its beginning: the system on its devices, with a fresh optimizer."""
+    whole = Whole(system) if sharded(recipe, fabric.world_size) else None
+    if recipe.compile:
+        compile_parts(system)
+    if recipe.activation_checkpointing:
+        recompute_blocks(system)
+    module = fabric.setup_module(ScaledLoss(system))
+    optimizer = build_optimizer(system, recipe.optim)
+    if isinstance(fabric.strategy, DDPStrategy):
+        settle_buckets(fabric, module)
+    return TrainState(recipe, fabric, system, module, optimizer, stream, held_out, run, console, whole)
 
 
-def _train(job: Job, stop: Stop, profile: bool = False) -> dict[str, Any]:
-    """Make updates until the recipe's end, a signal, or the end of the time; log, evaluate and save between them."""
-    recipe, fabric, system = job.recipe, job.fabric, job.system
-    loop = Updates(job)
-    logbook = Logbook(job.run, recipe, job.update) if fabric.is_global_zero else None
-    ending: Ending | None = None
-    with (stop, job.saver, job.console.progress(f"pretrain {recipe.name}", total=recipe.max_updates) as bar,
-          profiling(profile, job.run.directory, fabric.global_rank, job.console) as traced):
-        bar.advance(job.update)
-        if recipe.health.policy == "rewind":
-            _save(job, logbook)  # there must be one to go back to
-        job.clock.start()
-        while job.update < recipe.max_updates and not job.best.over:
-            before = job.update
-            ending = loop.make(stop)
-            if ending is not None:
-                break
-            traced()
-            last = job.update == recipe.max_updates
-            log, evaluate, save = (bool(every) and job.update % every == 0
-                                   for every in (recipe.log.every, recipe.evaluate.every, recipe.checkpoint.every))
-            if log or evaluate or save or last:
-                job.health.settle()  # nothing is written of an update that went wrong
-            act(job, loop, logbook)
-            bar.advance(job.update - before)
-            if job.update <= before:
-                continue  # the run went back
-            if log or last:
-                _log(job, loop.lr, logbook, bar)
-            if evaluate and not last:
-                with job.clock.paused():
-                    _evaluate(job, logbook)
-            better = recipe.checkpoint.keep_best and job.best.update == job.update
-            if (save or better) and not (last or job.best.over):
-                with job.clock.saving():
-                    _save(job, logbook)
-        job.health.settle()
-        act(job, loop, logbook)
-        ending = ending or ("complete" if job.update == recipe.max_updates else "no progress")
-        if ending in ("out of time", "no progress") and job.meter:
-            _log(job, loop.lr, logbook, bar)
+# --- the run ---------------------------------------------------------------------------------------------------------
+
+
+def train(state: TrainState, stop: Stop, profile: bool = False) -> dict[str, Any]:
+    """Make updates until the recipe's end, a signal, or the end of the time; then evaluate, save and export."""
+    recipe, fabric = state.recipe, state.fabric
+    logbook = Logbook(state.run, recipe, state.update) if fabric.is_global_zero else None
+    state.start_reading()
+    with (stop, state.saver, state.console.progress(f"pretrain {recipe.name}", total=recipe.max_updates) as bar,
+          profiling(profile, state.run.directory, fabric.global_rank, state.console) as trace):
+        bar.advance(state.update)
+        ending = fit(state, stop, logbook, bar, trace)
+        if ending in ("out of time", "no progress") and state.meter:
+            log(state, logbook, bar)
         if ending != "asked to stop":
-            _evaluate(job, logbook)
-        _save(job, logbook, wait=True)
+            evaluate(state, logbook)
+        save(state, logbook, wait=True)
     if logbook is not None:
         logbook.close()
     if ending == "asked to stop":
-        job.console.say(f"stopped after update {job.update} as asked; the same command continues from there")
+        state.console.say(f"stopped after update {state.update} as asked; the same command continues from there")
     else:
-        if (best := job.best_checkpoint()) is not None:
-            checkpoint.load_model(best.path, system)
-            job.console.say(f"the best {recipe.evaluate.monitor} was {job.best.value:.4f}, after update {best.update}: that is exported")
-        job.at("exporting")
-        finished = job.plain()
-        dist.on_rank_0(lambda: export_system(finished, job.run.export, job.run.tokenizer()))
-        job.console.say(f"{ending} after update {job.update}; the network is in {job.run.export}")
-    return {"out": str(job.run.directory), "updates": job.update, "ending": ending, "train": job.trained, "eval": job.evaluated,
+        export(state, ending)
+    return {"out": str(state.run.directory), "updates": state.update, "ending": ending, "train": state.trained, "eval": state.evaluated,
             "rank": fabric.global_rank}
 
 
-class Updates:
-    """Makes the updates of a job one by one, from where it stands, and writes nothing: what trains and what replays both drive it."""
+def fit(state: TrainState, stop: Stop, logbook: Logbook | None, bar: Bar, trace: Callable[[], None]) -> Ending:
+    """Make updates as long as there is reason to; log, evaluate and save between them."""
+    recipe = state.recipe
+    if recipe.health.policy == "rewind":
+        save(state, logbook)  # there must be one to go back to
+    state.clock.start()
+    while state.update < recipe.max_updates and not state.best.is_over:
+        before = state.update
+        ending = make_update(state, stop)
+        if ending is not None:
+            state.health.wait_for_norms()
+            apply_policy(state, logbook)
+            return ending
+        trace()
 
-    def __init__(self, job: Job) -> None:
-        """Get ready to make update number `job.update`."""
-        self._loader: Any = None
-        self.job = job
-        self.lr = 0.0
-        """The learning rate of the update before."""
-        self._optimizer = cast("Any", job.fabric.setup_optimizers(job.optimizer))
-        self.restart()
+        is_last = state.update == recipe.max_updates
+        is_log_due, is_evaluation_due, is_save_due = (
+            every > 0 and state.update % every == 0 for every in (recipe.log.every, recipe.evaluate.every, recipe.checkpoint.every))
+        if is_log_due or is_evaluation_due or is_save_due or is_last:
+            state.health.wait_for_norms()  # nothing is written of an update that went wrong
+        went_back = apply_policy(state, logbook)
+        bar.advance(state.update - before)
+        if went_back:
+            continue
+        if is_log_due or is_last:
+            log(state, logbook, bar)
+        if is_evaluation_due and not is_last:
+            with state.clock.paused():
+                evaluate(state, logbook)
+        is_best = recipe.checkpoint.keep_best and state.best.update == state.update
+        if (is_save_due or is_best) and not (is_last or state.best.is_over):
+            with state.clock.saving():
+                save(state, logbook)
+    return "complete" if state.update == recipe.max_updates else "no progress"
 
-    def restart(self) -> None:
-        """Go on from where the job stands now."""
-        job, data = self.job, self.job.recipe.data
-        if self._loader is not None:
-            self._loader.close()  # its workers and what it fetches ahead
-        self._loader: Any = job.stream.loader(job.update, workers=data.workers, prefetch=data.prefetch,
-                                              pin_memory=job.fabric.device.type == "cuda")
-        job.optimizer.zero_grad(set_to_none=True)
-        job.system.train()
 
-    def make(self, stop: Stop | None = None) -> Ending | None:
-        """Make one update; or make none, and say why the run ends before it."""
-        job = self.job
-
-        # 1. Fetch the update's micro-batches.
-        job.at("reading")
-        with job.clock.waiting():
-            batches = [next(self._loader) for _ in range(job.stream.layout.accumulate)]
-
-        # 2. Add up the counts over micro-batches and ranks; wishes to stop, and what is wrong with earlier updates, travel with them.
-        job.at("counting")
-        wishes = {_ASKED: int(stop is not None and stop.asked), _LATE: int(stop is not None and stop.late)}
-        totals = dist.sum_over_ranks(_counts(batches) | wishes | {_ILL: int(job.health.suspects())})
-        if totals[_ILL]:
-            job.health.settle()
-            return None
-        if totals[_ASKED] or totals[_LATE]:
-            return "asked to stop" if totals[_ASKED] else "out of time"
-
-        # 3. Learn from them, unless this update is left out.
-        self.lr = job.recipe.optim.lr * factor(job.recipe.schedule, job.update, job.recipe.max_updates)
-        if job.health.leaves_out(job.update) or not self._learn(batches, totals):
-            job.health.left_out(job.update)
-
-        # 4. Count.
-        job.update += 1
-        job.tokens += totals[_TOKENS]
-        job.bad += totals[_BAD]
-        for name, value in (item for batch in batches for item in batch.reads.items()):
-            job.reads[name] = job.reads.get(name, 0) + value
-        job.bad_records += [{"update": job.update, **asdict(record)} for batch in batches for record in batch.bad]
-        job.clock.update(job.recipe.data.global_batch, totals[_TOKENS])
-        return None
-
-    def _learn(self, batches: Sequence[Batch], totals: Mapping[str, int]) -> bool:
-        """Make a step; False, with the weights as they were, where the gradient is known to be wrong."""
-        job, recipe, fabric, system = self.job, self.job.recipe, self.job.fabric, self.job.system
-        layout, world = job.stream.layout, fabric.world_size
-        measured, carries = Meter(fabric.device), dict(job.carries)
-        buffers = [(b, b.clone()) for b in system.buffers()] if recipe.health.policy == "skip" else []
-        # DDP averages over ranks, the loss is a sum over them: hence `world`
-        scale = {name: world / total if total else 0.0 for name, total in totals.items()}
-
-        # Forward and backward; gradients travel between ranks with the last micro-batch only.
-        for part, batch in enumerate(batches):
-            seed_draws(recipe.seed, job.update, *layout.place(part))
-            work = _Work(batch.to(fabric.device), carries.get(part), scale)
-            job.at("forward", part)
-            with fabric.no_backward_sync(job.module, enabled=world > 1 and part < layout.accumulate - 1):
-                loss = job.module(work)
-                job.at("backward", part)
-                fabric.backward(loss)
-            step = work.result()
-            carries[part] = step.carry
-            measured.add(step, batch.counts)
-
-        if job.whole is not None:
-            average_gradients(undivided(system))
-
-        # Clip, and leave the weights alone where the gradient is wrong.
-        job.at("stepping")
-        norm = _clip(job.module, recipe.optim.clip)
-        if not job.health.sound(job.update, norm):
-            job.health.explain(measured.means().get("loss"))
-            for buffer, kept in buffers:
-                buffer.copy_(kept)
-            job.optimizer.zero_grad(set_to_none=True)
-            return False
-        # it is one number of all ranks: counted once, a line that several ranks began and another number of them ended is a plain mean
-        measured.put("grad_norm", norm * fabric.is_global_zero, int(fabric.is_global_zero))
-        job.meter.merge(measured)
-        job.carries = carries
-
-        # Step.
-        set_learning_rate(job.optimizer, self.lr)
-        self._optimizer.step()
-        job.optimizer.zero_grad(set_to_none=True)
-        system.after_update(job.update)
-        return True
-
+# --- one update ------------------------------------------------------------------------------------------------------
 
 _TOKENS, _BAD, _ASKED, _LATE, _ILL = ":tokens", ":bad", ":asked", ":late", ":ill"  # no count of a system starts with a colon
 
 
-def _counts(batches: Sequence[Batch]) -> dict[str, int]:
+def make_update(state: TrainState, stop: Stop | None = None) -> Ending | None:
+    """Make one update; or make none, because earlier ones went wrong (`Health.trouble`), or because the run ends: then say why.
+
+    Nothing is written: what trains and what replays both drive it.
+    """
+    recipe, health = state.recipe, state.health
+
+    # 1. Read the update's micro-batches.
+    state.mark("reading")
+    with state.clock.waiting():
+        batches: list[Batch] = [next(state.batches) for _ in range(state.stream.layout.accumulate)]
+
+    # 2. Add up the counts over micro-batches and ranks; wishes to stop, and what is wrong with earlier updates, travel with them.
+    state.mark("counting")
+    wishes = {_ASKED: int(stop is not None and stop.asked), _LATE: int(stop is not None and stop.late)}
+    totals = state.totals.add_up(count(batches) | wishes | {_ILL: int(health.has_found_trouble())})
+    if totals[_ILL]:
+        health.wait_for_norms()
+        return None
+    if totals[_ASKED] or totals[_LATE]:
+        return "asked to stop" if totals[_ASKED] else "out of time"
+
+    # 3. Learn from them, unless this update is left out.
+    state.lr = recipe.optim.lr * factor(recipe.schedule, state.update, recipe.max_updates)
+    if health.is_left_out(state.update) or not learn(state, batches, totals):
+        health.mark_left_out(state.update)
+
+    # 4. Advance.
+    state.update += 1
+    state.tokens += totals[_TOKENS]
+    state.bad += totals[_BAD]
+    for name, value in (item for batch in batches for item in batch.reads.items()):
+        state.reads[name] = state.reads.get(name, 0) + value
+    state.bad_records += [{"update": state.update, **asdict(record)} for batch in batches for record in batch.bad]
+    state.clock.update(recipe.data.global_batch, totals[_TOKENS])
+    return None
+
+
+def count(batches: Sequence[Batch]) -> dict[str, int]:
     """The denominators of the update's terms on this rank, its tokens, and its skipped samples."""
     totals = {_TOKENS: sum(b.tokens for b in batches), _BAD: sum(len(b.bad) for b in batches)}
     for batch in batches:
-        for name, count in batch.counts.items():
-            totals[name] = totals.get(name, 0) + count
+        for name, number in batch.counts.items():
+            totals[name] = totals.get(name, 0) + number
     return totals
 
 
-class _Work:
+def learn(state: TrainState, batches: Sequence[Batch], totals: Mapping[str, int]) -> bool:
+    """Make a step; False, with the weights as they were, where the gradient is known to be wrong."""
+    recipe, fabric, system = state.recipe, state.fabric, state.system
+    layout, world = state.stream.layout, fabric.world_size
+    measured, carries = Meter(fabric.device), dict(state.carries)
+    buffers = [(b, b.clone()) for b in system.buffers()] if recipe.health.policy == "skip" else []
+    # strategies average gradients over ranks, the loss is a sum over them: hence `world`
+    scale = {name: world / total if total else 0.0 for name, total in totals.items()}
+
+    # Forward and backward; gradients travel between ranks with the last micro-batch only.
+    for part, batch in enumerate(batches):
+        is_accumulating = part < layout.accumulate - 1
+        seed_draws(recipe.seed, state.update, *layout.place(part))
+        micro = MicroBatch(batch.to(fabric.device), carries.get(part), scale)
+        state.mark("forward", part)
+        with fabric.no_backward_sync(state.module, enabled=world > 1 and is_accumulating):
+            loss = state.module(micro)
+            state.mark("backward", part)
+            fabric.backward(loss)
+        step = micro.result()
+        carries[part] = step.carry
+        measured.add(step, batch.counts)
+    if state.whole is not None:
+        average_gradients(undivided(system))
+
+    # Clip, and leave the weights alone where the gradient is wrong.
+    state.mark("stepping")
+    norm = clip(state.module, recipe.optim.clip)
+    if not state.health.observe(state.update, norm):
+        state.health.attach_loss(measured.means().get("loss"))
+        for buffer, kept in buffers:
+            buffer.copy_(kept)
+        state.optimizer.zero_grad(set_to_none=True)
+        return False
+    # it is one number of all ranks: counted once, a line that several ranks began and another number of them ended is a plain mean
+    measured.put("grad_norm", norm * fabric.is_global_zero, int(fabric.is_global_zero))
+    state.meter.merge(measured)
+    state.carries = carries
+
+    # Step.
+    set_learning_rate(state.optimizer, state.lr)
+    state.fabric_optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    system.after_update(state.update)
+    return True
+
+
+class MicroBatch:
     """One micro-batch on its way through the wrappers of Fabric and DDP.
 
     They walk through every dataclass they are handed, copy it and cast its tensors (float targets to bf16, too); an
@@ -348,6 +346,7 @@ class _Work:
     __slots__ = ("batch", "carry", "scale", "step")
 
     def __init__(self, batch: Batch, carry: Any, scale: Mapping[str, float]) -> None:
+        """The batch on its device, what the system carried to it, and for each count by what its terms are multiplied."""
         self.batch, self.carry, self.scale = batch, carry, scale
         self.step: Step | None = None
 
@@ -357,19 +356,20 @@ class _Work:
         return self.step
 
 
-class _Loss(nn.Module):
+class ScaledLoss(nn.Module):
     """A system as a module that returns the one number to differentiate."""
 
     def __init__(self, system: System) -> None:
+        """Keep the system."""
         super().__init__()
         self.system = system
 
-    def forward(self, work: _Work | None) -> Tensor:
+    def forward(self, micro: MicroBatch | None) -> Tensor:
         """The micro-batch's share of the loss of the global batch; without one a loss whose gradient is zero everywhere."""
-        if work is None:
+        if micro is None:
             return cast("Tensor", sum((p * 0).sum() for p in self.system.parameters() if p.requires_grad))
-        work.step = step = cast("Step", self.system(work.batch, work.carry))
-        parts = [term.total * (term.weight * work.scale[term.count]) for term in step.terms.values()]
+        micro.step = step = cast("Step", self.system(micro.batch, micro.carry))
+        parts = [term.total * (term.weight * micro.scale[term.count]) for term in step.terms.values()]
         return cast("Tensor", sum(parts))
 
 
@@ -384,54 +384,54 @@ def settle_buckets(fabric: Fabric, module: Any) -> None:
     module.zero_grad(set_to_none=True)
 
 
-def _clip(module: nn.Module, limit: float | None) -> Tensor:
+def clip(module: nn.Module, limit: float | None) -> Tensor:
     """Clip the gradient to `limit` and return its norm before that."""
     # an endless limit measures the norm and changes nothing
     return clip_gradients(module.parameters(), limit or float("inf"))
 
 
-# --- log, evaluate, save ---------------------------------------------------------------------------------------------
+# --- log, evaluate, save, export -------------------------------------------------------------------------------------
 
 
-def _log(job: Job, lr: float, logbook: Logbook | None, bar: Bar) -> None:
+def log(state: TrainState, logbook: Logbook | None, bar: Bar) -> None:
     """Write the means since the last line, if there was any step."""
-    job.at("logging")
-    if not job.meter:
+    state.mark("logging")
+    if not state.meter:
         return
-    means = job.meter.means()
-    job.meter.reset()
-    parts = dist.gather_json({"bad": job.bad_records, "reads": job.reads})
+    means = state.meter.means()
+    state.meter.reset()
+    parts = dist.gather_json({"bad": state.bad_records, "reads": state.reads})
     reads = {name: sum(part["reads"].get(name, 0) for part in parts) for name in sorted({n for part in parts for n in part["reads"]})}
-    job.bad_records, job.reads = [], {}
-    row = {"split": "train", **job.progress(), **means, **job.system.derive(means), "lr": lr, **job.clock.rates(), **reads}
-    job.trained = row
+    state.bad_records, state.reads = [], {}
+    row = {"split": "train", **state.progress(), **means, **state.system.derive(means), "lr": state.lr, **state.clock.rates(), **reads}
+    state.trained = row
     bar.advance(0, note=f"loss {row['loss']:.4f}")
     if logbook is not None:
         logbook.add_row(row)
         logbook.add_bad(record for part in parts for record in part["bad"])
-        job.console.say(f"update {job.update}/{job.recipe.max_updates}  loss {row['loss']:.4f}  lr {lr:.2e}  norm {row['grad_norm']:.3f}  "
-                        f"{row['samples_per_s']:.1f} samples/s")
+        state.console.say(f"update {state.update}/{state.recipe.max_updates}  loss {row['loss']:.4f}  lr {state.lr:.2e}  "
+                          f"norm {row['grad_norm']:.3f}  {row['samples_per_s']:.1f} samples/s")
 
 
 @torch.no_grad()
-def _evaluate(job: Job, logbook: Logbook | None) -> None:
+def evaluate(state: TrainState, logbook: Logbook | None) -> None:
     """Measure the held-out data on all ranks, and show what the model makes of some of it."""
-    if job.held_out is None or job.evaluated.get("update") == job.update:
+    if state.held_out is None or state.evaluated.get("update") == state.update:
         return
-    job.at("evaluating")
-    recipe, fabric, system = job.recipe, job.fabric, job.plain()
+    state.mark("evaluating")
+    recipe, fabric, system = state.recipe, state.fabric, state.whole_system()
     settings = recipe.evaluate
     meter = Meter(fabric.device, chance=True)
     previews: list[Preview] = []
     system.eval()
     began = time.perf_counter()
     # at most a training micro-batch at a time, so that what trains can be evaluated
-    each = job.stream.layout.size if settings.batch is None else -(-settings.batch // fabric.world_size)
-    batches = evaluation_batches(job.held_out, system.objective, batch=each, seed=recipe.seed, rank=fabric.global_rank,
+    each = state.stream.layout.size if settings.batch is None else -(-settings.batch // fabric.world_size)
+    batches = evaluation_batches(state.held_out, system.objective, batch=each, seed=recipe.seed, rank=fabric.global_rank,
                                  world=fabric.world_size, limit=settings.limit, lanes=settings.batch or recipe.data.global_batch,
                                  coupled=system.coupled, on_bad=recipe.data.on_bad)
     carry: Any = None
-    for number, batch in enumerate(batches):
+    for number, batch in enumerate(batches):  # a rank may have fewer batches than another, or none
         seed_draws(recipe.seed, number)
         batch = batch.to(fabric.device)
         with fabric.autocast():
@@ -445,23 +445,35 @@ def _evaluate(job: Job, logbook: Logbook | None) -> None:
     if not means:
         raise UserError("the held-out data gave no batch: give more of it, or leave --eval-data out")
     means |= meter.chances()
-    row = {"split": "eval", **job.progress(), **means, **system.derive(means), "seconds": time.perf_counter() - began}
-    job.evaluated = row
-    job.best.see(row)
+    row = {"split": "eval", **state.progress(), **means, **system.derive(means), "seconds": time.perf_counter() - began}
+    state.evaluated = row
+    state.best.see(row)
     if logbook is not None:
         logbook.add_row(row)
-        logbook.add_previews(job.update, previews)
+        logbook.add_previews(state.update, previews)
         others = "  ".join(f"{name} {row[name]:.4f}" for name in (*means, *system.derive(means)) if name != "loss")
-        job.console.say(f"evaluation after update {job.update}: loss {row['loss']:.4f}  {others}")
+        state.console.say(f"evaluation after update {state.update}: loss {row['loss']:.4f}  {others}")
 
 
-def _save(job: Job, logbook: Logbook | None, wait: bool = False) -> None:
+def save(state: TrainState, logbook: Logbook | None, wait: bool = False) -> None:
     """Save the state, beside the updates that follow unless it is to `wait`; older checkpoints go once the new one stands."""
     if logbook is not None:
         logbook.sync()
-    job.at("saving")
-    settings, directory = job.recipe.checkpoint, job.run.checkpoints
-    tensors, state = job.state()
-    job.saver.save(job.update, tensors, state, wait=wait,
-                   after=lambda: checkpoint.prune(directory, settings.keep_last, settings.keep_every,
-                                                  bests(directory, settings.keep_last) if settings.keep_best else ()))
+    state.mark("saving")
+    settings, directory = state.recipe.checkpoint, state.run.checkpoints
+    tensors, record = state.saved()
+    state.saver.save(state.update, tensors, record, wait=wait,
+                     after=lambda: checkpoint.prune(directory, settings.keep_last, settings.keep_every,
+                                                    best_updates(directory, settings.keep_last) if settings.keep_best else ()))
+
+
+def export(state: TrainState, ending: Ending) -> None:
+    """Write the network in the reference library's layout: the best one where the recipe asks for it, else this moment's."""
+    if (best := state.best_checkpoint()) is not None:
+        checkpoint.load_model(best.path, state.system)
+        monitor = state.recipe.evaluate.monitor
+        state.console.say(f"the best {monitor} was {state.best.value:.4f}, after update {best.update}: that is exported")
+    state.mark("exporting")
+    finished = state.whole_system()
+    dist.on_rank_0(lambda: export_system(finished, state.run.export, state.run.tokenizer()))
+    state.console.say(f"{ending} after update {state.update}; the network is in {state.run.export}")

@@ -1,10 +1,8 @@
-"""What a run measures: sums and counts, kept on the device until they are asked for, and time."""
+"""What a run measures: sums and counts, kept on the device until they are asked for."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -58,21 +56,34 @@ class Meter:
             self._sums[name] = pair if old is None else old + pair
 
     def means(self) -> dict[str, float]:
-        """The mean of everything over all ranks, and `loss`, the weighted sum of the terms. Every rank must call it."""
-        names = sorted(self._sums)
-        if not names:
-            return {}
-        totals = dist.all_reduce_sum(torch.stack([self._sums[name] for name in names])).tolist()
-        means = {name: total / count if count else 0.0 for name, (total, count) in zip(names, totals)}
-        if not self._weights:
+        """The mean of everything over all ranks, and `loss`, the weighted sum of the terms; empty where no rank has anything.
+
+        Every rank must call it.
+        """
+        totals, weights = self._totals()
+        means = {name: total / count if count else 0.0 for name, (total, count) in totals.items()}
+        if not weights:
             return means
-        return {"loss": sum(weight * means[name] for name, weight in self._weights.items())} | means
+        return {"loss": sum(weight * means[name] for name, weight in weights.items())} | means
+
+    def _totals(self) -> tuple[dict[str, list[float]], dict[str, float]]:
+        """[sum, count] of every name that any rank has, over all of them, and the weights of the terms among these names."""
+        # held-out data may have fewer batches than there are ranks, and a term may have been on one rank only
+        parts = dist.gather_json({"names": list(self._sums), "weights": self._weights})
+        names = sorted({name for part in parts for name in part["names"]})
+        if not names:
+            return {}, {}
+        nothing = torch.zeros(2, device=self.device, dtype=self._type)
+        totals = dist.all_reduce_sum(torch.stack([self._sums.get(name, nothing) for name in names])).tolist()
+        return dict(zip(names, totals)), {name: weight for part in parts for name, weight in part["weights"].items()}
 
     def chances(self) -> dict[str, float]:
-        """For each term with labels, `{term}_chance`: their entropy in nats over all ranks. Every rank must call it."""
+        """For each term with labels on some rank, `{term}_chance`: their entropy in nats over all ranks. Every rank must call it."""
+        labels = self._labels or {}
+        nothing = torch.zeros(0, device=self.device, dtype=torch.long)
         found: dict[str, float] = {}
-        for name in sorted(self._labels or {}):
-            mine = (self._labels or {})[name]
+        for name in sorted({name for names in dist.gather_json(list(labels)) for name in names}):
+            mine = labels.get(name, nothing)
             counts = dist.all_reduce_sum(_add(mine, mine.new_zeros(max(dist.first_dims(mine)))))
             share = counts[counts > 0].double().cpu() / float(counts.sum())
             found[f"{name}_chance"] = float(-(share * share.log()).sum())
@@ -84,9 +95,8 @@ class Meter:
 
     def state(self) -> dict[str, Any]:
         """The sums over all ranks as JSON. Every rank must call it."""
-        names = sorted(self._sums)
-        totals = dist.all_reduce_sum(torch.stack([self._sums[n] for n in names])).tolist() if names else []
-        return {"sums": dict(zip(names, totals)), "weights": self._weights}
+        totals, weights = self._totals()
+        return {"sums": totals, "weights": weights}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from `state`: rank 0 takes the sums, the others start from zero."""
@@ -99,61 +109,3 @@ def _add(a: Tensor, b: Tensor) -> Tensor:
     """The sum of two counts of different lengths."""
     size = max(len(a), len(b))
     return torch.nn.functional.pad(a, (0, size - len(a))) + torch.nn.functional.pad(b, (0, size - len(b)))
-
-
-class Clock:
-    """Where the time goes. Evaluations and checkpoints are left out of every rate."""
-
-    def __init__(self) -> None:
-        self.elapsed = 0.0
-        """Seconds of training, over all starts of the run."""
-        self._window = self._wait = self._save = 0.0
-        self._updates = self._samples = self._tokens = 0
-        self._since = 0.0
-
-    def start(self) -> None:
-        """Begin to count."""
-        self._since = time.perf_counter()
-
-    def _stop(self) -> None:
-        passed = time.perf_counter() - self._since
-        self._window += passed
-        self.elapsed += passed
-
-    @contextmanager
-    def paused(self) -> Generator[None]:
-        """A block whose time does not count."""
-        self._stop()
-        yield
-        self.start()
-
-    @contextmanager
-    def saving(self) -> Generator[None]:
-        """A block that saves: its time counts as that only."""
-        since = time.perf_counter()
-        with self.paused():
-            yield
-        self._save += time.perf_counter() - since
-
-    @contextmanager
-    def waiting(self) -> Generator[None]:
-        """A block that waits for data."""
-        since = time.perf_counter()
-        yield
-        self._wait += time.perf_counter() - since
-
-    def update(self, samples: int, tokens: int) -> None:
-        """Count one update."""
-        self._updates += 1
-        self._samples += samples
-        self._tokens += tokens
-
-    def rates(self) -> dict[str, float]:
-        """Throughput since the last call."""
-        with self.paused():
-            seconds, updates = max(self._window, 1e-9), max(self._updates, 1)
-            rates = {"samples_per_s": self._samples / seconds, "tokens_per_s": self._tokens / seconds, "step_s": seconds / updates,
-                     "data_wait_s": self._wait / updates, "save_s": self._save, "elapsed_s": self.elapsed}
-            self._window = self._wait = self._save = 0.0
-            self._updates = self._samples = self._tokens = 0
-        return rates

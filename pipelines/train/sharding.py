@@ -1,10 +1,9 @@
-"""Weights, gradients and optimizer state divided over the ranks (FSDP2), and activations that are computed again.
+"""Weights, gradients and optimizer state divided over the ranks (FSDP2).
 
-Zhao et al., "PyTorch FSDP: Experiences on Scaling Fully Sharded Data Parallel" (https://arxiv.org/abs/2304.11277); Chen et al.,
-"Training Deep Nets with Sublinear Memory Cost" (https://arxiv.org/abs/1604.06174). No family is known here: the unit of both is the
-`Block`. Whatever lies outside of blocks (embeddings, heads, tied weights, position biases) is one unit of its own, the root.
-Parameters that have no rows (CLIP's logit scale), and the parts that a system keeps to itself (`System.undivided`), stay whole on
-every rank, as under DDP.
+Zhao et al., "PyTorch FSDP: Experiences on Scaling Fully Sharded Data Parallel" (https://arxiv.org/abs/2304.11277). No family is known
+here: the unit is the `Block`. Whatever lies outside of blocks (embeddings, heads, tied weights, position biases) is one unit of its own,
+the root. Parameters that have no rows (CLIP's logit scale), and the parts that a system keeps to itself (`System.undivided`), stay whole
+on every rank, as under DDP.
 
 A network is built with weights on rank 0 alone. The other ranks build it on torch's meta device and are sent one unit after the other,
 of which each keeps its rows before the next one comes.
@@ -15,7 +14,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -24,8 +22,6 @@ from torch import Tensor, nn
 
 from ...shared import dist
 from ...shared.block import Block
-from ...shared.heads import LMHead
-from ...shared.loss import softmax_gradient_
 from ...shared.stack import Stack
 from ...shared.system import System
 
@@ -134,7 +130,6 @@ class _Arrivals:
             self._here |= {id(tensor): new, id(new): new}
         return self._here[id(tensor)]
 
-
     def _empty(self, tensor: Tensor) -> Tensor:
         if id(tensor) in self._kept or not isinstance(tensor, nn.Parameter):
             return torch.empty_like(tensor, device="cpu")
@@ -195,41 +190,6 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     for parameter, gradient, ranks in zip(trained, gradients, there.tolist()):
         if ranks:
             parameter.grad = gradient.to(parameter.dtype).view_as(parameter)
-
-
-def compile_parts(system: nn.Module) -> None:
-    """Compile every block for itself, and what a head does to its logits; a system without blocks as a whole.
-
-    Blocks of one shape share their code, and none sees a batch's lengths, so little is compiled, and nothing again when documents
-    change. Evaluation and previews are not compiled: text that is generated has another shape in every step. What gathers weights
-    (hooks around a block) stays outside. To be called before the module is sharded.
-    """
-    blocks = [m for m in system.modules() if isinstance(m, Block)]
-    for block in blocks:
-        block.forward = partial(_in_training, torch.compile(block.forward), block.forward)  # type: ignore[method-assign]
-    for head in (m for m in system.modules() if isinstance(m, LMHead)):
-        head.soften = torch.compile(softmax_gradient_)
-    if not blocks:
-        system.compile()
-
-
-def _in_training(compiled: Callable[..., Tensor], plain: Callable[..., Tensor], *arguments: Any, **named: Any) -> Tensor:
-    return (compiled if torch.is_grad_enabled() else plain)(*arguments, **named)
-
-
-def recompute_blocks(module: nn.Module) -> None:
-    """Keep only the input of every block for the backward pass and compute the rest again, with the same dropout."""
-    for block in module.modules():
-        if isinstance(block, Block):
-            block.forward = partial(_recomputed, block.forward)  # type: ignore[method-assign]
-
-
-def _recomputed(forward: Callable[..., Tensor], *arguments: Any, **named: Any) -> Tensor:
-    if not torch.is_grad_enabled():
-        return forward(*arguments, **named)
-    from torch.utils.checkpoint import checkpoint
-
-    return checkpoint(forward, *arguments, use_reentrant=False, **named)
 
 
 class Whole:

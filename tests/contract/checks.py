@@ -33,8 +33,8 @@ def loss_of(system: System, batch: Batch, counts: Mapping[str, int] | None = Non
     `counts` are the denominators of the whole global batch; by default the batch's own.
     """
     counts = batch.counts if counts is None else counts
-    work = loop._Work(batch, carry, {name: 1 / n if n else 0.0 for name, n in counts.items()})
-    return loop._Loss(system)(work), work.result()
+    micro = loop.MicroBatch(batch, carry, {name: 1 / n if n else 0.0 for name, n in counts.items()})
+    return loop.ScaledLoss(system)(micro), micro.result()
 
 
 def gradients_of(system: System, batches: Sequence[Batch], counts: Mapping[str, int]) -> tuple[float, Gradients]:

@@ -55,7 +55,7 @@ def run(case: Case, recipe: Recipe, root: Path, out: Path, *, double: bool = Fal
 
 @contextlib.contextmanager
 def _recorded(made: Made, double: bool) -> Iterator[None]:
-    clip, build = loop._clip, Recipe.build
+    clip, build = loop.clip, Recipe.build
 
     def keep(module: nn.Module, limit: float | None) -> Tensor:
         made.gradients.append({n.split("system.", 1)[1]: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None})
@@ -64,7 +64,7 @@ def _recorded(made: Made, double: bool) -> Iterator[None]:
     def exact(self: Recipe, *arguments: Any) -> nn.Module:
         return build(self, *arguments).double() if double else build(self, *arguments)
 
-    with patch.object(loop, "_clip", keep), patch.object(Recipe, "build", exact), patch.object(loop, "export_system", lambda *_: None):
+    with patch.object(loop, "clip", keep), patch.object(Recipe, "build", exact), patch.object(loop, "export_system", lambda *_: None):
         yield
 
 

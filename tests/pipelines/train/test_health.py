@@ -23,8 +23,9 @@ from polymodal.pipelines.run.directory import Run
 from polymodal.pipelines.run.logbook import Logbook
 from polymodal.pipelines.run.optim import OptimSettings
 from polymodal.pipelines.run.recipe import CheckpointSettings, EvaluateSettings, HealthSettings, LogSettings
-from polymodal.pipelines.train import health, loop
-from polymodal.pipelines.train.health import Health, describe, merged, missed
+from polymodal.pipelines.train import loop, rewind
+from polymodal.pipelines.train.events import describe_event
+from polymodal.pipelines.train.health import Health, has_made_any, merge_ranges
 from polymodal.shared.errors import UserError
 from polymodal.shared.settings import check_settings
 
@@ -116,7 +117,7 @@ def test_a_poisoned_sample_is_left_out_bit_for_bit(tmp_path, data, told, policy,
     assert event["event"] == policy and event["left_out"] == [POISONED, POISONED] and event["positions"] == [56, 64]
     assert (event["limit"] is None) == (poison != 1e6) and event.get("to") == (6 if policy == "rewind" else None)
     assert (event["loss"] is None) == (poison != 1e6)
-    assert warned == [describe(event)] and "samples at positions 56 to 63 are left out" in warned[0]
+    assert warned == [describe_event(event)] and "samples at positions 56 to 63 are left out" in warned[0]
 
 
 def test_the_loss_is_the_clean_runs(tmp_path, data):
@@ -143,7 +144,7 @@ def test_a_kill_in_a_rewind_changes_nothing(tmp_path, data, crash, monkeypatch):
     settings = {"policy": "rewind", "skip_updates": 4}
     keep = CheckpointSettings(every=2, keep_last=9)
     go(letters({"leave_out": ((POISONED - 3, POISONED),)}, checkpoint=keep), data, tmp_path / "told")
-    drop = health.drop_outdated
+    drop = rewind.drop_outdated
 
     def killed(*_):
         raise KeyboardInterrupt
@@ -152,7 +153,7 @@ def test_a_kill_in_a_rewind_changes_nothing(tmp_path, data, crash, monkeypatch):
         assert drop(run) == ["update-00000006"]
         raise KeyboardInterrupt
 
-    where = {"recorded": (health, "drop_outdated", killed), "removed": (health, "drop_outdated", removed),
+    where = {"recorded": (rewind, "drop_outdated", killed), "removed": (rewind, "drop_outdated", removed),
              "restored": (Logbook, "go_back", killed)}[crash]
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(*where)
@@ -174,15 +175,15 @@ def test_where_no_checkpoint_is_old_enough_less_is_left_out(tmp_path, data):
 
 
 def test_a_damaged_checkpoint_is_not_gone_back_to(tmp_path, data, monkeypatch):
-    act = loop.act
+    apply_policy = loop.apply_policy
 
-    def damage(job, *more):
-        if job.health.wrong is not None:
-            job.saver.wait()
-            next((job.run.checkpoints / "update-00000006").glob("*.safetensors")).write_bytes(b"")
-        act(job, *more)
+    def damage(state, *more):
+        if state.health.trouble is not None:
+            state.saver.wait()
+            next((state.run.checkpoints / "update-00000006").glob("*.safetensors")).write_bytes(b"")
+        return apply_policy(state, *more)
 
-    monkeypatch.setattr(loop, "act", damage)
+    monkeypatch.setattr(loop, "apply_policy", damage)
     go(letters({"policy": "rewind"}), data, tmp_path / "run", INF)
     event, = Run(tmp_path / "run").events()
     assert event["left_out"] == [8, 8] and event["to"] == 3
@@ -209,8 +210,8 @@ def test_the_best_checkpoint_of_the_time_before_is_there_after_a_rewind(tmp_path
 
 def test_a_run_that_diverges_ends(tmp_path, data, monkeypatch):
     """Every update from the fifth on is wrong, whatever is left out."""
-    sound = Health.sound
-    monkeypatch.setattr(Health, "sound", lambda self, update, norm: sound(self, update, norm * NAN if update > 3 else norm))
+    observe = Health.observe
+    monkeypatch.setattr(Health, "observe", lambda self, update, norm: observe(self, update, norm * NAN if update > 3 else norm))
     with pytest.raises(UserError, match=r"update 7 is not finite .*, after 2 rewinds, and health\.max_rewinds allows no more"):
         go(letters({"policy": "rewind", "max_rewinds": 2}), data, tmp_path / "rewind")
     assert [(e["event"], e["update"]) for e in Run(tmp_path / "rewind").events()] == [("rewind", 5), ("rewind", 6), ("raise", 7)]
@@ -232,16 +233,16 @@ def test_a_window_without_a_step_has_no_line(tmp_path, data):
 
 
 def test_a_skipped_update_is_skipped_again_after_a_kill(tmp_path, data, told, monkeypatch):
-    save = loop._save
+    save = loop.save
 
-    def crash(job, logbook, **more):
-        if job.update == 9:
+    def crash(state, logbook, **more):
+        if state.update == 9:
             raise KeyboardInterrupt
-        save(job, logbook, **more)
+        save(state, logbook, **more)
 
     health = {"policy": "skip"}
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(loop, "_save", crash)
+        patched.setattr(loop, "save", crash)
         go(letters(health), data, tmp_path / "run", INF)
     go(letters(health), data, tmp_path / "run", INF)
     same(tmp_path / "run", told)
@@ -263,14 +264,14 @@ class Late:
 
 
 def _late(self, update, norm):
-    """As `Health.sound` does on a GPU; what arrives when differs between the ranks."""
+    """As `Health.observe` does on a GPU; what arrives when differs between the ranks."""
     self._pending.append((update, norm.clone(), Late(2 if int(os.environ.get("RANK", 0)) else 0)))
     return True
 
 
 def test_a_norm_that_arrives_late_is_found_in_time(tmp_path, data, told, monkeypatch):
     """On a GPU the loop is ahead of what it knows; nothing is saved or logged before that is settled."""
-    monkeypatch.setattr(Health, "sound", _late)
+    monkeypatch.setattr(Health, "observe", _late)
     with pytest.raises(UserError, match=f"the gradient of update {POISONED} is not finite"):
         go(letters(), data, tmp_path / "raise", INF)
     assert checkpoint.newest(tmp_path / "raise" / "checkpoints").update == 6
@@ -280,18 +281,18 @@ def test_a_norm_that_arrives_late_is_found_in_time(tmp_path, data, told, monkeyp
 
 
 def test_stopping_while_something_is_wrong_goes_back_first(tmp_path, data, told, monkeypatch):
-    monkeypatch.setattr(Health, "sound", _late)
-    monkeypatch.setattr(Health, "suspects", lambda self: False)
-    learn = loop.Updates._learn
+    monkeypatch.setattr(Health, "observe", _late)
+    monkeypatch.setattr(Health, "has_found_trouble", lambda self: False)
+    learn = loop.learn
 
-    def then_stop(self, batches, totals):
-        made = learn(self, batches, totals)
-        if self.job.update == POISONED - 1:
+    def then_stop(state, batches, totals):
+        made = learn(state, batches, totals)
+        if state.update == POISONED - 1:
             os.kill(os.getpid(), 15)
         return made
 
     with monkeypatch.context() as patched:
-        patched.setattr(loop.Updates, "_learn", then_stop)
+        patched.setattr(loop, "learn", then_stop)
         result = go(letters({"policy": "rewind"}), data, tmp_path / "run", INF)
     assert result["ending"] == "asked to stop" and result["updates"] == 6
     go(letters({"policy": "rewind"}), data, tmp_path / "run", INF)
@@ -303,15 +304,16 @@ def test_spikes_are_judged_by_the_median_of_what_was_sound():
     found = []
     # nothing is a spike before there are three; then the medians are 2, 2, 2 and, as 8.5 was left out, 1
     for update, norm in enumerate([1.0, 100.0, 2.0, 7.5, 1.0, 8.5, 0.5, 4.5, float("nan"), 3.5]):
-        if not health.sound(update, torch.tensor(norm)):
-            health.explain(0.5)
+        if not health.observe(update, torch.tensor(norm)):
+            health.attach_loss(0.5)
             found.append((update, health.skipped[-1].limit, health.skipped[-1].loss))
     assert found == [(5, 8.0, 0.5), (7, 4.0, 0.5), (8, None, 0.5)]
 
 
 def test_ranges():
-    assert merged([range(4, 6), range(1, 2), range(6, 7), range(2, 2), range(2, 3)]) == [range(1, 3), range(4, 7)]
-    assert missed(range(3, 6), 5, [range(3, 4)]) and not missed(range(3, 6), 5, [range(3, 5)]) and not missed(range(3, 6), 3, [])
+    assert merge_ranges([range(4, 6), range(1, 2), range(6, 7), range(2, 2), range(2, 3)]) == [range(1, 3), range(4, 7)]
+    assert has_made_any(range(3, 6), 5, [range(3, 4)])
+    assert not has_made_any(range(3, 6), 5, [range(3, 5)]) and not has_made_any(range(3, 6), 3, [])
 
 
 def test_settings_without_meaning_are_refused():
@@ -332,7 +334,7 @@ def stage(name, data, out):
     strategy, _, policy = name.rpartition("-")
     health = {"leave_out": ((POISONED, POISONED),)} if policy == "told" else {"policy": "skip" if policy == "skip" else "rewind"}
     made = letters(health, devices=2, model={"batch_norm": False}, strategy=strategy or "ddp")
-    with patch.object(Health, "sound", _late) if policy == "late" else contextlib.nullcontext():
+    with patch.object(Health, "observe", _late) if policy == "late" else contextlib.nullcontext():
         go(made, data, out / name, 1.0 if policy == "told" else INF)
 
 

@@ -231,17 +231,17 @@ def test_dropout_differs_between_updates_and_seeds(tmp_path, data):
 
 def test_a_crash_loses_only_what_came_after_the_checkpoint(tmp_path, data, monkeypatch):
     go(toy_recipe(), data, tmp_path / "whole")
-    kept = loop._save
+    kept = loop.save
 
-    def crash(job, logbook):
-        kept(job, logbook)
-        if job.update == 10:
+    def crash(state, logbook):
+        kept(state, logbook)
+        if state.update == 10:
             raise RuntimeError("the power went")
 
-    monkeypatch.setattr(loop, "_save", crash)
+    monkeypatch.setattr(loop, "save", crash)
     with pytest.raises(RuntimeError):
         go(toy_recipe(), data, tmp_path / "run")
-    monkeypatch.setattr(loop, "_save", kept)
+    monkeypatch.setattr(loop, "save", kept)
     # lines that were written after the checkpoint, the last one cut short
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
         file.write('{"split": "train", "update": 12, "loss": 9}\n{"split": "tra')

@@ -81,7 +81,7 @@ def test_a_stopped_run_takes_its_memory_up_again_bit_for_bit(data, whole, tmp_pa
 
 def test_the_memory_matters(data, whole, tmp_path, monkeypatch):
     """Without the carry the next updates have other losses, so the tests beside this one could fail."""
-    monkeypatch.setattr(loop.Job, "_carried", lambda job, start, state: {})
+    monkeypatch.setattr(loop.TrainState, "_carried", lambda job, start, state: {})
     go(data, tmp_path / "run", resume=str(whole / "checkpoints" / "update-00000006"))
     there = [r["loss"] for r in rows(whole, "train") if r["update"] > 6]
     assert abs(rows(tmp_path / "run", "train")[0]["loss"] - there[0]) > 1e-5
@@ -164,7 +164,7 @@ def test_inspect_shows_the_samples_that_an_update_trains_on(whole, capsys):
 def test_an_update_that_goes_wrong_leaves_no_trace_in_the_memory(data, tmp_path, policy, monkeypatch):
     """As if the run had been told from the start to leave it out: the update after it begins with a fresh memory in each lane."""
     go(data, tmp_path / "told", "health.leave_out=[[9,9]]")
-    clip, made = loop._clip, []
+    clip, made = loop.clip, []
 
     def poisoned(*arguments):
         made.append(clip(*arguments))
