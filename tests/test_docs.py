@@ -213,6 +213,7 @@ def texts(tmp_path: Path) -> Path:
 
 def test_the_example_system_keeps_the_contract(texts: Path, tmp_path: Path) -> None:
     """Two updates with the loop's own pieces: any layout gives the same gradient, and learning lowers the loss."""
+    from polymodal.pipelines.crew.pieces import Workers
     from polymodal.pipelines.data.dataset import DataSet
     from polymodal.pipelines.data.stream import Layout, Stream
     from polymodal.pipelines.pack.pack import pack
@@ -221,7 +222,7 @@ def test_the_example_system_keeps_the_contract(texts: Path, tmp_path: Path) -> N
     from polymodal.shared.family import Context
 
     bag = example("bag_of_characters").FAMILIES[0]
-    pack([texts], tmp_path / "data", workers=1)
+    pack([texts], tmp_path / "data", workers=Workers(1))
     results = []
     for micro_batch in (None, 2):
         torch.manual_seed(0)

@@ -35,7 +35,7 @@ ROOMS = {
     "plan": "base data run model train",
     "inspection": "base data run model train",
     "launch": "base data run",
-    "bench": "base data pack run model train",
+    "bench": "base data crew pack run model train",
     "commands": "base data crew run pack model recipes train inference evaluation plan inspection launch bench demo",
     "demo": "base data run inspection",
     "cards": "base run model commands recipes",

@@ -19,7 +19,9 @@ from tempfile import TemporaryDirectory
 
 from ...shared.errors import UserError
 from ...shared.tokenizer import Tokenizer
+from ..crew.pieces import Workers
 from ..pack.pack import pack
+from ..pack.settings import PackSettings, Reading
 from .case import Agreement, Case, Cases, Contender, Options
 from .corpus import documents
 
@@ -81,7 +83,8 @@ def _cases(options: Options, peer: str, folder: Path) -> Cases:
     texts = documents(50 if options.quick else 500)
     Tokenizer.train(texts, "byte-bpe", 400).save(folder / "tokenizer")
     (folder / "documents.txt").write_text("\n---\n".join(texts), encoding="utf-8")
-    pack([folder / "documents.txt"], folder / "data", tokenizer=folder / "tokenizer", block=128, split="---", workers=1)
+    pack([folder / "documents.txt"], folder / "data", PackSettings(Reading(split="---"), tokenizer=folder / "tokenizer", block=128),
+         workers=Workers(1))
     run = "import shutil, sys; from polymodal.pipelines.cli import main; shutil.rmtree(sys.argv[5], ignore_errors=True); main()"
     yield case("first update", "`polymodal pretrain gpt2-tiny` with one update, its checkpoint and its export", {
         "polymodal pretrain": (python, "-c", run, "pretrain", "gpt2-tiny", "--data", os.fspath(folder / "data"),

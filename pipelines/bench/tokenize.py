@@ -23,8 +23,10 @@ from typing import Any
 import numpy as np
 
 from ...shared.tokenizer import Tokenizer
+from ..crew.pieces import Workers
 from ..data.dataset import DataSet
 from ..pack.pack import pack
+from ..pack.settings import PackSettings, Reading
 from .case import Agreement, Case, Cases, Contender, Options
 from .corpus import documents, pictures
 from .machine import need
@@ -101,7 +103,8 @@ def same_ids(work: Work) -> Agreement:
 def pack_rows(work: Work) -> Path:
     """`polymodal pack --tokenize`, in this process alone."""
     out = _empty(work.path("rows"))
-    pack([work.path("documents.txt")], out, tokenizer=work.path("tokenizer"), block=BLOCK, split="---", workers=1)
+    pack([work.path("documents.txt")], out, PackSettings(Reading(split="---"), tokenizer=work.path("tokenizer"), block=BLOCK),
+         workers=Workers(1))
     return out
 
 
@@ -137,7 +140,7 @@ def same_documents(work: Work) -> Agreement:
 def pack_pictures(work: Work) -> Path:
     """`polymodal pack` of a folder of pictures, in this process alone."""
     out = _empty(work.path("packed-pictures"))
-    pack([work.path("pictures")], out, kind="images", workers=1)
+    pack([work.path("pictures")], out, PackSettings(Reading("images")), workers=Workers(1))
     return out
 
 

@@ -48,7 +48,7 @@ def classify(
     from ..model.frontdoor import load
 
     console = Console(json=json)
-    crew = Workers(on, workers, ray_address)
+    crew = Workers(workers, on, ray_address)
     names = None if labels is None else read_names(labels)
     if data is not None:
         from ..inference.bulk import full, opened, run_over, said

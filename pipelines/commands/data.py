@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -64,16 +64,17 @@ def pack(
 
     from ..base.console import Console
     from ..base.names import read_names
+    from ..crew.pieces import Workers
     from ..pack.pack import pack as run
+    from ..pack.settings import PackSettings, Reading
 
     console = Console(json=json)
     began = time.perf_counter()
-    made = run(sources, out, kind=kind, shard_bytes=_size(shard_bytes), tokenizer=tokenize, block=block, split=split,
-               text_field=text_field, image_field=image_field, caption_field=caption_field, label_field=label_field,
-               pair_field=pair_field, target_field=target_field, classes=None if classes is None else read_names(classes, "--classes"),
-               in_order=in_order, shuffle=None if keep_order else shuffle,
-               holdout=holdout, holdout_out=holdout_out, on_bad=on_bad, workers=workers, on=on, ray_address=ray_address,
-               console=console)
+    names = None if classes is None else tuple(read_names(classes, "--classes"))
+    reading = Reading(kind, split, text_field, image_field, caption_field, label_field, pair_field, target_field, names)
+    settings = PackSettings(reading, _size(shard_bytes), tokenize, block, in_order, None if keep_order else shuffle, holdout, holdout_out,
+                            cast("Any", on_bad))
+    made = run(sources, out, settings, workers=Workers(workers, on, ray_address), console=console)
     seconds = round(time.perf_counter() - began, 3)
     console.finish({"out": str(out), "kind": made.kind, "samples": made.samples, "shards": len(made.shards),
                     "bytes": sum(s.size for s in made.shards), "schema": dict(made.schema), "seconds": seconds})

@@ -189,7 +189,7 @@ def embed(
     if out is not None and not out.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.parent}; make it first")
     console = Console(json=json)
-    crew = Workers(on, workers, ray_address)
+    crew = Workers(workers, on, ray_address)
     if data is not None:
         samples, file = opened(data, inputs or (), out, (".npy", ".jsonl"))
         work = Embed(full(model), chosen_field(samples.index.fields, model, of), None if tokenizer is None else full(tokenizer), max_length,

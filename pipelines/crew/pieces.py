@@ -25,10 +25,10 @@ class Lost(UserError):
 class Workers:
     """Who does pieces: how many workers, and where they run."""
 
-    on: str = "local"
-    """`local` or `ray`."""
     count: int | None = None
     """Processes here, or workers on the cluster; by default one for each core or GPU."""
+    on: str = "local"
+    """`local` or `ray`."""
     ray_address: str | None = None
     """HOST:PORT of a running cluster; by default the one that this machine belongs to."""
 

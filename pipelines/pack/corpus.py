@@ -7,7 +7,9 @@ from pathlib import Path
 
 from ...shared.errors import BadSample, UserError
 from ...shared.sample import Sample
-from .sources import Reading, Ref, plan, records
+from .records import Ref, records
+from .settings import Reading
+from .sources import find
 
 
 def iterate_texts(sources: Sequence[str | Path], *, split: str = "blank", text_field: str = "text") -> Iterator[str]:
@@ -26,7 +28,7 @@ def iterate_texts(sources: Sequence[str | Path], *, split: str = "blank", text_f
         # a WebDataset directory also holds its index: its tars are its content
         reading = Reading(kind="tar" if tars or path.suffix.lower() == ".tar" else "text", split=split, text_field=text_field)
         try:
-            units = plan(tars or [path], reading).units
+            units = find(tars or [path], reading).units
         except UserError as error:
             raise UserError(str(error).removeprefix("nothing was packed: ")) from None
         for unit in units:

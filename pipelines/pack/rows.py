@@ -11,7 +11,7 @@ GOAL = 0.99
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class Span:
     """Tokens [begin, end) of a document."""
 
     document: int
@@ -24,7 +24,7 @@ class Piece:
         return self.end - self.begin
 
 
-def fit(lengths: np.ndarray, block: int) -> tuple[list[list[Piece]], int]:
+def fit(lengths: np.ndarray, block: int) -> tuple[list[list[Span]], int]:
     """Put documents into as few rows of at most `block` tokens as possible.
 
     Longest first, each into the fullest row that still takes it whole. Where that leaves rows less than
@@ -39,7 +39,7 @@ def fit(lengths: np.ndarray, block: int) -> tuple[list[list[Piece]], int]:
         The rows, and how many documents were cut.
     """
     assert len(lengths) == 0 or 0 < int(lengths.min()) <= int(lengths.max()) <= block
-    rows: list[list[Piece]] = []
+    rows: list[list[Span]] = []
     room: list[int] = []
     by_room: list[list[int]] = [[] for _ in range(block + 1)]
     free = 0  # bit i is set where some row has room for exactly i tokens
@@ -55,7 +55,7 @@ def fit(lengths: np.ndarray, block: int) -> tuple[list[list[Piece]], int]:
             row, gap = len(rows), block
             rows.append([])
             room.append(block)
-        rows[row].append(Piece(document, 0, length))
+        rows[row].append(Span(document, 0, length))
         left = gap - length
         room[row] = left
         if left:
@@ -64,7 +64,7 @@ def fit(lengths: np.ndarray, block: int) -> tuple[list[list[Piece]], int]:
     return _fill(rows, room, int(lengths.sum()), block)
 
 
-def _fill(rows: list[list[Piece]], room: list[int], tokens: int, block: int) -> tuple[list[list[Piece]], int]:
+def _fill(rows: list[list[Span]], room: list[int], tokens: int, block: int) -> tuple[list[list[Span]], int]:
     """Dissolve the emptiest rows into the gaps of the others, as many as the goal asks for."""
     wanted = max(-(-tokens // block), int(tokens / (GOAL * block)))  # at least what the tokens need
     if len(rows) <= wanted:
@@ -76,33 +76,33 @@ def _fill(rows: list[list[Piece]], room: list[int], tokens: int, block: int) -> 
     kept = [rows[r] for r in sorted(order[:wanted])]
     cut: set[int] = set()
     while loose and gaps:
-        piece, row = loose.pop(), gaps[-1]
-        if piece.length > room[row]:
-            middle = piece.begin + room[row]
-            loose.append(Piece(piece.document, middle, piece.end))
-            piece = Piece(piece.document, piece.begin, middle)
-            cut.add(piece.document)
-        rows[row].append(piece)
-        room[row] -= piece.length
+        span, row = loose.pop(), gaps[-1]
+        if span.length > room[row]:
+            middle = span.begin + room[row]
+            loose.append(Span(span.document, middle, span.end))
+            span = Span(span.document, span.begin, middle)
+            cut.add(span.document)
+        rows[row].append(span)
+        room[row] -= span.length
         if room[row] < shortest:
             gaps.pop()
     return kept + _next_fit(loose, block), len(cut)
 
 
-def _next_fit(pieces: list[Piece], block: int) -> list[list[Piece]]:
+def _next_fit(spans: list[Span], block: int) -> list[list[Span]]:
     """Rows for what no gap took."""
-    rows: list[list[Piece]] = []
+    rows: list[list[Span]] = []
     left = 0
-    for piece in pieces:
-        if piece.length > left:
+    for span in spans:
+        if span.length > left:
             rows.append([])
             left = block
-        rows[-1].append(piece)
-        left -= piece.length
+        rows[-1].append(span)
+        left -= span.length
     return rows
 
 
-def in_sequence(lengths: np.ndarray, block: int) -> tuple[list[list[Piece]], int]:
+def in_sequence(lengths: np.ndarray, block: int) -> tuple[list[list[Span]], int]:
     """Lay documents end to end and cut every `block` tokens; only the last row may be shorter.
 
     Args:
@@ -113,11 +113,11 @@ def in_sequence(lengths: np.ndarray, block: int) -> tuple[list[list[Piece]], int
         The rows, and how many documents were cut.
     """
     ends = np.cumsum(lengths.astype(np.int64)).tolist()
-    rows: list[list[Piece]] = [[] for _ in range(-(-ends[-1] // block))]
+    rows: list[list[Span]] = [[] for _ in range(-(-ends[-1] // block))]
     cut = 0
     for document, (end, length) in enumerate(zip(ends, lengths.tolist(), strict=True)):
         begin = end - length
         cut += begin // block != (end - 1) // block
         for row in range(begin // block, (end - 1) // block + 1):
-            rows[row].append(Piece(document, max(begin, row * block) - begin, min(end, (row + 1) * block) - begin))
+            rows[row].append(Span(document, max(begin, row * block) - begin, min(end, (row + 1) * block) - begin))
     return rows, cut

@@ -17,8 +17,10 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from polymodal.pipelines.crew.pieces import Workers
 from polymodal.pipelines.data.index import build_index
 from polymodal.pipelines.pack.pack import pack
+from polymodal.pipelines.pack.settings import PackSettings
 from polymodal.pipelines.run.recipe import Recipe, recipes
 from polymodal.registry import families
 from polymodal.shared.errors import UserError
@@ -257,5 +259,6 @@ def prepare(root: Path, case: Case) -> Data:
         if not (root / f"{name}-{style}").exists():
             table = root / f"{name}.jsonl"
             table.write_text("\n".join(json.dumps({"text": fields_of(n)["txt"].decode()}) for n in numbers))
-            pack([table], root / f"{name}-{style}", tokenizer=words, block=BLOCK, in_order=True, shuffle=None, workers=1)
+            pack([table], root / f"{name}-{style}", PackSettings(tokenizer=words, block=BLOCK, in_order=True, shuffle=None),
+                 workers=Workers(1))
     return Data(root / f"rows-{style}", root / f"rows-held-{style}", words)

@@ -7,8 +7,10 @@ import polymodal
 import pytest
 import torch
 import transformers
+from polymodal.pipelines.crew.pieces import Workers
 from polymodal.pipelines.data.dataset import DataSet
 from polymodal.pipelines.pack.pack import pack
+from polymodal.pipelines.pack.settings import PackSettings, Reading
 from polymodal.pipelines.run.recipe import recipe
 from polymodal.pipelines.train.loop import pretrain
 from polymodal.seq2seq.spans import SpanObjective, SpanSettings
@@ -31,7 +33,8 @@ def packed(tmp_path_factory):
     tokenizer = Tokenizer.train(texts, "word", 127, style=STYLES["t5"])
     tokenizer.save(root / "tokenizer")
     for name, extra in (("rows", {"tokenizer": root / "tokenizer", "block": 35}), ("raw", {})):
-        pack(root / "corpus.txt", root / name, split="line", holdout=0.1, holdout_out=root / f"{name}-eval", workers=1, **extra)
+        settings = PackSettings(Reading(split="line"), holdout=0.1, holdout_out=root / f"{name}-eval", **extra)
+        pack(root / "corpus.txt", root / name, settings, workers=Workers(1))
     return root
 
 

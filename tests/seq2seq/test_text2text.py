@@ -9,8 +9,10 @@ import polymodal
 import pytest
 import torch
 import transformers
+from polymodal.pipelines.crew.pieces import Workers
 from polymodal.pipelines.model.export import export_system
 from polymodal.pipelines.pack.pack import pack
+from polymodal.pipelines.pack.settings import PackSettings, Reading
 from polymodal.pipelines.run.recipe import recipe
 from polymodal.pipelines.train.loop import pretrain
 from polymodal.seq2seq.text2text import Text2TextObjective, Text2TextSettings, smoothed_sum
@@ -97,9 +99,9 @@ def test_a_mixture_of_two_tasks_is_told_apart_by_its_prefixes(tokenizer, tmp_pat
     tokenizer.save(tmp_path / "tok")
     for name, lines in rows.items():
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        pack(tmp_path / f"{name}.jsonl", tmp_path / name, target_field="out", workers=1)
+        pack(tmp_path / f"{name}.jsonl", tmp_path / name, PackSettings(Reading(target_field="out")), workers=Workers(1))
     (tmp_path / "both.jsonl").write_text("".join(json.dumps(line) + "\n" for lines in rows.values() for line in lines[::-1]))
-    pack(tmp_path / "both.jsonl", tmp_path / "both", target_field="out", workers=1)
+    pack(tmp_path / "both.jsonl", tmp_path / "both", PackSettings(Reading(target_field="out")), workers=Workers(1))
     chosen = recipe("t5-text2text-tiny", [
         *(f"model.{k}={v}" for k, v in SMALL.items()), "objective.max_length=12", "objective.max_target_length=6", "data.global_batch=24",
         "optim.name=adamw", "optim.lr=0.01", "max_updates=120", "evaluate.every=60", "evaluate.previews=2", "checkpoint.every=0",

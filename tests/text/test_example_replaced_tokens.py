@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 from polymodal.pipelines.base.console import Console
+from polymodal.pipelines.crew.pieces import Workers
 from polymodal.pipelines.pack.pack import pack
+from polymodal.pipelines.pack.settings import PackSettings
 from polymodal.pipelines.run.recipe import recipe
 from polymodal.pipelines.train.loop import pretrain
 from polymodal.shared.tokenizer import Tokenizer
@@ -30,7 +32,7 @@ def test_it_measures_a_run(example, tmp_path, capsys):
     texts = [" ".join(rng.choice(["one", "two", "three", "four", "five"], 20)) + "." for _ in range(40)]
     (tmp_path / "texts.txt").write_text("\n\n".join(texts))
     Tokenizer.train(texts, "wordpiece", 40).save(tmp_path / "tok")
-    pack([tmp_path / "texts.txt"], tmp_path / "data", holdout=0.3, holdout_out=tmp_path / "held", workers=1)
+    pack([tmp_path / "texts.txt"], tmp_path / "data", PackSettings(holdout=0.3, holdout_out=tmp_path / "held"), workers=Workers(1))
     short = replace(recipe("electra-tiny", ["max_updates=2", "precision=32", "log.tensorboard=false"]), accelerator="cpu")
     result = pretrain(short, tmp_path / "data", tmp_path / "run", eval_data=tmp_path / "held", tokenizer=tmp_path / "tok",
                       console=Console(quiet=True))

@@ -24,7 +24,7 @@ def test_all_pieces_are_done_once_and_counted(tmp_path):
     for workers in (1, 2):
         (tmp_path / str(workers)).mkdir()
         sizes = []
-        with crew(Workers(count=workers), most=8, folder=tmp_path) as those:
+        with crew(Workers(workers), most=8, folder=tmp_path) as those:
             do_all(those, pieces(tmp_path / str(workers)), sizes.append)
             do_all(those, [], sizes.append)
         assert sorted(sizes) == list(range(10, 18)) and len(list((tmp_path / str(workers)).iterdir())) == 8
@@ -33,14 +33,14 @@ def test_all_pieces_are_done_once_and_counted(tmp_path):
 def test_the_error_is_that_of_the_first_bad_piece_and_nothing_starts_after_it(tmp_path):
     for workers in (1, 2):
         (tmp_path / str(workers)).mkdir()
-        with crew(Workers(count=workers), most=40, folder=tmp_path) as those, pytest.raises(UserError, match=r"^piece 5 is bad$"):
+        with crew(Workers(workers), most=40, folder=tmp_path) as those, pytest.raises(UserError, match=r"^piece 5 is bad$"):
             do_all(those, pieces(tmp_path / str(workers), bad=(5, 6), count=40), lambda size: None)
         done = {int(p.name) for p in (tmp_path / str(workers)).iterdir()}
         assert set(range(5)) <= done and len(done) < 12
 
 
 def test_a_dead_process_ends_the_run_and_says_that_it_can_go_on(tmp_path):
-    with crew(Workers(count=2), most=2, folder=tmp_path) as those, pytest.raises(Lost, match=r"was killed.*run the command again"):
+    with crew(Workers(2), most=2, folder=tmp_path) as those, pytest.raises(Lost, match=r"was killed.*run the command again"):
         do_all(those, [Piece(partial(os._exit, 9), 1, "deadly"), *pieces(tmp_path)], lambda size: None)
 
 
@@ -101,7 +101,7 @@ def test_a_machine_that_lacks_something_says_what(tmp_path, monkeypatch, changes
 def test_a_cluster_that_is_not_there_is_an_error_at_once(tmp_path):
     began = time.monotonic()
     with pytest.raises(UserError, match="nothing answers there"), \
-            crew(Workers("ray", ray_address="127.0.0.1:1"), most=1, folder=tmp_path):
+            crew(Workers(on="ray", ray_address="127.0.0.1:1"), most=1, folder=tmp_path):
         pass
     assert time.monotonic() - began < 60, "Ray itself would try for two minutes"
     assert not list(tmp_path.iterdir())

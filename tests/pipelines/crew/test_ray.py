@@ -31,6 +31,7 @@ from polymodal.pipelines.inference.runners import VECTOR, Classify, Embed
 from polymodal.pipelines.pack import pack as packing
 from polymodal.pipelines.pack import sources
 from polymodal.pipelines.pack.pack import pack
+from polymodal.pipelines.pack.settings import PackSettings
 from polymodal.shared.errors import UserError
 from polymodal.shared.tokenizer import Tokenizer
 
@@ -124,17 +125,18 @@ def test_packing_on_ray_gives_the_same_bytes(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "_UNIT_BYTES", 20_000)
     (tmp_path / "a.txt").write_text("\n\n".join(f"text {i} " + "x" * (i % 97) for i in range(2000)))
     for on in ("local", "ray"):
-        pack(tmp_path / "a.txt", tmp_path / on / "train", holdout=0.1, holdout_out=tmp_path / on / "eval", shard_bytes=150_000, on=on)
+        pack(tmp_path / "a.txt", tmp_path / on / "train",
+             PackSettings(shard_bytes=150_000, holdout=0.1, holdout_out=tmp_path / on / "eval"), workers=Workers(on=on))
     assert contents(tmp_path / "local") == contents(tmp_path / "ray")
 
 
 def test_a_killed_worker_changes_nothing_when_packing(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "_UNIT_BYTES", 2_000)  # so many pieces that the kill meets one on a busy machine too
     (tmp_path / "a.txt").write_text("\n\n".join(f"text {i} " + "x" * (i % 97) for i in range(20_000)))
-    pack(tmp_path / "a.txt", tmp_path / "local", shard_bytes=2_000_000)
+    pack(tmp_path / "a.txt", tmp_path / "local", PackSettings(shard_bytes=2_000_000))
     console = Warnings()
     with a_kill(tmp_path / "ray", ".pack/units/*.json", 4) as killed:
-        pack(tmp_path / "a.txt", tmp_path / "ray", shard_bytes=2_000_000, on="ray", console=console)
+        pack(tmp_path / "a.txt", tmp_path / "ray", PackSettings(shard_bytes=2_000_000), workers=Workers(on="ray"), console=console)
     assert killed and "a worker died over" in console.lines[0]
     assert contents(tmp_path / "local") == contents(tmp_path / "ray")
 
@@ -146,7 +148,7 @@ def test_a_killed_command_goes_on_elsewhere(cluster, tmp_path, monkeypatch, how)
     for i in range(60):
         (tmp_path / "in" / f"{i}.txt").write_text("\n\n".join(f"text {i} {j}" for j in range(200)))
     monkeypatch.chdir(tmp_path)
-    pack("in", "whole", shard_bytes=2_000_000)
+    pack("in", "whole", PackSettings(shard_bytes=2_000_000))
     out = tmp_path / "out"
     run = subprocess.Popen([sys.executable, "-m", "polymodal", "pack", "in", "--out", "out", "--shard-bytes", "2000000", "--on", "ray",
                             "--ray-address", cluster], stderr=subprocess.PIPE, text=True)
@@ -163,7 +165,7 @@ def test_a_killed_command_goes_on_elsewhere(cluster, tmp_path, monkeypatch, how)
     done = len(list(out.glob(".pack/units/*.json")))
     again, read = [], packing._read
     monkeypatch.setattr(packing, "_read", lambda unit, *rest: (again.append(unit), read(unit, *rest)))
-    pack("in", "out", shard_bytes=2_000_000)
+    pack("in", "out", PackSettings(shard_bytes=2_000_000))
     assert done >= 5 and len(again) == 60 - done
     assert contents(out) == contents(tmp_path / "whole")
 
@@ -175,7 +177,7 @@ def texts(tmp_path_factory):
     words = ["red", "green", "blue", "cat", "dog", "house", "tree", "river"]
     rng = np.random.default_rng(0)
     (folder / "a.txt").write_text("\n\n".join(" ".join(rng.choice(words, int(n))) for n in rng.integers(1, 30, 700)))
-    pack(folder / "a.txt", folder / "data", shuffle=None)
+    pack(folder / "a.txt", folder / "data", PackSettings(shuffle=None))
     tok = Tokenizer.train([" ".join(words)] * 3, "wordpiece", 40)
     for task in ("", "classify"):
         torch.manual_seed(0)
@@ -190,7 +192,7 @@ def test_vectors_and_classes_on_ray_are_those_of_this_machine_though_a_worker_is
     for name, work, array in (("v.npy", Embed(str(texts / "model"), "text", batch_size=1), VECTOR),
                               ("c.jsonl", Classify(str(texts / "modelclassify"), batch_size=1), None)):
         console = Warnings()
-        for workers in (Workers(count=1), Workers("ray", 2)):
+        for workers in (Workers(1), Workers(2, "ray")):
             (tmp_path / workers.on).mkdir(exist_ok=True)
             with a_kill(tmp_path / "ray", f".{name}.parts/*.safetensors", 1) as killed:
                 done = run_over(data, str(texts / "data"), work, tmp_path / workers.on / name, array=array, workers=workers,
@@ -201,7 +203,7 @@ def test_vectors_and_classes_on_ray_are_those_of_this_machine_though_a_worker_is
 
 
 def test_errors_on_ray_are_those_of_a_run_in_order(cluster, tmp_path):
-    with crew(Workers("ray", 2), most=8, folder=tmp_path) as those:
+    with crew(Workers(2, "ray"), most=8, folder=tmp_path) as those:
         for bad in ((5, 6), (0, 1), (7,)):
             with pytest.raises(UserError, match=f"^piece {min(bad)} is bad$"):
                 do_all(those, [Piece(Touch(str(tmp_path), i, bad), 1, str(i)) for i in range(8)], lambda size: None)
@@ -211,7 +213,7 @@ def test_errors_on_ray_are_those_of_a_run_in_order(cluster, tmp_path):
 def test_a_piece_that_kills_its_workers_ends_the_run(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(crew_ray, "TRIES", 2)
     console = Warnings()
-    with crew(Workers("ray", 2), most=2, folder=tmp_path, warn=console.warn) as those, pytest.raises(Lost, match="deadly: 2 workers died"):
+    with crew(Workers(2, "ray"), most=2, folder=tmp_path, warn=console.warn) as those, pytest.raises(Lost, match="deadly: 2 workers died"):
         do_all(those, [Piece(partial(os._exit, 1), 1, "deadly")], lambda size: None)
     assert len(console.lines) == 1
 
@@ -224,7 +226,7 @@ def test_a_cluster_without_room_is_told(cluster, tmp_path, monkeypatch):
         lines.append(line)
         raise KeyboardInterrupt  # what a person may do then
 
-    with crew(Workers("ray"), most=1, folder=tmp_path, gpus=True, warn=warn) as those, pytest.raises(KeyboardInterrupt):
+    with crew(Workers(on="ray"), most=1, folder=tmp_path, gpus=True, warn=warn) as those, pytest.raises(KeyboardInterrupt):
         do_all(those, [Piece(Touch(str(tmp_path), 0), 1, "0")], lambda size: None)
     assert len(lines) == 1 and "each needs a core and a GPU; of 0 GPUs of the cluster 0 are free" in lines[0]
 
@@ -233,7 +235,7 @@ def test_a_machine_without_the_storage_is_named(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(crew_ray, "_PATIENCE", 0.0)
     (tmp_path / "a").write_text("12345")
     for reads, message in (([(str(tmp_path / "b"), 5)], "cannot read .*/b'"), ([(str(tmp_path / "a"), 4)], "has 5 bytes on .* and 4 here")):
-        with crew(Workers("ray"), most=1, folder=tmp_path, reads=reads) as those, pytest.raises(UserError, match=message):
+        with crew(Workers(on="ray"), most=1, folder=tmp_path, reads=reads) as those, pytest.raises(UserError, match=message):
             do_all(those, [Piece(Touch(str(tmp_path), 0), 1, "0")], lambda size: None)
 
 

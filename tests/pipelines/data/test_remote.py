@@ -20,12 +20,14 @@ import numpy as np
 import pytest
 from polymodal.pipelines import cli
 from polymodal.pipelines.base.console import Console
+from polymodal.pipelines.crew.pieces import Workers
 from polymodal.pipelines.data.dataset import DataSet, verify
 from polymodal.pipelines.data.held_out import evaluation_batches
 from polymodal.pipelines.data.index import INDEX, build_index
 from polymodal.pipelines.data.remote.fetch import ReadCosts, RetryPolicy
 from polymodal.pipelines.data.stream import Layout, Stream, plan
 from polymodal.pipelines.pack.pack import pack
+from polymodal.pipelines.pack.settings import PackSettings, Reading
 from polymodal.pipelines.run.directory import Run
 from polymodal.shared.errors import UserError
 from polymodal.shared.system import Batch, Objective
@@ -637,7 +639,8 @@ def texts(tmp_path):
     lines = [" ".join("".join(rng.choice(list("abcdef"), size=3)) for _ in range(8)) for _ in range(90)]
     (tmp_path / "train.txt").write_text("\n".join(lines))
     Tokenizer.train(lines, "byte-bpe", 300).save(tmp_path / "tok")
-    pack([tmp_path / "train.txt"], tmp_path / "texts", split="line", workers=1, shard_bytes=40_000, console=Console(quiet=True))
+    pack([tmp_path / "train.txt"], tmp_path / "texts", PackSettings(Reading(split="line"), shard_bytes=40_000), workers=Workers(1),
+         console=Console(quiet=True))
     served = Server(tmp_path / "texts")
     yield served
     served.shutdown()

@@ -11,6 +11,7 @@ from polymodal.pipelines.data.held_out import evaluation_batches
 from polymodal.pipelines.data.order import SourceOrder
 from polymodal.pipelines.data.stream import Layout, Stream, check_order, describe_update, plan
 from polymodal.pipelines.pack.pack import pack
+from polymodal.pipelines.pack.settings import PackSettings
 from polymodal.shared.errors import BadSample, UserError
 from polymodal.shared.system import Batch, Objective
 from torch import Tensor
@@ -42,10 +43,10 @@ class Letters(Objective):
         return Numbers(counts={"n": len(examples)}, values=torch.tensor(values), draws=torch.tensor(draws), partners=list(partners))
 
 
-def texts(path, count, start=0, out="data", **options):
+def texts(path, count, start=0, out="data"):
     path.mkdir(exist_ok=True)
     (path / "a.txt").write_text("\n\n".join(f"text {start + i}" for i in range(count)))
-    pack(path / "a.txt", path / out, shard_bytes=24000, **options)
+    pack(path / "a.txt", path / out, PackSettings(shard_bytes=24000))
     return DataSet.open(path / out)
 
 

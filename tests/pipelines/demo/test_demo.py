@@ -15,6 +15,7 @@ from polymodal.pipelines.base.console import Console
 from polymodal.pipelines.demo import data
 from polymodal.pipelines.demo.demo import demo, unigram_loss
 from polymodal.pipelines.pack.pack import pack
+from polymodal.pipelines.pack.settings import PackSettings
 from polymodal.shared.errors import UserError
 from polymodal.shared.tokenizer import Tokenizer
 
@@ -46,8 +47,8 @@ def test_unigram_loss_is_the_cross_entropy_of_token_frequencies(tmp_path: Path) 
     texts = tmp_path / "texts.txt"
     texts.write_text("\n\n".join(["a a a b b c"] * 30))
     tok = Tokenizer.train(["a a a b b c"] * 30, "word", 50, style=None)
-    pack(texts, tmp_path / "train", tokenizer=tok, block=32)
-    pack(texts, tmp_path / "held", tokenizer=tok, block=32, shuffle=3)
+    pack(texts, tmp_path / "train", PackSettings(tokenizer=tok, block=32))
+    pack(texts, tmp_path / "held", PackSettings(tokenizer=tok, block=32, shuffle=3))
     loss = unigram_loss(tmp_path / "train", tmp_path / "held", vocabulary=tok.vocab_size)
     share = np.array([3, 2, 1, 1]) / 7  # a, b, c and the end of each document
     assert math.isclose(loss, -(share * np.log(share)).sum(), rel_tol=0.03), "smoothing changes little"

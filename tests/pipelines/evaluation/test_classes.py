@@ -26,6 +26,7 @@ from polymodal.pipelines.evaluation.scores import text_scores
 from polymodal.pipelines.evaluation.written import Generation
 from polymodal.pipelines.model.export import export_system
 from polymodal.pipelines.pack.pack import pack
+from polymodal.pipelines.pack.settings import PackSettings, Reading
 from polymodal.shared.errors import UserError
 from polymodal.shared.tokenizer import STYLES, Tokenizer
 from polymodal.vision.transforms import Normalize
@@ -202,7 +203,7 @@ def test_texts_and_pairs(folder, tmp_path, capsys):
     rows = [{"text": " ".join(rng.choice(words, 5)), "other": " ".join(rng.choice(words, 30)), "label": ["no", "yes", "maybe"][i % 3]}
             for i in range(17)]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    pack(tmp_path / "t.jsonl", tmp_path / "d", label_field="label", pair_field="other", console=Console(quiet=True))
+    pack(tmp_path / "t.jsonl", tmp_path / "d", PackSettings(Reading(label_field="label", pair_field="other")), console=Console(quiet=True))
     torch.manual_seed(0)
     system = shaken(polymodal.system("bert", size="tiny", task="classify", tokenizer=tokenizer, classes=["maybe", "no", "yes"], **BERT))
     export_system(system, tmp_path / "model", tokenizer)
@@ -275,7 +276,7 @@ def t5(folder):
     words = ["red", "green", "blue", "cat", "dog", "house", "tree", "runs", "sleeps"]
     rows = [{"text": " ".join(rng.choice(words, 9)), "target": " ".join(rng.choice(words, 6))} for _ in range(11)]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    pack(folder / "pairs.jsonl", folder / "targets", target_field="target", console=Console(quiet=True))
+    pack(folder / "pairs.jsonl", folder / "targets", PackSettings(Reading(target_field="target")), console=Console(quiet=True))
     return folder / "t5", folder / "targets"
 
 

@@ -26,6 +26,7 @@ from polymodal.pipelines.evaluation.intervals import bootstrap, of_ratio, wilson
 from polymodal.pipelines.evaluation.perplexity import Perplexity, SlidingWindow
 from polymodal.pipelines.model.export import export_system
 from polymodal.pipelines.pack.pack import pack
+from polymodal.pipelines.pack.settings import PackSettings
 from polymodal.pipelines.run.recipe import recipe
 from polymodal.pipelines.train.loop import pretrain
 from polymodal.pipelines.train.meter import Meter
@@ -143,7 +144,7 @@ def test_each_token_is_scored_once_with_enough_before_it(stride):
 def test_rows_of_tokens_give_what_their_texts_give(models, texts, tokenizers, tmp_path):
     out, _ = models["gpt2"]
     source = texts.parent / "t.jsonl"
-    pack(source, tmp_path / "rows", tokenizer=tokenizers["gpt2"], block=200, console=Console(quiet=True))
+    pack(source, tmp_path / "rows", PackSettings(tokenizer=tokenizers["gpt2"], block=200), console=Console(quiet=True))
     a, b = (measured(Perplexity(window=16, stride=8), out, data)["metrics"] for data in (texts, tmp_path / "rows"))
     assert a == pytest.approx(b, rel=1e-5)
     with pytest.raises(UserError, match="packed with another tokenizer"):
@@ -191,7 +192,8 @@ def test_a_runs_perplexity_is_its_last_evaluation(texts, tokenizers, tmp_path, n
 
 def test_the_length_of_the_memory(texts, tokenizers, tmp_path):
     tokenizer = Tokenizer.train(documents(), "word", 40)
-    pack(texts.parent / "t.jsonl", tmp_path / "rows", tokenizer=tokenizer, block=9, in_order=True, console=Console(quiet=True))
+    pack(texts.parent / "t.jsonl", tmp_path / "rows", PackSettings(tokenizer=tokenizer, block=9, in_order=True),
+         console=Console(quiet=True))
     torch.manual_seed(0)
     size = {"d_model": 32, "d_embed": 32, "n_head": 2, "d_head": 16, "d_inner": 48, "n_layer": 2, "mem_len": 5}
     system = polymodal.system("transformer_xl", size="tiny", tokenizer=tokenizer, **size).eval()
@@ -307,7 +309,7 @@ def test_the_command_prints_one_object(models, texts, capsys):
 
 def test_bad_samples_are_left_out_and_counted(models, tmp_path):
     (tmp_path / "t.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in documents()[:5]))
-    pack(tmp_path / "t.jsonl", tmp_path / "d", shuffle=None, console=Console(quiet=True))
+    pack(tmp_path / "t.jsonl", tmp_path / "d", PackSettings(shuffle=None), console=Console(quiet=True))
     tar = next((tmp_path / "d").glob("*.tar"))
     data = bytearray(tar.read_bytes())
     place = data.index(documents()[2].encode())

@@ -18,6 +18,7 @@ from polymodal.pipelines.data.dataset import DataSet
 from polymodal.pipelines.data.index import build_index
 from polymodal.pipelines.inference import bulk
 from polymodal.pipelines.pack.pack import pack
+from polymodal.pipelines.pack.settings import PackSettings, Reading
 from polymodal.shared.tokenizer import STYLES, Tokenizer
 
 VIT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "image_size": 16, "patch_size": 8}
@@ -54,7 +55,7 @@ def texts(count, seed=0):
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("texts")
     (folder / "a.txt").write_text("\n\n".join(texts(700)))
-    pack(folder / "a.txt", folder / "data", shuffle=None, shard_bytes=600_000)
+    pack(folder / "a.txt", folder / "data", PackSettings(shard_bytes=600_000, shuffle=None))
     return folder / "data"
 
 
@@ -160,7 +161,7 @@ def test_classes_of_texts_and_pairs(capsys, tmp_path):
     model = save_bert(tmp_path / "model", task="classify")
     rows = [{"text": a, "second": b} for a, b in zip(texts(40), texts(40, 1), strict=True)]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    pack(tmp_path / "a.jsonl", tmp_path / "data", pair_field="second", shuffle=None)
+    pack(tmp_path / "a.jsonl", tmp_path / "data", PackSettings(Reading(pair_field="second"), shuffle=None))
     code, answer, err = run(capsys, "classify", "--model", model, "--data", tmp_path / "data", "--out", tmp_path / "c.jsonl", "--top", 2,
                             "--batch-size", 7)
     assert code == 0 and answer["count"] == 40, err
@@ -262,7 +263,7 @@ def test_mistakes_cost_one_line_and_leave_nothing(capsys, monkeypatch, bert, dat
     monkeypatch.chdir(tmp_path)
     if "TOKENS" in arguments:
         (tmp_path / "a.txt").write_text("red green blue")
-        pack(tmp_path / "a.txt", tmp_path / "TOKENS", tokenizer=bert, block=16)
+        pack(tmp_path / "a.txt", tmp_path / "TOKENS", PackSettings(tokenizer=bert, block=16))
     before = sorted(tmp_path.iterdir())
     places = {"DATA": str(data)}
     code, _, err = run(capsys, command, "--model", bert, *(places.get(a, a) for a in arguments))

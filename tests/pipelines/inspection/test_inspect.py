@@ -12,6 +12,7 @@ from polymodal.pipelines.data.dataset import DataSet
 from polymodal.pipelines.data.stream import Layout, Stream
 from polymodal.pipelines.inspection.inspect import pictures, sample_rows, spread, summary, summary_lines
 from polymodal.pipelines.pack.pack import pack
+from polymodal.pipelines.pack.settings import PackSettings
 from polymodal.pipelines.run.recipe import recipe
 from polymodal.shared.errors import UserError
 from polymodal.shared.sample import Sample
@@ -41,8 +42,8 @@ def texts(tmp_path_factory):
     documents = [" ".join(rng.choice(words, 40)) + "." for _ in range(90)]
     (folder / "a.txt").write_text("\n\n".join(documents))
     Tokenizer.train(documents, "wordpiece", 130).save(folder / "tokenizer")
-    pack(folder / "a.txt", folder / "data", shard_bytes=60_000)
-    pack(folder / "a.txt", folder / "rows", tokenizer=folder / "tokenizer", block=64)
+    pack(folder / "a.txt", folder / "data", PackSettings(shard_bytes=60_000))
+    pack(folder / "a.txt", folder / "rows", PackSettings(tokenizer=folder / "tokenizer", block=64))
     return folder
 
 

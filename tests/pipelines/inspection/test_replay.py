@@ -17,12 +17,14 @@ import pytest
 import torch
 from polymodal.pipelines import cli
 from polymodal.pipelines.base.console import Console
+from polymodal.pipelines.crew.pieces import Workers
 from polymodal.pipelines.data.dataset import DataSet
 from polymodal.pipelines.data.order import draw_seed, generator
 from polymodal.pipelines.data.stream import Layout, Stream, describe_update
 from polymodal.pipelines.inspection.past import Past, show
 from polymodal.pipelines.inspection.replay import replay
 from polymodal.pipelines.pack.pack import pack
+from polymodal.pipelines.pack.settings import PackSettings
 from polymodal.pipelines.run.directory import Run, open_run
 from polymodal.pipelines.run.recipe import recipe
 from polymodal.pipelines.train import loop
@@ -54,8 +56,8 @@ def data(tmp_path_factory):
     Tokenizer.train(texts, "byte-bpe", 280).save(root / "bpe")
     for name, part in (("a", texts[:60]), ("b", texts[60:80]), ("c", texts[80:])):
         (root / f"{name}.txt").write_text("\n\n".join(part))
-        pack(root / f"{name}.txt", root / name, workers=1)
-    pack(root / "a.txt", root / "rows", tokenizer=root / "bpe", block=12, in_order=True, workers=1)
+        pack(root / f"{name}.txt", root / name, workers=Workers(1))
+    pack(root / "a.txt", root / "rows", PackSettings(tokenizer=root / "bpe", block=12, in_order=True), workers=Workers(1))
     return SimpleNamespace(root=root, a=root / "a", b=root / "b", c=root / "c", rows=root / "rows", tok=root / "tok")
 
 

@@ -13,9 +13,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from polymodal.pipelines.base.console import Console
+from polymodal.pipelines.crew.pieces import Workers
 from polymodal.pipelines.launch.job import Job, JobOptions
 from polymodal.pipelines.launch.launch import targets
 from polymodal.pipelines.pack.pack import pack
+from polymodal.pipelines.pack.settings import PackSettings, Reading
 from polymodal.pipelines.run.directory import Run
 from polymodal.pipelines.run.recipe import recipe
 from polymodal.shared.tokenizer import Tokenizer
@@ -36,7 +38,7 @@ def data(tmp_path_factory):
     lines = [" ".join(rng.choice(words, size=rng.integers(3, 12))) for _ in range(90)]
     (root / "train.txt").write_text("\n".join(lines))
     Tokenizer.train(lines, "byte-bpe", 300).save(root / "tok")
-    pack([root / "train.txt"], root / "train", split="line", workers=1, console=Console(quiet=True))
+    pack([root / "train.txt"], root / "train", PackSettings(Reading(split="line")), workers=Workers(1), console=Console(quiet=True))
     return SimpleNamespace(train=str(root / "train"), tok=str(root / "tok"))
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from polymodal.pipelines.base.console import Console
 from polymodal.pipelines.cli import run
+from polymodal.pipelines.crew.pieces import Workers
 from polymodal.pipelines.evaluation.evaluate import evaluate
 from polymodal.pipelines.evaluation.perplexity import Perplexity
 from polymodal.pipelines.model import quantize as module
@@ -75,7 +76,7 @@ def trained(tmp_path_factory):
 
     for name, count in (("train", 300), ("held", 30)):
         (root / f"{name}.txt").write_text("\n\n".join(text() for _ in range(count)))
-        pack([root / f"{name}.txt"], root / name, workers=1)
+        pack([root / f"{name}.txt"], root / name, workers=Workers(1))
     tok = Tokenizer.train([(root / "train.txt").read_text()], "byte-bpe", 290)
     tok.save(root / "tok")
     chosen = recipe("gpt2-tiny", ["precision=32", "accelerator=cpu", "max_updates=60", "data.global_batch=16", "log.tensorboard=false",

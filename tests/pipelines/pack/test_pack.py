@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from polymodal.pipelines import cli
+from polymodal.pipelines.crew.pieces import Workers
 from polymodal.pipelines.data.dataset import DataSet
 from polymodal.pipelines.pack import pack as packing
 from polymodal.pipelines.pack.pack import pack
 from polymodal.pipelines.pack.rows import fit, in_sequence
+from polymodal.pipelines.pack.settings import PackSettings, Reading
 from polymodal.shared.errors import UserError
 from polymodal.shared.tokenizer import Tokenizer
 
@@ -44,9 +47,15 @@ def texts(folder):
     return [data.read(i).text() for i in range(len(data))]
 
 
+def settings_of(**options):
+    """Settings from the names of their fields, those of reading among them."""
+    reading = {f.name: options.pop(f.name) for f in fields(Reading) if f.name in options}
+    return PackSettings(Reading(**reading), **options)
+
+
 def refused(sources, out, message, **options):
     with pytest.raises(UserError, match=message) as caught:
-        pack(sources, out, **options)
+        pack(sources, out, settings_of(**options))
     assert "\n" not in str(caught.value)
     assert not out.exists() or not any(out.iterdir())
 
@@ -59,7 +68,7 @@ def test_plain_text_is_cut_at_blank_lines_at_lines_or_not_at_all(tmp_path):
     for split, expected in (("blank", ["one\ntwo", "three\n---\nfour"]), ("line", ["one", "two", "three", "---", "four"]),
                             ("file", ["one\ntwo\n\n \t\n\nthree\n---\nfour"]), ("---", ["one\ntwo\n\n \t\n\nthree", "four"])):
         out = tmp_path / f"out {split}"
-        index = pack(tmp_path / "a.txt", out, split=split, shuffle=None)
+        index = pack(tmp_path / "a.txt", out, PackSettings(Reading(split=split), shuffle=None))
         assert texts(out) == expected and index.kind == "text" and index.fields == ("txt",)
 
 
@@ -72,7 +81,7 @@ def test_text_of_large_files_is_cut_into_the_same_documents(tmp_path, monkeypatc
         monkeypatch.setattr("polymodal.pipelines.pack.sources._UNIT_BYTES", unit)
         for name in ("a.txt", "b.jsonl"):
             out = tmp_path / f"{name} {unit}"
-            pack(tmp_path / name, out, shuffle=None)
+            pack(tmp_path / name, out, PackSettings(shuffle=None))
             assert texts(out) == documents
 
 
@@ -88,7 +97,7 @@ def test_tables_of_text(tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({"body": rows}), tmp_path / "a.parquet", row_group_size=2)
     for name in ("a.jsonl", "a.csv", "a.tsv", "a.parquet"):
         out = tmp_path / f"{name} out"
-        pack(tmp_path / name, out, text_field="body", shuffle=None)
+        pack(tmp_path / name, out, PackSettings(Reading(text_field="body"), shuffle=None))
         assert texts(out) == rows
         refused(tmp_path / name, tmp_path / "no", "no text in 'text'.*--text-field")
 
@@ -127,7 +136,7 @@ def test_tables_of_pictures_and_captions(tmp_path, table):
             writer.writerows(rows)
     else:
         (tmp_path / "in" / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    index = pack(tmp_path / "in", tmp_path / "out", shuffle=None)
+    index = pack(tmp_path / "in", tmp_path / "out", PackSettings(shuffle=None))
     data = DataSet.open(tmp_path / "out")
     assert index.kind == "pairs"
     assert [(s.text(), s.fields["jpg"]) for s in map(data.read, range(4))] == [
@@ -137,7 +146,7 @@ def test_tables_of_pictures_and_captions(tmp_path, table):
 def test_tars_are_packed_again(tmp_path):
     (tmp_path / "a.txt").write_text("\n\n".join(f"text {i}" for i in range(60)))
     pack(tmp_path / "a.txt", tmp_path / "one")
-    index = pack(tmp_path / "one", tmp_path / "two", shard_bytes=30_000, shuffle=3)
+    index = pack(tmp_path / "one", tmp_path / "two", PackSettings(shard_bytes=30_000, shuffle=3))
     assert len(index.shards) > 2 and sorted(texts(tmp_path / "two")) == sorted(texts(tmp_path / "one"))
 
 
@@ -148,8 +157,8 @@ def test_the_same_input_gives_the_same_bytes_whatever_the_workers(tmp_path, monk
     monkeypatch.setattr("polymodal.pipelines.pack.sources._UNIT_BYTES", 5000)
     monkeypatch.setattr("polymodal.pipelines.pack.spool._RUN_BYTES", 3000)
     (tmp_path / "a.txt").write_text("\n\n".join(f"text {i} " + "x" * (i % 97) for i in range(700)))
-    options = {"shard_bytes": 150_000, "holdout": 0.1}
-    indexes = [pack(tmp_path / "a.txt", tmp_path / f"{w}" / "train", holdout_out=tmp_path / f"{w}" / "eval", workers=w, **options)
+    indexes = [pack(tmp_path / "a.txt", tmp_path / f"{w}" / "train", PackSettings(
+        shard_bytes=150_000, holdout=0.1, holdout_out=tmp_path / f"{w}" / "eval"), workers=Workers(w))
                for w in (1, 2)]
     assert indexes[0] == indexes[1] and len(indexes[0].shards) > 3
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
@@ -163,7 +172,7 @@ def test_the_same_input_gives_the_same_bytes_whatever_the_workers(tmp_path, monk
 def test_shuffling_is_a_seeded_permutation(tmp_path):
     (tmp_path / "a.txt").write_text("\n\n".join(f"text {i}" for i in range(400)))
     for seed in (0, 1, None):
-        pack(tmp_path / "a.txt", tmp_path / f"{seed}", shuffle=seed)
+        pack(tmp_path / "a.txt", tmp_path / f"{seed}", PackSettings(shuffle=seed))
     a, b, kept = (texts(tmp_path / s) for s in ("0", "1", "None"))
     assert kept == [f"text {i}" for i in range(400)] and sorted(a) == sorted(b) == sorted(kept) and a != b
     places = np.array([int(t.split()[1]) for t in a])
@@ -172,7 +181,7 @@ def test_shuffling_is_a_seeded_permutation(tmp_path):
 
 def test_equal_documents_are_held_out_together_and_numbers_are_met(tmp_path):
     (tmp_path / "a.txt").write_text("\n\n".join(f"text {i % 100}" for i in range(200)))
-    pack(tmp_path / "a.txt", tmp_path / "train", holdout=10, holdout_out=tmp_path / "eval")
+    pack(tmp_path / "a.txt", tmp_path / "train", PackSettings(holdout=10, holdout_out=tmp_path / "eval"))
     train, held = texts(tmp_path / "train"), texts(tmp_path / "eval")
     assert len(set(held)) == 10 and len(held) == 20 and not set(train) & set(held)
     for amount, message in ((100, "leaves nothing"), (-1, "holdout is"), (2.5, "holdout is")):
@@ -224,7 +233,7 @@ def test_tokenised_rows_hold_the_documents(tmp_path, kind):
     documents = [" ".join(rng.choice(words, int(n))) for n in np.clip(rng.lognormal(2.5, 1, 600), 1, 150)]
     tok = Tokenizer.train(documents, kind, 400)
     (tmp_path / "a.txt").write_text("\n\n".join(documents))
-    index = pack(tmp_path / "a.txt", tmp_path / "out", tokenizer=tok, block=64, shard_bytes=40_000)
+    index = pack(tmp_path / "a.txt", tmp_path / "out", PackSettings(shard_bytes=40_000, tokenizer=tok, block=64))
     data = DataSet.open(tmp_path / "out")
     assert index.kind == "tokens" and index.schema["tokenizer"] == tok.fingerprint == Tokenizer.load(data.tokenizer_dir).fingerprint
     rows = [data.read(i).tokens() for i in range(len(data))]
@@ -246,7 +255,7 @@ def test_tokenising_gives_the_same_bytes_whatever_the_workers(tmp_path, monkeypa
     (tmp_path / "a.txt").write_text("\n\n".join(f"some words here {i} " * (1 + i % 13) for i in range(300)))
     tok = Tokenizer.train(["some words here 0123456789"] * 9, "byte-bpe", 265)
     for w in (1, 2):
-        pack(tmp_path / "a.txt", tmp_path / str(w), tokenizer=tok, block=64, workers=w, shard_bytes=40_000)
+        pack(tmp_path / "a.txt", tmp_path / str(w), PackSettings(shard_bytes=40_000, tokenizer=tok, block=64), workers=Workers(w))
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
 
 
@@ -330,7 +339,7 @@ def test_missing_empty_and_unknown_sources(tmp_path):
 def test_texts_that_cannot_be_used_stop_packing_or_are_counted(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     refused(tmp_path / name, tmp_path / "no", message)
-    index = pack(tmp_path / name, tmp_path / "out", on_bad="skip", shuffle=None)
+    index = pack(tmp_path / name, tmp_path / "out", PackSettings(shuffle=None, on_bad="skip"))
     assert texts(tmp_path / "out") == ["good", "good too"] and index.schema["skipped"] == 1
 
 
@@ -366,7 +375,7 @@ def test_pictures_that_cannot_be_used_stop_packing_or_are_counted(tmp_path, cont
         content = buffer.getvalue()
     (tmp_path / "in" / "a" / "bad.png").write_bytes(content)
     refused(tmp_path / "in", tmp_path / "no", message)
-    index = pack(tmp_path / "in", tmp_path / "out", on_bad="skip")
+    index = pack(tmp_path / "in", tmp_path / "out", PackSettings(on_bad="skip"))
     assert index.samples == 1 and index.schema["skipped"] == 1
 
 
@@ -374,7 +383,7 @@ def test_a_table_that_names_a_missing_picture(tmp_path):
     picture(tmp_path / "a.jpg")
     (tmp_path / "a.csv").write_text("image,caption\na.jpg,good\nb.jpg,missing\n")
     refused(tmp_path / "a.csv", tmp_path / "no", r"b\.jpg.*cannot be read")
-    assert pack(tmp_path / "a.csv", tmp_path / "out", on_bad="skip").samples == 1
+    assert pack(tmp_path / "a.csv", tmp_path / "out", PackSettings(on_bad="skip")).samples == 1
 
 
 def test_a_tar_with_a_pickle_or_a_cut_is_not_packed(tmp_path):
@@ -438,8 +447,8 @@ def test_the_command_line_explains_a_forbidden_place(tmp_path, monkeypatch, caps
 def test_a_full_disk_leaves_no_data_set_and_the_next_run_finishes(tmp_path, monkeypatch):
     """ENOSPC while a shard is written, when others are finished."""
     (tmp_path / "a.txt").write_text("\n\n".join(f"text {i}" for i in range(300)))
-    options = {"shard_bytes": 60_000}
-    pack(tmp_path / "a.txt", tmp_path / "expected", **options)
+    chosen = PackSettings(shard_bytes=60_000)
+    pack(tmp_path / "a.txt", tmp_path / "expected", chosen)
     real, calls = os.fsync, []
 
     def full(file):
@@ -450,12 +459,12 @@ def test_a_full_disk_leaves_no_data_set_and_the_next_run_finishes(tmp_path, monk
 
     monkeypatch.setattr(packing.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        pack(tmp_path / "a.txt", tmp_path / "out", **options)
+        pack(tmp_path / "a.txt", tmp_path / "out", chosen)
     monkeypatch.undo()
     assert [p.name for p in (tmp_path / "out").iterdir()] == [".pack"] and not list((tmp_path / "out").rglob("*.tmp"))
     with pytest.raises(UserError, match="no index"):
         DataSet.open(tmp_path / "out")
-    pack(tmp_path / "a.txt", tmp_path / "out", **options)
+    pack(tmp_path / "a.txt", tmp_path / "out", chosen)
     assert contents(tmp_path / "out") == contents(tmp_path / "expected")
 
 
@@ -475,10 +484,14 @@ def test_the_command_line_explains_a_file_that_cannot_grow(tmp_path):
 KILLED = """
 import sys
 from pathlib import Path
-from polymodal.pipelines.pack import pack as packing, sources
+from polymodal.pipelines.crew.pieces import Workers
+from polymodal.pipelines.pack import sources
+from polymodal.pipelines.pack.pack import pack
+from polymodal.pipelines.pack.settings import PackSettings
 sources._UNIT_BYTES = 20_000
 if __name__ == "__main__":
-    packing.pack(sys.argv[1], sys.argv[2], shard_bytes=100_000, workers=int(sys.argv[3]), holdout=0.1, holdout_out=sys.argv[2] + " held")
+    settings = PackSettings(shard_bytes=100_000, holdout=0.1, holdout_out=sys.argv[2] + " held")
+    pack(sys.argv[1], sys.argv[2], settings, workers=Workers(int(sys.argv[3])))
 """
 
 
@@ -488,7 +501,8 @@ def test_a_killed_run_continues_to_the_same_bytes(tmp_path, monkeypatch, workers
     (tmp_path / "run.py").write_text(KILLED)
     command = [sys.executable, str(tmp_path / "run.py"), str(tmp_path / "a.txt")]
     monkeypatch.setattr("polymodal.pipelines.pack.sources._UNIT_BYTES", 20_000)
-    pack(tmp_path / "a.txt", tmp_path / "whole", shard_bytes=100_000, workers=1, holdout=0.1, holdout_out=tmp_path / "whole held")
+    pack(tmp_path / "a.txt", tmp_path / "whole", PackSettings(shard_bytes=100_000, holdout=0.1, holdout_out=tmp_path / "whole held"),
+         workers=Workers(1))
     out = tmp_path / "out"
     kills = 0
     for finished in (5, 30):  # files of finished work at which the run is killed
@@ -557,8 +571,8 @@ def test_labels_pairs_and_targets_come_from_columns(tmp_path, suffix):
     rows = [{"text": f"premise {i}", "second": f"hypothesis {i}", "out": f"answer {i}", "label": ("no", "maybe", "yes")[i % 3]}
             for i in range(12)]
     table = write_table(tmp_path / f"t{suffix}", rows)
-    pack(table, tmp_path / "data", label_field="label", pair_field="second", target_field="out", holdout=0.4, holdout_out=tmp_path / "held",
-         shuffle=1)
+    pack(table, tmp_path / "data", PackSettings(Reading(label_field="label", pair_field="second", target_field="out"),
+                                                shuffle=1, holdout=0.4, holdout_out=tmp_path / "held"))
     found = []
     for side in ("data", "held"):
         samples, classes = rows_of(tmp_path / side)
@@ -570,7 +584,7 @@ def test_labels_pairs_and_targets_come_from_columns(tmp_path, suffix):
 
 def test_whole_numbers_keep_their_order_as_classes(tmp_path):
     table = write_table(tmp_path / "t.jsonl", [{"text": f"text {i}", "label": i} for i in (10, 9, 1, 2)])
-    pack(table, tmp_path / "data", label_field="label", shuffle=None)
+    pack(table, tmp_path / "data", PackSettings(Reading(label_field="label"), shuffle=None))
     samples, classes = rows_of(tmp_path / "data")
     assert classes == ["1", "2", "9", "10"]
     assert [s.label() for s in samples] == [3, 2, 0, 1]
@@ -581,17 +595,17 @@ def test_a_given_list_of_classes_numbers_them_and_refuses_others(tmp_path):
     assert cli.invoke(["pack", str(table), "--out", str(tmp_path / "data"), "--label-field", "label", "--classes", "pos,neg"]) == 0
     samples, classes = rows_of(tmp_path / "data")
     assert (samples[0].label(), classes) == (0, ["pos", "neg"])
-    refused(table, tmp_path / "b", "class 'pos', which --classes does not name", label_field="label", classes=["neg"])
-    refused(table, tmp_path / "b", "names a class twice", label_field="label", classes=["pos", "pos"])
-    refused(table, tmp_path / "b", "with --label-field: give that", classes=["pos"])
+    refused(table, tmp_path / "b", "class 'pos', which --classes does not name", label_field="label", classes=("neg",))
+    refused(table, tmp_path / "b", "names a class twice", label_field="label", classes=("pos", "pos"))
+    refused(table, tmp_path / "b", "with --label-field: give that", classes=("pos",))
 
 
 def test_labelled_pictures_may_take_their_classes_from_a_list(tmp_path):
     picture(tmp_path / "in" / "cat" / "1.png")
-    pack(tmp_path / "in", tmp_path / "data", classes=["dog", "cat"])
+    pack(tmp_path / "in", tmp_path / "data", PackSettings(Reading(classes=("dog", "cat"))))
     samples, classes = rows_of(tmp_path / "data")
     assert (samples[0].label(), classes) == (1, ["dog", "cat"])
-    refused(tmp_path / "in", tmp_path / "b", "classes are cat, which --classes does not name", classes=["dog"])
+    refused(tmp_path / "in", tmp_path / "b", "classes are cat, which --classes does not name", classes=("dog",))
 
 
 def test_columns_that_cannot_be_read_are_refused(tmp_path):
@@ -609,6 +623,6 @@ def test_columns_that_cannot_be_read_are_refused(tmp_path):
 def test_a_killed_run_of_labelled_texts_gives_the_same_bytes_with_any_number_of_processes(tmp_path):
     tables = [write_table(tmp_path / f"{n}.jsonl", [{"text": f"text {n} {i}", "label": f"class {(n * i) % 5}"} for i in range(40)])
               for n in range(3)]
-    pack(tables, tmp_path / "one", label_field="label", shard_bytes=20_000, workers=1)
-    pack(tables, tmp_path / "two", label_field="label", shard_bytes=20_000, workers=2)
+    pack(tables, tmp_path / "one", PackSettings(Reading(label_field="label"), shard_bytes=20_000), workers=Workers(1))
+    pack(tables, tmp_path / "two", PackSettings(Reading(label_field="label"), shard_bytes=20_000), workers=Workers(2))
     assert contents(tmp_path / "one") == contents(tmp_path / "two")

@@ -17,7 +17,9 @@ import typer
 from PIL import Image
 from polymodal.pipelines.base.console import Console
 from polymodal.pipelines.commands import plan as commands
+from polymodal.pipelines.crew.pieces import Workers
 from polymodal.pipelines.pack.pack import pack
+from polymodal.pipelines.pack.settings import PackSettings, Reading
 from polymodal.pipelines.plan.plan import Cluster, count, duration, plan, size
 from polymodal.pipelines.plan.rehearsal import rehearse
 from polymodal.pipelines.plan.synthetic import synthetic_batch
@@ -48,7 +50,7 @@ def data(tmp_path_factory):
     words = ["".join(letters) for letters in rng.choice(list("abcdefgh"), (100, 4))]
     texts = [" ".join(rng.choice(words, int(rng.integers(40, 140)))) for _ in range(64)]
     (root / "texts.txt").write_text("\n".join(texts))
-    pack([root / "texts.txt"], root / "texts", split="line", workers=1, console=QUIET)
+    pack([root / "texts.txt"], root / "texts", PackSettings(Reading(split="line")), workers=Workers(1), console=QUIET)
     rows = []
     for i, text in enumerate(texts):
         image = Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8))
@@ -58,7 +60,7 @@ def data(tmp_path_factory):
         rows.append(json.dumps({"image": f"{i:03}.png", "caption": text[:60]}))
     (root / "pairs-source" / "table.jsonl").write_text("\n".join(rows))
     for kind in ("pairs", "images"):
-        pack([root / f"{kind}-source"], root / kind, kind=kind, workers=1, console=QUIET)
+        pack([root / f"{kind}-source"], root / kind, PackSettings(Reading(kind)), workers=Workers(1), console=QUIET)
     for style, (kind, vocabulary) in TOKENIZERS.items():
         Tokenizer.train(texts, kind, vocabulary, style=STYLES[style]).save(root / style)
     return root

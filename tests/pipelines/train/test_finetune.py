@@ -16,7 +16,9 @@ import transformers
 from PIL import Image
 from polymodal.pipelines import cli
 from polymodal.pipelines.base.console import Console
+from polymodal.pipelines.crew.pieces import Workers
 from polymodal.pipelines.pack.pack import pack
+from polymodal.pipelines.pack.settings import PackSettings, Reading
 from polymodal.pipelines.run import checkpoint
 from polymodal.pipelines.run.directory import open_run
 from polymodal.pipelines.run.recipe import recipe
@@ -47,9 +49,9 @@ def data(tmp_path_factory):
     for name, count in (("train", 120), ("held", 40)):
         rows = sentences(count, len(name))
         (root / f"{name}.jsonl").write_text("".join(json.dumps({"text": t, "label": v}) + "\n" for t, v in rows))
-        pack(root / f"{name}.jsonl", root / name, label_field="label", classes=VERBS, workers=1)
+        pack(root / f"{name}.jsonl", root / name, PackSettings(Reading(label_field="label", classes=tuple(VERBS))), workers=Workers(1))
     (root / "raw.txt").write_text("\n".join(t for t, _ in sentences(80, 9)))
-    pack(root / "raw.txt", root / "raw", split="line", workers=1)
+    pack(root / "raw.txt", root / "raw", PackSettings(Reading(split="line")), workers=Workers(1))
     return SimpleNamespace(train=root / "train", held=root / "held", raw=root / "raw", tok=root / "tok", tokenizer=tokenizer)
 
 
@@ -108,7 +110,8 @@ def test_a_head_is_taken_where_it_has_the_same_classes_and_is_fresh_where_it_has
     _, said = finetune(data, tmp_path / "again", tmp_path / "first", dry_run=True)
     assert not any("fresh" in line for line in said) and any("tensors taken" in line for line in said)
     (tmp_path / "two.jsonl").write_text("".join(json.dumps({"text": t, "label": v == "runs"}) + "\n" for t, v in sentences(20, 1)))
-    pack(tmp_path / "two.jsonl", tmp_path / "two", label_field="label", holdout=4, holdout_out=tmp_path / "two-held", workers=1)
+    pack(tmp_path / "two.jsonl", tmp_path / "two", PackSettings(Reading(label_field="label"), holdout=4, holdout_out=tmp_path / "two-held"),
+         workers=Workers(1))
     console = Listener()
     pretrain(recipe("bert-classify-tiny", SHORT), tmp_path / "two", tmp_path / "other", model=tmp_path / "first", console=console,
              dry_run=True, eval_data=tmp_path / "two-held")
@@ -271,7 +274,7 @@ def test_a_model_of_pictures_gets_a_head_for_other_classes_and_is_told_of_other_
         path = tmp_path / "pictures" / ("cat", "dog")[number % 2] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(path)
-    pack(tmp_path / "pictures", tmp_path / "data", workers=1)
+    pack(tmp_path / "pictures", tmp_path / "data", workers=Workers(1))
     net = polymodal.system("vit", size="tiny", classes=("red", "green", "blue"), hidden_size=16, num_attention_heads=2,
                            intermediate_size=16, image_size=16, objective={"image_mean": [0.1, 0.2, 0.3]}).net
     polymodal.save(net, tmp_path / "vit")

@@ -15,9 +15,11 @@ import pytest
 import torch
 from contract.letters import INF, NAN, POISON, Letters, go, known, letters
 from polymodal.pipelines.base.console import Console
+from polymodal.pipelines.crew.pieces import Workers
 from polymodal.pipelines.data.dataset import DataSet
 from polymodal.pipelines.data.stream import Layout, Stream
 from polymodal.pipelines.pack.pack import pack
+from polymodal.pipelines.pack.settings import PackSettings, Reading
 from polymodal.pipelines.run import checkpoint
 from polymodal.pipelines.run.directory import Run
 from polymodal.pipelines.run.logbook import Logbook
@@ -48,10 +50,10 @@ def data(tmp_path_factory):
     lines = ["".join(rng.choice(list("abcdefgh"), size=rng.integers(3, 30))) for _ in range(150)]
     quiet = Console(quiet=True)
     (root / "held.txt").write_text("\n".join(lines[120:]))
-    pack([root / "held.txt"], root / "held", split="line", workers=1, console=quiet)
+    pack([root / "held.txt"], root / "held", PackSettings(Reading(split="line")), workers=Workers(1), console=quiet)
     for line in range(120):  # the order depends on the content: which text is read when is not known before
         (root / "train.txt").write_text("\n".join([*lines[:line], lines[line] + POISON, *lines[line + 1 : 120]]))
-        pack([root / "train.txt"], root / f"train-{line}", split="line", workers=1, console=quiet)
+        pack([root / "train.txt"], root / f"train-{line}", PackSettings(Reading(split="line")), workers=Workers(1), console=quiet)
         packed = DataSet.open(root / f"train-{line}")
         order = Stream(packed, Letters(), Layout(8), lanes=4, window=64).order
         places = [order.locate(p).sample for p in range((POISONED - 1) * 8, POISONED * 8)]

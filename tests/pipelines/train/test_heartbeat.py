@@ -16,8 +16,10 @@ from types import SimpleNamespace
 import pytest
 from contract import letters
 from polymodal.pipelines.base.console import Console
+from polymodal.pipelines.crew.pieces import Workers
 from polymodal.pipelines.inspection.inspect import run_lines, run_summary
 from polymodal.pipelines.pack.pack import pack
+from polymodal.pipelines.pack.settings import PackSettings, Reading
 from polymodal.pipelines.run.directory import Run
 from polymodal.pipelines.train import heartbeat
 from polymodal.pipelines.train.heartbeat import FOLDER, Heartbeat, Rank, clear, diagnose, read
@@ -138,7 +140,7 @@ def until(condition, seconds=120.0):
 def test_inspect_names_the_rank_that_hangs(tmp_path):
     """Two gloo ranks: rank 1 is stopped, goes on, blocks in reading, and both are killed at last."""
     (tmp_path / "train.txt").write_text("\n".join("abcdefgh"[: 1 + i % 8] for i in range(64)))
-    pack([tmp_path / "train.txt"], tmp_path / "train", split="line", workers=1, console=Console(quiet=True))
+    pack([tmp_path / "train.txt"], tmp_path / "train", PackSettings(Reading(split="line")), workers=Workers(1), console=Console(quiet=True))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__, str(tmp_path)]
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     out = tmp_path / "run"

@@ -15,7 +15,9 @@ import pytest
 import torch
 from polymodal.pipelines.base.console import Console
 from polymodal.pipelines.base.files import read_json_lines
+from polymodal.pipelines.crew.pieces import Workers
 from polymodal.pipelines.pack.pack import pack
+from polymodal.pipelines.pack.settings import PackSettings, Reading
 from polymodal.pipelines.run import checkpoint
 from polymodal.pipelines.run.directory import Run, lock_run, open_run
 from polymodal.pipelines.run.optim import OptimSettings
@@ -139,7 +141,7 @@ def data(tmp_path_factory):
     (root / "train.txt").write_text("\n".join(lines[:80]))
     (root / "held.txt").write_text("\n".join(lines[80:]))
     for name in ("train", "held"):
-        pack([root / f"{name}.txt"], root / name, split="line", workers=1, console=Console(quiet=True))
+        pack([root / f"{name}.txt"], root / name, PackSettings(Reading(split="line")), workers=Workers(1), console=Console(quiet=True))
     return SimpleNamespace(train=root / "train", held=root / "held")
 
 

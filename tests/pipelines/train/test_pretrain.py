@@ -19,9 +19,11 @@ import torch
 import typer
 from polymodal.pipelines.base.console import Console
 from polymodal.pipelines.commands import train as commands
+from polymodal.pipelines.crew.pieces import Workers
 from polymodal.pipelines.model.export import export
 from polymodal.pipelines.model.frontdoor import load
 from polymodal.pipelines.pack.pack import pack
+from polymodal.pipelines.pack.settings import PackSettings, Reading
 from polymodal.pipelines.run import checkpoint
 from polymodal.pipelines.run.directory import Run, open_run
 from polymodal.pipelines.run.recipe import recipe
@@ -45,7 +47,7 @@ def data(tmp_path_factory):
     (root / "held.txt").write_text("\n".join(lines[90:]))
     Tokenizer.train(lines, "byte-bpe", 300).save(root / "tok")
     for name in ("train", "held"):
-        pack([root / f"{name}.txt"], root / name, split="line", workers=1, console=Console(quiet=True))
+        pack([root / f"{name}.txt"], root / name, PackSettings(Reading(split="line")), workers=Workers(1), console=Console(quiet=True))
     return SimpleNamespace(train=str(root / "train"), held=str(root / "held"), tok=str(root / "tok"))
 
 
@@ -152,7 +154,8 @@ def test_a_tokenizer_that_does_not_fit_is_refused(data, whole, tmp_path):
     Tokenizer.train(["x y z"] * 9, "byte-bpe", 258).save(tmp_path / "other")
     with pytest.raises(UserError, match="the tokenizer is another one"):
         loop.pretrain(recipe("gpt2-tiny", OVERRIDES), data.train, whole, tokenizer=str(tmp_path / "other"), console=Console(quiet=True))
-    pack([data.train + ".txt"], tmp_path / "rows", split="line", tokenizer=data.tok, block=32, workers=1, console=Console(quiet=True))
+    pack([data.train + ".txt"], tmp_path / "rows", PackSettings(Reading(split="line"), tokenizer=data.tok, block=32), workers=Workers(1),
+         console=Console(quiet=True))
     with pytest.raises(UserError, match="was packed with another tokenizer"):
         loop.pretrain(recipe("gpt2-tiny", OVERRIDES), str(tmp_path / "rows"), tmp_path / "run", tokenizer=str(tmp_path / "other"),
                        console=Console(quiet=True))

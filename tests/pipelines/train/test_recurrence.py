@@ -13,9 +13,11 @@ import pytest
 import torch
 from polymodal.pipelines import cli
 from polymodal.pipelines.base.console import Console
+from polymodal.pipelines.crew.pieces import Workers
 from polymodal.pipelines.data.held_out import evaluation_batches
 from polymodal.pipelines.model.frontdoor import load
 from polymodal.pipelines.pack.pack import pack
+from polymodal.pipelines.pack.settings import PackSettings
 from polymodal.pipelines.run.directory import Run, open_run
 from polymodal.pipelines.run.recipe import recipe
 from polymodal.pipelines.train import loop
@@ -38,9 +40,10 @@ def data(tmp_path_factory):
     (root / "held.txt").write_text("\n\n".join(texts[50:]))
     tok = Tokenizer.train(texts, "byte-bpe", 280)
     for name in ("train", "held"):
-        pack([root / f"{name}.txt"], root / name, tokenizer=tok, block=12, in_order=True, shard_bytes=40_000, workers=1)
-    pack([root / "train.txt"], root / "shuffled", tokenizer=tok, block=12, workers=1)
-    pack([root / "train.txt"], root / "raw", workers=1)
+        pack([root / f"{name}.txt"], root / name, PackSettings(shard_bytes=40_000, tokenizer=tok, block=12, in_order=True),
+             workers=Workers(1))
+    pack([root / "train.txt"], root / "shuffled", PackSettings(tokenizer=tok, block=12), workers=Workers(1))
+    pack([root / "train.txt"], root / "raw", workers=Workers(1))
     return SimpleNamespace(root=root, train=str(root / "train"), held=str(root / "held"), raw=str(root / "raw"))
 
 
