@@ -1,30 +1,28 @@
 from __future__ import annotations
 
 import platform
-import subprocess
-import sys
+import resource
 
+import processes
 import pytest
+import torch
 from polymodal.shared import cpu
 
-FAULTS = """
-import resource, torch
-from polymodal.shared.cpu import keep_freed_memory
-kept = {} and keep_freed_memory()
-for _ in range(12):
-    torch.ones(2**24)  # 64 MiB; glibc needs some turns until an aligned block fits where the one before was
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(4):
-    torch.ones(2**24)
-print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
+
+def count_faults(keep):
+    kept = keep and cpu.keep_freed_memory()
+    for _ in range(12):
+        torch.ones(2**24)  # 64 MiB; glibc needs some turns until an aligned block fits where the one before was
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        torch.ones(2**24)
+    print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has this setting")
 def test_freed_memory_is_used_again():
     def faults(keep: bool) -> tuple[str, int]:
-        done = subprocess.run([sys.executable, "-c", FAULTS.format(keep)], capture_output=True, text=True, check=True)
-        kept, count = done.stdout.split()
+        kept, count = processes.call(count_faults, keep).check().out.split()
         return kept, int(count)
 
     assert faults(False) > ("False", 1000)

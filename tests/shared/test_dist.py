@@ -1,27 +1,23 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import os
 
+import processes
 import torch
 from polymodal.shared import dist
 
-WORKER = """
-import json, sys
-import torch, torch.distributed as td
-from polymodal.shared import dist
-rank, path = int(sys.argv[1]), sys.argv[2]
-td.init_process_group("gloo", init_method="file://" + path, rank=rank, world_size=2)
-sizes = [3, 2]
-full = torch.arange(10, dtype=torch.float64).view(5, 2).sin()
-mine = full[:3] if rank == 0 else full[3:]
-mine = mine.clone().requires_grad_(True)
-everyone = dist.all_gather_with_grad(mine)
-(mine @ everyone.T).exp().sum().backward()
-print(json.dumps({"rows": everyone.tolist(), "grad": mine.grad.tolist(), "sum": dist.all_reduce_sum(torch.tensor([rank + 1, 5])).tolist(),
-                  "json": dist.gather_json({"rank": rank, "x": "y" * rank}), "rank": dist.rank(), "world": dist.world_size()}))
-"""
+
+def gather():
+    rank = int(os.environ["RANK"])
+    torch.distributed.init_process_group("gloo")
+    full = torch.arange(10, dtype=torch.float64).view(5, 2).sin()
+    mine = full[:3] if rank == 0 else full[3:]
+    mine = mine.clone().requires_grad_(True)
+    everyone = dist.all_gather_with_grad(mine)
+    (mine @ everyone.T).exp().sum().backward()
+    print(json.dumps({"rows": everyone.tolist(), "grad": mine.grad.tolist(),
+                      "sum": dist.all_reduce_sum(torch.tensor([rank + 1, 5])).tolist(), "json": dist.gather_json({"rank": rank, "x": "y" * rank}), "rank": dist.rank(), "world": dist.world_size()}))
 
 
 def test_identity_without_a_process_group():
@@ -31,9 +27,8 @@ def test_identity_without_a_process_group():
     assert (dist.rank(), dist.world_size(), dist.gather_json(3)) == (0, 1, [3])
 
 
-def test_two_ranks_gather_uneven_rows_with_the_gradient_of_the_whole(tmp_path):
-    runs = [subprocess.Popen([sys.executable, "-c", WORKER, str(r), str(tmp_path / "meet")], stdout=subprocess.PIPE) for r in range(2)]
-    out = [json.loads(run.communicate(timeout=120)[0]) for run in runs]
+def test_two_ranks_gather_uneven_rows_with_the_gradient_of_the_whole():
+    out = [json.loads(run.out) for run in processes.together(processes.ranks(2, gather))]
     full = torch.arange(10, dtype=torch.float64).view(5, 2).sin().requires_grad_(True)
     (full @ full.T).exp().sum().backward()
     assert full.grad is not None

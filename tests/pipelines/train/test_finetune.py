@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
 import polymodal
+import processes
 import pytest
 import torch
 import transformers
@@ -181,15 +179,14 @@ def test_accuracy_rises_above_the_majority_class(data, tmp_path):
     assert result["eval"]["macro_f1"] > 0.85
 
 
-@pytest.mark.parametrize("layout", [["data.micro_batch=2"], pytest.param(["devices=2", "strategy=ddp"], marks=pytest.mark.slow)])
-def test_the_curve_is_the_same_in_any_layout(data, pretrained, tmp_path, layout):
+@pytest.mark.parametrize(("count", "layout"), [(1, ["data.micro_batch=2"]), (2, ["devices=2", "strategy=ddp"])])
+def test_the_curve_is_the_same_in_any_layout(data, pretrained, tmp_path, count, layout):
     """Accumulated, and on two ranks: one global batch."""
     fixed = ["max_updates=8", "model.hidden_dropout_prob=0.0", "model.attention_probs_dropout_prob=0.0", "optim.lr=0.01"]
     finetune(data, tmp_path / "whole", pretrained / "bert", *fixed)
     sets = [part for o in (*SHORT, *fixed, *layout) for part in ("--set", o)]
-    words = ["finetune", "bert-classify-tiny", "--model", pretrained / "bert", "--data", data.train, "--eval-data", data.held]
-    subprocess.run([sys.executable, "-m", "polymodal", *map(str, words), "--out", str(tmp_path / "parts"), *sets], check=True,
-                   capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    words = ["bert-classify-tiny", "--model", pretrained / "bert", "--data", data.train, "--eval-data", data.held]
+    processes.together(processes.ranks(count, "finetune", *words, "--out", tmp_path / "parts", *sets))
     for whole, parts in zip(rows(tmp_path / "whole"), rows(tmp_path / "parts"), strict=True):
         assert whole.pop("split") == parts.pop("split")
         assert whole == pytest.approx(parts, rel=1e-4, abs=1e-6)

@@ -1,16 +1,14 @@
-"""Updates that go wrong: raise, skip, rewind; on one rank and on several (this file is also one of the ranks, under torchrun)."""
+"""Updates that go wrong: raise, skip, rewind; on one rank and on several (this file is also one of the ranks)."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
 import numpy as np
+import processes
 import pytest
 import torch
 from contract.letters import INF, NAN, POISON, Letters, go, known, letters
@@ -340,21 +338,17 @@ def stage(name, data, out):
         go(made, data, out / name, 1.0 if policy == "told" else INF)
 
 
+def stages(data, out):
+    with known():
+        for chosen in STAGES:
+            stage(chosen, data, out)
+
+
 def test_two_ranks_agree(tmp_path, data):
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__, str(data.train.parent),
-               str(tmp_path)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
+    processes.together(processes.ranks(2, stages, data, tmp_path))
     for name in STAGES:
         strategy, _, policy = name.rpartition("-")
         if policy != "told":
             same(tmp_path / name, tmp_path / ("fsdp-told" if strategy else "told"))
             event, = Run(tmp_path / name).events()
             assert event["left_out"] == [POISONED, POISONED] and event["positions"] == [56, 64]
-
-
-if __name__ == "__main__":
-    with known():
-        for chosen in STAGES:
-            stage(chosen, SimpleNamespace(train=Path(sys.argv[1]) / "train", held=Path(sys.argv[1]) / "held"), Path(sys.argv[2]))

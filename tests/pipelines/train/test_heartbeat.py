@@ -1,18 +1,15 @@
-"""Signs of life: which rank holds up the others; on real ranks that hang (this file is also the ranks, under torchrun)."""
+"""Signs of life: which rank holds up the others; on real ranks that hang (this file is also the ranks)."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
+import processes
 import pytest
 from contract import letters
 from polymodal.pipelines.base.console import Console
@@ -141,11 +138,8 @@ def test_inspect_names_the_rank_that_hangs(tmp_path):
     """Two gloo ranks: rank 1 is stopped, goes on, blocks in reading, and both are killed at last."""
     (tmp_path / "train.txt").write_text("\n".join("abcdefgh"[: 1 + i % 8] for i in range(64)))
     pack([tmp_path / "train.txt"], tmp_path / "train", PackSettings(Reading(split="line")), workers=Workers(1), console=Console(quiet=True))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__, str(tmp_path)]
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     out = tmp_path / "run"
-    with (tmp_path / "stderr").open("w") as said:
-        ranks = subprocess.Popen(command, env=env, stderr=said)
+    ranks = processes.ranks(2, _rank, tmp_path)
 
     def becomes(state, culprits, phase=None):
         def there():
@@ -176,13 +170,10 @@ def test_inspect_names_the_rank_that_hangs(tmp_path):
         kill(ranks)
 
 
-def kill(parent):
-    """A launcher, and the ranks, which it puts in sessions of their own."""
-    with contextlib.suppress(FileNotFoundError):
-        for pid in Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split():
-            os.kill(int(pid), signal.SIGKILL)
-    parent.kill()
-    parent.wait()
+def kill(ranks):
+    for rank in ranks:
+        rank.kill()
+        rank.wait()
 
 
 def health(out):
@@ -205,7 +196,3 @@ def _rank(root):
                            checkpoint=letters.CheckpointSettings(every=0))
     with letters.known():
         letters.go(made, SimpleNamespace(train=root / "train", held=None), root / "run")
-
-
-if __name__ == "__main__":
-    _rank(Path(sys.argv[1]))

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import processes
 import pytest
 import torch
 import typer
@@ -31,6 +32,7 @@ from polymodal.pipelines.train import loop
 from polymodal.shared.errors import UserError
 from polymodal.shared.tokenizer import Tokenizer
 
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 TIMES = ("samples_per_s", "tokens_per_s", "step_s", "data_wait_s", "save_s", "elapsed_s", "seconds")
 OVERRIDES = ["model.n_embd=16", "model.n_layer=1", "model.n_head=2", "model.n_positions=32", "model.resid_pdrop=0.1", "data.global_batch=8",
              "data.window=16", "max_updates=40", "log.every=4", "log.tensorboard=false", "evaluate.every=20", "checkpoint.every=6",
@@ -55,12 +57,6 @@ def line(data, out, *more, overrides=OVERRIDES):
     sets = [part for o in overrides for part in ("--set", o)]
     given = {"--data": data.train, "--eval-data": data.held, "--tokenizer": data.tok, "--out": str(out)}
     return ["pretrain", "gpt2-tiny", *(part for pair in given.items() for part in pair), *sets, *more]
-
-
-def start(arguments, launcher=()):
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, *launcher, "-m", "polymodal", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            text=True, env=env)
 
 
 def here(data, out, overrides=OVERRIDES, **more):
@@ -95,10 +91,10 @@ def _wait_for(condition, process):
 def test_killed_at_a_random_update_it_continues_bit_for_bit(data, whole, tmp_path):
     out = tmp_path / "run"
     target = random.randrange(8, 36, 4)
-    process = start(line(data, out))
+    process = processes.polymodal(*line(data, out))
     _wait_for(lambda: any(row["update"] >= target for row in Run(out).metrics("train")), process)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
     there = [row["update"] for row in rows(out)]
     here(data, out)
     assert rows(out) == rows(whole), f"killed after update {there[-1:]}"
@@ -189,12 +185,10 @@ def test_the_command_line(data, tmp_path, capsys):
 
 
 def test_two_ranks_train_as_one(data, tmp_path):
-    """Fabric starts the second rank; sums over ranks make the loss that of one rank."""
+    """Sums over ranks make the loss that of one rank."""
     overrides = [*OVERRIDES, "model.resid_pdrop=0", "max_updates=8", "log.every=1", "evaluate.every=4", "data.micro_batch=2"]
-    process = start(line(data, tmp_path / "two", "--devices", "2", "--json", overrides=overrides))
-    output, errors = process.communicate(timeout=280)
-    assert process.returncode == 0, errors
-    assert json.loads(output.splitlines()[-1])["updates"] == 8
+    both = processes.ranks(2, *line(data, tmp_path / "two", "--devices", "2", "--json", overrides=overrides))
+    assert json.loads(processes.together(both)[0].out.splitlines()[-1])["updates"] == 8
     here(data, tmp_path / "one", overrides)
     one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
     assert len(one) == len(two) == 10
@@ -206,11 +200,22 @@ def test_two_ranks_train_as_one(data, tmp_path):
 
 
 @pytest.mark.slow
+def test_fabric_starts_the_second_rank(data, tmp_path):
+    words = line(data, tmp_path / "run", "--devices", "2", "--max-updates", "2", "--json")
+    done = subprocess.run([sys.executable, "-m", "polymodal", *words], capture_output=True, text=True, env=ONE_THREAD, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["updates"] == 2
+    assert "2 ranks" in done.stderr
+
+
+@pytest.mark.slow
 def test_torchrun_and_a_signal_to_one_rank(data, tmp_path):
     """SIGTERM to rank 1 alone stops both after the same update, with exit code 0; the run then goes on."""
     out = tmp_path / "run"
     overrides = [*OVERRIDES, "max_updates=100000", "checkpoint.every=0"]
-    process = start(line(data, out, overrides=overrides), ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "polymodal"]
+    process = subprocess.Popen([*command, *line(data, out, overrides=overrides)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               text=True, env=ONE_THREAD)
     _wait_for(lambda: len(Run(out).metrics("train")) > 1, process)
     ranks = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
     os.kill(max(ranks), signal.SIGTERM)
@@ -222,12 +227,11 @@ def test_torchrun_and_a_signal_to_one_rank(data, tmp_path):
 
 def test_a_signal_stops_a_process_with_exit_code_0(data, tmp_path):
     out = tmp_path / "run"
-    process = start(line(data, out, overrides=[*OVERRIDES, "max_updates=100000", "checkpoint.every=0", "data.workers=1"]))
+    process = processes.polymodal(*line(data, out, overrides=[*OVERRIDES, "max_updates=100000", "checkpoint.every=0", "data.workers=1"]))
     _wait_for(lambda: len(Run(out).metrics("train")) > 1, process)
     process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=200)
-    assert process.returncode == 0, errors
-    assert "stopped after update" in output and "Traceback" not in errors
+    process.check()
+    assert "stopped after update" in process.out and "Traceback" not in process.err
     assert len(list((out / "checkpoints").iterdir())) == 1
 
 
