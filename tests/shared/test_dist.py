@@ -16,8 +16,9 @@ def gather():
     mine = mine.clone().requires_grad_(True)
     everyone = dist.all_gather_with_grad(mine)
     (mine @ everyone.T).exp().sum().backward()
-    print(json.dumps({"rows": everyone.tolist(), "grad": mine.grad.tolist(),
-                      "sum": dist.all_reduce_sum(torch.tensor([rank + 1, 5])).tolist(), "json": dist.gather_json({"rank": rank, "x": "y" * rank}), "rank": dist.rank(), "world": dist.world_size()}))
+    total = dist.all_reduce_sum(torch.tensor([rank + 1, 5]))
+    print(json.dumps({"rows": everyone.tolist(), "grad": mine.grad.tolist(), "sum": total.tolist(),
+                      "json": dist.gather_json({"rank": rank, "x": "y" * rank}), "rank": dist.rank(), "world": dist.world_size()}))
 
 
 def test_identity_without_a_process_group():
