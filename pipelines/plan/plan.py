@@ -24,7 +24,7 @@ from ..run.optim import freeze
 from ..run.recipe import Recipe
 from ..train.devices import choose_precision
 from ..train.layers import recompute_blocks
-from ..train.preflight import build_stream, open_data, preflight
+from ..train.preflight import build_stream, open_data, precision_problems, preflight
 from ..train.sharding import layout_problems, sharded
 from ..train.start import Start, find_start
 from .rehearsal import Rehearsal, rehearse
@@ -90,7 +90,7 @@ def plan(recipe: Recipe, data: Data | None, cluster: Cluster, *, model: str | Pa
     entry = family(recipe.system)
     start = find_start(recipe, entry, model, Path(out), "never")
     machine = _Machine(cluster.world_size, _device(recipe))
-    raise_problems(layout_problems(recipe, machine.world_size, machine.device.type), "the ranks")
+    raise_problems([*layout_problems(recipe, machine.world_size, machine.device.type), *precision_problems(recipe)], "the run")
     precision = _precision(recipe, machine)
     layout = Layout(recipe.data.global_batch, recipe.data.micro_batch, 0, cluster.world_size)
     draft = _Draft(recipe, entry, start, precision, layout)

@@ -68,12 +68,12 @@ def rehearse(system: System, batches: Sequence[Batch], optim: OptimSettings, *, 
         batches: micro-batches, on the CPU; the first ones of an update.
         optim: the recipe's optimizer.
         accumulate: micro-batches of an update on a rank. All of them lie in memory; no more than two are run.
-        precision: ``32``, ``bf16-mixed`` or ``bf16-true``.
+        precision: ``32`` or ``bf16-mixed``.
         shards: ranks that share one copy of the weights, as one of which the system is rehearsed.
         reshard: with shards, whether a layer's weights are given up until its backward pass.
     """
     fake = FakeTensorMode(allow_non_fake_inputs=True, allow_fallback_kernels=False)  # a fallback would compute, with zeros
-    parameters = _materialise(system, fake, torch.bfloat16 if precision == "bf16-true" else None)
+    parameters = _materialise(system, fake)
     # the batch that takes most decides; it comes second, when gradients are there already
     run = [min(batches, key=_bytes_of), max(batches, key=_bytes_of)][-accumulate:]
     waiting = sum(_bytes_of(batch) for batch in batches) * accumulate // len(batches) - sum(map(_bytes_of, run))
@@ -142,15 +142,14 @@ def _states(optimizer: Optimizer, parameters: Iterable[Tensor]) -> list[Tensor]:
     return [t for p in parameters for t in tree_leaves(optimizer.state.get(p, {})) if isinstance(t, Tensor)]
 
 
-def _materialise(system: System, fake: FakeTensorMode, dtype: torch.dtype | None) -> list[Tensor]:
+def _materialise(system: System, fake: FakeTensorMode) -> list[Tensor]:
     """Give a system on the meta device fake parameters and buffers, tied ones once; returns the parameters that are trained."""
     made: dict[int, Any] = {}
 
     def replace(tensor: Tensor) -> Tensor:
         if id(tensor) not in made:
             with fake:
-                kind = (dtype if tensor.is_floating_point() else None) or tensor.dtype
-                new = torch.empty_strided(tensor.shape, tensor.stride(), dtype=kind)
+                new = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
             made[id(tensor)] = nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
         return made[id(tensor)]
 

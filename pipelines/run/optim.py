@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ...shared.errors import UserError
+from ...shared.errors import UserError, raise_problems
 from ...shared.stack import Stack
 
 Name = Literal["adamw", "adafactor", "lamb", "muon", "sgd", "adagrad"]
@@ -75,13 +75,14 @@ def parameter_groups(module: nn.Module, settings: OptimSettings) -> list[dict[st
     """
     exempt = without_decay(module)
     matrices = {id(p) for p in _hidden_matrices(module)}
-    places = layer_places(module) if settings.layer_decay != 1 else {}
+    raise_problems(layer_problems(module, settings), "the optimizer")
+    depths = layer_depths(module) if settings.layer_decay != 1 else {}
     groups: dict[tuple[bool, bool, float, bool], list[Tensor]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             decayed = parameter.ndim >= 2 and id(parameter) not in exempt
             fallback = settings.name == "muon" and id(parameter) not in matrices
-            scale = settings.layer_decay ** places[name].above if name in places else 1.0
+            scale = settings.layer_decay ** depths[name].above if name in depths else 1.0
             divided = hasattr(parameter, "to_local")  # a kernel that steps many tensors at once takes either kind, not both
             groups.setdefault((decayed, fallback, scale, divided), []).append(parameter)
     if not groups:
@@ -105,7 +106,7 @@ def without_decay(module: nn.Module) -> set[int]:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Depth:
     """Where a parameter lies in a stack."""
 
     layer: int
@@ -114,7 +115,7 @@ class Place:
     """Layers between it and the heads, itself counted: 1 for the highest block."""
 
 
-def layer_places(module: nn.Module) -> dict[str, Place]:
+def layer_depths(module: nn.Module) -> dict[str, Depth]:
     """Where the embeddings and the blocks of every `Stack` in `module` lie, by parameter name; what is missing lies above them.
 
     As in timm and BEiT (https://arxiv.org/abs/2106.08254): with N blocks, block i (from 0) has N - i layers above and
@@ -127,7 +128,7 @@ def layer_places(module: nn.Module) -> dict[str, Place]:
     for name, count in stacks.items():
         holder = name.rpartition(".")[0]
         below[holder] = max(below.get(holder, 0), count + 1)
-    places: dict[str, Place] = {}
+    depths: dict[str, Depth] = {}
     for name, _ in module.named_parameters():
         parents = [name[:i] for i, c in enumerate(name) if c == "."]
         stack = next((p for p in parents if p in stacks), None)
@@ -135,12 +136,21 @@ def layer_places(module: nn.Module) -> dict[str, Place]:
         holder = next((p for p in reversed(["", *parents]) if p in below), None)
         if stack is not None and part == "blocks":
             number = int(rest.partition(".")[0])
-            places[name] = Place(number + 1, stacks[stack] - number)
+            depths[name] = Depth(number + 1, stacks[stack] - number)
         elif stack is not None and part == "position_bias":
-            places[name] = Place(0, stacks[stack] + 1)
+            depths[name] = Depth(0, stacks[stack] + 1)
         elif stack is None and holder is not None and _beside(name, holder):
-            places[name] = Place(0, below[holder])
-    return places
+            depths[name] = Depth(0, below[holder])
+    return depths
+
+
+_NO_LAYERS = "this network keeps its layers in no `Stack`, so nobody knows their order"
+
+
+def layer_problems(module: nn.Module, settings: OptimSettings) -> Iterator[str]:
+    """What keeps `layer_decay` from doing anything."""
+    if settings.layer_decay != 1 and not any(depth.layer for depth in layer_depths(module).values()):
+        yield f"optim.layer_decay is {settings.layer_decay}, and {_NO_LAYERS}: leave it out (1)"
 
 
 def _beside(name: str, holder: str) -> bool:
@@ -151,17 +161,20 @@ def _beside(name: str, holder: str) -> bool:
 
 def freeze(module: nn.Module, parts: Sequence[str]) -> list[str]:
     """Keep the weights of `parts` as they are: `embed`, `layers:N`, or patterns of parameter names; returns the names."""
-    names, places = [name for name, _ in module.named_parameters()], layer_places(module)
+    names, depths = [name for name, _ in module.named_parameters()], layer_depths(module)
     frozen: list[str] = []
     for part in parts:
         kind, colon, number = part.partition(":")
         if part == "embed":
-            found = [n for n in names if n in places and places[n].layer == 0]
+            found = [n for n in names if n in depths and depths[n].layer == 0]
         elif kind == "layers" and colon:
-            highest = max((p.layer for p in places.values()), default=0)
+            highest = max((d.layer for d in depths.values()), default=0)
+            if not highest:
+                raise UserError(f"optim.freeze: {part!r} needs layers to count, and {_NO_LAYERS}: name parameters by patterns such as "
+                                f"{names[0].rpartition('.')[0]}.*")
             if not number.isdigit() or not 1 <= int(number) <= highest:
                 raise UserError(f"optim.freeze: {part!r} is no number of layers, expected layers:1 to layers:{highest}")
-            found = [n for n in names if n in places and 1 <= places[n].layer <= int(number)]
+            found = [n for n in names if n in depths and 1 <= depths[n].layer <= int(number)]
         else:
             found = [n for n in names if _matches(n, part)]
         if not found:

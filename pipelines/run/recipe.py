@@ -177,7 +177,7 @@ class Recipe:
     seed: int = 0
     """Determines the initial weights, the order of the data, and every draw."""
     precision: Precision = "auto"
-    """auto: bf16-mixed where the hardware multiplies bf16 fast, else 32."""
+    """auto: bf16-mixed where the hardware multiplies bf16 fast, else 32. bf16-true is for evaluation: it does not train."""
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     devices: int | Literal["auto"] = "auto"
     """Processes on each node; auto: one for each GPU, or one. Under torchrun the launcher decides."""

@@ -15,6 +15,7 @@ from ...shared.system import Objective, System
 from ...shared.tokenizer import Tokenizer
 from ..data.dataset import DataSet
 from ..data.stream import Layout, Mixture, Stream, plan
+from ..run.optim import layer_problems
 from ..run.recipe import Recipe, record
 from .devices import choose_precision
 from .sharding import layout_problems, sharded, system_problems
@@ -95,10 +96,20 @@ def _divided(recipe: Recipe, machine: Machine) -> str:
         f", the weights in {shards} shards"
 
 
+def precision_problems(recipe: Recipe) -> Iterator[str]:
+    """What keeps the recipe's precision from learning."""
+    if recipe.precision == "bf16-true":
+        yield ("precision is bf16-true, which keeps weights and the optimizer's averages in 8 significant bits: a step that is small "
+               "beside its weight is rounded away (a gain of 1 never moves at a rate of 1e-3), so it is for evaluation only: use "
+               "bf16-mixed, and strategy=fsdp or activation_checkpointing=true where memory is short")
+
+
 def _problems(recipe: Recipe, system: System, stream: Stream, held_out: DataSet | None, out: Path, machine: Machine) -> Iterator[str]:
     layout = stream.layout
     yield from layout_problems(recipe, machine.world_size, machine.device.type)
     yield from system_problems(recipe, system, machine.world_size)
+    yield from precision_problems(recipe)
+    yield from layer_problems(system, recipe.optim)
     if system.coupled and layout.accumulate > 1:
         yield (f"{recipe.system} compares all samples of a batch, so its batch cannot be split: leave data.micro_batch out "
                f"(got {recipe.data.micro_batch}, a rank's share is {recipe.data.global_batch // layout.world})")

@@ -255,6 +255,8 @@ def test_what_cannot_be_is_refused_with_what_can(data, tmp_path):
     def asked(changed=work, **cluster):
         return plan(changed, given["data"], Cluster(**cluster), out=tmp_path, console=QUIET)
 
+    with pytest.raises(UserError, match=r"precision is bf16-true, .* use bf16-mixed"):
+        plan(recipe("bert-tiny", ["precision=bf16-true"]), None, Cluster(), out=tmp_path, console=QUIET)
     with pytest.raises(UserError, match="no multiple of the 3 ranks: use 15 or 18"):
         asked(gpus=3)
     peak = asked()["memory"]["peak"]

@@ -201,3 +201,13 @@ def test_freezing_by_layer_and_by_name():
 def test_impossible_layer_decay(factor):
     with pytest.raises(UserError, match=f"layer_decay is {factor}, expected a factor above 0, at most 1"):
         OptimSettings(layer_decay=factor)
+
+
+def test_layers_that_nobody_can_count_are_refused():
+    """Transformer-XL has no `Stack`: a decay would do nothing, and nobody would be told."""
+    system = polymodal.system("transformer_xl", size="tiny", vocab_size=50)
+    with pytest.raises(UserError, match=r"optim\.layer_decay is 0\.5, and this network keeps its layers in no `Stack`"):
+        build_optimizer(system, OptimSettings(layer_decay=0.5))
+    with pytest.raises(UserError, match=r"'layers:1' needs layers to count, and this network keeps its layers in no `Stack`"):
+        freeze(system, ["layers:1"])
+    assert build_optimizer(system, OptimSettings()).param_groups

@@ -132,7 +132,6 @@ def variants(world: int) -> dict[str, tuple[str, dict[str, Any]]]:
                 "sgd": ("gpt2-tiny", {**again, "optim": OptimSettings("sgd", lr=0.05, nesterov=True)}),
                 "adagrad": ("bert-tiny", {**again, "optim": OptimSettings("adagrad", lr=0.01, eps=0.1)}),
                 "bf16": ("gpt2-tiny", {**again, "precision": "bf16-mixed", "optim": OptimSettings("adamw", lr=1e-3)}),
-                "narrow": ("gpt2-tiny", {**again, "precision": "bf16-true", "optim": OptimSettings("adamw", lr=1e-3)}),
                 "started": ("gpt2-tiny", {}),
                 "locked": ("clip-tiny", {"data": DataSettings(8, None, lanes=4, window=16),
                                          "model": {**named("clip-tiny").recipe.model, "lock_text": True}}),
@@ -181,17 +180,16 @@ def more(tmp_path_factory):
 def test_optimizers_precisions_and_models_to_start_from(more, tmp_path):
     """Accumulation, recomputation and other optimizers in fp32: the same gradients; in bf16 they differ by its rounding alone."""
     root, alone = more
-    ranks(2, "sgd,adagrad,bf16,narrow,started,locked", root, tmp_path)
+    ranks(2, "sgd,adagrad,bf16,started,locked", root, tmp_path)
     for name in ("sgd", "adagrad", "started", "locked"):
         equal(tmp_path / f"{name}.pt", alone / f"{name}.pt", 2e-5)
-    for name in ("bf16", "narrow"):
-        (ours, found), (theirs, expected) = (torch.load(p / f"{name}.pt") for p in (tmp_path, alone))
-        for update, wanted in zip(ours, theirs, strict=True):
-            both = [torch.cat([update[key].flatten(), wanted[key].flatten()]).view(2, -1) for key in wanted]
-            mine, other = torch.cat(both, 1)
-            assert (mine - other).norm() < 0.05 * other.norm()
-        assert [r["loss"] for r in found] == pytest.approx([r["loss"] for r in expected], rel=0.02)
-        assert found[-1]["loss"] < found[0]["loss"], "it learns"
+    (ours, found), (theirs, expected) = (torch.load(p / "bf16.pt") for p in (tmp_path, alone))
+    for update, wanted in zip(ours, theirs, strict=True):
+        both = [torch.cat([update[key].flatten(), wanted[key].flatten()]).view(2, -1) for key in wanted]
+        mine, other = torch.cat(both, 1)
+        assert (mine - other).norm() < 0.05 * other.norm()
+    assert [r["loss"] for r in found] == pytest.approx([r["loss"] for r in expected], rel=0.02)
+    assert found[-1]["loss"] < found[0]["loss"], "it learns"
     first = [torch.load(alone / f"{name}.pt")[1][0]["loss"] for name in ("sgd", "started")]
     assert first[0] != pytest.approx(first[1], rel=1e-4), "other weights than fresh ones"
 

@@ -441,3 +441,11 @@ def test_a_checkpoint_is_read_once_to_be_verified(tmp_path, data, monkeypatch):
     monkeypatch.setattr(checkpoint, "damage", counted)
     assert go(toy_recipe(), data, tmp_path / "run")["updates"] == 20
     assert read == ["update-00000010"]
+
+
+def test_what_would_train_nothing_is_refused_before_anything_is_written(tmp_path, data):
+    for changed, message in (({"precision": "bf16-true"}, r"precision is bf16-true, .* so it is for evaluation only: use bf16-mixed"),
+                             ({"optim": OptimSettings(layer_decay=0.9)}, r"optim\.layer_decay is 0\.9, and this network keeps")):
+        with pytest.raises(UserError, match=message):
+            go(toy_recipe(**changed), data, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
