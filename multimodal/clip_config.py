@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from ..shared.config import Config
-from ..shared.errors import UserError
 from ..vision.resnet import ResNetConfig
 from ..vision.tower import TowerConfig, TransformerConfig
 from .text_tower import Pooling, PretrainedTextConfig
@@ -90,10 +89,7 @@ class CLIPConfig(Config):
 
     IGNORED = frozenset({"initializer_factor", "text_config_dict", "vision_config_dict"})
 
-    def __post_init__(self) -> None:
-        """Check the size of the shared space; the towers check their own."""
-        if self.projection_dim < 1:
-            raise UserError(f"projection_dim is {self.projection_dim}, expected at least 1")
+    SIZES = ("projection_dim",)
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any], what: str = "config.json") -> Self:

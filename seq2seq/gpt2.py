@@ -27,11 +27,11 @@ from torch import Tensor, nn
 from ..shared.attention import Attention
 from ..shared.attention.cache import KVCache
 from ..shared.attention.mask import Mask
-from ..shared.block import ACTIVATIONS, Block, FeedForward, LayerNorm, depth_scaled_
+from ..shared.block import Block, FeedForward, LayerNorm, depth_scaled_
 from ..shared.config import Config
 from ..shared.convert import Alias, Ignore, Legacy, Rename, Rule, Tied, Transpose, affine, layers, prefixed
 from ..shared.embed import TokenEmbedding, normal_
-from ..shared.errors import BadSample, UserError, raise_problems
+from ..shared.errors import BadSample, UserError
 from ..shared.family import Card, Context, Family, Net, Task, transformers
 from ..shared.heads import LMHead
 from ..shared.loss import accuracy_sum, cross_entropy_sum
@@ -39,7 +39,8 @@ from ..shared.sample import Sample
 from ..shared.stack import Stack
 from ..shared.system import Batch, Objective, Preview, Step, System, Term
 from ..shared.tokenizer import Tokenizer
-from .generation.generate import Decoding, generate_ids
+from .generation.decoder import DecoderInfo
+from .generation.generate import generate_ids
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,15 +90,17 @@ class GPT2Config(Config):
         "hidden_size": "n_embd", "max_position_embeddings": "n_positions", "num_attention_heads": "n_head", "num_hidden_layers": "n_layer",
     })
 
-    def __post_init__(self) -> None:
-        """Check what the fields must satisfy together."""
-        problems = [f"{n} is {getattr(self, n)}, expected at least 1" for n in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
-                    if getattr(self, n) < 1]
-        if not problems and self.n_embd % self.n_head:
-            problems.append(f"n_head {self.n_head} does not divide n_embd {self.n_embd}")
-        if self.activation_function not in ACTIVATIONS:
-            problems.append(f"activation_function is {self.activation_function!r}, expected one of {', '.join(ACTIVATIONS)}")
-        raise_problems(problems)
+    SIZES = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner")
+    RATES = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
+    NOT_NEGATIVE = ("initializer_range", "layer_norm_epsilon")
+    ACTIVATION = "activation_function"
+
+    def problems(self) -> list[str]:
+        """What is wrong with the fields, alone and together."""
+        found = super().problems()
+        if self.n_head > 0 and self.n_embd % self.n_head:
+            found.append(f"n_head {self.n_head} does not divide n_embd {self.n_embd}")
+        return found
 
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -216,10 +219,10 @@ class GPT2LMHeadModel(nn.Module):
     # What `generate` asks of a decoder.
 
     @property
-    def decoding(self) -> Decoding:
+    def decoder_info(self) -> DecoderInfo:
         """Where generating starts and ends, and how long it may run."""
         c = self.config
-        return Decoding(max_positions=c.n_positions, num_layers=c.n_layer, bos_token_id=c.bos_token_id, eos_token_id=c.eos_token_id,
+        return DecoderInfo(max_positions=c.n_positions, num_layers=c.n_layer, bos_token_id=c.bos_token_id, eos_token_id=c.eos_token_id,
                         pad_token_id=c.eos_token_id if c.pad_token_id is None else c.pad_token_id)
 
     def next_logits(self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor, cache: KVCache) -> Tensor:

@@ -1,4 +1,4 @@
-"""The data side of T5: spans cut out of texts, and texts that are read beside texts that are written."""
+"""The data side of T5: spans are cut out of a text, and are its target."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from ..shared.corrupt import cut_spans, noise_spans, span_count, span_lengths
-from ..shared.errors import BadSample, UserError, raise_problems
+from ..shared.errors import UserError, raise_problems
 from ..shared.sample import Sample
-from ..shared.system import Batch, Objective, Preview
 from ..shared.tokenizer import Tokenizer
+from .teacher_forcing import Seq2SeqExample, Seq2SeqObjective
 
 
 @dataclass(frozen=True)
@@ -39,42 +37,13 @@ class SpanSettings:
         raise_problems(problems)
 
 
-@dataclass(frozen=True, slots=True)
-class Seq2SeqExample:
-    """One corrupted text and its target, both with their end-of-text token."""
-
-    input_ids: np.ndarray
-    """int64 [S]"""
-    labels: np.ndarray
-    """int64 [T]"""
-
-
-@dataclass(kw_only=True)
-class Seq2SeqBatch(Batch):
-    """Padded texts and targets. B examples, M target tokens."""
-
-    input_ids: Tensor
-    """[B, S]"""
-    attention_mask: Tensor
-    """bool [B, S]"""
-    decoder_input_ids: Tensor
-    """[B, T]"""
-    target_rows: Tensor
-    """[M]: places that are no padding, counted over the flattened targets."""
-    targets: Tensor
-    """[M]: the ids to predict there."""
-    lengths: tuple[int, ...]
-    """B lengths of the targets, their sum M."""
-
-
-class SpanObjective(Objective[Seq2SeqExample]):
+class SpanObjective(Seq2SeqObjective):
     """Corrupted spans, from the rest of the text."""
 
     def __init__(self, tokenizer: Tokenizer, settings: SpanSettings, start_id: int) -> None:
         """Make the data side; `start_id` is what the decoder starts from."""
-        self.tokenizer = with_ends(tokenizer)
+        super().__init__(tokenizer, start_id)
         self.settings = settings
-        self.start_id = start_id
         self.text_length, self.target_length = span_lengths(settings.max_length, settings.noise_density, settings.mean_noise_span_length)
         _, spans = span_count(self.text_length, settings.noise_density, settings.mean_noise_span_length)
         self.sentinels = sentinel_ids(tokenizer)
@@ -87,8 +56,8 @@ class SpanObjective(Objective[Seq2SeqExample]):
         """Yield the pieces of a text, or of the joined documents of a row."""
         ids = self._ids(sample)
         if len(ids) < 2:
-            raise BadSample(f"sample {sample.key!r} of {sample.source or 'the data set'}: a text of two tokens or more is needed")
-        settings, eos = self.settings, [self.tokenizer.eos_id]
+            raise sample.bad("a text of two tokens or more is needed")
+        settings, eos = self.settings, [self.eos_id]
         for start in range(0, len(ids) - 1, self.text_length):
             piece = ids[start:start + self.text_length]
             if len(piece) < 2:
@@ -106,54 +75,6 @@ class SpanObjective(Objective[Seq2SeqExample]):
         edges = (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.bos_id, tokenizer.eos_id)
         return ids[~np.isin(ids, [e for e in edges if e is not None])]
 
-    def collate(self, examples: list[Seq2SeqExample]) -> Seq2SeqBatch:
-        """Pad texts and targets on the right."""
-        assert self.tokenizer.pad_id is not None
-        return pad_pairs(examples, self.tokenizer.pad_id, self.start_id)
-
-    def describe(self, example: Seq2SeqExample) -> Preview:
-        """The corrupted text and its target."""
-        return Preview((("input", show_tokens(self.tokenizer, example.input_ids)), ("target", show_tokens(self.tokenizer, example.labels))))
-
-
-def with_ends(tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer, if it has tokens for padding and for the end of a text."""
-    lacking = [role for role in ("pad", "eos") if getattr(tokenizer, f"{role}_id") is None]
-    if lacking:
-        raise UserError(f"T5 needs tokens for padding and for the end of a text; this tokenizer has no token in the role "
-                        f"{' and '.join(lacking)}: train one with --style t5")
-    return tokenizer
-
-
-def fitting(tokenizer: Tokenizer, vocab_size: int) -> Tokenizer:
-    """The tokenizer, if the word table has a row for each of its entries."""
-    if tokenizer.vocab_size > vocab_size:
-        raise UserError(f"the tokenizer has {tokenizer.vocab_size} entries, model.vocab_size is {vocab_size}")
-    return tokenizer
-
-
-def pad_pairs(examples: list[Seq2SeqExample], pad_id: int, start_id: int) -> Seq2SeqBatch:
-    """Pad texts and targets on the right; the decoder reads the target behind `start_id`."""
-    texts, labels = [e.input_ids for e in examples], [e.labels for e in examples]
-    sizes, lengths = torch.tensor([len(t) for t in texts]), torch.tensor([len(t) for t in labels])
-    input_ids, targets = _padded(texts, pad_id), _padded(labels, pad_id)
-    rows = (torch.arange(targets.shape[1]) < lengths[:, None]).flatten().nonzero()[:, 0]
-    total = len(rows)
-    return Seq2SeqBatch(
-        counts={"targets": total},
-        tokens=int(sizes.sum()) + total,
-        input_ids=input_ids,
-        attention_mask=torch.arange(input_ids.shape[1]) < sizes[:, None],
-        decoder_input_ids=torch.cat([torch.full((len(examples), 1), start_id), targets[:, :-1]], dim=1),
-        target_rows=rows,
-        targets=targets.flatten()[rows],
-        lengths=tuple(lengths.tolist()),
-    )
-
-
-def _padded(rows: list[np.ndarray], filled: int) -> Tensor:
-    return nn.utils.rnn.pad_sequence([torch.from_numpy(r) for r in rows], batch_first=True, padding_value=filled)
-
 
 def sentinel_ids(tokenizer: Tokenizer) -> np.ndarray:
     """The ids of <extra_id_0>, <extra_id_1>, ... as far as the vocabulary has them, int64."""
@@ -161,18 +82,3 @@ def sentinel_ids(tokenizer: Tokenizer) -> np.ndarray:
     while (i := tokenizer.token_to_id(f"<extra_id_{len(found)}>")) is not None:
         found.append(i)
     return np.asarray(found, dtype=np.int64)
-
-
-def show_tokens(tokenizer: Tokenizer, ids: np.ndarray) -> str:
-    """A text with its sentinels, without the end-of-text token."""
-    special = {int(i): f" {tokenizer.id_to_token(int(i))} " for i in sentinel_ids(tokenizer)}
-    out: list[str] = []
-    plain: list[int] = []
-    for i in [*ids.tolist(), None]:
-        if i is None or i in special:
-            out.append(tokenizer.decode(plain))
-            out.append("" if i is None else special[i])
-            plain = []
-        else:
-            plain.append(i)
-    return " ".join("".join(out).split())

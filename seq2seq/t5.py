@@ -29,22 +29,22 @@ import torch
 from torch import Tensor, nn
 
 from ..shared.attention import Attention
-from ..shared.attention.cache import KVCache
 from ..shared.attention.mask import Mask
 from ..shared.attention.position import BucketBias
 from ..shared.block import ACTIVATIONS, Block, FeedForward, RMSNorm
 from ..shared.config import Config
 from ..shared.convert import Alias, Fuse, Ignore, Rename, Rule, Tied, Untied, layers, prefixed
 from ..shared.embed import TokenEmbedding
-from ..shared.errors import UserError, raise_problems
+from ..shared.errors import raise_problems
 from ..shared.family import Card, Context, Family, Net, Task, transformers
 from ..shared.heads import LMHead
 from ..shared.stack import Stack
 from ..shared.tokenizer import Tokenizer
 from . import text2text
-from .generation.generate import Decoding, Reading
-from .spans import SpanObjective, SpanSettings, fitting
-from .text2text import Text2TextSystem
+from .encoder_decoder import EncoderDecoderLM, EncoderDecoderModel, TextEncoder, TextEncoderOutput
+from .generation.decoder import DecoderInfo
+from .spans import SpanObjective, SpanSettings
+from .teacher_forcing import Seq2SeqSystem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,25 +93,30 @@ class T5Config(Config):
         "hidden_size": "d_model", "num_attention_heads": "num_heads", "num_hidden_layers": "num_layers", "head_dim": "d_kv",
     })
 
+    SIZES = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads")
+    RATES = ("dropout_rate",)
+    NOT_NEGATIVE = ("initializer_factor", "layer_norm_epsilon")
+
     def __post_init__(self) -> None:
-        """Check what the fields must satisfy together."""
-        problems = [f"{n} is {getattr(self, n)}, expected at least 1" for n in (
-            "vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads") if getattr(self, n) < 1]
-        if self.num_decoder_layers is not None and self.num_decoder_layers < 1:
-            problems.append(f"num_decoder_layers is {self.num_decoder_layers}, expected at least 1")
-        buckets, farthest = self.relative_attention_num_buckets, self.relative_attention_max_distance
-        if buckets < 4 or farthest <= buckets // 2:  # half of the buckets are exact distances, the others reach beyond them
-            problems.append(f"relative_attention_num_buckets is {buckets} and relative_attention_max_distance {farthest}, "
-                            f"expected at least 4 buckets and a distance above half of them")
-        if self.activation not in ACTIVATIONS:
-            problems.append(f"feed_forward_proj is {self.feed_forward_proj!r}, expected one of {', '.join(ACTIVATIONS)}, "
-                            f"or one of them behind 'gated-'")
-        raise_problems(problems)
+        """Check the fields, and say whether the output is scaled."""
+        super().__post_init__()
         # An unscaled output is read by a matrix of its own. transformers 5 writes such a config with
         # tie_word_embeddings true and scale_decoder_outputs false, whether the file holds the matrix or not.
         if self.scale_decoder_outputs is None:
             object.__setattr__(self, "scale_decoder_outputs", self.tie_word_embeddings)
         object.__setattr__(self, "tie_word_embeddings", self.tie_word_embeddings and self.scale_decoder_outputs)
+
+    def problems(self) -> list[str]:
+        """What is wrong with the fields, alone and together."""
+        found = super().problems()
+        buckets, farthest = self.relative_attention_num_buckets, self.relative_attention_max_distance
+        if buckets < 4 or farthest <= buckets // 2:  # half of the buckets are exact distances, the others reach beyond them
+            found.append(f"relative_attention_num_buckets is {buckets} and relative_attention_max_distance {farthest}, "
+                         f"expected at least 4 buckets and a distance above half of them")
+        if self.activation not in ACTIVATIONS:
+            found.append(f"feed_forward_proj is {self.feed_forward_proj!r}, expected one of {', '.join(ACTIVATIONS)}, "
+                         f"or one of them behind 'gated-'")
+        return found
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any], what: str = "config.json") -> Self:
@@ -159,40 +164,6 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 # ---------------------------------------------------------------------------------------------- networks
-
-
-@dataclass
-class T5EncoderOutput:
-    """Outputs of `T5EncoderModel`."""
-
-    last_hidden_state: Tensor
-    """[B, S, D]"""
-    hidden_states: tuple[Tensor, ...] | None = None
-
-
-@dataclass
-class T5Output:
-    """Outputs of `T5Model`."""
-
-    last_hidden_state: Tensor
-    """[B, T, D], the decoder's."""
-    encoder_last_hidden_state: Tensor
-    """[B, S, D]"""
-    decoder_hidden_states: tuple[Tensor, ...] | None = None
-    """The embeddings and every block's output, where asked for; the last one after the final norm."""
-    encoder_hidden_states: tuple[Tensor, ...] | None = None
-
-
-@dataclass
-class Seq2SeqLMOutput:
-    """Outputs of `T5ForConditionalGeneration`."""
-
-    logits: Tensor
-    """[B, T, V]"""
-    encoder_last_hidden_state: Tensor
-    """[B, S, D]"""
-    decoder_hidden_states: tuple[Tensor, ...] | None = None
-    encoder_hidden_states: tuple[Tensor, ...] | None = None
 
 
 class Scale(nn.Module):
@@ -260,178 +231,61 @@ def _init(stack: Stack, c: T5Config) -> None:
             part.table.weight.normal_(std=wide)
 
 
-def _keep(attention_mask: Tensor | None) -> Tensor | None:
-    return None if attention_mask is None else attention_mask.bool()
+def _embedding(config: T5Config) -> TokenEmbedding:
+    """The word table, which encoder and decoder share; positions are in the stacks."""
+    return TokenEmbedding(config.vocab_size, config.d_model, dropout=config.dropout_rate, std=config.initializer_factor)
 
 
-class Trunk(nn.Module):
-    """The word table and the encoder, which every T5 has."""
-
-    def __init__(self, config: T5Config) -> None:
-        super().__init__()
-        self.config = config
-        self.embed = TokenEmbedding(config.vocab_size, config.d_model, dropout=config.dropout_rate, std=config.initializer_factor)
-        self.encoder = _stack(config, config.num_layers, decoder=False)
-        self.dropout = nn.Dropout(config.dropout_rate)
-
-    def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None, hidden_states: list[Tensor] | None = None) -> Tensor:
-        """The memory [B, S, D] of texts [B, S]; `attention_mask` [B, S] is nonzero where there is no padding."""
-        return self.dropout(self.encoder(self.embed(input_ids), Mask(keep=_keep(attention_mask)), hidden_states=hidden_states))
-
-
-class T5EncoderModel(Trunk):
+class T5EncoderModel(TextEncoder):
     """The encoder alone."""
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, output_hidden_states: bool = False) -> T5EncoderOutput:
+    def __init__(self, config: T5Config) -> None:
+        super().__init__(_embedding(config), _stack(config, config.num_layers, decoder=False), dropout=config.dropout_rate)
+        self.config = config
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, *, output_hidden_states: bool = False
+    ) -> TextEncoderOutput:
         """Encode texts [B, S]; `attention_mask` [B, S] is nonzero where there is no padding."""
         kept: list[Tensor] | None = [] if output_hidden_states else None
         memory = self.encode(input_ids, attention_mask, kept)
-        return T5EncoderOutput(memory, None if kept is None else tuple(kept))
+        return TextEncoderOutput(memory, None if kept is None else tuple(kept))
 
 
-class T5Model(Trunk):
+class T5Model(EncoderDecoderModel):
     """An encoder and a decoder that share a word table."""
 
     def __init__(self, config: T5Config) -> None:
-        super().__init__(config)
-        self.decoder = _stack(config, config.decoder_layers, decoder=True)
-
-    def decode(
-        self,
-        decoder_input_ids: Tensor,
-        memory: Tensor | None,
-        attention_mask: Tensor | None = None,
-        decoder_attention_mask: Tensor | None = None,
-        *,
-        cache: KVCache | None = None,
-        hidden_states: list[Tensor] | None = None,
-    ) -> Tensor:
-        """Read targets beside the memory of their texts.
-
-        Args:
-            decoder_input_ids: [B, T].
-            memory: [B, S, D]; not needed once a cache has seen it.
-            attention_mask: [B, S], nonzero where the memory is no padding.
-            decoder_attention_mask: [B, T], with a cache [B, past + T]. Padding on the right needs none: nothing sees it.
-            cache: keys and values of earlier positions; the new ones are added to it.
-            hidden_states: a list that receives every block's output.
-
-        Returns:
-            [B, T, D].
-        """
-        mask = Mask(causal=True, keep=_keep(decoder_attention_mask))
-        x = self.decoder(self.embed(decoder_input_ids), mask, memory=memory, memory_mask=Mask(keep=_keep(attention_mask)),
-                         cache=cache, hidden_states=hidden_states)
-        return self.dropout(x)
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        decoder_input_ids: Tensor | None = None,
-        decoder_attention_mask: Tensor | None = None,
-        *,
-        output_hidden_states: bool = False,
-    ) -> T5Output:
-        """Encode texts [B, S] and read their targets [B, T]; masks [B, S] and [B, T] are nonzero where there is no padding."""
-        if decoder_input_ids is None:
-            raise UserError("T5 reads two sequences: pass decoder_input_ids beside input_ids")
-        kept: list[list[Tensor]] = [[], []]
-        lists = kept if output_hidden_states else [None, None]
-        memory = self.encode(input_ids, attention_mask, lists[0])
-        x = self.decode(decoder_input_ids, memory, attention_mask, decoder_attention_mask, hidden_states=lists[1])
-        states = [tuple(k) for k in kept] if output_hidden_states else [None, None]
-        return T5Output(x, memory, states[1], states[0])
+        super().__init__(
+            _embedding(config), _stack(config, config.num_layers, decoder=False), _stack(config, config.decoder_layers, decoder=True),
+            dropout=config.dropout_rate,
+        )  # fmt: skip
+        self.config = config
 
 
-class T5ForConditionalGeneration(nn.Module):
+class T5ForConditionalGeneration(EncoderDecoderLM):
     """Encoder, decoder and a language-model head: text in, text out."""
 
     def __init__(self, config: T5Config) -> None:
-        super().__init__()
-        self.config = config
-        self.trunk = T5Model(config)
-        scale = Scale(config.d_model**-0.5) if config.scale_decoder_outputs else None
-        tied = cast("nn.Parameter", self.trunk.embed.word.weight) if config.tie_word_embeddings else None
-        self.head = LMHead(config.d_model, config.vocab_size, transform=scale, weight=tied)
+        c, trunk = config, T5Model(config)
+        scale = Scale(c.d_model**-0.5) if c.scale_decoder_outputs else None
+        tied = cast("nn.Parameter", trunk.embed.word.weight) if c.tie_word_embeddings else None
+        head = LMHead(c.d_model, c.vocab_size, transform=scale, weight=tied)
         if tied is None:
-            nn.init.normal_(self.head.weight, std=config.initializer_factor * config.d_model**-0.5)
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        decoder_input_ids: Tensor | None = None,
-        decoder_attention_mask: Tensor | None = None,
-        *,
-        labels: Tensor | None = None,
-        output_hidden_states: bool = False,
-    ) -> Seq2SeqLMOutput:
-        """Logits of targets.
-
-        Args:
-            input_ids: texts [B, S].
-            attention_mask: [B, S], nonzero where there is no padding.
-            decoder_input_ids: [B, T]: the start id, then the target without its last id.
-            decoder_attention_mask: [B, T]. Padding on the right needs none.
-            labels: targets [B, T] with -100 for padding; they make `decoder_input_ids` where those are not given.
-            output_hidden_states: keep the outputs of every block.
-        """
-        if decoder_input_ids is None and labels is not None:
-            decoder_input_ids = self.shift_right(labels)
-        out = self.trunk(input_ids, attention_mask, decoder_input_ids, decoder_attention_mask, output_hidden_states=output_hidden_states)
-        return Seq2SeqLMOutput(self.head(out.last_hidden_state), out.encoder_last_hidden_state,
-                               out.decoder_hidden_states, out.encoder_hidden_states)
-
-    def shift_right(self, labels: Tensor) -> Tensor:
-        """What the decoder reads to predict `labels` [B, T]."""
-        start = labels.new_full((labels.shape[0], 1), self.config.start_id)
-        return torch.cat([start, labels[:, :-1].masked_fill(labels[:, :-1] < 0, self.config.pad_token_id)], dim=1)
-
-    def read(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Reader:
-        """Encode texts [B, S] for generating; `attention_mask` [B, S] is nonzero where there is no padding."""
-        return Reader(self, input_ids, attention_mask)
-
-
-class Reader(Reading):
-    """A T5 that has read its texts; what remains is a decoder.
-
-    Args:
-        net: the network, in eval mode while this encodes.
-        input_ids: [B, S].
-        attention_mask: [B, S], nonzero where there is no padding.
-    """
-
-    def __init__(self, net: T5ForConditionalGeneration, input_ids: Tensor, attention_mask: Tensor | None = None) -> None:
-        super().__init__()
-        self.net = net
-        self.mask = attention_mask
-        self.start = input_ids.new_full((input_ids.shape[0], 1), net.config.start_id)
-        training = net.training
-        self.eval()
-        self.memory = net.trunk.encode(input_ids, attention_mask)
-        self.train(training)
-
-    @property
-    def decoding(self) -> Decoding:
-        """Where generating starts and ends; positions are relative, so there is no longest sequence."""
-        c = self.net.config
-        return Decoding(max_positions=sys.maxsize, num_layers=c.decoder_layers, bos_token_id=c.start_id, eos_token_id=c.eos_token_id,
-                        pad_token_id=c.pad_token_id)
-
-    def next_logits(self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor, cache: KVCache) -> Tensor:
-        """Read new ids [B, T] after what the cache holds; logits [B, V] of the id that follows."""
-        x = self.net.trunk.decode(input_ids, self.memory, self.mask, attention_mask, cache=cache)
-        return self.net.head(x[:, -1])
+            nn.init.normal_(head.weight, std=c.initializer_factor * c.d_model**-0.5)
+        # positions are relative, so there is no longest sequence
+        super().__init__(trunk, head, DecoderInfo(max_positions=sys.maxsize, num_layers=c.decoder_layers, bos_token_id=c.start_id,
+                                                  eos_token_id=c.eos_token_id, pad_token_id=c.pad_token_id))
+        self.config = config
 
 
 # ------------------------------------------------------------------------------------------ the loss side
 
 
-class T5System(Text2TextSystem):
+class T5System(Seq2SeqSystem):
     """T5's pretraining: corrupted spans, written like any other target."""
 
-    rows = ("text", "cut out", "guess")
+    captions = ("text", "cut out", "guess")
 
 
 # --------------------------------------------------------------------------------------------- the entry
@@ -441,7 +295,7 @@ def create(config: T5Config, settings: SpanSettings, context: Context) -> T5Syst
     """Build T5 with fresh weights and its objective."""
 
     def objective(tokenizer: Tokenizer) -> SpanObjective:
-        return SpanObjective(fitting(tokenizer, config.vocab_size), settings, config.start_id)
+        return SpanObjective(tokenizer.fitting(config.vocab_size), settings, config.start_id)
 
     return T5System(T5ForConditionalGeneration(config), context.objective("t5", objective))
 

@@ -7,11 +7,13 @@ file is refused: a key that may change the mathematics is never dropped in silen
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
+from .block import ACTIVATIONS
 from .errors import raise_problems
 from .settings import build_settings
 
@@ -43,6 +45,32 @@ class Config:
     """Further keys of the reference that do not touch the outputs."""
     SYNONYMS: ClassVar[Mapping[str, str]] = MappingProxyType({})
     """Other names the reference accepts for a field, such as `hidden_size` for GPT-2's `n_embd`."""
+
+    SIZES: ClassVar[tuple[str, ...]] = ()
+    """Fields that must be at least 1, where they are not None."""
+    RATES: ClassVar[tuple[str, ...]] = ()
+    """Fields that are probabilities (of dropout), where they are not None."""
+    NOT_NEGATIVE: ClassVar[tuple[str, ...]] = ()
+    """Fields that must be at least 0 (standard deviations)."""
+    ACTIVATION: ClassVar[str] = ""
+    """The field that names an activation; empty where there is none."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no network can be built of, with every problem at once."""
+        raise_problems(self.problems())
+
+    def problems(self) -> list[str]:
+        """What is wrong with the fields, alone and together; families add what they know."""
+        found: list[str] = []
+        for names, lowest, highest, expected in (
+            (self.SIZES, 1, math.inf, "at least 1"), (self.RATES, 0, 1, "a probability from 0 to 1"),
+            (self.NOT_NEGATIVE, 0, math.inf, "at least 0"),
+        ):  # fmt: skip
+            values = {name: getattr(self, name) for name in names}
+            found += [f"{n} is {v}, expected {expected}" for n, v in values.items() if v is not None and not lowest <= v <= highest]
+        if self.ACTIVATION and (chosen := getattr(self, self.ACTIVATION)) not in ACTIVATIONS:
+            found.append(f"{self.ACTIVATION} is {chosen!r}, expected one of {', '.join(ACTIVATIONS)}")
+        return found
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any], what: str = "config.json") -> Self:

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from .attention import Attention
 from .attention.mask import Mask
-from .block import ACTIVATIONS, Block, FeedForward, LayerNorm
+from .block import Block, FeedForward, LayerNorm
 from .config import Config
 from .convert import Ignore, Legacy, Rename, Rule, affine, fused, layers
 from .embed import TokenEmbedding, normal_
-from .errors import raise_problems
 from .heads import Pooler
 from .stack import Stack
 
@@ -58,16 +57,18 @@ class EncoderConfig(Config):
     })
     IGNORED: ClassVar[frozenset[str]] = frozenset({"bos_token_id", "eos_token_id"})
 
-    def __post_init__(self) -> None:
-        """Check what the fields must satisfy together."""
-        problems = [f"{n} is {getattr(self, n)}, expected at least 1" for n in (
-            "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings",
-            "type_vocab_size") if getattr(self, n) < 1]
-        if not problems and self.hidden_size % self.num_attention_heads:
-            problems.append(f"num_attention_heads {self.num_attention_heads} does not divide hidden_size {self.hidden_size}")
-        if self.hidden_act not in ACTIVATIONS:
-            problems.append(f"hidden_act is {self.hidden_act!r}, expected one of {', '.join(ACTIVATIONS)}")
-        raise_problems(problems, "model")
+    SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings",
+             "type_vocab_size")
+    RATES = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+    NOT_NEGATIVE = ("initializer_range", "layer_norm_eps")
+    ACTIVATION = "hidden_act"
+
+    def problems(self) -> list[str]:
+        """What is wrong with the fields, alone and together."""
+        found = super().problems()
+        if self.num_attention_heads > 0 and self.hidden_size % self.num_attention_heads:
+            found.append(f"num_attention_heads {self.num_attention_heads} does not divide hidden_size {self.hidden_size}")
+        return found
 
     @property
     def table_size(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -36,6 +37,11 @@ def at_least_fp32(x: Tensor) -> Tensor:
 def cross_entropy_sum(logits: Tensor, targets: Tensor) -> Tensor:
     """The summed cross-entropy of logits [N, V] against targets [N]; label -100 is ignored. In fp32 at least."""
     return F.cross_entropy(at_least_fp32(logits), targets, ignore_index=IGNORE, reduction="sum")
+
+
+def perplexity(mean: float) -> float:
+    """The exponential of a mean cross-entropy in nats; above 700 it would be no number any more."""
+    return math.exp(min(mean, 700.0))
 
 
 def accuracy_sum(logits: Tensor, targets: Tensor) -> Tensor:

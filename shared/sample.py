@@ -50,16 +50,17 @@ class Sample:
                 return name, self.fields[name]
         return None
 
-    def _bad(self, reason: str) -> BadSample:
+    def bad(self, reason: str) -> BadSample:
+        """The error to raise where this sample cannot be used, with its place."""
         return BadSample(f"sample {self.key!r} of {self.source or 'the data set'}: {reason}")
 
     def text(self) -> str:
         """The text: field `txt` (or `text`, `caption`), else the `text` or `caption` string of `json`."""
         text = self._string(TEXT_FIELDS, ("text", "caption"))
         if text is None:
-            raise self._bad(f"no text: expected a field {TEXT_FIELDS} or json with 'text', got {sorted(self.fields)}")
+            raise self.bad(f"no text: expected a field {TEXT_FIELDS} or json with 'text', got {sorted(self.fields)}")
         if not text or text.isspace():
-            raise self._bad("the text is empty")
+            raise self.bad("the text is empty")
         return text
 
     def pair(self) -> str | None:
@@ -70,10 +71,10 @@ class Sample:
         """The text to be written for this one: field `target.txt`, else `target` of `json`."""
         text = self._string((TARGET_FIELD,), ("target",))
         if text is None:
-            raise self._bad(f"no target text: expected a field {TARGET_FIELD!r} or json with 'target', got {sorted(self.fields)} "
+            raise self.bad(f"no target text: expected a field {TARGET_FIELD!r} or json with 'target', got {sorted(self.fields)} "
                             "(`polymodal pack --target-field COLUMN` writes it)")
         if not text or text.isspace():
-            raise self._bad("the target text is empty")
+            raise self.bad("the target text is empty")
         return text
 
     def _string(self, names: tuple[str, ...], keys: tuple[str, ...]) -> str | None:
@@ -85,18 +86,18 @@ class Sample:
         try:
             return found[1].decode("utf-8")
         except UnicodeDecodeError as error:
-            raise self._bad(f"field {found[0]!r} is not UTF-8 ({error.reason} at byte {error.start})") from None
+            raise self.bad(f"field {found[0]!r} is not UTF-8 ({error.reason} at byte {error.start})") from None
 
     def json(self) -> dict[str, Any]:
         """The `json` field, which must hold an object."""
         if "json" not in self.fields:
-            raise self._bad(f"no field 'json', got {sorted(self.fields)}")
+            raise self.bad(f"no field 'json', got {sorted(self.fields)}")
         try:
             value = json.loads(self.fields["json"])
         except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-            raise self._bad(f"field 'json' cannot be parsed ({error})") from None
+            raise self.bad(f"field 'json' cannot be parsed ({error})") from None
         if not isinstance(value, dict):
-            raise self._bad(f"field 'json' must be an object, got {type(value).__name__}")
+            raise self.bad(f"field 'json' must be an object, got {type(value).__name__}")
         return value
 
     def image(self, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -116,17 +117,17 @@ class Sample:
         """What `decode` makes of the opened picture and its bytes."""
         found = self._first(IMAGE_FIELDS)
         if found is None:
-            raise self._bad(f"no picture: expected one of {IMAGE_FIELDS}, got {sorted(self.fields)}")
+            raise self.bad(f"no picture: expected one of {IMAGE_FIELDS}, got {sorted(self.fields)}")
         name, data = found
         try:
             picture = open_picture(data)
             if math.prod(picture.size) > max_pixels:
-                raise self._bad(f"picture of {picture.size[0]}x{picture.size[1]} pixels, at most {max_pixels} are decoded")
+                raise self.bad(f"picture of {picture.size[0]}x{picture.size[1]} pixels, at most {max_pixels} are decoded")
             return decode(picture, data)
         except BadSample:
             raise
         except Exception as error:  # Pillow raises nearly anything on damaged data
-            raise self._bad(f"field {name!r} cannot be decoded as a picture ({type(error).__name__}: {error})") from None
+            raise self.bad(f"field {name!r} cannot be decoded as a picture ({type(error).__name__}: {error})") from None
 
     def label(self) -> int:
         """The class number: field `cls`, else the integer `label` (or `cls`) of `json`."""
@@ -138,7 +139,7 @@ class Sample:
         except (ValueError, KeyError, TypeError) as error:
             if isinstance(error, BadSample):
                 raise
-            raise self._bad(f"no whole number as class in field 'cls' or json 'label' ({error})") from None
+            raise self.bad(f"no whole number as class in field 'cls' or json 'label' ({error})") from None
 
     def tokens(self) -> tuple[np.ndarray, np.ndarray]:
         """A pre-tokenised row: ids int64 [T] and document lengths int64 [documents], their sum T.
@@ -150,17 +151,17 @@ class Sample:
             if name in self.fields:
                 data = self.fields[name]
                 if not data or len(data) % int(kind[-1]):
-                    raise self._bad(f"field {name!r} has {len(data)} bytes, expected a positive multiple of {kind[-1]}")
+                    raise self.bad(f"field {name!r} has {len(data)} bytes, expected a positive multiple of {kind[-1]}")
                 ids = np.frombuffer(data, dtype=kind).astype(np.int64)
                 break
         else:
-            raise self._bad(f"no pre-tokenised row: expected 'tokens.u16' or 'tokens.u32', got {sorted(self.fields)}")
+            raise self.bad(f"no pre-tokenised row: expected 'tokens.u16' or 'tokens.u32', got {sorted(self.fields)}")
         raw = self.fields.get("lengths.u32")
         if raw is not None and len(raw) % 4:
-            raise self._bad(f"field 'lengths.u32' has {len(raw)} bytes, expected a multiple of 4")
+            raise self.bad(f"field 'lengths.u32' has {len(raw)} bytes, expected a multiple of 4")
         lengths = np.array([len(ids)]) if raw is None else np.frombuffer(raw, dtype="<u4").astype(np.int64)
         if int(lengths.sum()) != len(ids) or bool((lengths == 0).any()):
-            raise self._bad(f"document lengths add up to {int(lengths.sum())}, the row has {len(ids)} tokens")
+            raise self.bad(f"document lengths add up to {int(lengths.sum())}, the row has {len(ids)} tokens")
         return ids, lengths
 
     @property
@@ -171,8 +172,8 @@ class Sample:
     def array(self, name: str) -> np.ndarray:
         """Field `name` (`... .npy`) as an array; object arrays (pickle inside) are refused."""
         if name not in self.fields:
-            raise self._bad(f"no field {name!r}, got {sorted(self.fields)}")
+            raise self.bad(f"no field {name!r}, got {sorted(self.fields)}")
         try:
             return np.load(io.BytesIO(self.fields[name]), allow_pickle=False)
         except Exception as error:  # numpy raises ValueError, EOFError, SyntaxError ... on damaged headers
-            raise self._bad(f"field {name!r} cannot be read as npy ({type(error).__name__}: {error})") from None
+            raise self.bad(f"field {name!r} cannot be read as npy ({type(error).__name__}: {error})") from None

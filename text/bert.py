@@ -56,6 +56,9 @@ class BertConfig(EncoderConfig):
     labels: tuple[str, ...] | None = None
     """Names of the classes."""
 
+    SIZES = (*EncoderConfig.SIZES, "num_labels")
+    RATES = (*EncoderConfig.RATES, "classifier_dropout")
+
 
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 512,

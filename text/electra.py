@@ -37,7 +37,7 @@ from ..shared.block import activation
 from ..shared.convert import Alias, Rename, Rule, Tied, affine, prefixed
 from ..shared.embed import normal_
 from ..shared.encoder import LEGACY, Encoder, EncoderConfig, encoder_rules, first_tokens
-from ..shared.errors import UserError, raise_problems
+from ..shared.errors import UserError
 from ..shared.family import Card, Context, Family, Net, Task, transformers
 from ..shared.loss import accuracy_sum, at_least_fp32, cross_entropy_sum
 from ..shared.sample import Sample
@@ -76,10 +76,7 @@ class ElectraConfig(BertConfig):
     IGNORED: ClassVar[frozenset[str]] = EncoderConfig.IGNORED | {
         "summary_type", "summary_use_proj", "summary_activation", "summary_last_dropout"}
 
-    def __post_init__(self) -> None:
-        """Check what the fields must satisfy together."""
-        super().__post_init__()
-        raise_problems([] if self.embedding_size >= 1 else [f"embedding_size is {self.embedding_size}, expected at least 1"], "model")
+    SIZES = (*BertConfig.SIZES, "embedding_size")
 
     @property
     def table_size(self) -> int:

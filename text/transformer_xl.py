@@ -47,7 +47,7 @@ from ..shared.attention.position import sinusoids
 from ..shared.block import FeedForward, LayerNorm
 from ..shared.config import Config
 from ..shared.convert import Alias, Ignore, Rename, Rule, Tied, affine, layers, prefixed
-from ..shared.errors import UserError, raise_problems
+from ..shared.errors import UserError
 from ..shared.family import Card, Context, Family, Net, Task, transformers
 from ..shared.loss import IGNORE
 from ..shared.sample import Sample
@@ -123,10 +123,13 @@ class TransfoXLConfig(Config):
         "tie_weight": "tie_word_embeddings",
     })
 
-    def __post_init__(self) -> None:
-        """Check what the fields must satisfy together."""
-        names = ("vocab_size", "d_model", "d_embed", "n_head", "d_head", "d_inner", "div_val", "n_layer")
-        problems = [f"{n} is {getattr(self, n)}, expected at least 1" for n in names if getattr(self, n) < 1]
+    SIZES = ("vocab_size", "d_model", "d_embed", "n_head", "d_head", "d_inner", "div_val", "n_layer")
+    RATES = ("dropout", "dropatt")
+    NOT_NEGATIVE = ("init_range", "proj_init_std", "init_std", "layer_norm_epsilon")
+
+    def problems(self) -> list[str]:
+        """What is wrong with the fields, alone and together."""
+        problems = super().problems()
         if self.mem_len < 0:
             problems.append(f"mem_len is {self.mem_len}, expected 0 or more states")
         if self.d_model % 2:
@@ -138,7 +141,7 @@ class TransfoXLConfig(Config):
         if not problems and self.d_embed // self.div_val ** len(self.cutoffs) < 1:
             problems.append(f"d_embed {self.d_embed} leaves nothing for the last of {len(self.cutoffs) + 1} clusters "
                             f"at div_val {self.div_val}")
-        raise_problems(problems, "model")
+        return problems
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any], what: str = "config.json") -> Self:

@@ -24,11 +24,11 @@ from torch.nn import functional as F
 
 from ..shared.attention import Attention
 from ..shared.attention.mask import Mask
-from ..shared.block import ACTIVATIONS, Block, FeedForward, LayerNorm
+from ..shared.block import Block, FeedForward, LayerNorm
 from ..shared.config import Config
 from ..shared.convert import Rename, Reshape, Rule, affine, fused
 from ..shared.embed import PatchEmbedding
-from ..shared.errors import UserError, raise_problems
+from ..shared.errors import UserError
 from ..shared.stack import Stack
 
 
@@ -49,24 +49,15 @@ class TransformerConfig(Config):
     layer_norm_eps: float = 1e-5
     """Epsilon of every layer norm."""
 
-    SIZES: ClassVar[tuple[str, ...]] = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-    """Fields that must be at least 1."""
-    RATES: ClassVar[tuple[str, ...]] = ()
-    """Fields that are probabilities of dropout."""
-
-    def __post_init__(self) -> None:
-        """Check what the fields must satisfy, alone and together."""
-        raise_problems(self.problems())
+    SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    NOT_NEGATIVE = ("layer_norm_eps",)
+    ACTIVATION = "hidden_act"
 
     def problems(self) -> list[str]:
-        """What is wrong with the fields."""
-        found = [f"{name} is {getattr(self, name)}, expected at least 1" for name in self.SIZES if getattr(self, name) < 1]
-        if not found and self.hidden_size % self.num_attention_heads:
+        """What is wrong with the fields, alone and together."""
+        found = super().problems()
+        if self.num_attention_heads > 0 and self.hidden_size % self.num_attention_heads:
             found.append(f"num_attention_heads {self.num_attention_heads} does not divide hidden_size {self.hidden_size}")
-        if self.hidden_act not in ACTIVATIONS:
-            found.append(f"hidden_act is {self.hidden_act!r}, expected one of {', '.join(ACTIVATIONS)}")
-        found += [f"{name} is {getattr(self, name)}, expected a probability from 0 to 1" for name in self.RATES
-                  if not 0 <= getattr(self, name) <= 1]
         return found
 
 
@@ -86,7 +77,7 @@ class TowerConfig(TransformerConfig):
     def problems(self) -> list[str]:
         """What is wrong with the fields."""
         found = super().problems()
-        if self.patch_size >= 1 and self.image_size % self.patch_size:
+        if self.patch_size > 0 and self.image_size % self.patch_size:
             found.append(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
         if self.num_channels != 3:
             found.append(f"num_channels is {self.num_channels}, expected 3")

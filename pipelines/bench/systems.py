@@ -24,8 +24,8 @@ from ...multimodal.clip import CLIPConfig
 from ...multimodal.pairs import PairBatch
 from ...registry import family
 from ...seq2seq.gpt2 import CausalBatch, GPT2Config
-from ...seq2seq.spans import Seq2SeqBatch, Seq2SeqExample, pad_pairs
 from ...seq2seq.t5 import T5Config
+from ...seq2seq.teacher_forcing import Seq2SeqBatch, Seq2SeqExample, pad_pairs
 from ...shared.attention.position import document_positions
 from ...shared.convert import Rule, to_theirs
 from ...shared.corrupt import mask_tokens

@@ -42,7 +42,7 @@ def summarize(
     json: Annotated[bool, typer.Option("--json", help="Last line on stdout is one JSON object.")] = False,
 ) -> None:
     """Summarize texts; long ones are cut at sentences and the summaries merged."""
-    from ...seq2seq.generation.generate import Options
+    from ...seq2seq.generation.options import GenerationOptions
     from ..base.console import Console
     from ..base.inputs import documents
     from ..evaluation.scores import text_scores
@@ -54,7 +54,7 @@ def summarize(
     wanted = None if reference is None else read_references(reference, len(found))
     chosen = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens or None, "num_beams": num_beams,
               "no_repeat_ngram_size": no_repeat_ngram_size, "length_penalty": length_penalty}
-    options: Options = {name: value for name, value in chosen.items() if value is not None}  # type: ignore[assignment]
+    options: GenerationOptions = {name: value for name, value in chosen.items() if value is not None}  # type: ignore[assignment]
     loaded, vocabulary = open_text_model(model, tokenizer, device, quantize, prepack=True)
     written = summaries(loaded, [d.text for d in found], vocabulary, prefix=prefix, max_length=max_length, batch_size=batch_size,
                         progress=console.progress, **options)

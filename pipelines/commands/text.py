@@ -12,7 +12,7 @@ from ..base.options import DataOn, DataOnBad, DataWorkers, Quantize, RayAddress
 if TYPE_CHECKING:
     from torch import nn
 
-    from ...seq2seq.generation.generate import Generation
+    from ...seq2seq.generation.options import GenerationSettings
     from ...shared.tokenizer import Tokenizer
 
 ORDER = 50
@@ -76,7 +76,9 @@ def generate(
     """Continue texts with a language model."""
     import sys
 
-    from ...seq2seq.generation.generate import EncoderDecoder, Generation, write
+    from ...seq2seq.generation.decoder import EncoderDecoder
+    from ...seq2seq.generation.generate import generate_texts
+    from ...seq2seq.generation.options import GenerationSettings
     from ...shared.errors import UserError
     from ..base.console import Console
     from ..base.inputs import texts
@@ -85,7 +87,7 @@ def generate(
     choices: dict[str, Any] = {"true": True, "false": False, "never": "never"}
     if early_stopping not in choices:
         raise UserError(f"--early-stopping is {early_stopping!r}, expected true, false or never")
-    settings = Generation(
+    settings = GenerationSettings(
         max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, do_sample=do_sample, temperature=temperature, top_k=top_k,
         top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, no_repeat_ngram_size=no_repeat_ngram_size, num_beams=num_beams,
         num_return_sequences=num_return_sequences, length_penalty=length_penalty, early_stopping=choices[early_stopping], seed=seed,
@@ -103,16 +105,16 @@ def generate(
         return
     console = Console(json=json)
     with console.progress("generating", len(prompts)) as bar:
-        found = write(loaded, prompts, vocabulary, settings, batch_size=batch_size, advance=bar.advance)
+        found = generate_texts(loaded, prompts, vocabulary, settings, batch_size=batch_size, advance=bar.advance)
     results: list[dict[str, Any]] = [
         {"prompt": p, "continuation": w.text, "text": w.text if answers else p + w.text} | ({} if w.score is None else {"score": w.score})
         for p, several in zip(prompts, found) for w in several]
     console.finish({"model": model, "results": results}, "\n\n".join(r["text"] for r in results))
 
 
-def _stream(model: nn.Module, tokenizer: Tokenizer, prompt: str, settings: Generation, before: str = "") -> None:
+def _stream(model: nn.Module, tokenizer: Tokenizer, prompt: str, settings: GenerationSettings, before: str = "") -> None:
     """Print a continuation as it is written, behind `before`; nothing, where the prompt cannot be continued."""
-    from ...seq2seq.generation.generate import write
+    from ...seq2seq.generation.generate import generate_texts
 
     opening = [before]
 
@@ -120,16 +122,16 @@ def _stream(model: nn.Module, tokenizer: Tokenizer, prompt: str, settings: Gener
         print(*opening, piece, sep="", end="", flush=True)
         opening.clear()
 
-    write(model, [prompt], tokenizer, settings, stream=show)
+    generate_texts(model, [prompt], tokenizer, settings, stream=show)
     show("\n")
 
 
-def _converse(model: nn.Module, tokenizer: Tokenizer, settings: Generation) -> None:
+def _converse(model: nn.Module, tokenizer: Tokenizer, settings: GenerationSettings) -> None:
     """Ask for prompts and write their continuations, until Ctrl-D; Ctrl-C ends one continuation."""
     import sys
     from contextlib import suppress
 
-    from ...seq2seq.generation.generate import write
+    from ...seq2seq.generation.generate import generate_texts
     from ...shared.errors import UserError
 
     with suppress(ImportError):  # line editing and history
@@ -148,7 +150,7 @@ def _converse(model: nn.Module, tokenizer: Tokenizer, settings: Generation) -> N
             if settings.copies == 1:
                 _stream(model, tokenizer, prompt, settings)
             else:
-                print("\n\n".join(w.text for w in write(model, [prompt], tokenizer, settings)[0]))
+                print("\n\n".join(w.text for w in generate_texts(model, [prompt], tokenizer, settings)[0]))
         except KeyboardInterrupt:
             print()
         except UserError as error:

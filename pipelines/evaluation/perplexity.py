@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...seq2seq.generation.generate import Decoder
+from ...seq2seq.generation.decoder import Decoder
 from ...shared import dist
 from ...shared.errors import BadSample, UserError
 from ...shared.heads import LMHead
@@ -306,7 +306,7 @@ class SlidingWindow(_ByToken):
         if not isinstance(net, Decoder) or not isinstance(getattr(net, "head", None), LMHead):
             raise UserError(f"{job.source} holds a {type(net).__name__}; a sliding window needs a causal language model such as GPT-2: "
                             "leave --window and --stride out, or use --pseudo for a masked one")
-        positions = net.decoding.max_positions
+        positions = net.decoder_info.max_positions
         self.window = positions if task.window is None else task.window
         self.stride = max(1, self.window // 2) if task.stride is None else task.stride
         if not 2 <= self.window <= positions:

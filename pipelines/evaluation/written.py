@@ -8,7 +8,8 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 
-from ...seq2seq.generation.generate import Decoder, EncoderDecoder, generate
+from ...seq2seq.generation.decoder import Decoder, EncoderDecoder
+from ...seq2seq.generation.generate import generate
 from ...shared.errors import UserError
 from ...shared.sample import Sample
 from ...shared.system import Batch, Objective

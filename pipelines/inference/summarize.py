@@ -25,7 +25,9 @@ from typing import Any, Unpack, cast, overload
 
 from torch import nn
 
-from ...seq2seq.generation.generate import Decoder, EncoderDecoder, Generation, Options, write
+from ...seq2seq.generation.decoder import Decoder, EncoderDecoder
+from ...seq2seq.generation.generate import generate_texts
+from ...seq2seq.generation.options import GenerationOptions, GenerationSettings
 from ...shared.errors import UserError
 from ...shared.tokenizer import Tokenizer
 from ..base.console import Bar, Console
@@ -35,8 +37,8 @@ from .sentences import sentences
 HINT = "\nTL;DR:"
 SENTENCES = 3
 DEFAULT_INPUT = 512
-ENCODER_DECODER: Options = {"num_beams": 4, "no_repeat_ngram_size": 3, "length_penalty": 0.6}
-DECODER: Options = {"do_sample": True, "top_k": 2, "seed": 0}
+ENCODER_DECODER: GenerationOptions = {"num_beams": 4, "no_repeat_ngram_size": 3, "length_penalty": 0.6}
+DECODER: GenerationOptions = {"do_sample": True, "top_k": 2, "seed": 0}
 
 Progress = Callable[[str, float | None], AbstractContextManager[Bar]]
 
@@ -101,12 +103,12 @@ def _json(path: Path) -> Mapping[str, Any]:
 @overload
 def summarize(  # pyright: ignore[reportOverlappingOverload]  (a str is a Sequence[str] too; the first match counts)
     model: nn.Module, texts: str, *, tokenizer: Tokenizer, prefix: str | None = None, max_length: int | None = None,
-    batch_size: int = 16, **options: Unpack[Options],
+    batch_size: int = 16, **options: Unpack[GenerationOptions],
 ) -> str: ...
 @overload
 def summarize(
     model: nn.Module, texts: Sequence[str], *, tokenizer: Tokenizer, prefix: str | None = None, max_length: int | None = None,
-    batch_size: int = 16, **options: Unpack[Options],
+    batch_size: int = 16, **options: Unpack[GenerationOptions],
 ) -> list[str]: ...
 def summarize(
     model: nn.Module,
@@ -116,7 +118,7 @@ def summarize(
     prefix: str | None = None,
     max_length: int | None = None,
     batch_size: int = 16,
-    **options: Unpack[Options],
+    **options: Unpack[GenerationOptions],
 ) -> str | list[str]:
     """Summarize texts of any length: longer ones are cut at sentences, and the summaries of the pieces merged.
 
@@ -151,7 +153,7 @@ def summaries(
     max_length: int | None = None,
     batch_size: int = 16,
     progress: Progress | None = None,
-    **options: Unpack[Options],
+    **options: Unpack[GenerationOptions],
 ) -> list[Summary]:
     """The summaries of texts with the pieces that they were made of; arguments as in `summarize`.
 
@@ -183,7 +185,9 @@ def summaries(
 class _Reader:
     """How a model reads pieces and writes their summaries."""
 
-    def __init__(self, model: nn.Module, tokenizer: Tokenizer, prefix: str | None, max_length: int | None, options: Options) -> None:
+    def __init__(
+        self, model: nn.Module, tokenizer: Tokenizer, prefix: str | None, max_length: int | None, options: GenerationOptions
+    ) -> None:
         self.model, self.tokenizer = model, tokenizer
         known = trained(model)
         if isinstance(model, EncoderDecoder):
@@ -194,14 +198,14 @@ class _Reader:
             if prefix:
                 raise UserError('prefix is for encoder-decoders; a decoder gets "TL;DR:" behind the text')
             self.before, self.after, defaults = "", HINT, DECODER
-            positions = model.decoding.max_positions
+            positions = model.decoder_info.max_positions
             longest = min(100, positions // 4)
             positions -= options.get("max_new_tokens") or longest
             limit = min(max_length or positions, positions)
         else:
             raise UserError(f"{type(model).__name__} writes no text: load a fine-tuned T5, or a GPT-2")
         self.longest = options.get("max_new_tokens") or longest
-        self.settings = replace(Generation(**_merged(defaults, options)), max_new_tokens=self.longest)
+        self.settings = replace(GenerationSettings(**_merged(defaults, options)), max_new_tokens=self.longest)
         if self.settings.num_return_sequences > 1:
             raise UserError("a summary is one text: leave num_return_sequences out")
         self.room = limit - len(tokenizer.encode(self.before + self.after)) - 1  # one for a border that splits otherwise
@@ -236,7 +240,7 @@ class _Reader:
     def write(self, pieces: Sequence[str], batch_size: int, advance: Callable[[float], None]) -> list[str]:
         """The summary of each piece."""
         prompts = [self.before + piece + self.after for piece in pieces]
-        found = write(self.model, prompts, self.tokenizer, self.settings, batch_size=batch_size, advance=advance)
+        found = generate_texts(self.model, prompts, self.tokenizer, self.settings, batch_size=batch_size, advance=advance)
         return [self._clean(several[0].text) for several in found]
 
     def _clean(self, text: str) -> str:
@@ -260,9 +264,9 @@ def _packed(sizes: Sequence[int], room: int, share: float) -> list[list[int]]:
     return groups
 
 
-def _merged(defaults: Options, options: Options) -> Options:
+def _merged(defaults: GenerationOptions, options: GenerationOptions) -> GenerationOptions:
     """The options over the defaults; to search beams means not to draw, and the other way round."""
-    merged: Options = {**defaults, **options}
+    merged: GenerationOptions = {**defaults, **options}
     if options.get("num_beams", 1) > 1 and "do_sample" not in options:
         merged["do_sample"] = False
     if (options.get("do_sample") or options.get("stop_strings")) and "num_beams" not in options:

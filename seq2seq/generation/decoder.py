@@ -11,8 +11,8 @@ from ...shared.attention.cache import KVCache
 
 
 @dataclass(frozen=True)
-class Decoding:
-    """What generating needs to know of a decoder."""
+class DecoderInfo:
+    """Where generating with a decoder starts and ends, and how long it may run."""
 
     max_positions: int
     """The longest sequence, prompt included."""
@@ -31,8 +31,8 @@ class Decoder(Protocol):
     """A network that predicts the next token."""
 
     @property
-    def decoding(self) -> Decoding:
-        """What generating needs to know."""
+    def decoder_info(self) -> DecoderInfo:
+        """Where generating starts and ends, and how long it may run."""
         ...
 
     def next_logits(self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor, cache: KVCache) -> Tensor:
@@ -47,15 +47,16 @@ class Decoder(Protocol):
 class EncoderDecoder(Protocol):
     """A network that reads one text and writes another."""
 
-    def read(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Reading:
+    def decoder_for(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> ConditionedDecoder:
         """Encode texts [B, S]; `attention_mask` [B, S] is nonzero where there is no padding, on either side."""
         ...
 
 
-class Reading(nn.Module):
-    """What an encoder-decoder has read: a `Decoder` that writes behind `start`, the ids [B, 1] it begins with.
+class ConditionedDecoder(nn.Module):
+    """A `Decoder` for texts that an encoder has read.
 
-    It also takes n times as many rows as it has read texts; then n rows, one behind the other, answer the same text.
+    It also takes n times as many rows as there are texts; then n rows, one behind the other, answer the same text.
     """
 
     start: Tensor
+    """int64 [B, 1]: the ids it begins with."""

@@ -1,6 +1,6 @@
 """Text generation: greedy, sampled and by beam search, batched, with cached keys and values.
 
-A decoder is any network that offers `decoding` and `next_logits`; an encoder-decoder offers `read`, which gives one.
+A decoder is any network that offers `decoder_info` and `next_logits`; an encoder-decoder offers `decoder_for`, which gives one.
 Prompts of different lengths are padded on the left; padding is invisible, so a prompt's continuation does not depend
 on the prompts beside it. Greedy results and beams equal those of transformers' `generate` token for token.
 
@@ -18,22 +18,20 @@ import torch
 from torch import Tensor, nn
 
 from ...shared.errors import UserError
-from .decoder import Decoder, Decoding, EncoderDecoder, Reading
-from .options import DEFAULT_NEW_TOKENS, Generation, Options
-from .pieces import Pieces, Watcher
-from .sampling import Rules, uniform_draws
-from .search import Watch, Writing, follow, search
+from .decoder import Decoder, DecoderInfo, EncoderDecoder
+from .options import DEFAULT_NEW_TOKENS, GenerationOptions, GenerationSettings
+from .sampling import ScoreRules, uniform_draws
+from .search import DecodingState, TokenListener, beam_search, decode
+from .streamer import BatchStreamer, RowStreamer
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
     from ...shared.tokenizer import Tokenizer
 
-__all__ = ["Decoder", "Decoding", "EncoderDecoder", "Generation", "Options", "Reading", "Written", "generate", "generate_ids", "write"]
-
 
 @dataclass(frozen=True)
-class Written:
+class GeneratedText:
     """One continuation of a prompt."""
 
     text: str
@@ -47,7 +45,7 @@ def generate_ids(
     attention_mask: Tensor | None = None,
     *,
     first_stream: int = 0,
-    **options: Unpack[Options],
+    **options: Unpack[GenerationOptions],
 ) -> Tensor:
     """Continue sequences of ids.
 
@@ -56,38 +54,38 @@ def generate_ids(
         input_ids: prompts [B, S], padded on the left (on either side where an encoder reads them).
         attention_mask: [B, S], zero at the padding; by default there is none.
         first_stream: number of the first row's stream of draws, where a long list of prompts is cut into batches.
-        **options: the fields of `Generation`, such as `max_new_tokens=20, num_beams=4`; see `generate`.
+        **options: the fields of `GenerationSettings`, such as `max_new_tokens=20, num_beams=4`; see `generate`.
 
     Returns:
         Prompts and continuations [B * num_return_sequences, S + N], of an encoder-decoder start id and output
         [B * num_return_sequences, 1 + N]; what follows an end is padding.
     """
-    settings = Generation(**options)
+    settings = GenerationSettings(**options)
     if settings.stop_strings:
         raise UserError("stop strings are for texts: pass texts and a tokenizer to `generate`")
-    return _continue(model, input_ids, attention_mask, settings, range(first_stream, first_stream + len(input_ids)))[0]
+    return _generate_batch(model, input_ids, attention_mask, settings, range(first_stream, first_stream + len(input_ids)))[0]
 
 
-Told = Callable[[str], None]
+TextListener = Callable[[str], None]
 
 
-def _nothing(count: float) -> None: ...
+def _no_progress(count: float) -> None: ...
 
 
 @overload
 def generate(  # pyright: ignore[reportOverlappingOverload]  (a str is a Sequence[str] too; the first match counts)
     model: nn.Module, prompts: str, *, tokenizer: Tokenizer, batch_size: int = 16, return_full_text: bool = True,
-    stream: Told | None = None, advance: Callable[[float], None] = _nothing, **options: Unpack[Options],
+    stream: TextListener | None = None, advance: Callable[[float], None] = _no_progress, **options: Unpack[GenerationOptions],
 ) -> str: ...
 @overload
 def generate(
     model: nn.Module, prompts: Sequence[str], *, tokenizer: Tokenizer, batch_size: int = 16, return_full_text: bool = True,
-    stream: Told | None = None, advance: Callable[[float], None] = _nothing, **options: Unpack[Options],
+    stream: TextListener | None = None, advance: Callable[[float], None] = _no_progress, **options: Unpack[GenerationOptions],
 ) -> list[str]: ...
 @overload
 def generate(
     model: nn.Module, prompts: Tensor, *, tokenizer: Tokenizer | None = None, batch_size: int = 16, return_full_text: bool = True,
-    stream: Told | None = None, advance: Callable[[float], None] = _nothing, **options: Unpack[Options],
+    stream: TextListener | None = None, advance: Callable[[float], None] = _no_progress, **options: Unpack[GenerationOptions],
 ) -> Tensor: ...
 def generate(
     model: nn.Module,
@@ -96,9 +94,9 @@ def generate(
     tokenizer: Tokenizer | None = None,
     batch_size: int = 16,
     return_full_text: bool = True,
-    stream: Told | None = None,
-    advance: Callable[[float], None] = _nothing,
-    **options: Unpack[Options],
+    stream: TextListener | None = None,
+    advance: Callable[[float], None] = _no_progress,
+    **options: Unpack[GenerationOptions],
 ) -> str | list[str] | Tensor:
     """Continue texts, or with an encoder-decoder answer them: strings in, strings out; a tensor of ids in, sequences out.
 
@@ -114,8 +112,8 @@ def generate(
         advance: called with the number of texts that are done, for a progress bar.
         **options: any of
 
-            - max_new_tokens: at most so many tokens; by default 50, or what the longest prompt leaves of the model's positions.
-            - min_new_tokens: no end before so many tokens.
+            - max_new_tokens: at most this many tokens; by default 50, or what the longest prompt leaves of the model's positions.
+            - min_new_tokens: at least this many tokens.
             - do_sample: draw tokens.
             - temperature: divides the logits before drawing.
             - top_k: draw among the k most probable tokens; by default 50; 0 for all.
@@ -123,13 +121,13 @@ def generate(
             - min_p: draw among the tokens with at least this fraction of the most probable one's probability.
             - seed: of the draws.
             - repetition_penalty: above 1 makes tokens that occurred less probable.
-            - no_repeat_ngram_size: so many tokens in a row never occur twice (in prompt and continuation together; an
+            - no_repeat_ngram_size: no sequence of this many tokens occurs twice (in prompt and continuation together; an
               encoder-decoder counts what it writes).
-            - num_beams: search with so many beams. They exclude do_sample, stop_strings and stream.
+            - num_beams: number of beams of a beam search. Beams exclude do_sample, stop_strings and stream.
             - length_penalty: divide a beam's log-probability by length to this power; above 0 favours long texts.
             - early_stopping: end the search with `num_beams` ended texts (True), when a better one is unlikely (False),
               or when it is impossible ("never").
-            - num_return_sequences: so many draws, or best beams, of each prompt, one behind the other in the list.
+            - num_return_sequences: draws, or best beams, of each prompt, one behind the other in the list.
             - stop_strings: a text ends before the first of these.
             - eos_token_id: ends a text; by default the model's; -1 for none.
             - use_cache: False reads everything again for every token; for checks.
@@ -137,7 +135,7 @@ def generate(
     Raises:
         UserError: an option is out of range, two exclude each other, or a prompt does not fit the model.
     """
-    settings = Generation(**options)
+    settings = GenerationSettings(**options)
     if isinstance(prompts, Tensor):
         if settings.stop_strings or stream is not None:
             raise UserError("stop strings and streams are for texts: pass texts and a tokenizer")
@@ -147,22 +145,22 @@ def generate(
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     if isinstance(prompts, str) and settings.num_return_sequences > 1:
         raise UserError("num_return_sequences above 1 gives a list of texts: pass a list with the one prompt")
-    found = write(model, texts, tokenizer, settings, batch_size=batch_size, stream=stream, advance=advance)
+    found = generate_texts(model, texts, tokenizer, settings, batch_size=batch_size, stream=stream, advance=advance)
     before = return_full_text and not isinstance(model, EncoderDecoder)
     results = [text + w.text if before else w.text for text, several in zip(texts, found) for w in several]
     return results[0] if isinstance(prompts, str) else results
 
 
-def write(
+def generate_texts(
     model: nn.Module,
     texts: Sequence[str],
     tokenizer: Tokenizer,
-    settings: Generation,
+    settings: GenerationSettings,
     *,
     batch_size: int = 16,
-    stream: Told | None = None,
-    advance: Callable[[float], None] = _nothing,
-) -> list[list[Written]]:
+    stream: TextListener | None = None,
+    advance: Callable[[float], None] = _no_progress,
+) -> list[list[GeneratedText]]:
     """The continuations of each text (of an encoder-decoder its answers), `num_return_sequences` of each, best first.
 
     Arguments as in `generate`. Texts of like length run together; the order and the batches do not change the results.
@@ -175,33 +173,33 @@ def write(
     if answers:
         encoded = tokenizer.encode_batch(texts)
     elif isinstance(model, Decoder):
-        encoded = [_prompt_ids(model.decoding, tokenizer, text) for text in texts]
+        encoded = [_prompt_ids(model.decoder_info, tokenizer, text) for text in texts]
         if settings.max_new_tokens is None and encoded:  # the same room for every batch
-            settings = replace(settings, max_new_tokens=_room(model.decoding, max(map(len, encoded)), settings))
+            settings = replace(settings, max_new_tokens=_new_tokens(model.decoder_info, max(map(len, encoded)), settings))
     else:
         raise _cannot(model)
     if empty := [text for text, ids in zip(texts, encoded) if not ids]:
         raise UserError(f"the text {empty[0]!r} gives no tokens: give at least one word")
-    found: list[list[Written]] = [[] for _ in texts]
+    found: list[list[GeneratedText]] = [[] for _ in texts]
     order = sorted(range(len(texts)), key=lambda i: -len(encoded[i]))
     for first in range(0, len(texts), batch_size):
         numbers = order[first:first + batch_size]
         rows = [encoded[i] for i in numbers]
         befores = [[] if answers else row for row in rows for _ in range(settings.num_return_sequences)]
-        watcher = None
+        streamer = None
         if stream is not None or settings.stop_strings:
-            watcher = Watcher([Pieces(tokenizer, b, settings.stop_strings) for b in befores], stream)
+            streamer = BatchStreamer([RowStreamer(tokenizer, b, settings.stop_strings) for b in befores], stream)
         ids, mask = _left_padded(rows)
-        new, scores = _continue(model, ids, mask, settings, numbers, watcher)
-        if watcher is not None:
-            written = watcher.finish()
+        new, scores = _generate_batch(model, ids, mask, settings, numbers, streamer)
+        if streamer is not None:
+            written = streamer.finish()
         else:
             end = _end(model, settings)
             tails = [_until(row, end) for row in new[:, 1 if answers else ids.shape[1]:].tolist()]
             written = tokenizer.decode_batch(tails) if answers else [_continuation(tokenizer, *pair) for pair in zip(befores, tails)]
         values = [None] * len(written) if scores is None else scores.tolist()
         for place, (text, value) in enumerate(zip(written, values)):
-            found[numbers[place // settings.num_return_sequences]].append(Written(text, value))
+            found[numbers[place // settings.num_return_sequences]].append(GeneratedText(text, value))
         advance(len(rows))
     return found
 
@@ -209,9 +207,9 @@ def write(
 # ------------------------------------------------------------------------------------------ one batch
 
 
-def _continue(
-    model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None, settings: Generation, streams: Sequence[int],
-    watch: Watch | None = None,
+def _generate_batch(
+    model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None, settings: GenerationSettings, streams: Sequence[int],
+    listener: TokenListener | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Sequences [B * n, S + N] and, of beams, their scores [B * n]; `streams` number the prompts' draws."""
     device = next(model.parameters()).device
@@ -219,25 +217,25 @@ def _continue(
     mask = None if attention_mask is None or bool(attention_mask.all()) else attention_mask.to(device)
     with _evaluating(model):
         if isinstance(model, EncoderDecoder):
-            reading = model.read(input_ids, mask)
-            return _continue(reading, reading.start, None, settings, streams, watch)
+            decoder = model.decoder_for(input_ids, mask)
+            return _generate_batch(decoder, decoder.start, None, settings, streams, listener)
         if not isinstance(model, Decoder):
             raise _cannot(model)
-        decoding = model.decoding
+        info = model.decoder_info
         if not input_ids.shape[1]:
             raise UserError("the prompt is empty: give at least one token")
         if mask is not None and not bool(mask[:, -1].all()):
             raise UserError("prompts must be padded on the left: the last token of each row must be one of the prompt")
-        new = _room(decoding, input_ids.shape[1], settings)
-        pad = 0 if decoding.pad_token_id is None else decoding.pad_token_id
-        writing = Writing(model, input_ids, None if mask is None else mask.bool(), settings, new, pad)
-        rules = Rules(settings, input_ids.shape[1], writing.keep, _end(model, settings))
+        new = _new_tokens(info, input_ids.shape[1], settings)
+        pad = 0 if info.pad_token_id is None else info.pad_token_id
+        state = DecodingState(model, input_ids, None if mask is None else mask.bool(), settings, new, pad)
+        rules = ScoreRules(settings, input_ids.shape[1], state.keep, _end(model, settings))
         if settings.num_beams > 1:
-            return search(writing, settings, rules, pad)
+            return beam_search(state, settings, rules, pad)
         n = settings.num_return_sequences
         numbers = [stream * n + copy for stream in streams for copy in range(n)]
         uniform = uniform_draws(numbers, new, settings.seed).to(device) if settings.do_sample else None
-        return follow(writing, settings, rules, uniform, pad, watch), None
+        return decode(state, settings, rules, uniform, pad, listener), None
 
 
 @contextmanager
@@ -252,38 +250,38 @@ def _evaluating(model: nn.Module) -> Generator[None]:
             model.train(training)
 
 
-def _end(model: nn.Module, settings: Generation) -> int | None:
+def _end(model: nn.Module, settings: GenerationSettings) -> int | None:
     """The id that ends a text."""
     if settings.eos_token_id is not None:
         return None if settings.eos_token_id < 0 else settings.eos_token_id
-    return model.decoding.eos_token_id if isinstance(model, Decoder) else None
+    return model.decoder_info.eos_token_id if isinstance(model, Decoder) else None
 
 
 def _cannot(model: nn.Module) -> UserError:
     return UserError(f"{type(model).__name__} does not generate text: load a language model such as GPT-2 or T5")
 
 
-def _room(decoding: Decoding, length: int, settings: Generation) -> int:
+def _new_tokens(info: DecoderInfo, length: int, settings: GenerationSettings) -> int:
     """How many tokens to generate after a prompt of `length`."""
-    left, wanted = decoding.max_positions - length, settings.max_new_tokens
+    left, wanted = info.max_positions - length, settings.max_new_tokens
     if left < 1:
-        raise UserError(f"the prompt has {length} tokens and the model {decoding.max_positions} positions: shorten the prompt")
+        raise UserError(f"the prompt has {length} tokens and the model {info.max_positions} positions: shorten the prompt")
     if wanted is None:
         wanted = min(max(DEFAULT_NEW_TOKENS, settings.min_new_tokens), left)
     if max(wanted, settings.min_new_tokens) > left:
         raise UserError(f"a prompt of {length} tokens and {max(wanted, settings.min_new_tokens)} new tokens need more than the model's "
-                        f"{decoding.max_positions} positions: ask for at most {left}")
+                        f"{info.max_positions} positions: ask for at most {left}")
     return wanted
 
 
 # ------------------------------------------------------------------------------------------ ids and texts
 
 
-def _prompt_ids(decoding: Decoding, tokenizer: Tokenizer, text: str) -> list[int]:
+def _prompt_ids(info: DecoderInfo, tokenizer: Tokenizer, text: str) -> list[int]:
     ids = tokenizer.encode(text, add_special_tokens=False)
     if ids:
         return ids
-    start = decoding.bos_token_id if decoding.bos_token_id is not None else decoding.eos_token_id
+    start = info.bos_token_id if info.bos_token_id is not None else info.eos_token_id
     if start is None:
         raise UserError("the prompt is empty, and this model has no token to start from: give a prompt")
     return [start]

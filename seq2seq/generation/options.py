@@ -11,13 +11,13 @@ DEFAULT_NEW_TOKENS = 50
 
 
 @dataclass(frozen=True)
-class Generation:
+class GenerationSettings:
     """How a text is continued. Names, order of effects and defaults are those of transformers' `generate`."""
 
     max_new_tokens: int | None = None
-    """At most so many tokens; None for 50, or what the model's positions leave."""
+    """At most this many tokens; None for 50, or what the model's positions leave."""
     min_new_tokens: int = 0
-    """The end of a text is impossible before so many tokens."""
+    """A text does not end before it has this many tokens."""
     do_sample: bool = False
     """Draw from the distribution; else take the most probable token."""
     temperature: float = 1.0
@@ -31,11 +31,11 @@ class Generation:
     repetition_penalty: float = 1.0
     """Divides positive scores of tokens that occurred already and multiplies negative ones (Keskar et al. 2019)."""
     no_repeat_ngram_size: int = 0
-    """So many tokens in a row never occur twice (Paulus et al. 2018); 0 for no limit."""
+    """No sequence of this many tokens occurs twice (Paulus et al. 2018); 0 for no limit."""
     num_beams: int = 1
-    """Beam search with so many beams (Graves 2012); 1 for none."""
+    """Number of beams of a beam search (Graves 2012); 1 for none."""
     num_return_sequences: int = 1
-    """So many continuations of each prompt: draws, or the best of the beams."""
+    """Continuations of each prompt: draws, or the best of the beams."""
     length_penalty: float = 1.0
     """A beam's log-probability is divided by its number of new tokens to this power: above 0 favours long texts."""
     early_stopping: bool | Literal["never"] = False
@@ -44,7 +44,7 @@ class Generation:
     eos_token_id: int | None = None
     """Ends a text; None for the model's, -1 for none."""
     seed: int | None = None
-    """Of the draws. Each prompt has its own stream of draws, whatever the other prompts are."""
+    """Seed of the draws. The draws of a prompt do not depend on the other prompts."""
     stop_strings: tuple[str, ...] = ()
     """A text ends before the first of these."""
     use_cache: bool = True
@@ -84,8 +84,8 @@ class Generation:
         return self.num_beams if self.num_beams > 1 else self.num_return_sequences
 
 
-class Options(TypedDict, total=False):
-    """The fields of `Generation` as keyword arguments."""
+class GenerationOptions(TypedDict, total=False):
+    """The fields of `GenerationSettings` as keyword arguments."""
 
     max_new_tokens: int | None
     min_new_tokens: int

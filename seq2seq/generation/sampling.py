@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .options import Generation
+from .options import GenerationSettings
 
 NEVER = float("-inf")
 
 
-class Rules:
+class ScoreRules:
     """What changes the scores of the next tokens, whether they are drawn, taken or searched.
 
     Args:
@@ -27,7 +27,7 @@ class Rules:
         end: the id that ends a text; None for none.
     """
 
-    def __init__(self, settings: Generation, prompt_length: int, keep: Tensor | None, end: int | None) -> None:
+    def __init__(self, settings: GenerationSettings, prompt_length: int, keep: Tensor | None, end: int | None) -> None:
         self.settings = settings
         self.prompt_length = prompt_length
         self.keep = keep
@@ -60,7 +60,7 @@ class Rules:
         return forbidden.scatter_(1, torch.where(same, windows[..., -1], size), value=True)[:, :size]
 
 
-def warp(logits: Tensor, settings: Generation) -> Tensor:
+def warp(logits: Tensor, settings: GenerationSettings) -> Tensor:
     """The logits [R, V] to draw from: divided by the temperature, and -inf for tokens that are never drawn."""
     s = settings
     logits = logits / s.temperature

@@ -1,4 +1,4 @@
-"""The next tokens, one after the other: `follow` takes or draws them, `search` keeps several beams of each prompt."""
+"""The next tokens, one after the other: `decode` takes or draws them, `beam_search` keeps several beams of each prompt."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torch import Tensor
 
 from ...shared.attention.cache import KVCache
 from .decoder import Decoder
-from .options import Generation
-from .sampling import Rules, draw, warp
+from .options import GenerationSettings
+from .sampling import ScoreRules, draw, warp
 
 LOW = -1.0e9
 """The score of a beam that does not exist (as in transformers)."""
 
-Watch = Callable[[list[int], list[bool]], list[bool]]
-"""Told the next id of each row and which rows have ended; says which rows end here."""
+TokenListener = Callable[[list[int], list[bool]], list[bool]]
+"""Is called with the next id of each row and which rows have ended; returns which rows end here."""
 
 
-class Writing:
+class DecodingState:
     """Rows of ids that a decoder continues: one static buffer for the ids, one for keys and values.
 
     A prompt is read once, however many rows continue it.
@@ -33,7 +33,7 @@ class Writing:
         pad: the id of what is not written.
     """
 
-    def __init__(self, model: Decoder, prompts: Tensor, keep: Tensor | None, settings: Generation, new: int, pad: int) -> None:
+    def __init__(self, model: Decoder, prompts: Tensor, keep: Tensor | None, settings: GenerationSettings, new: int, pad: int) -> None:
         self.model, self.prompts = model, prompts
         batch, self.prompt_length = prompts.shape
         self.length = self.prompt_length
@@ -49,7 +49,7 @@ class Writing:
             self.keep[:, :self.length] = keep[self.owner]
             self.positions = (self.keep.long().cumsum(-1) - 1).clamp(min=0)
         self.use_cache = settings.use_cache
-        self.cache = KVCache(model.decoding.num_layers, self.max_length)
+        self.cache = KVCache(model.decoder_info.num_layers, self.max_length)
 
     @property
     def ids(self) -> Tensor:
@@ -59,7 +59,7 @@ class Writing:
     def logits(self) -> Tensor:
         """The logits [R, V] of the next id."""
         if not self.use_cache:
-            return self._read(self.rows, 0, KVCache(self.model.decoding.num_layers, self.length))
+            return self._read(self.rows, 0, KVCache(self.model.decoder_info.num_layers, self.length))
         if self.length > self.prompt_length:
             return self._read(self.rows, self.length - 1, self.cache)
         copies = len(self.rows) // len(self.prompts)
@@ -91,34 +91,37 @@ class Writing:
             self.cache.reorder(rows, start=self.prompt_length)
 
 
-def follow(w: Writing, settings: Generation, rules: Rules, uniform: Tensor | None, pad: int, watch: Watch | None = None) -> Tensor:
+def decode(
+    state: DecodingState, settings: GenerationSettings, rules: ScoreRules, uniform: Tensor | None, pad: int,
+    listener: TokenListener | None = None,
+) -> Tensor:  # fmt: skip
     """Write the most probable tokens, or drawn ones, until every row has ended; prompts and continuations [R, S + N].
 
     Args:
-        w: the rows.
+        state: the rows.
         settings: how the next token is chosen.
         rules: what changes the scores.
         uniform: fp64 [R, N] in [0, 1), the draws; None for the most probable tokens.
         pad: follows an end.
-        watch: sees every token and may end rows.
+        listener: sees every token and may end rows.
     """
-    finished = torch.zeros_like(w.owner, dtype=torch.bool)
-    while w.length < w.max_length:
-        scores = rules(w.logits(), w.ids)
-        chosen = scores.argmax(-1) if uniform is None else draw(warp(scores, settings), uniform[:, w.length - w.prompt_length])
-        if rules.end is not None or watch is not None:
+    finished = torch.zeros_like(state.owner, dtype=torch.bool)
+    while state.length < state.max_length:
+        scores = rules(state.logits(), state.ids)
+        chosen = scores.argmax(-1) if uniform is None else draw(warp(scores, settings), uniform[:, state.length - state.prompt_length])
+        if rules.end is not None or listener is not None:
             chosen = torch.where(finished, pad, chosen)
-        w.append(chosen)
+        state.append(chosen)
         if rules.end is not None:
             finished = finished | (chosen == rules.end)
-        if watch is not None:
-            finished = finished | torch.tensor(watch(chosen.tolist(), finished.tolist()), device=finished.device)
-        if (rules.end is not None or watch is not None) and bool(finished.all()):
+        if listener is not None:
+            finished = finished | torch.tensor(listener(chosen.tolist(), finished.tolist()), device=finished.device)
+        if (rules.end is not None or listener is not None) and bool(finished.all()):
             break
-    return w.ids
+    return state.ids
 
 
-def search(w: Writing, settings: Generation, rules: Rules, pad: int) -> tuple[Tensor, Tensor]:
+def beam_search(state: DecodingState, settings: GenerationSettings, rules: ScoreRules, pad: int) -> tuple[Tensor, Tensor]:
     """Beam search, hypothesis for hypothesis that of transformers.
 
     Each step looks at the best 2 K continuations of a prompt's K beams. Those among the first K that end become
@@ -131,19 +134,19 @@ def search(w: Writing, settings: Generation, rules: Rules, pad: int) -> tuple[Te
     Returns:
         Prompts and continuations [B * num_return_sequences, S + N], best first, and their scores fp32 of that length.
     """
-    k, new, power = settings.num_beams, w.max_length - w.prompt_length, settings.length_penalty
-    batch, device = len(w.prompts), w.out.device
+    k, new, power = settings.num_beams, state.max_length - state.prompt_length, settings.length_penalty
+    batch, device = len(state.prompts), state.out.device
     first = torch.arange(batch, device=device)[:, None] * k
     near = torch.arange(2 * k, device=device) < k
     scores = torch.full((batch, k), LOW, device=device)
     scores[:, 0] = 0.0  # at first a prompt has one beam
     best = torch.full((batch, k), LOW, device=device)
     done = torch.zeros(batch, k, dtype=torch.bool, device=device)
-    results = w.out.new_full((batch, k, new), pad)
+    results = state.out.new_full((batch, k, new), pad)
     lengths = torch.zeros(batch, k, dtype=torch.long, device=device)
     hopeful = torch.ones(batch, dtype=torch.bool, device=device)
     for made in range(1, new + 1):
-        chances = rules(w.logits().log_softmax(-1), w.ids)
+        chances = rules(state.logits().log_softmax(-1), state.ids)
         size = chances.shape[-1]
         top, places = (chances.view(batch, k, size) + scores[..., None]).view(batch, -1).topk(2 * k)
         parents, tokens = places // size, places % size  # [B, 2 K]
@@ -154,7 +157,7 @@ def search(w: Writing, settings: Generation, rules: Rules, pad: int) -> tuple[Te
                 counts &= ~done.all(1, keepdim=True)
             value = torch.where(counts, top / made**power, LOW)
             best, chosen = torch.cat([best, value.to(best.dtype)], 1).topk(k)
-            written = w.out[:, w.prompt_length:].view(batch, k, new).take_along_dim(parents[..., None], 1)
+            written = state.out[:, state.prompt_length:].view(batch, k, new).take_along_dim(parents[..., None], 1)
             written[..., made - 1] = tokens
             results = torch.cat([results, written], 1).take_along_dim(chosen[..., None], 1)
             lengths = torch.cat([lengths, torch.full_like(parents, made)], 1).gather(1, chosen)
@@ -167,9 +170,9 @@ def search(w: Writing, settings: Generation, rules: Rules, pad: int) -> tuple[Te
         if made == new or not bool(open_.any()):
             break
         rows = (first + parents.gather(1, order)).flatten()
-        w.reorder(rows)
-        w.append(tokens.gather(1, order).flatten())
+        state.reorder(rows)
+        state.append(tokens.gather(1, order).flatten())
     n = settings.num_return_sequences
     longest = int(lengths[:, :n].max())
-    found = torch.cat([w.prompts.repeat_interleave(n, 0), results[:, :n, :longest].flatten(0, 1)], 1)
+    found = torch.cat([state.prompts.repeat_interleave(n, 0), results[:, :n, :longest].flatten(0, 1)], 1)
     return found, best[:, :n].flatten()

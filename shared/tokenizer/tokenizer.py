@@ -265,6 +265,10 @@ class Tokenizer:
         """The token with this id, or None."""
         return self._pipeline.id_to_token(token_id) if token_id >= 0 else None
 
+    def show(self, ids: Iterable[int]) -> str:
+        """The tokens of ids [S] as they stand in the vocabulary, special ones too, with spaces between."""
+        return " ".join(self.id_to_token(int(i)) or f"<{i}>" for i in ids)
+
     def token_to_id(self, token: str) -> int | None:
         """The id of a token, or None."""
         return self._pipeline.token_to_id(token)
@@ -309,6 +313,26 @@ class Tokenizer:
     mask_id = cached_property(lambda self: self._role("mask"))
     bos_id = cached_property(lambda self: self._role("bos"))
     eos_id = cached_property(lambda self: self._role("eos"))
+
+    def need(self, what: str, *roles: str) -> tuple[int, ...]:
+        """The ids of the tokens in `roles`, for `what` ("masking").
+
+        Raises:
+            UserError: there is no token in one of the roles; it names styles that have them all.
+        """
+        lacking = [role for role in roles if self._role(role) is None]
+        if lacking:
+            styles = [name for name, style in STYLES.items() if set(roles) <= set(style.roles)]
+            raise UserError(f"{what} needs special tokens for {', '.join(roles)}; this tokenizer has no {' and no '.join(lacking)} token: "
+                            f"train one with --style {' or '.join(styles[:3])}")
+        return tuple(i for role in roles if (i := self._role(role)) is not None)
+
+    def fitting(self, rows: int) -> Tokenizer:
+        """This tokenizer, where a word table of `rows` rows has one for each of its entries; else a `UserError`."""
+        if self.vocab_size > rows:
+            raise UserError(f"the tokenizer has {self.vocab_size} entries, the model's word table {rows} rows: raise model.vocab_size, "
+                            "or pass the tokenizer that the model was made for")
+        return self
 
     @property
     def padding_side(self) -> str:

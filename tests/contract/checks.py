@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 from contract.cases import batch_of, examples_of
 from polymodal.pipelines.run.optim import OptimSettings, parameter_groups
 from polymodal.pipelines.train import loop
-from polymodal.seq2seq.generation.generate import Decoder, EncoderDecoder
+from polymodal.seq2seq.generation.decoder import Decoder, EncoderDecoder
 from polymodal.shared.convert import Rule, Untied, to_ours, to_theirs
 from polymodal.shared.errors import UserError
 from polymodal.shared.sample import Sample
@@ -176,6 +176,25 @@ def check_overfits(system: System, batch: Batch, below: float = 0.6, updates: in
 
 
 # ------------------------------------------------------------------------------------------- weights on disk
+
+
+def odd_values(config: Any) -> Iterator[tuple[str, Any, Callable[[], Any]]]:
+    """Fields of a config, of configs inside it too, with a value that nobody means, and what makes the config with it."""
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if is_dataclass(value):
+            for name, odd, change in odd_values(value):
+                yield f"{f.name}.{name}", odd, lambda f=f, change=change: replace(config, **{f.name: change()})
+            continue
+        odd_ones: tuple[Any, ...] = ()
+        if isinstance(value, bool):
+            odd_ones = (not value,)
+        elif isinstance(value, (int, float)):
+            odd_ones = tuple(type(value)(n) for n in (0, -1, 3, 7))
+        elif isinstance(value, str):
+            odd_ones = ("nonsense",)
+        for odd in odd_ones:
+            yield f.name, odd, lambda f=f, odd=odd: replace(config, **{f.name: odd})
 
 
 def check_decay(system: System) -> None:

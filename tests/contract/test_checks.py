@@ -9,7 +9,7 @@ import pytest
 import torch
 from contract import checks
 from contract.cases import batch_of, samples_of
-from polymodal.seq2seq.generation.generate import Decoding
+from polymodal.seq2seq.generation.decoder import DecoderInfo
 from polymodal.shared.convert import Rename
 from polymodal.shared.errors import UserError
 from polymodal.shared.system import Batch, Objective, Preview, Step, System, Term
@@ -66,8 +66,8 @@ class Mean(nn.Module):
         self.start = nn.Parameter(torch.zeros(1, 16)) if fault == "table decays" else None
 
     @property
-    def decoding(self):
-        return Decoding(max_positions=99, num_layers=0)
+    def decoder_info(self):
+        return DecoderInfo(max_positions=99, num_layers=0)
 
     def next_logits(self, input_ids, attention_mask, position_ids, cache):
         return self(input_ids).logits[:, -1]

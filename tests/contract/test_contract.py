@@ -69,6 +69,20 @@ def test_a_batch_is_its_samples_side_by_side(case):
         checks.check_documents(system, made, samples(case, system, (31, 47, 33)))
 
 
+@each_family
+def test_no_value_in_a_config_is_a_defect(family):
+    """A network can be built of any value of any field, or the value is refused as the user's mistake."""
+    tiny = config_of(next(c for c in cases() if c.family.name == family.name).build())
+    for field, value, change in checks.odd_values(tiny):
+        try:
+            config = change()
+            with torch.device("meta"):
+                for net in family.nets:
+                    net.build(config)
+        except Exception as error:
+            assert isinstance(error, UserError), f"{field} = {value!r}: {error!r}"
+
+
 def test_no_decoder_sees_the_future():
     found = [case for case in cases() if checks.decoders(case.build().net)]
     assert found

@@ -177,10 +177,10 @@ class OneStep(torch.nn.Module):
         self.logits = torch.nn.Parameter(logits)
 
     @property
-    def decoding(self):
-        from polymodal.seq2seq.generation.generate import Decoding
+    def decoder_info(self):
+        from polymodal.seq2seq.generation.decoder import DecoderInfo
 
-        return Decoding(max_positions=8, num_layers=1)
+        return DecoderInfo(max_positions=8, num_layers=1)
 
     def next_logits(self, input_ids, attention_mask, position_ids, cache):
         return self.logits.expand(len(input_ids), -1)

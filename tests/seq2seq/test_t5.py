@@ -8,7 +8,8 @@ import pytest
 import torch
 from polymodal.seq2seq import t5
 from polymodal.seq2seq.generation.generate import generate_ids
-from polymodal.seq2seq.spans import SpanObjective, SpanSettings, pad_pairs, sentinel_ids, show_tokens
+from polymodal.seq2seq.spans import SpanObjective, SpanSettings, sentinel_ids
+from polymodal.seq2seq.teacher_forcing import pad_pairs
 from polymodal.shared.errors import BadSample, UserError
 from polymodal.shared.sample import Sample
 from polymodal.shared.tokenizer import STYLES, Tokenizer
@@ -128,7 +129,7 @@ def test_a_tokenizer_without_what_t5_needs_is_refused(tokenizer):
 def test_previews_show_sentinels_among_the_text(tokenizer):
     ids = tokenizer.encode("the old river", add_special_tokens=False)
     s = sentinel_ids(tokenizer)
-    shown = show_tokens(tokenizer, np.array([*ids, s[0], *ids, s[1], tokenizer.eos_id]))
+    shown = objective(tokenizer).readable(np.array([*ids, s[0], *ids, s[1], tokenizer.eos_id]))
     assert shown == "the old river <extra_id_0> the old river <extra_id_1>"
 
 

@@ -136,7 +136,7 @@ def test_step_by_step_equals_one_pass():
     ids, mask, targets, _ = batch()
     whole = ours(ids, mask, targets).logits
     for sizes in ([1] * 25, [7, 1, 1, 16]):
-        reader, cache, start, steps = ours.read(ids, mask), KVCache(3, 25), 0, []
+        reader, cache, start, steps = ours.decoder_for(ids, mask), KVCache(3, 25), 0, []
         for size in sizes:
             seen = torch.ones(3, start + size, dtype=torch.bool)
             position = torch.arange(start, start + size).expand(3, -1)
@@ -180,7 +180,7 @@ def test_sampling_draws_the_same_beside_other_texts_and_penalises_what_was_writt
 def test_encoding_for_generation_uses_no_dropout_and_leaves_the_mode_alone():
     ours = ours_from(reference()).train()
     ids, mask, _, _ = batch()
-    reader = ours.read(ids, mask)
+    reader = ours.decoder_for(ids, mask)
     assert ours.training
     assert torch.equal(reader.memory, ours.eval().trunk.encode(ids, mask))
 

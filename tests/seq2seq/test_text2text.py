@@ -15,7 +15,8 @@ from polymodal.pipelines.pack.pack import pack
 from polymodal.pipelines.pack.settings import PackSettings, Reading
 from polymodal.pipelines.run.recipe import recipe
 from polymodal.pipelines.train.loop import pretrain
-from polymodal.seq2seq.text2text import Text2TextObjective, Text2TextSettings, smoothed_sum
+from polymodal.seq2seq.teacher_forcing import smoothed_sum
+from polymodal.seq2seq.text2text import Text2TextObjective, Text2TextSettings
 from polymodal.shared.errors import BadSample, UserError
 from polymodal.shared.sample import Sample
 from polymodal.shared.tokenizer import STYLES, Tokenizer

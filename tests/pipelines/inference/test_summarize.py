@@ -10,7 +10,7 @@ import pytest
 import torch
 from polymodal.pipelines import cli
 from polymodal.pipelines.inference.summarize import HINT, Trained, summaries, summarize, trained
-from polymodal.seq2seq.generation.generate import Decoding, Reading
+from polymodal.seq2seq.generation.decoder import ConditionedDecoder, DecoderInfo
 from polymodal.shared.errors import UserError
 from polymodal.shared.tokenizer import STYLES, Tokenizer
 
@@ -33,21 +33,21 @@ class Copier(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.tok, self.skip, self.words, self.read_texts = tok, skip, words, []
 
-    def read(self, input_ids, attention_mask=None):
+    def decoder_for(self, input_ids, attention_mask=None):
         kept = [row[mask.bool()] for row, mask in zip(input_ids, attention_mask if attention_mask is not None else input_ids.ge(0))]
         self.read_texts += [self.tok.decode(row) for row in kept]
         return Copying(self, [[*row[self.skip:self.skip + self.words].tolist(), self.tok.eos_id] for row in kept])
 
 
-class Copying(Reading):
+class Copying(ConditionedDecoder):
     def __init__(self, owner, scripts):
         super().__init__()
         self.owner, self.scripts = owner, scripts
         self.start = torch.full((len(scripts), 1), owner.tok.pad_id)
 
     @property
-    def decoding(self):
-        return Decoding(max_positions=10_000, num_layers=1, eos_token_id=self.owner.tok.eos_id, pad_token_id=self.owner.tok.pad_id)
+    def decoder_info(self):
+        return DecoderInfo(max_positions=10_000, num_layers=1, eos_token_id=self.owner.tok.eos_id, pad_token_id=self.owner.tok.pad_id)
 
     def next_logits(self, input_ids, attention_mask, position_ids, cache):
         copies = len(input_ids) // len(self.scripts)

@@ -7,8 +7,8 @@ import pytest
 import torch
 import transformers
 from polymodal.seq2seq.generation.generate import generate_ids
-from polymodal.seq2seq.generation.options import Generation, Options
-from polymodal.seq2seq.generation.sampling import Rules, draw, uniform_draws, warp
+from polymodal.seq2seq.generation.options import GenerationOptions, GenerationSettings
+from polymodal.seq2seq.generation.sampling import ScoreRules, draw, uniform_draws, warp
 from polymodal.shared.errors import UserError
 from transformers.generation import logits_process as reference
 
@@ -127,7 +127,7 @@ def test_scores_of_beams_equal_the_references(nets, monkeypatch):
         ids, mask = prompts(3, 0)
         arguments = {"num_beams": 4, "num_return_sequences": 2, "length_penalty": 0.6, "max_new_tokens": 10}
         want = theirs.generate(input_ids=ids, attention_mask=mask, return_dict_in_generate=True, output_scores=True, **arguments)
-        got = module._continue(ours, ids, mask, Generation(**arguments), range(3))[1]
+        got = module._generate_batch(ours, ids, mask, GenerationSettings(**arguments), range(3))[1]
         torch.testing.assert_close(got, want.sequences_scores, atol=1e-5, rtol=1e-5)
 
 
@@ -191,7 +191,7 @@ def test_the_tokens_that_stay_are_the_references(settings, steps):
     want = logits.clone()
     for step in steps:
         want = step(torch.zeros(400, 1, dtype=torch.long), want)
-    got = warp(logits, Generation(**{"top_k": 0, **settings}))
+    got = warp(logits, GenerationSettings(**{"top_k": 0, **settings}))
     assert torch.equal(got, want)
     assert got.isfinite().any(-1).all()
 
@@ -200,7 +200,7 @@ def test_the_tokens_that_stay_are_the_references(settings, steps):
 def test_draws_follow_the_distribution(settings):
     n = 20_000
     logits = torch.tensor([1.0, 2.5, 0.3, 2.0, -1.0, 1.7]).expand(n, -1)
-    warped = warp(logits, Generation(**{"top_k": 0, **settings}))
+    warped = warp(logits, GenerationSettings(**{"top_k": 0, **settings}))
     got = torch.bincount(draw(warped, uniform_draws(range(n), 1, 5)[:, 0]), minlength=6) / n
     expected = warped[0].softmax(-1)
     assert ((got == 0) == (expected == 0)).all()
@@ -219,19 +219,19 @@ def test_several_draws_of_a_prompt_are_different_and_repeat(nets):
 
 def test_padding_makes_no_ngram():
     """The padded row forbids what the bare one does, although its padding is the token 5 that ends it."""
-    settings = Generation(no_repeat_ngram_size=2)
+    settings = GenerationSettings(no_repeat_ngram_size=2)
     bare, padded = torch.tensor([[5, 6, 5]]), torch.tensor([[5, 5, 5, 6, 5]])
     keep = torch.tensor([[False, False, True, True, True]])
     scores = torch.zeros(1, 9)
-    one, two = Rules(settings, 3, None, None)(scores, bare), Rules(settings, 5, keep, None)(scores, padded)
+    one, two = ScoreRules(settings, 3, None, None)(scores, bare), ScoreRules(settings, 5, keep, None)(scores, padded)
     assert torch.equal(one, two) and one[0].isinf().nonzero().tolist() == [[6]]
-    assert not Rules(settings, 3, keep[:, 1:4], None)(scores, padded[:, 1:4]).isinf().any()  # nothing twice yet
+    assert not ScoreRules(settings, 3, keep[:, 1:4], None)(scores, padded[:, 1:4]).isinf().any()  # nothing twice yet
 
 
 def test_options_are_the_fields_of_the_settings():
-    assert set(Options.__annotations__) == {f.name for f in dataclasses.fields(Generation)}
-    kinds = {f.name: f.type for f in dataclasses.fields(Generation)}
-    assert {name: getattr(value, "__forward_arg__", value) for name, value in Options.__annotations__.items()} == kinds
+    assert set(GenerationOptions.__annotations__) == {f.name for f in dataclasses.fields(GenerationSettings)}
+    kinds = {f.name: f.type for f in dataclasses.fields(GenerationSettings)}
+    assert {name: getattr(value, "__forward_arg__", value) for name, value in GenerationOptions.__annotations__.items()} == kinds
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

@@ -3,8 +3,10 @@
 import polymodal
 import pytest
 import torch
-from polymodal.seq2seq.generation.generate import Decoding, Generation, generate, write
-from polymodal.seq2seq.generation.pieces import Pieces
+from polymodal.seq2seq.generation.decoder import DecoderInfo
+from polymodal.seq2seq.generation.generate import generate, generate_texts
+from polymodal.seq2seq.generation.options import GenerationSettings
+from polymodal.seq2seq.generation.streamer import RowStreamer
 from polymodal.shared.errors import UserError
 from polymodal.shared.tokenizer import STYLES, Tokenizer
 
@@ -25,8 +27,8 @@ class Script(torch.nn.Module):
         self.anchor = torch.nn.Parameter(torch.zeros(vocabulary))
 
     @property
-    def decoding(self):
-        return Decoding(max_positions=500, num_layers=1, eos_token_id=self.end, pad_token_id=self.end)
+    def decoder_info(self):
+        return DecoderInfo(max_positions=500, num_layers=1, eos_token_id=self.end, pad_token_id=self.end)
 
     def next_logits(self, input_ids, attention_mask, position_ids, cache):
         cache.advance(input_ids.shape[1])
@@ -44,12 +46,12 @@ def scripted(tok, text):
 def test_pieces_are_whole_characters_and_make_the_text(bytewise):
     ids = bytewise.encode(TEXT, add_special_tokens=False)
     assert len(ids) > len(TEXT)
-    row = Pieces(bytewise, bytewise.encode("before "))
+    row = RowStreamer(bytewise, bytewise.encode("before "))
     found = [row.push(i) for i in ids]
     assert "".join(found) + row.finish() == TEXT == row.text
     assert not any("\ufffd" in piece for piece in found)
     assert sum(map(bool, found)) > 30, "each character comes as soon as it is whole"
-    cut = Pieces(bytewise)
+    cut = RowStreamer(bytewise)
     fox = bytewise.encode("a🦊", add_special_tokens=False)
     assert [cut.push(i) for i in fox[:-1]] == ["a", "", "", ""][:len(fox) - 1] and "\ufffd" in cut.finish()
 
@@ -103,13 +105,13 @@ def test_real_decoders_stream_the_same_text():
 def test_several_texts_for_a_prompt(bytewise):
     torch.manual_seed(0)
     model = polymodal.system("gpt2", size="tiny", tokenizer=bytewise).net.eval()
-    settings = Generation(num_beams=3, num_return_sequences=2, max_new_tokens=6)
-    found = write(model, ["words", "and so"], bytewise, settings)
+    settings = GenerationSettings(num_beams=3, num_return_sequences=2, max_new_tokens=6)
+    found = generate_texts(model, ["words", "and so"], bytewise, settings)
     assert [len(f) for f in found] == [2, 2]
     assert all(f[0].score >= f[1].score for f in found)
     flat = polymodal.generate(model, ["words", "and so"], tokenizer=bytewise, num_beams=3, num_return_sequences=2, max_new_tokens=6)
     assert flat == [text + w.text for text, several in zip(["words", "and so"], found) for w in several]
-    assert write(model, [], bytewise, settings) == []
+    assert generate_texts(model, [], bytewise, settings) == []
 
 
 def test_mistakes(bytewise):

@@ -11,7 +11,7 @@ CONTEXT = 8
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
 
-class Pieces:
+class RowStreamer:
     """The text of one row.
 
     A token may end in the middle of a character, and a character may begin a stop string; both are held back until
@@ -72,15 +72,15 @@ class Pieces:
         return out
 
 
-class Watcher:
-    """Reads along while rows are written: their texts, their stop strings, and a listener for one row's text.
+class BatchStreamer:
+    """The texts of all rows while they are written, their stop strings, and a listener for one row's text.
 
     Args:
         rows: the text of each row.
         listener: called with each piece of text that is final; for one row.
     """
 
-    def __init__(self, rows: Sequence[Pieces], listener: Callable[[str], None] | None = None) -> None:
+    def __init__(self, rows: Sequence[RowStreamer], listener: Callable[[str], None] | None = None) -> None:
         self.rows, self.listener = list(rows), listener
         self.closed = [False] * len(self.rows)
 
