@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from contract.cases import Case, batch_of, cases, samples_of, style_of, tokenizer
-from polymodal.pipelines.train.sharding import compile_parts
+from polymodal.pipelines.train.layers import compile_parts
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 

@@ -490,7 +490,7 @@ def test_the_system_is_the_formula_on_the_running_text(tok, mem_len):
 
 def test_the_loss_does_not_depend_on_how_lanes_are_dealt(tok):
     """Any micro-batches, and one carry with the rows of all of them, as after a change of layout."""
-    from polymodal.pipelines.run.checkpoint import join_rows
+    from polymodal.pipelines.run.trees import join_rows
 
     s = system(tok).eval()
     samples = [[row(lane * 10 + t, 6) for lane in range(4)] for t in range(3)]
