@@ -17,9 +17,9 @@ import numpy as np
 from PIL import Image
 
 from .errors import BadSample
-from .picture import open_picture, plain_pixels, rgb_pixels, to_rgb
+from .picture import ENDINGS, open_picture, plain_pixels, rgb_pixels, to_rgb
 
-IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp")
+IMAGE_FIELDS = ENDINGS
 TEXT_FIELDS = ("txt", "text", "caption")
 PAIR_FIELD, TARGET_FIELD = "pair.txt", "target.txt"
 MAX_PIXELS = 64 * 1024 * 1024  # a decoded RGB image of 192 MiB; anything larger is taken for an image bomb
@@ -101,7 +101,7 @@ class Sample:
         return value
 
     def image(self, max_pixels: int = MAX_PIXELS) -> Image.Image:
-        """The picture of field `jpg`, `jpeg`, `png` or `webp`, as RGB, alpha laid over white.
+        """The picture of the first field of `IMAGE_FIELDS`, as a viewer shows it: upright, RGB, alpha laid over white.
 
         The size is read from the header and checked before a pixel is decoded.
         """

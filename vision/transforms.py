@@ -30,6 +30,8 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
 _RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, as preprocessor_config.json stores them
+_LONGEST = 16
+"""A longer side of at most so many crops is resized as a whole."""
 _MODES = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -68,7 +70,7 @@ class Preprocessing:
             return to_tensor(picture.resize((side, side), mode))
         width, height = picture.size
         short, new = min(width, height), self.resize_size or side
-        picture = picture.resize((int(new * width / short), int(new * height / short)), mode)
+        picture = _resized(picture, int(new * width / short), int(new * height / short), side, mode)
         left, top = _centred(picture.width, side), _centred(picture.height, side)
         return to_tensor(picture.crop((left, top, left + side, top + side)))  # black beyond the picture
 
@@ -218,6 +220,29 @@ def jitter_colours(picture: Image.Image, jitter: tuple[float, float, float, floa
         if jitter[i]:
             picture = changes[i](picture, factors[i])
     return picture
+
+
+def _resized(picture: Image.Image, width: int, height: int, side: int, mode: Image.Resampling) -> Image.Image:
+    """`picture` at `width` x `height`; of a very long one, only a middle part, which holds all that a centre crop of `side` shows.
+
+    That part costs as much as an ordinary picture, where 1 x 30000 pixels would become 224 x 6,720,000. Its values are those of the whole
+    but for rounding: Pillow rounds between the passes along the two sides, and picks their order by the size.
+    """
+    most = _LONGEST * side
+    if max(width, height) <= most:
+        return picture.resize((width, height), mode)
+    tall = height > width
+    old, new = (picture.height, height) if tall else (picture.width, width)
+    scale = old / new
+    begin = _centred(new, side) - _centred(side + (new - side) % 2, side)  # of the part, among the `new` pixels of the whole
+    length = side + (new - side) % 2
+    reach = math.ceil(2 * max(scale, 1.0)) + 1  # the source pixels that a filter looks at, on each side (bicubic's support is 2)
+    first, last = max(0, math.floor(begin * scale) - reach), min(old, math.ceil((begin + length) * scale) + reach)
+    part = picture.crop((0, first, picture.width, last) if tall else (first, 0, last, picture.height))
+    a, b = begin * scale - first, (begin + length) * scale - first
+    if tall:
+        return part.resize((width, length), mode, box=(0, a, part.width, b))
+    return part.resize((length, height), mode, box=(a, 0, b, part.height))
 
 
 def _centred(length: int, side: int) -> int:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...shared.errors import UserError
+from ...shared.picture import ENDINGS
 
 STDIN = "-"
-PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+PICTURES = tuple(f".{ending}" for ending in ENDINGS)
 TEXTS = (".txt", ".jsonl")
 DOCUMENTS = (*TEXTS, ".md", ".rst")
 

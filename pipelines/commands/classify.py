@@ -20,8 +20,8 @@ def register(app: typer.Typer) -> None:
 def classify(
     inputs: Annotated[list[str] | None, typer.Argument(
         metavar="[IMAGE|FOLDER|TEXT|FILE|-]...", show_default=False,
-        help="Pictures (JPEG, PNG, WebP), folders of them, or - for stdin: one picture, or paths, one a line. For a model of texts: "
-             "texts, files with one a line (txt, or jsonl with text and text_pair), or - for stdin.")] = None,
+        help="Pictures (JPEG, PNG, WebP, GIF, TIFF, BMP), folders of them, or - for stdin: one picture, or paths, one a line. For a "
+             "model of texts: texts, files with one a line (txt, or jsonl with text and text_pair), or - for stdin.")] = None,
     model: Annotated[str, typer.Option(help="Model directory, run, checkpoint, or hub id: a CLIP, a ViT, a fine-tuned BERT ...")
                      ] = ...,  # type: ignore[assignment]
     data: Annotated[str | None, typer.Option(help="Classify a packed data set (folder or address) instead, into --out. A killed run "

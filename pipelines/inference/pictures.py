@@ -15,14 +15,15 @@ from ...multimodal.clip import CLIP
 from ...multimodal.text_tower import PretrainedText
 from ...multimodal.zero_shot import ZeroShotClassifier, templates
 from ...shared.errors import BadSample, UserError
-from ...shared.sample import IMAGE_FIELDS, Sample
+from ...shared.picture import EXPECTED, is_picture
+from ...shared.sample import Sample
 from ...shared.tokenizer import Tokenizer
 from ...vision.classify import TrainedClassifier
 from ...vision.vit import ViT
 from ..base.console import Console
+from ..base.inputs import PICTURES
 from ..model.frontdoor import tokenizer as load_tokenizer
 
-ENDINGS = tuple(f".{name}" for name in IMAGE_FIELDS)
 OPEN_CLIP_VOCABULARY = 49408
 STDIN = "-"
 
@@ -91,18 +92,18 @@ def pictures(inputs: Sequence[str]) -> list[tuple[str, bytes | Path]]:
         else:
             found.extend(_from_path(text))
     if not found:
-        raise UserError(f"no pictures in {', '.join(inputs)}: expected files ending in {', '.join(ENDINGS)}")
+        raise UserError(f"no pictures in {', '.join(inputs)}: expected files ending in {', '.join(PICTURES)}")
     return found
 
 
 def _from_stdin(data: bytes) -> Iterator[tuple[str, bytes | Path]]:
-    if data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n", b"RIFF")):
+    if is_picture(data):
         yield "<stdin>", data
         return
     try:
         lines = data.decode("utf-8").splitlines()
     except UnicodeDecodeError:
-        raise UserError("standard input holds neither a JPEG, PNG or WebP picture nor lines with paths") from None
+        raise UserError(f"standard input holds neither a picture ({EXPECTED}) nor lines with paths") from None
     for line in lines:
         if line.strip():
             yield from _from_path(line.strip())
@@ -111,7 +112,7 @@ def _from_stdin(data: bytes) -> Iterator[tuple[str, bytes | Path]]:
 def _from_path(text: str) -> Iterator[tuple[str, bytes | Path]]:
     path = Path(text)
     if path.is_dir():
-        for inner in sorted(p for p in path.rglob("*") if p.suffix.lower() in ENDINGS and p.is_file()):
+        for inner in sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURES and p.is_file()):
             yield str(inner), inner
     elif path.exists():
         yield text, path
@@ -146,7 +147,7 @@ def classify(
         if waiting:
             run()
     if not result.found:
-        raise UserError(f"none of {len(inputs)} pictures could be read; expected JPEG, PNG or WebP")
+        raise UserError(f"none of {len(inputs)} pictures could be read; expected {EXPECTED}")
     return result
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import struct
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
+import transformers
 from PIL import Image
 from polymodal.shared import picture as pictures
 from polymodal.shared.errors import BadSample
@@ -28,7 +31,122 @@ def saved(picture, kind="JPEG", **options):
 
 
 TURNED = Image.Exif()
-TURNED[0x0112] = 6  # the orientation tag; pictures are used as they are stored
+TURNED[0x0112] = 6  # the orientation tag
+
+
+STORED = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
+"""By EXIF's orientation: Pillow's number of the change that stores an upright picture so."""
+
+
+@pytest.mark.parametrize("orientation", range(10))
+@pytest.mark.parametrize(("kind", "options"), [
+    ("JPEG", {}), ("JPEG", {"progressive": True}), ("JPEG grey", {}), ("PNG", {}), ("PNG grey of 16 bits", {}),
+    ("WEBP", {"lossless": True}), ("TIFF", {}), ("MPO", {"save_all": True, "append_images": [drawn(4, 4)]})])  # fmt: skip
+def test_pictures_are_upright(kind, options, orientation):
+    """As transformers' `load_image` has it, and in the fast path as in Pillow's; numbers that are no orientation mean upright."""
+    upright = drawn(40, 30)
+    if "grey" in kind:
+        upright = upright.convert("L")
+    if "16" in kind:
+        upright = Image.fromarray(np.asarray(upright).astype(np.uint16) * 257)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = upright.transpose(Image.Transpose(STORED[orientation])) if orientation in STORED else upright
+    sample = Sample("a", {"jpg": saved(stored, kind.split()[0], exif=exif, **options)})
+    got, pixels = np.asarray(sample.image()), sample.pixels()
+    assert np.array_equal(got, pixels) and pixels.flags.writeable and pixels.flags.c_contiguous
+    expected = np.asarray(Sample("a", {"png": saved(upright, "PNG")}).image())
+    off = 25 if kind[0] in "JM" else 1e-9  # of noise; the wrong way up it is 80
+    assert got.shape == (30, 40, 3) and np.abs(got.astype(int) - expected).mean() < off
+    reference = transformers.image_utils.load_image(Image.open(io.BytesIO(sample.fields["jpg"])))
+    assert "16" in kind or np.array_equal(got, np.asarray(reference))
+
+
+def test_a_png_may_say_behind_its_pixels_that_it_is_turned():
+    data = saved(drawn(40, 30), "PNG")
+    exif = TURNED.tobytes().removeprefix(b"Exif\0\0")
+    chunk = len(exif).to_bytes(4, "big") + b"eXIf" + exif + zlib.crc32(b"eXIf" + exif).to_bytes(4, "big")
+    assert Sample("a", {"png": data[:-12] + chunk + data[-12:]}).pixels().shape == (40, 30, 3)
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0MM\0*\0\0\0\x08\0\xff\x01\x12", b"Exif\0\0" + b"\xff" * 200, b"x" * 30])
+def test_damaged_exif_does_not_cost_the_picture(exif):
+    sample = Sample("a", {"jpg": saved(drawn(40, 30), exif=exif)})
+    assert sample.pixels().shape == (30, 40, 3) and np.array_equal(sample.pixels(), np.asarray(sample.image()))
+
+
+def chunks(*parts):
+    """A PNG of chunks (name, data)."""
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        len(data).to_bytes(4, "big") + name + data + zlib.crc32(name + data).to_bytes(4, "big") for name, data in parts)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_greys_of_16_bits_keep_their_values(kind):
+    ramp = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    got = Sample("a", {"png": saved(Image.fromarray(ramp), kind)}).pixels()
+    assert np.array_equal(got, np.repeat((ramp >> 8).astype(np.uint8)[..., None], 3, 2))
+    eight = np.arange(256, dtype=np.uint8)[None].repeat(2, 0)  # 8 bits that were written as 16, in either way
+    for wide in (eight.astype(np.uint16) * 257, eight.astype(np.uint16) << 8):
+        assert np.array_equal(Sample("a", {"png": saved(Image.fromarray(wide), kind)}).pixels()[..., 0], eight)
+
+
+def test_greys_of_16_bits_by_the_meaning_of_their_numbers():
+    values = (np.arange(8) * 8192).astype(">u2")
+    header = (b"IHDR", struct.pack(">IIBBBBB", 8, 1, 16, 0, 0, 0, 0))
+    pixels, end = (b"IDAT", zlib.compress(b"\0" + values.tobytes())), (b"IEND", b"")
+    transparent = Sample("a", {"png": chunks(header, (b"tRNS", struct.pack(">H", 8192)), pixels, end)})
+    assert transparent.pixels()[0, :, 0].tolist() == [0, 255, 64, 96, 128, 160, 192, 224]
+    white_is_zero = saved(Image.fromarray(values.astype(np.uint16)[None]), "TIFF", tiffinfo={262: 0})
+    assert Sample("a", {"tif": white_is_zero}).pixels()[0, :, 0].tolist() == [255, 223, 191, 159, 127, 95, 63, 31]
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_greys_of_32_bits_are_refused(kind):
+    sample = Sample("a", {"tif": saved(Image.fromarray(np.full((3, 4), 700, kind)), "TIFF")})
+    for read in (sample.image, sample.pixels):
+        with pytest.raises(BadSample, match=r"32 bits.*convert it to 8 or 16 bits"):
+            read()
+
+
+RED, CLEAR = (200, 30, 40), (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize(("mode", "kind"), [
+    ("RGB", "BMP"), ("RGB", "TIFF"), ("P", "GIF"), ("P", "PNG"), ("P", "TIFF"), ("CMYK", "JPEG"), ("CMYK", "TIFF"), ("YCbCr", "TIFF")])
+def test_colours_of_every_kind(mode, kind):
+    got = Sample("a", {"jpg": saved(Image.new("RGB", (40, 30), RED).convert(mode, palette=Image.Palette.ADAPTIVE), kind)}).pixels()
+    assert got.shape == (30, 40, 3) and np.abs(got.astype(int) - RED).max() <= 3
+
+
+@pytest.mark.parametrize("kind", ["PNG", "PNG palette", "WEBP", "TIFF", "GIF"])
+def test_what_is_transparent_is_white(kind):
+    picture = Image.new("RGBA", (40, 30), (*RED, 255))
+    picture.paste(CLEAR, (0, 0, 20, 30))
+    if "palette" in kind:
+        picture = picture.quantize(4)
+    options = {"lossless": True} if kind == "WEBP" else {}
+    got = Sample("a", {"png": saved(picture, kind.split()[0], **options)}).pixels().astype(int)
+    assert np.all(got[:, :20] == 255) and np.abs(got[:, 20:] - RED).max() <= 3
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "WEBP", "PNG", "MPO"])
+def test_of_several_pictures_the_first(kind):
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = saved(Image.new("RGB", (40, 30), RED), kind, save_all=True, append_images=[Image.new("RGB", (40, 30), (0, 0, 255))], **options)
+    got = Sample("a", {"gif": data}).pixels()
+    assert got.shape == (30, 40, 3) and np.abs(got.astype(int) - RED).max() <= 3
+
+
+def test_every_format_has_a_field_and_is_known_by_its_first_bytes():
+    assert set(pictures.FIELD_OF_FORMAT.values()) <= set(pictures.ENDINGS) and set(pictures.FORMATS) <= set(pictures.FIELD_OF_FORMAT)
+    for kind in pictures.FORMATS:
+        data = saved(drawn(5, 4), kind)
+        assert pictures.is_picture(data) and pictures.open_picture(data).format == kind, kind
+    assert not any(map(pictures.is_picture, (b"", b"BMW.jpg\nother.jpg\n", b"II.png", b"RIFF....WAVE", b"GIF.gif")))
+    for kind in ("PPM", "ICO"):
+        with pytest.raises(BadSample, match="cannot identify"):
+            Sample("a", {"png": saved(drawn(5, 4), kind)}).image()
 
 
 def tried(read):
@@ -67,7 +185,7 @@ def test_where_pillow_reads_the_header_it_need_not_decode(options, monkeypatch):
 def test_the_pixels_of_all_others_too(data):
     sample = Sample("a", {"jpg": data})
     got = sample.pixels()
-    assert got.shape == (30, 40, 3) and got.flags.writeable and np.array_equal(got, np.asarray(sample.image()))
+    assert got.shape in ((30, 40, 3), (40, 30, 3)) and got.flags.writeable and np.array_equal(got, np.asarray(sample.image()))
 
 
 def test_damaged_pictures_are_the_same_or_the_same_error():

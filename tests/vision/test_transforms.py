@@ -91,6 +91,32 @@ def test_transformers_pixels_within_a_level(shape, kind, tmp_path):
     assert Preprocessing.from_transformers(ours.to_transformers(kind)) == ours
 
 
+@pytest.mark.parametrize("size", [(1, 8000), (30000, 1)])
+@pytest.mark.parametrize("resize_size", [None, 256, 100])
+def test_a_thin_picture_costs_no_more_than_others(size, resize_size):
+    """224 x 1,792,000 pixels of the whole would be 1.2 GB."""
+    strip = Image.new("RGB", size)
+    for place in range(max(size)):  # the middle is told from the rest
+        strip.putpixel((0, place) if size[0] == 1 else (place, 0), (place % 251, 40, 90) if abs(place - max(size) / 2) < 300 else (0, 0, 0))
+    got = Preprocessing(resize_size=resize_size).pixels(strip)
+    assert got.shape == (3, 224, 224)
+    shown = slice(62, 162) if resize_size == 100 else slice(None)  # black around a picture smaller than the crop
+    centre = max(size) // 2
+    middle = got[0, :, 112] if size[0] == 1 else got[0, 112]
+    assert {centre % 251, (centre - 1) % 251} & set(middle.tolist()) and int(got[2, shown, shown].float().mean()) == 90
+
+
+@pytest.mark.parametrize("shape", [(700, 3), (3, 700), (3001, 5), (17, 4000)])
+@pytest.mark.parametrize(("side", "resize_size"), [(32, None), (33, 41), (48, 20)])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_of_a_long_picture_the_middle_part_is_that_of_the_whole(shape, side, resize_size, interpolation, monkeypatch):
+    image, target = picture(shape), Preprocessing(image_size=side, resize_size=resize_size, interpolation=interpolation)
+    part = target.pixels(image)
+    monkeypatch.setattr("polymodal.vision.transforms._LONGEST", 10**9)
+    difference = (target.pixels(image).int() - part.int()).abs()
+    assert difference.max() <= 3 and difference.float().mean() < 0.05
+
+
 def test_timms_pixels():
     record = {"input_size": [3, 48, 48], "crop_pct": 0.9, "interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.5] * 3}
     ours = Preprocessing.from_timm(record, 48)
