@@ -117,19 +117,24 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     Raises:
         ValueError: the pixels are of 32 bits, whose black and white no format fixes.
     """
+    check_bits(picture)
     picture.load()  # a PNG's orientation may stand behind its pixels; a TIFF is turned by this
     turn = _TURNS.get(_orientation(picture))
     if turn is not None:
         picture = picture.transpose(turn[0])
     if picture.mode.startswith("I;16"):
         picture = _eight_bits(picture)
-    if picture.mode in ("I", "F"):
-        raise ValueError("its pixels are numbers of 32 bits, which do not say what is black and what is white: convert it to 8 or 16 bits")
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         page = Image.new("RGBA", picture.size, (255, 255, 255, 255))
         return Image.alpha_composite(page, picture).convert("RGB")
     return picture.convert("RGB")
+
+
+def check_bits(picture: Image.Image) -> None:
+    """Refuse greys of 32 bits: `ValueError`."""
+    if picture.mode in ("I", "F"):
+        raise ValueError("its pixels are numbers of 32 bits, which do not say what is black and what is white: convert it to 8 or 16 bits")
 
 
 def _orientation(picture: Image.Image) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image
 
 from ...shared.errors import BadSample, UserError
+from ...shared.picture import EXPECTED, FIELD_OF_FORMAT, check_bits
 from ...shared.sample import MAX_PIXELS, PAIR_FIELD, TARGET_FIELD
 from ..base.files import pread
 from ..data.index import scan
@@ -22,7 +23,6 @@ from .tables import TABLES, rows
 
 LABEL = ":class"
 """Where a record keeps the name of its class until it is written; no field of a tar has this name."""
-_FIELD_OF_FORMAT = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 _JPEG_END = b"\xff\xd9"
 
 
@@ -197,11 +197,12 @@ def _picture(path: str, others: dict[str, bytes | Ref]) -> Record | BadSample:
         return BadSample(f"picture {path!r} cannot be read ({getattr(error, 'strerror', None) or error})")
     try:
         picture = Image.open(io.BytesIO(data))
-        name = _FIELD_OF_FORMAT.get(picture.format or "")
+        name = FIELD_OF_FORMAT.get(picture.format or "")
         if name is None:
-            return BadSample(f"picture {path!r} is {picture.format}, expected JPEG, PNG or WebP: convert it")
+            return BadSample(f"picture {path!r} is {picture.format}, expected {EXPECTED}: convert it")
         if picture.width * picture.height > MAX_PIXELS:
             return BadSample(f"picture {path!r} has {picture.width}x{picture.height} pixels, at most {MAX_PIXELS} are decoded")
+        check_bits(picture)
         if name != "jpg" or not data.endswith(_JPEG_END):
             picture.draft("RGB", (max(1, picture.width // 8), max(1, picture.height // 8)))  # all data is read, few pixels are made
             picture.load()

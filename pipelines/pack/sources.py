@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...shared.errors import UserError, raise_problems
+from ..base.inputs import PICTURES
 from ..data.index import INDEX
 from .settings import Reading
 from .tables import TABLES, columns, parquet
 
 TEXTS = (".txt", ".md", ".text")
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _UNIT_BYTES = 32 << 20
 _UNIT_FILES = 2000
 
@@ -127,7 +127,7 @@ def _guess(files: list[Path], reading: Reading) -> str:
     if suffixes & set(PICTURES):
         return "images"
     raise UserError(f"cannot tell what to pack from files of type {', '.join(sorted(s or '(none)' for s in suffixes))}: expected "
-                    f"{' '.join((*TEXTS, *TABLES, *PICTURES[:4], '.tar'))}")
+                    f"{' '.join((*TEXTS, *TABLES, *PICTURES, '.tar'))}")
 
 
 def _column_problems(kind: str, used: list[Path], reading: Reading) -> Iterator[str]:

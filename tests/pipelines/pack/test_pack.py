@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from polymodal.pipelines import cli
+from polymodal.pipelines.base.inputs import PICTURES
 from polymodal.pipelines.crew.pieces import Workers
 from polymodal.pipelines.data.dataset import DataSet
 from polymodal.pipelines.pack import pack as packing
@@ -27,6 +28,7 @@ from polymodal.pipelines.pack.pack import pack
 from polymodal.pipelines.pack.rows import fit, in_sequence
 from polymodal.pipelines.pack.settings import PackSettings, Reading
 from polymodal.shared.errors import UserError
+from polymodal.shared.picture import FIELD_OF_FORMAT
 from polymodal.shared.tokenizer import Tokenizer
 
 
@@ -362,21 +364,35 @@ def png_header(width, height):
 
 @pytest.mark.parametrize(("content", "message"), [
     (b"", "cannot be decoded"), (b"this is text", "cannot be decoded"), (b"<svg></svg>", "cannot be decoded"),
-    ("cut", "cannot be decoded"), ("gif", "is GIF, expected"), (png_header(60_000, 60_000), "too large|pixels"),
-    (png_header(9000, 8000), "pixels"),
+    ("cut", "cannot be decoded"), ("ppm", "is PPM, expected"), ("grey of 32 bits", "32 bits"),
+    (png_header(60_000, 60_000), "too large|pixels"), (png_header(9000, 8000), "pixels"),
 ])
 def test_pictures_that_cannot_be_used_stop_packing_or_are_counted(tmp_path, content, message):
     good = picture(tmp_path / "in" / "a" / "good.jpg", (64, 64))
     if content == "cut":
         content = good.read_bytes()[:700]
-    elif content == "gif":
+    elif isinstance(content, str):
         buffer = io.BytesIO()
-        Image.new("RGB", (4, 4)).save(buffer, "GIF")
+        Image.new("RGB" if content == "ppm" else "F", (4, 4)).save(buffer, "PPM" if content == "ppm" else "TIFF")
         content = buffer.getvalue()
     (tmp_path / "in" / "a" / "bad.png").write_bytes(content)
     refused(tmp_path / "in", tmp_path / "no", message)
     index = pack(tmp_path / "in", tmp_path / "out", PackSettings(on_bad="skip"))
     assert index.samples == 1 and index.schema["skipped"] == 1
+
+
+def test_every_kind_of_picture_is_packed_by_what_it_is_and_read_again(tmp_path):
+    (tmp_path / "in").mkdir()
+    for kind, form in enumerate(FIELD_OF_FORMAT):
+        more = {"save_all": True, "append_images": [Image.new("RGB", (6, 4))]} if form == "MPO" else {}
+        # the ending may say anything; all of them are found
+        Image.new("RGB", (6, 4), (40 * kind, 90, 200)).save(tmp_path / "in" / f"{kind}{PICTURES[-1 - kind]}", form, **more)
+    pack(tmp_path / "in", tmp_path / "out", PackSettings(shuffle=None))
+    data = DataSet.open(tmp_path / "out")
+    found = [data.read(i) for i in range(len(data))]
+    assert [list(s.fields) for s in found] == [[field] for field in FIELD_OF_FORMAT.values()]
+    for kind, sample in enumerate(found):
+        assert np.abs(sample.pixels()[0, 0].astype(int) - (40 * kind, 90, 200)).max() < 6
 
 
 def test_a_table_that_names_a_missing_picture(tmp_path):
