@@ -6,9 +6,28 @@ from typing import Annotated
 
 import typer
 
+Json = Annotated[bool, typer.Option("--json", help="Last line on stdout is one JSON object.")]
+
+# a model
+Model = Annotated[str, typer.Option(help="Model directory, run, checkpoint, or hub id.")]
+ModelTokenizer = Annotated[str | None, typer.Option(help="Where the tokenizer is. Default: with the model.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ... Default: a GPU if there is one.")]
+Quantize = Annotated[str | None, typer.Option(metavar="int8", help="Fewer bits for the weights: faster on CPUs, not exact.")]
+
+# a model over a packed data set
+DataInto = Annotated[str | None, typer.Option("--data", help="Use a packed data set (folder or address) instead of inputs, and write "
+                                              "--out. A killed run continues when it is run again.")]
 DataOnBad = Annotated[str, typer.Option(help="With --data: raise stops at a sample that cannot be used; skip leaves it out and counts it.")]
 DataWorkers = Annotated[int | None, typer.Option(min=1, help="With --data: processes, or workers of the cluster, each with the model. "
                                                  "Default: one for each core, or GPU.")]
 DataOn = Annotated[str, typer.Option(metavar="local|ray", help="With --data: processes here, or a Ray cluster.")]
 RayAddress = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="The cluster's head. Default: the cluster of this machine.")]
-Quantize = Annotated[str | None, typer.Option(metavar="int8", help="Fewer bits for the weights: faster on CPUs, not exact.")]
+
+# a run
+DataSets = Annotated[list[str], typer.Option("--data", help="Data set (directory or URL); several make a mixture: DIR=WEIGHT each.")]
+RecipeName = Annotated[str, typer.Argument(help="A recipe's name (gpt2-tiny, bert-base, clip-tiny ...) or a YAML file.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a value of the recipe; repeatable.")]
+EvalData = Annotated[str | None, typer.Option(help="Held-out data set.")]
+RunTokenizer = Annotated[str | None, typer.Option(help="Tokenizer. Default: the model's, or the one in the data set.")]
+MaxUpdates = Annotated[int | None, typer.Option(help="Length of the run; the schedule follows.")]
+RunSeed = Annotated[int | None, typer.Option(help="Seed of weights, order and every draw.")]

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ..base.options import Json
+
 ORDER = 70
 
 
@@ -27,7 +29,7 @@ def register(app: typer.Typer) -> None:
         seconds: Annotated[float | None, typer.Option(help="Begin no further case after so many seconds.")] = None,
         only: Annotated[str, typer.Option(metavar="TEXT", help="Run the cases whose name contains this.")] = "",
         out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the results there as JSON.")] = None,
-        json: Annotated[bool, typer.Option("--json", help="The last line on stdout is one JSON object.")] = False,
+        json: Json = False,
     ) -> int:
         """Measure speed and memory beside the peers, after checking that both compute the same thing."""
         from functools import partial

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..base.options import DataOn, DataOnBad, DataWorkers, RayAddress
+from ..base.options import DataOn, DataOnBad, DataWorkers, Device, Json, RayAddress
 
 ORDER = 55
 
@@ -33,16 +33,16 @@ def classify(
              'Default: "a photo of a {}."')] = None,
     top: Annotated[int, typer.Option(min=1, help="Classes to show for each picture or text.")] = 5,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures or texts that run together.")] = 32,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ... Default: a GPU if there is one.")] = None,
+    device: Device = None,
     on_bad: DataOnBad = "raise", workers: DataWorkers = None, on: DataOn = "local", ray_address: RayAddress = None,
-    json: Annotated[bool, typer.Option("--json", help="Last line on stdout is one JSON object.")] = False,
+    json: Json = False,
 ) -> None:  # fmt: skip
     """Classify pictures by any class names (CLIP) or texts and pictures by the classes of a model that was trained for them."""
     import torch
 
     from ...shared.errors import UserError
     from ..base.console import Console
-    from ..base.names import read_names
+    from ..base.values import read_names
     from ..crew.pieces import Workers
     from ..inference.texts import classify_texts, text_classifier, texts
     from ..model.frontdoor import load

@@ -7,27 +7,15 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from ..base.options import RayAddress
+from ..base.options import Json, RayAddress
 
 ORDER = 20
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command("pack")(pack)
     app.command("index")(index)
-
-
-def _size(text: str) -> int:
-    from ...shared.errors import UserError
-
-    number, unit = text.upper().removesuffix("IB").removesuffix("B"), ""
-    if number and number[-1] in "KMG":
-        number, unit = number[:-1], number[-1]
-    if not number.isdigit():
-        raise UserError(f"--shard-bytes {text!r} is not a size: expected a number such as 256M or 1G")
-    return int(number) * _UNITS[unit]
 
 
 def pack(
@@ -57,13 +45,13 @@ def pack(
     workers: Annotated[int | None, typer.Option(min=1, help="Processes, or workers of the cluster. Default: one for each core.")] = None,
     on: Annotated[str, typer.Option(metavar="local|ray", help="Where the work is done: processes here, or a Ray cluster.")] = "local",
     ray_address: RayAddress = None,
-    json: Annotated[bool, typer.Option("--json", help="Last line on stdout is one JSON object.")] = False,
+    json: Json = False,
 ) -> None:
     """Write WebDataset shards and their index from text, tables, pictures or tars. A killed run continues when it is run again."""
     import time
 
     from ..base.console import Console
-    from ..base.names import read_names
+    from ..base.values import parse_size, read_names
     from ..crew.pieces import Workers
     from ..pack.pack import pack as run
     from ..pack.settings import PackSettings, Reading
@@ -72,8 +60,8 @@ def pack(
     began = time.perf_counter()
     names = None if classes is None else tuple(read_names(classes, "--classes"))
     reading = Reading(kind, split, text_field, image_field, caption_field, label_field, pair_field, target_field, names)
-    settings = PackSettings(reading, _size(shard_bytes), tokenize, block, in_order, None if keep_order else shuffle, holdout, holdout_out,
-                            cast("Any", on_bad))
+    settings = PackSettings(reading, parse_size(shard_bytes, "--shard-bytes"), tokenize, block, in_order, None if keep_order else shuffle,
+                            holdout, holdout_out, cast("Any", on_bad))
     made = run(sources, out, settings, workers=Workers(workers, on, ray_address), console=console)
     seconds = round(time.perf_counter() - began, 3)
     console.finish({"out": str(out), "kind": made.kind, "samples": made.samples, "shards": len(made.shards),
@@ -83,7 +71,7 @@ def pack(
 def index(
     directory: Annotated[Path, typer.Argument(help="Folder with WebDataset tars that were made elsewhere.")],
     force: Annotated[bool, typer.Option("--force", help="Make the index again.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Last line on stdout is one JSON object.")] = False,
+    json: Json = False,
 ) -> None:
     """Index tars made elsewhere, so that any sample can be found and checked."""
     from ..base.console import Console

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from ..base.options import Quantize
+from ..base.options import Json, Model, ModelTokenizer, Quantize
 
 if TYPE_CHECKING:
-    from ..evaluation.evaluate import Task
+    from ..evaluation.evaluate import EvaluationSettings, OutputFiles
+    from ..evaluation.measure import Evaluation
 
 ORDER = 45
 
-Model = Annotated[str, typer.Option(help="Model directory, run, checkpoint, or hub id.")]
 Data = Annotated[str, typer.Option(help="Held-out data set (directory or URL).")]
-TokenizerAt = Annotated[str | None, typer.Option(help="Where the tokenizer is. Default: with the model.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Measure so many samples, drawn by the seed.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Measure at most this many samples, drawn by the seed.")]
 OnBad = Annotated[str, typer.Option(metavar="raise|skip", help="A bad sample ends the evaluation, or is left out and counted.")]
 Seed = Annotated[int | None, typer.Option(min=0, help="Of every draw. Default: the run's, else 0.")]
 Out = Annotated[Path | None, typer.Option(metavar="FILE.json", help="Write numbers, settings, data, model and hashes.")]
 Predictions = Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="Write what was predicted for each sample.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite these files.")]
-Json = Annotated[bool, typer.Option("--json", help="Last line on stdout is one JSON object.")]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Samples that run together. Default: by task.")]
 Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="What to run on; auto takes a GPU where there is one.")]
 Devices = Annotated[int | None, typer.Option(min=1, help="Processes on this machine. Default: one for each GPU, or one.")]
@@ -46,15 +44,16 @@ def register(app: typer.Typer) -> None:
 
 def perplexity(
     model: Model, data: Data,
-    window: Annotated[int | None, typer.Option(min=2, help="Slide a window of so many tokens over each text.")] = None,
+    window: Annotated[int | None, typer.Option(min=2, help="Slide a window of this many tokens over each text.")] = None,
     stride: Annotated[int | None, typer.Option(min=1, help="Tokens by which it moves on. Default: half a window.")] = None,
     pseudo: Annotated[bool, typer.Option("--pseudo", help="Mask each token alone (a masked language model; slow).")] = False,
     memory: Annotated[list[int] | None, typer.Option(min=0, help="Length of the memory, of a system that has one; repeatable.")] = None,
     eos: Annotated[bool, typer.Option("--eos/--no-eos", help="With a window: whether the end of each text is predicted.")] = True,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE",
                                                    help="A setting of the objective, where the model is no run; repeatable.")] = None,
-    tokenizer: TokenizerAt = None, limit: Limit = None, on_bad: OnBad = "raise", seed: Seed = None, out: Out = None, force: Force = False,
-    batch_size: BatchSize = None, device: Device = "auto", devices: Devices = None, precision: Precision = "32", workers: Workers = 0,
+    tokenizer: ModelTokenizer = None, limit: Limit = None, on_bad: OnBad = "raise", seed: Seed = None, out: Out = None,
+    force: Force = False, batch_size: BatchSize = None, device: Device = "auto", devices: Devices = None,
+    precision: Precision = "32", workers: Workers = 0,
     quantize: Quantize = None, json: Json = False,
 ) -> None:
     r"""How well texts are predicted: by the system's own objective, by a sliding window, or masking each word alone.
@@ -64,11 +63,12 @@ def perplexity(
     polymodal evaluate perplexity --model gpt2 --data held-out --window 1024 --stride 512 --out gpt2.json
     polymodal evaluate perplexity --model RUN --data held-out --memory 0 --memory 128
     """
+    from ..base.values import parse_settings
     from ..evaluation.perplexity import Perplexity
 
-    task = Perplexity(window, stride, pseudo, tuple(memory or ()), eos, _settings(set_ or []))
-    _run(task, model, data, tokenizer=tokenizer, limit=limit, on_bad=on_bad, seed=seed, out=out, force=force, batch_size=batch_size,
-         device=device, devices=devices, precision=precision, quantize=quantize, workers=workers, json=json)
+    evaluation = Perplexity(window, stride, pseudo, tuple(memory or ()), eos, parse_settings(set_ or []))
+    settings = _settings(tokenizer, batch_size, limit, seed, on_bad, workers, device, devices, precision, quantize)
+    _run(evaluation, model, data, settings, _files(out, None, force), json)
 
 
 def zero_shot(
@@ -77,7 +77,7 @@ def zero_shot(
         help='Prompt with {} for the class name; repeatable. Default: "a photo of a {}."')] = None,
     templates: Annotated[str | None, typer.Option(metavar="openai|simple", help="A set of prompts: OpenAI's 80, or the 7 best.")] = None,
     labels: Labels = None,
-    tokenizer: TokenizerAt = None, limit: Limit = None, on_bad: OnBad = "raise", seed: Seed = None, out: Out = None,
+    tokenizer: ModelTokenizer = None, limit: Limit = None, on_bad: OnBad = "raise", seed: Seed = None, out: Out = None,
     predictions: Predictions = None, force: Force = False, batch_size: BatchSize = None, device: Device = "auto", devices: Devices = None,
     precision: Precision = "32", workers: Workers = 0, json: Json = False,
 ) -> None:
@@ -87,19 +87,20 @@ def zero_shot(
     polymodal evaluate zero-shot --model RUN --data flowers --template "a photo of a {}, a flower."
     polymodal evaluate zero-shot --model laion/CLIP-ViT-B-32-laion2B-s34B-b79K --data flowers --templates openai --out clip.json
     """
-    from ..base.names import read_names
+    from ..base.values import read_names
     from ..evaluation.classes import ZeroShot
 
-    task = ZeroShot((*(template or ()), *([templates] if templates else ())), () if labels is None else tuple(read_names(labels)))
-    _run(task, model, data, tokenizer=tokenizer, limit=limit, on_bad=on_bad, seed=seed, out=out, predictions=predictions, force=force,
-         batch_size=batch_size, device=device, devices=devices, precision=precision, workers=workers, json=json)
+    evaluation = ZeroShot((*(template or ()), *([templates] if templates else ())), () if labels is None else tuple(read_names(labels)))
+    settings = _settings(tokenizer, batch_size, limit, seed, on_bad, workers, device, devices, precision)
+    _run(evaluation, model, data, settings, _files(out, predictions, force), json)
 
 
 def retrieval(
     model: Model, data: Data,
     max_captions: Annotated[int | None, typer.Option(min=1, help="Captions of each picture, the first ones. Default: all.")] = None,
-    tokenizer: TokenizerAt = None, limit: Limit = None, on_bad: OnBad = "raise", seed: Seed = None, out: Out = None, force: Force = False,
-    batch_size: BatchSize = None, device: Device = "auto", devices: Devices = None, precision: Precision = "32", workers: Workers = 0,
+    tokenizer: ModelTokenizer = None, limit: Limit = None, on_bad: OnBad = "raise", seed: Seed = None, out: Out = None,
+    force: Force = False, batch_size: BatchSize = None, device: Device = "auto", devices: Devices = None,
+    precision: Precision = "32", workers: Workers = 0,
     json: Json = False,
 ) -> None:
     r"""Find captions by pictures and pictures by captions, with a CLIP: recall at 1, 5, 10, median rank.
@@ -109,13 +110,13 @@ def retrieval(
     """
     from ..evaluation.retrieval import Retrieval
 
-    _run(Retrieval(max_captions), model, data, tokenizer=tokenizer, limit=limit, on_bad=on_bad, seed=seed, out=out, force=force,
-         batch_size=batch_size, device=device, devices=devices, precision=precision, workers=workers, json=json)
+    settings = _settings(tokenizer, batch_size, limit, seed, on_bad, workers, device, devices, precision)
+    _run(Retrieval(max_captions), model, data, settings, _files(out, None, force), json)
 
 
 def classify(
     model: Model, data: Data,
-    tokenizer: TokenizerAt = None, limit: Limit = None, on_bad: OnBad = "raise", seed: Seed = None, out: Out = None,
+    tokenizer: ModelTokenizer = None, limit: Limit = None, on_bad: OnBad = "raise", seed: Seed = None, out: Out = None,
     predictions: Predictions = None, force: Force = False, batch_size: BatchSize = None, device: Device = "auto", devices: Devices = None,
     precision: Precision = "32", workers: Workers = 0, json: Json = False,
 ) -> None:
@@ -125,11 +126,10 @@ def classify(
     polymodal evaluate classify --model RUN --data held-out --predictions guesses.jsonl
     """
     from ..data.dataset import DataSet
-    from ..evaluation.classes import classify as task_of
+    from ..evaluation.classes import classify as evaluation_of
 
-    _run(task_of(DataSet.open(data)), model, data, tokenizer=tokenizer, limit=limit, on_bad=on_bad, seed=seed, out=out,
-         predictions=predictions, force=force, batch_size=batch_size, device=device, devices=devices, precision=precision, workers=workers,
-         json=json)
+    settings = _settings(tokenizer, batch_size, limit, seed, on_bad, workers, device, devices, precision)
+    _run(evaluation_of(DataSet.open(data)), model, data, settings, _files(out, predictions, force), json)
 
 
 def generate(
@@ -138,9 +138,9 @@ def generate(
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Default: 50.")] = None,
     num_beams: Annotated[int, typer.Option(min=1, help="Beams of the search; 1 is greedy.")] = 1,
     length_penalty: Annotated[float, typer.Option(help="Above 0 favours longer texts among the beams.")] = 1.0,
-    no_repeat_ngram_size: Annotated[int, typer.Option(min=0, help="No sequence of so many tokens twice; 0: no limit.")] = 0,
-    max_source_tokens: Annotated[int | None, typer.Option(min=1, help="Cut longer texts to so many tokens.")] = None,
-    tokenizer: TokenizerAt = None, limit: Limit = None, on_bad: OnBad = "raise", seed: Seed = None, out: Out = None,
+    no_repeat_ngram_size: Annotated[int, typer.Option(min=0, help="No sequence of this many tokens twice; 0: no limit.")] = 0,
+    max_source_tokens: Annotated[int | None, typer.Option(min=1, help="Cut texts to at most this many tokens.")] = None,
+    tokenizer: ModelTokenizer = None, limit: Limit = None, on_bad: OnBad = "raise", seed: Seed = None, out: Out = None,
     predictions: Predictions = None, force: Force = False, batch_size: BatchSize = None, device: Device = "auto", devices: Devices = None,
     precision: Precision = "32", workers: Workers = 0, quantize: Quantize = None, json: Json = False,
 ) -> None:
@@ -151,9 +151,9 @@ def generate(
     """
     from ..evaluation.written import Generation
 
-    task = Generation(prefix, max_new_tokens, num_beams, length_penalty, no_repeat_ngram_size, max_source_tokens)
-    _run(task, model, data, tokenizer=tokenizer, limit=limit, on_bad=on_bad, seed=seed, out=out, predictions=predictions, force=force,
-         batch_size=batch_size, device=device, devices=devices, precision=precision, quantize=quantize, workers=workers, json=json)
+    evaluation = Generation(prefix, max_new_tokens, num_beams, length_penalty, no_repeat_ngram_size, max_source_tokens)
+    settings = _settings(tokenizer, batch_size, limit, seed, on_bad, workers, device, devices, precision, quantize)
+    _run(evaluation, model, data, settings, _files(out, predictions, force), json)
 
 
 def compare(
@@ -162,40 +162,34 @@ def compare(
 ) -> None:
     """Show results side by side, with what differs in their data and settings."""
     from ..base.console import Console
-    from ..evaluation.evaluate import compare as run
+    from ..evaluation.record import compare as run
 
     records, text = run(results)
     Console(json=json).finish({"results": records}, text)
 
 
-def _run(task: Task, model: str, data: str, *, json: bool, on_bad: str, device: str, precision: str, **options: Any) -> None:
-    """Check the words, evaluate, print."""
-    from ...shared.errors import UserError
+def _settings(tokenizer: str | None, batch_size: int | None, limit: int | None, seed: int | None, on_bad: str, workers: int,
+              device: str, devices: int | None, precision: str, quantize: str | None = None) -> EvaluationSettings:
+    """The settings that all evaluations have; they check the words themselves."""
+    from ..evaluation.evaluate import EvaluationSettings
+
+    return EvaluationSettings(tokenizer, batch_size, limit, seed, cast("Any", on_bad), workers, cast("Any", device), devices,
+                              cast("Any", precision), quantize)
+
+
+def _files(record: Path | None, predictions: Path | None, overwrite: bool) -> OutputFiles:
+    from ..evaluation.evaluate import OutputFiles
+
+    return OutputFiles(record, predictions, overwrite)
+
+
+def _run(evaluation: Evaluation, model: str, data: str, settings: EvaluationSettings, files: OutputFiles, json: bool) -> None:
+    """Evaluate and print."""
     from ..base.console import Console
-    from ..evaluation.evaluate import evaluate, table
+    from ..evaluation.evaluate import evaluate
+    from ..evaluation.record import table
 
-    for name, value, known in (("--on-bad", on_bad, ("raise", "skip")), ("--device", device, ("auto", "cpu", "cuda", "mps")),
-                               ("--precision", precision, ("32", "bf16-mixed", "bf16-true", "auto"))):
-        if value not in known:
-            raise UserError(f"{name} is {value!r}, expected {', '.join(known)}")
     console = Console(json=json)
-    on: Any = {"on_bad": on_bad, "device": device, "precision": precision}
-    record = evaluate(task, model, data, console=console, **on, **options)
+    record = evaluate(evaluation, model, data, settings, output=files, console=console)
     if record["rank"] == 0:
-        out = options.get("out")
-        console.finish(record, table(record) + (f"\nwrote {out}" if out is not None else ""))
-
-
-def _settings(texts: list[str]) -> dict[str, Any]:
-    """NAME=VALUE each, values read as YAML."""
-    import yaml
-
-    from ...shared.errors import UserError
-
-    found: dict[str, Any] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise UserError(f"--set {text}: expected NAME=VALUE")
-        found[name] = yaml.safe_load(value)
-    return found
+        console.finish(record, table(record) + (f"\nwrote {files.record}" if files.record is not None else ""))

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..base.options import Json
+
 if TYPE_CHECKING:
     from ...shared.tokenizer import Tokenizer
     from ..base.console import Console
@@ -39,7 +41,7 @@ def inspect(
                                                    "Default: where it lay.")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Tokenizer. Default: the data set's own.")] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a recipe key for --update of a data set: a.b=c.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Last line on stdout is one JSON object.")] = False,
+    json: Json = False,
 ) -> None:
     """Show what a data set holds, or how far a run is; what any update is made of; and make an update of a run again."""
     from ...shared.errors import UserError

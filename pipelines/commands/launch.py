@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ..base.options import EvalData, Json, MaxUpdates, RecipeName, RunSeed, RunTokenizer, Set
+
 ORDER = 42
 
 
@@ -16,16 +18,16 @@ def register(app: typer.Typer) -> None:
 
 
 def launch(
-    recipe: Annotated[str, typer.Argument(help="A recipe's name (gpt2-tiny, bert-base, clip-tiny ...) or a YAML file.")],
+    recipe: RecipeName,
     on: Annotated[str, typer.Option(metavar="local|torchrun|slurm|kubernetes|ray|skypilot", help="Where the run shall work.")],
     data: Annotated[list[str], typer.Option(help="Data set as the ranks see it; several make a mixture: DIR=WEIGHT each.")],
     out: Annotated[str, typer.Option(help="The run's directory as the ranks see it, on a disk that all of them share.")],
     model: Annotated[str | None, typer.Option(help="Start from these weights: model directory, run, checkpoint or hub id.")] = None,
-    eval_data: Annotated[str | None, typer.Option(help="Held-out data set.")] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="Tokenizer. Default: the model's, or the one in the data set.")] = None,
-    max_updates: Annotated[int | None, typer.Option(help="Length of the run; the schedule follows.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of weights, order and every draw.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a value of the recipe; repeatable.")] = None,
+    eval_data: EvalData = None,
+    tokenizer: RunTokenizer = None,
+    max_updates: MaxUpdates = None,
+    seed: RunSeed = None,
+    set_: Set = None,
     nodes: Annotated[str, typer.Option(metavar="N|MIN:MAX", help="Machines; a range where the target can do with fewer.")] = "1",
     gpus: Annotated[int, typer.Option(help="Ranks on each machine: one for each GPU, or process with --set accelerator=cpu.")] = 1,
     max_restarts: Annotated[int, typer.Option(help="How often failing ranks are started again.")] = 3,
@@ -48,7 +50,7 @@ def launch(
     write: Annotated[Path, typer.Option(help="Folder for script or manifest.")] = Path(),
     submit: Annotated[bool, typer.Option("--submit", help="Submit what was written: sbatch, kubectl, ray, sky.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print script and command; write and run nothing.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Last line on stdout is one JSON object.")] = False,
+    json: Json = False,
 ) -> None:
     """Start a run here or with torchrun, or write and submit what Slurm, Kubernetes, Ray or SkyPilot needs."""
     from ..base.console import Console

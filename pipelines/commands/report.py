@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ..base.options import Json
+
 ORDER = 60
 
 
@@ -19,7 +21,7 @@ def register(app: typer.Typer) -> None:
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories, finished or still going.")],
     out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),
-    json: Annotated[bool, typer.Option("--json", help="Last line on stdout is one JSON object.")] = False,
+    json: Json = False,
 ) -> None:
     """Write one self-contained page about runs: curves, throughput, samples."""
     from ..base.console import Console
@@ -33,7 +35,7 @@ def demo(
     context: typer.Context,
     out: Annotated[Path, typer.Option(help="New directory for data, runs and report.html.")] = Path("demo-out"),
     quick: Annotated[bool, typer.Option("--quick", help="A few updates of everything, to see that it works.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Last line on stdout is one JSON object.")] = False,
+    json: Json = False,
 ) -> None:
     """The main job on real input in under 5 minutes: pack, pretrain CLIP, GPT-2 and BERT, classify, kill, resume, report."""
     from ..base.console import Console

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..base.options import Quantize
+from ..base.options import Device, Json, ModelTokenizer, Quantize
 
 ORDER = 51
 
@@ -22,7 +22,7 @@ def summarize(
         metavar="[FILE|FOLDER|TEXT|-]...", show_default=False,
         help="Documents: files (one each; of a jsonl file, the field text of each line), folders of them, texts, or - for stdin.")] = None,
     model: Annotated[str, typer.Option(help="Model directory, run, checkpoint, or hub id: a fine-tuned T5, or a GPT-2.")] = ...,  # type: ignore[assignment]
-    tokenizer: Annotated[str | None, typer.Option(help="Where the tokenizer is. Default: with the model.")] = None,
+    tokenizer: ModelTokenizer = None,
     lines: Annotated[bool, typer.Option("--lines", help="Every line of a file is a document.")] = False,
     prefix: Annotated[str | None, typer.Option(
         help='What an encoder-decoder reads before each text, such as "summarize: ". Default: what it was trained with.')] = None,
@@ -37,9 +37,9 @@ def summarize(
     reference: Annotated[Path | None, typer.Option(
         help="A file with the right summary of each document, one a line; of one document, all of it. Scores with ROUGE and BLEU.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pieces that run together.")] = 16,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ... Default: a GPU if there is one.")] = None,
+    device: Device = None,
     quantize: Quantize = None,
-    json: Annotated[bool, typer.Option("--json", help="Last line on stdout is one JSON object.")] = False,
+    json: Json = False,
 ) -> None:
     """Summarize texts; long ones are cut at sentences and the summaries merged."""
     from ...seq2seq.generation.options import GenerationOptions

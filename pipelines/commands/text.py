@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..base.options import DataOn, DataOnBad, DataWorkers, Quantize, RayAddress
+from ..base.options import DataOn, DataOnBad, DataWorkers, Device, Json, Model, ModelTokenizer, Quantize, RayAddress
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
 
 def systems(
     markdown: Annotated[bool, typer.Option("--markdown", help="As the table of the README.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Last line on stdout is one JSON object.")] = False,
+    json: Json = False,
 ) -> None:
     """List every system that can be pretrained."""
     from ..base.console import Console
@@ -50,8 +50,8 @@ def generate(
         metavar="[FILE|FOLDER|TEXT|-]...", show_default=False,
         help="Prompts: files with one a line (txt, or jsonl with a field text), folders of them, texts, or - for stdin. "
              "None on a terminal: asks for prompts until Ctrl-D.")] = None,
-    model: Annotated[str, typer.Option(help="Model directory, run, checkpoint, or hub id.")] = ...,  # type: ignore[assignment]
-    tokenizer: Annotated[str | None, typer.Option(help="Where the tokenizer is. Default: with the model.")] = None,
+    model: Model = ...,  # type: ignore[assignment]
+    tokenizer: ModelTokenizer = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Default: 50, or what the model's positions leave.")] = None,
     min_new_tokens: Annotated[int, typer.Option(min=0, help="No end before so many tokens.")] = 0,
     do_sample: Annotated[bool, typer.Option("--do-sample", help="Draw tokens; else the most probable one each time.")] = False,
@@ -69,9 +69,9 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option(help="A text ends before this (\\n for a new line); may be repeated.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the draws.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts that run together.")] = 16,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ... Default: a GPU if there is one.")] = None,
+    device: Device = None,
     quantize: Quantize = None,
-    json: Annotated[bool, typer.Option("--json", help="Last line on stdout is one JSON object.")] = False,
+    json: Json = False,
 ) -> None:
     """Continue texts with a language model."""
     import sys
@@ -162,8 +162,8 @@ def embed(
         metavar="[FILE|FOLDER|TEXT|-]...", show_default=False,
         help="Files with one text a line (txt, or jsonl with a field text), folders of them, texts, or - for stdin; "
              "pictures for CLIP.")] = None,
-    model: Annotated[str, typer.Option(help="Model directory, run, checkpoint, or hub id.")] = ...,  # type: ignore[assignment]
-    tokenizer: Annotated[str | None, typer.Option(help="Where the tokenizer is. Default: with the model.")] = None,
+    model: Model = ...,  # type: ignore[assignment]
+    tokenizer: ModelTokenizer = None,
     data: Annotated[str | None, typer.Option(help="Embed a packed data set (folder or address) instead, into --out. A killed run "
                                              "continues when it is run again.")] = None,
     of: Annotated[str | None, typer.Option(metavar="text|image", help="With --data: what becomes vectors. Default: what there is.")] = None,
@@ -171,9 +171,9 @@ def embed(
     max_length: Annotated[int | None, typer.Option(min=1, help="Cut texts to so many tokens. Default: what the model takes.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Leave the vectors' lengths as they are, instead of 1.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts that run together.")] = 32,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ... Default: a GPU if there is one.")] = None,
+    device: Device = None,
     on_bad: DataOnBad = "raise", workers: DataWorkers = None, on: DataOn = "local", ray_address: RayAddress = None,
-    json: Annotated[bool, typer.Option("--json", help="Last line on stdout is one JSON object.")] = False,
+    json: Json = False,
 ) -> None:
     """Turn texts (or pictures, with CLIP) into vectors."""
     from ...shared.errors import UserError

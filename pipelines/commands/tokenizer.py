@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..base.options import Json
+
 if TYPE_CHECKING:
     from ...shared.tokenizer import Style
 
@@ -41,7 +43,7 @@ def train(
     max_length: Annotated[int | None, typer.Option(min=1, help="Longest input of the models it is for.")] = None,
     split: Annotated[str, typer.Option(help="Where a plain text is cut into documents: blank (lines), line, file.")] = "blank",
     text_field: Annotated[str, typer.Option(help="Column or JSON field with the text.")] = "text",
-    json: Annotated[bool, typer.Option("--json", help="Last line on stdout is one JSON object.")] = False,
+    json: Json = False,
 ) -> None:
     """Learn a vocabulary from text and write a directory that polymodal and transformers load."""
     import time
@@ -86,7 +88,7 @@ def train(
 def show(
     directory: Annotated[str, typer.Argument(help="Tokenizer directory or file, hub id, or open_clip.")],
     text: Annotated[str, typer.Argument(help="The text.")],
-    json: Annotated[bool, typer.Option("--json", help="Last line on stdout is one JSON object.")] = False,
+    json: Json = False,
 ) -> None:
     """Show what a tokenizer makes of a text: ids, tokens, where they came from, where words begin."""
     from ...shared.tokenizer import Tokenizer

@@ -1,5 +1,6 @@
 """Measures a network on held-out data and records what was measured on what.
 
-`evaluate` runs one task: `perplexity`, `classes`, `retrieval` or `written` texts (by `scores`), with `intervals`.
+`subject` is the model on its data; `measure` what an evaluation is made of: `perplexity`, `classes`, `retrieval` and `written` texts (by
+`scores`) are some, with `intervals`; `evaluate` runs one; `record` shows and compares what came out.
 May import: base, data, run, model, train, inference.
 """

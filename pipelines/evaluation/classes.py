@@ -23,12 +23,13 @@ from ...vision.transforms import Preprocessing
 from ...vision.vit import ViT
 from ..data.dataset import DataSet
 from ..inference.pictures import clip_tokenizer
-from .evaluate import KINDS, Job, Measure, Numbers, Task, in_order
 from .intervals import bootstrap, wilson
+from .measure import KINDS, Evaluation, Measure, Numbers, in_order
+from .subject import Subject
 
 TOP = 5
 SHOWN_CONFUSION = 100
-"""The confusion matrix is written for up to so many classes."""
+"""The confusion matrix is written for at most this many classes."""
 _UNNAMED = "LABEL_"
 
 
@@ -45,16 +46,16 @@ class ZeroShot:
     needs: ClassVar[tuple[str, ...]] = ("pictures", "class numbers")
     batch_size: ClassVar[int] = 64
 
-    def measures(self, job: Job) -> Mapping[str, Measure]:
+    def measures(self, subject: Subject) -> Mapping[str, Measure]:
         """One pass."""
-        labels, prompts = job.classes(self.labels), templates(self.templates)
-        model = job.model
+        labels, prompts = subject.classes(self.labels), templates(self.templates)
+        model = subject.model
         if not isinstance(model, CLIP):
-            raise UserError(f"{job.source} holds a {type(model).__name__}; zero-shot classification compares pictures with class names: "
-                            "give a CLIP (`polymodal evaluate classify` measures a trained head)")
-        tokenizer = job.tokenizer if job.tokenizer_source is not None else clip_tokenizer(model, job.source)
-        job.facts |= {"tokenizer": tokenizer.fingerprint, "templates": [p("{}") for p in prompts], "classes": list(labels)}
-        job.picture_facts(model.preprocessing)
+            raise UserError(f"{subject.source} holds a {type(model).__name__}; zero-shot classification compares pictures with class "
+                            "names: give a CLIP (`polymodal evaluate classify` measures a trained head)")
+        tokenizer = subject.tokenizer if subject.tokenizer_source is not None else clip_tokenizer(model, subject.source)
+        subject.facts |= {"tokenizer": tokenizer.fingerprint, "templates": [p("{}") for p in prompts], "classes": list(labels)}
+        subject.picture_facts(model.preprocessing)
         by = ZeroShotClassifier(model, tokenizer, labels, prompts)
         kind = f"{len(labels)} classes, {len(prompts)} template{'s' if len(prompts) > 1 else ''}"
         return {"": Classification(kind, _Pictures(model.preprocessing, len(labels)), lambda batch: by.of_pixels(batch.inputs), labels)}
@@ -68,15 +69,15 @@ class ClassifyPictures:
     needs: ClassVar[tuple[str, ...]] = ("pictures", "class numbers")
     batch_size: ClassVar[int] = 64
 
-    def measures(self, job: Job) -> Mapping[str, Measure]:
+    def measures(self, subject: Subject) -> Mapping[str, Measure]:
         """One pass."""
-        model = job.model
+        model = subject.model
         if not isinstance(model, ViT):
-            raise UserError(f"{job.source} holds a {type(model).__name__}, which has no head that classifies pictures: give a ViT with a "
-                            f"classifier{', or use `polymodal evaluate zero-shot`' if isinstance(model, CLIP) else ''}")
-        job.picture_facts(model.preprocessing)
+            raise UserError(f"{subject.source} holds a {type(model).__name__}, which has no head that classifies pictures: give a ViT with "
+                            f"a classifier{', or use `polymodal evaluate zero-shot`' if isinstance(model, CLIP) else ''}")
+        subject.picture_facts(model.preprocessing)
         by = TrainedClassifier(model)
-        labels, order = _same_classes(job, by.labels)
+        labels, order = _same_classes(subject, by.labels)
         return {"": Classification(f"{len(labels)} classes", _Pictures(model.preprocessing, len(labels)),
                                    lambda batch: by.of_pixels(batch.inputs)[:, order], labels)}
 
@@ -89,26 +90,26 @@ class ClassifyTexts:
     needs: ClassVar[tuple[str, ...]] = ("text", "class numbers")
     batch_size: ClassVar[int] = 32
 
-    def measures(self, job: Job) -> Mapping[str, Measure]:
+    def measures(self, subject: Subject) -> Mapping[str, Measure]:
         """One pass."""
-        model = job.model
+        model = subject.model
         if not isinstance(model, SequenceClassifier):
-            raise UserError(f"{job.source} holds a {type(model).__name__}, which has no head that classifies texts: give a network that "
-                            "was fine-tuned for it (task classify)")
-        by = TextClassifier(model, job.tokenizer)
-        labels, order = _same_classes(job, by.labels)
+            raise UserError(f"{subject.source} holds a {type(model).__name__}, which has no head that classifies texts: give a network "
+                            "that was fine-tuned for it (task classify)")
+        by = TextClassifier(model, subject.tokenizer)
+        labels, order = _same_classes(subject, by.labels)
         return {"": Classification(f"{len(labels)} classes", _Labelled(len(labels)),
                                    lambda batch: by.probabilities(batch.inputs)[:, order], labels)}
 
 
-def classify(data: DataSet) -> Task:
-    """The task `classify` for the kind of data that a data set holds."""
+def classify(data: DataSet) -> Evaluation:
+    """The evaluation `classify` for the kind of data that a data set holds."""
     return ClassifyPictures() if set(KINDS["pictures"]) & set(data.index.fields) else ClassifyTexts()
 
 
-def _same_classes(job: Job, model: tuple[str, ...]) -> tuple[tuple[str, ...], list[int]]:
+def _same_classes(subject: Subject, model: tuple[str, ...]) -> tuple[tuple[str, ...], list[int]]:
     """The data's classes, and for each the number that the model gives it; refuses lists that differ."""
-    known = job.data.index.schema.get("classes")
+    known = subject.data.index.schema.get("classes")
     data = model if not known else tuple(known)
     if all(name.startswith(_UNNAMED) for name in model) and len(model) == len(data):
         model = data  # the model knows numbers alone
@@ -116,9 +117,9 @@ def _same_classes(job: Job, model: tuple[str, ...]) -> tuple[tuple[str, ...], li
     if lacking or extra:
         parts = [f"{what} {', '.join(map(repr, names[:5]))}{' ...' if len(names) > 5 else ''}"
                  for what, names in (("the model does not know", lacking), ("the data does not have", extra)) if names]
-        raise UserError(f"the classes of {job.source} ({len(model)}) and of {job.data.directory} ({len(data)}) differ: {'; '.join(parts)}: "
-                        "pack the data with the model's list of classes")
-    job.facts["classes"] = list(data)
+        raise UserError(f"the classes of {subject.source} ({len(model)}) and of {subject.data.directory} ({len(data)}) differ: "
+                        f"{'; '.join(parts)}: pack the data with the model's list of classes")
+    subject.facts["classes"] = list(data)
     return data, [model.index(name) for name in data]
 
 

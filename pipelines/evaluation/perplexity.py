@@ -21,8 +21,9 @@ from ...shared.system import Batch, Objective, System
 from ...shared.tokenizer import Tokenizer
 from ..model import frontdoor
 from ..train.meter import Meter
-from .evaluate import Job, Measure, Numbers, in_order
 from .intervals import of_ratio, transformed
+from .measure import Measure, Numbers, in_order
+from .subject import Subject
 
 ROWS_AT_A_TIME = 1024
 """Rows that are scored over the vocabulary together: what bounds the memory."""
@@ -67,18 +68,18 @@ class Perplexity:
         """Whether a window is asked for."""
         return self.window is not None or self.stride is not None
 
-    def measures(self, job: Job) -> Mapping[str, Measure]:
+    def measures(self, subject: Subject) -> Mapping[str, Measure]:
         """One pass, or one for each length of the memory."""
         if self.sliding:
-            return {"": SlidingWindow(job, self)}
+            return {"": SlidingWindow(subject, self)}
         if self.pseudo:
-            return {"": PseudoPerplexity(job)}
-        system = job.system(self.objective)
+            return {"": PseudoPerplexity(subject)}
+        system = subject.system(self.objective)
         if not self.memory:
-            return {"": OwnObjective(job, system)}
+            return {"": OwnObjective(subject, system)}
         if not isinstance(system.net, Remembers):
-            raise UserError(f"{job.source} holds a {type(system.net).__name__}, which has no memory: leave --memory out")
-        return {f"memory-{n}": OwnObjective(job, system, n) for n in self.memory}
+            raise UserError(f"{subject.source} holds a {type(system.net).__name__}, which has no memory: leave --memory out")
+        return {f"memory-{n}": OwnObjective(subject, system, n) for n in self.memory}
 
 
 @runtime_checkable
@@ -120,14 +121,14 @@ class _Counted(Objective[tuple[Any, int, int]]):
 class OwnObjective(Measure):
     """The loss of a system, as the evaluations of its run measure it: every draw is fixed by the seed and the sample."""
 
-    def __init__(self, job: Job, system: System, memory: int | None = None) -> None:
+    def __init__(self, subject: Subject, system: System, memory: int | None = None) -> None:
         if system.coupled:
-            raise UserError(f"{job.source}: its loss compares the samples of a batch, so it has no perplexity: use `polymodal evaluate "
+            raise UserError(f"{subject.source}: its loss compares the samples of a batch, so it has no perplexity: use `polymodal evaluate "
                             "retrieval` or `zero-shot`")
         self.method = "its own objective" if memory is None else "its own objective, by length of the memory"
         self.objective = _Counted(system.objective)
-        self.job, self.system, self.memory = job, system, memory
-        self.meter = Meter(job.device, chance=True)
+        self.subject, self.system, self.memory = subject, system, memory
+        self.meter = Meter(subject.device, chance=True)
         self.records: list[dict[str, Any]] = []
         self.weights: dict[str, float] = {}
         self.carry: Any = None
@@ -157,7 +158,7 @@ class OwnObjective(Measure):
         weights = next(w for w in terms if w)
         labelled = [name for name in weights if any(name in r["labelled"] for r in records)]
         if not labelled:
-            raise UserError(f"{self.job.source}: its objective has no cross-entropy, so it has no perplexity")
+            raise UserError(f"{self.subject.source}: its objective has no cross-entropy, so it has no perplexity")
         found = Numbers({"loss": math.fsum(w * means[name] for name, w in weights.items())})
         for name in names:
             found.metrics[name] = means[name]
@@ -295,16 +296,16 @@ class _ByToken(Measure):
 
 
 class SlidingWindow(_ByToken):
-    """Each token but a document's first is scored once, from at least window - stride tokens before it, where there are so many.
+    """Each token but a document's first is scored once, from at least window - stride tokens before it, where there are that many.
 
     The windows are those of transformers' guide to perplexity: [0, window), [stride, stride + window) and so on, the last one ending
     with the document; each scores what no earlier one has scored.
     """
 
-    def __init__(self, job: Job, task: Perplexity) -> None:
-        net: Any = job.model
+    def __init__(self, subject: Subject, task: Perplexity) -> None:
+        net: Any = subject.model
         if not isinstance(net, Decoder) or not isinstance(getattr(net, "head", None), LMHead):
-            raise UserError(f"{job.source} holds a {type(net).__name__}; a sliding window needs a causal language model such as GPT-2: "
+            raise UserError(f"{subject.source} holds a {type(net).__name__}; a sliding window needs a causal language model such as GPT-2: "
                             "leave --window and --stride out, or use --pseudo for a masked one")
         positions = net.decoder_info.max_positions
         self.window = positions if task.window is None else task.window
@@ -314,10 +315,10 @@ class SlidingWindow(_ByToken):
         if not 1 <= self.stride < self.window:
             raise UserError(f"stride is {self.stride}, expected 1 to {self.window - 1}: below the window, so that each token has something "
                             "before it")
-        super().__init__(job.model, job.device, task.batch_size)
-        eos = job.tokenizer.eos_id if task.eos else None
+        super().__init__(subject.model, subject.device, task.batch_size)
+        eos = subject.tokenizer.eos_id if task.eos else None
         self.method = f"sliding window of {self.window}, stride {self.stride}"
-        self.objective = _Documents(job.tokenizer, eos, skip_first=True)
+        self.objective = _Documents(subject.tokenizer, eos, skip_first=True)
 
     def add(self, batch: _Texts) -> None:
         """Score every document of a batch."""
@@ -361,12 +362,12 @@ class PseudoPerplexity(_ByToken):
 
     method = "pseudo-perplexity: each token masked alone"
 
-    def __init__(self, job: Job) -> None:
-        tokenizer = job.tokenizer
+    def __init__(self, subject: Subject) -> None:
+        tokenizer = subject.tokenizer
         if tokenizer.mask_id is None:
-            raise UserError(f"pseudo-perplexity masks words, and the tokenizer of {job.source} has no mask token: use a masked language "
+            raise UserError(f"pseudo-perplexity masks words, and the tokenizer of {subject.source} has no mask token: use a masked "
                             "model")
-        super().__init__(_masked_network(job), job.device, 32)
+        super().__init__(_masked_network(subject), subject.device, 32)
         self.mask, self.template, self.special = tokenizer.mask_id, tokenizer.framing.single, tokenizer.special_ids
         self.room = self.net.config.max_position_embeddings - len(self.template.ids([]))
         self.objective = _Documents(tokenizer, None, skip_first=False)
@@ -395,10 +396,10 @@ class PseudoPerplexity(_ByToken):
         return found
 
 
-def _masked_network(job: Job) -> nn.Module:
+def _masked_network(subject: Subject) -> nn.Module:
     """The network that predicts masked words: the model, or its generator where it has one beside it."""
     for place in ("", "generator"):
-        net = job.model if not place else frontdoor.parts(job.source, place)
+        net = subject.model if not place else frontdoor.parts(subject.source, place)
         if net is not None and isinstance(getattr(net, "head", None), LMHead) and not isinstance(net, Decoder):
-            return net.to(job.device).eval()
-    raise UserError(f"{job.source} holds a {type(job.model).__name__}, which predicts no masked words: give a BERT or an ELECTRA")
+            return net.to(subject.device).eval()
+    raise UserError(f"{subject.source} holds a {type(subject.model).__name__}, which predicts no masked words: give a BERT or an ELECTRA")

@@ -19,8 +19,9 @@ from ...shared.sample import Sample
 from ...shared.system import Batch, Objective
 from ...vision.transforms import Normalize, Preprocessing
 from ..inference.pictures import clip_tokenizer
-from .evaluate import Job, Measure, Numbers
 from .intervals import wilson
+from .measure import Measure, Numbers
+from .subject import Subject
 
 CUTS = (1, 5, 10)
 QUERIES_AT_A_TIME = 512
@@ -31,7 +32,7 @@ class Retrieval:
     """Recall among all pairs of the data set. A sample may have several captions (a list in its json)."""
 
     max_captions: int | None = None
-    """Use so many captions of each picture, the first ones; all by default."""
+    """Use at most this many captions of each picture, the first ones; all by default."""
 
     name: ClassVar[str] = "retrieval"
     needs: ClassVar[tuple[str, ...]] = ("pictures", "text")
@@ -42,14 +43,14 @@ class Retrieval:
         if self.max_captions is not None and self.max_captions < 1:
             raise UserError(f"max_captions is {self.max_captions}, expected at least 1")
 
-    def measures(self, job: Job) -> Mapping[str, Measure]:
+    def measures(self, subject: Subject) -> Mapping[str, Measure]:
         """One pass."""
-        model = job.model
+        model = subject.model
         if not isinstance(model, CLIP):
-            raise UserError(f"{job.source} holds a {type(model).__name__}; retrieval compares pictures with texts: give a CLIP")
-        tokenizer = job.tokenizer if job.tokenizer_source is not None else clip_tokenizer(model, job.source)
-        job.facts["tokenizer"] = tokenizer.fingerprint
-        job.picture_facts(model.preprocessing)
+            raise UserError(f"{subject.source} holds a {type(model).__name__}; retrieval compares pictures with texts: give a CLIP")
+        tokenizer = subject.tokenizer if subject.tokenizer_source is not None else clip_tokenizer(model, subject.source)
+        subject.facts["tokenizer"] = tokenizer.fingerprint
+        subject.picture_facts(model.preprocessing)
         return {"": Recall(model, tokenizer, self.max_captions)}
 
 

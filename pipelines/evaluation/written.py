@@ -14,9 +14,10 @@ from ...shared.errors import UserError
 from ...shared.sample import Sample
 from ...shared.system import Batch, Objective
 from ...shared.tokenizer import Tokenizer
-from .evaluate import Job, Measure, Numbers, in_order
 from .intervals import of_ratio
+from .measure import Measure, Numbers, in_order
 from .scores import ROUGE, text_scores
+from .subject import Subject
 
 
 @dataclass(frozen=True)
@@ -26,15 +27,15 @@ class Generation:
     prefix: str = ""
     """Stands before every text, such as "summarize: "."""
     max_new_tokens: int | None = None
-    """At most so many tokens; by default 50."""
+    """At most this many tokens; by default 50."""
     num_beams: int = 1
     """Beams of the search; 1 takes the most probable token each time."""
     length_penalty: float = 1.0
     """Beams are compared by their log probability over their length to this power."""
     no_repeat_ngram_size: int = 0
-    """No sequence of so many tokens is written twice; 0 for no limit."""
+    """No sequence of this many tokens is written twice; 0 for no limit."""
     max_source_tokens: int | None = None
-    """Longer texts are cut to so many tokens, prefix included."""
+    """Texts are cut to at most this many tokens, prefix included."""
 
     name: ClassVar[str] = "generate"
     needs: ClassVar[tuple[str, ...]] = ("text", "targets")
@@ -47,13 +48,13 @@ class Generation:
             if value is not None and value < 1:
                 raise UserError(f"{name} is {value}, expected at least 1")
 
-    def measures(self, job: Job) -> Mapping[str, Measure]:
+    def measures(self, subject: Subject) -> Mapping[str, Measure]:
         """One pass."""
-        model = job.model
+        model = subject.model
         if not isinstance(model, (EncoderDecoder, Decoder)):
-            raise UserError(f"{job.source} holds a {type(model).__name__}, which does not write text: give an encoder-decoder such as T5, "
-                            "or a language model such as GPT-2")
-        return {"": Scores(self, model, job.tokenizer)}
+            raise UserError(f"{subject.source} holds a {type(model).__name__}, which does not write text: give an encoder-decoder such as "
+                            "T5, or a language model such as GPT-2")
+        return {"": Scores(self, model, subject.tokenizer)}
 
 
 @dataclass(kw_only=True)

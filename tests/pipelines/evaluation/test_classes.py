@@ -20,7 +20,7 @@ from polymodal.pipelines.base.console import Console
 from polymodal.pipelines.data.dataset import DataSet
 from polymodal.pipelines.data.index import build_index
 from polymodal.pipelines.evaluation.classes import Classification, ZeroShot, _Inputs, classify
-from polymodal.pipelines.evaluation.evaluate import evaluate
+from polymodal.pipelines.evaluation.evaluate import EvaluationSettings, OutputFiles, evaluate
 from polymodal.pipelines.evaluation.retrieval import Retrieval, ranks
 from polymodal.pipelines.evaluation.scores import text_scores
 from polymodal.pipelines.evaluation.written import Generation
@@ -37,8 +37,9 @@ VISION = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "
 BERT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48, "max_position_embeddings": 24}
 
 
-def measured(task, model, data, **options):
-    return evaluate(task, model, data, console=Console(quiet=True), **options)
+def measured(evaluation, model, data, *, out=None, predictions=None, force=False, **settings):
+    return evaluate(evaluation, model, data, EvaluationSettings(**settings), output=OutputFiles(out, predictions, force),
+                    console=Console(quiet=True))
 
 
 def shaken(system):
@@ -307,9 +308,9 @@ import json, sys
 from polymodal.pipelines.evaluation.classes import ZeroShot
 from polymodal.pipelines.evaluation.written import Generation
 from polymodal.pipelines.evaluation.retrieval import Retrieval
-from polymodal.pipelines.evaluation.evaluate import evaluate
+from polymodal.pipelines.evaluation.evaluate import EvaluationSettings, evaluate
 clip, labelled, captioned, t5, targets, out = sys.argv[1:]
-found = [evaluate(task, model, data, batch_size=3) for task, model, data in (
+found = [evaluate(task, model, data, EvaluationSettings(batch_size=3)) for task, model, data in (
     (ZeroShot(), clip, labelled), (Retrieval(), clip, captioned), (Generation(max_new_tokens=4), t5, targets))]
 if found[0]["rank"] == 0:
     open(out, "w").write(json.dumps([{k: r[k] for k in ("metrics", "intervals", "details", "data")} for r in found]))

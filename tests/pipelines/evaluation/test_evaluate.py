@@ -21,7 +21,7 @@ from polymodal.pipelines import cli
 from polymodal.pipelines.base.console import Console
 from polymodal.pipelines.data.dataset import DataSet
 from polymodal.pipelines.data.held_out import evaluation_batches
-from polymodal.pipelines.evaluation.evaluate import evaluate
+from polymodal.pipelines.evaluation.evaluate import EvaluationSettings, OutputFiles, evaluate
 from polymodal.pipelines.evaluation.intervals import bootstrap, of_ratio, wilson
 from polymodal.pipelines.evaluation.perplexity import Perplexity, SlidingWindow
 from polymodal.pipelines.model.export import export_system
@@ -82,8 +82,9 @@ def models(tmp_path_factory, tokenizers):
     return found
 
 
-def measured(task, model, data, **options):
-    return evaluate(task, model, data, console=Console(quiet=True), **options)
+def measured(evaluation, model, data, *, out=None, predictions=None, force=False, **settings):
+    return evaluate(evaluation, model, data, EvaluationSettings(**settings), output=OutputFiles(out, predictions, force),
+                    console=Console(quiet=True))
 
 
 # --- the sliding window
@@ -377,9 +378,9 @@ def test_intervals():
 RANKS = """
 import json, sys
 from polymodal.pipelines.evaluation.perplexity import Perplexity
-from polymodal.pipelines.evaluation.evaluate import evaluate
+from polymodal.pipelines.evaluation.evaluate import EvaluationSettings, evaluate
 gpt, bert, texts, out = sys.argv[1:]
-found = [evaluate(task, model, texts, batch_size=3, limit=limit) for task, model, limit in (
+found = [evaluate(task, model, texts, EvaluationSettings(batch_size=3, limit=limit)) for task, model, limit in (
     (Perplexity(window=16, stride=4), gpt, None), (Perplexity(), bert, None), (Perplexity(window=16), gpt, 1))]
 if found[0]["rank"] == 0:
     open(out, "w").write(json.dumps([{k: r[k] for k in ("metrics", "intervals", "details", "data")} for r in found]))

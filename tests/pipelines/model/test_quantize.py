@@ -9,7 +9,7 @@ import torch
 from polymodal.pipelines.base.console import Console
 from polymodal.pipelines.cli import run
 from polymodal.pipelines.crew.pieces import Workers
-from polymodal.pipelines.evaluation.evaluate import evaluate
+from polymodal.pipelines.evaluation.evaluate import EvaluationSettings, evaluate
 from polymodal.pipelines.evaluation.perplexity import Perplexity
 from polymodal.pipelines.model import quantize as module
 from polymodal.pipelines.model.quantize import Int8Linear, quantize
@@ -86,7 +86,8 @@ def trained(tmp_path_factory):
 
 
 def test_the_perplexity_stays_within_one_percent(trained):
-    found = {kind: evaluate(Perplexity(window=64), trained / "run", trained / "held", quantize=kind, console=Console(quiet=True))
+    found = {kind: evaluate(Perplexity(window=64), trained / "run", trained / "held", EvaluationSettings(quantize=kind),
+                            console=Console(quiet=True))
              for kind in (None, "int8")}
     before, after = (found[kind]["metrics"]["perplexity"] for kind in (None, "int8"))
     assert before < 10, "the network learnt nothing, so nothing is tested"
@@ -128,7 +129,7 @@ def test_what_is_refused(trained, capsys):
     with pytest.raises(UserError, match="no linear layers"):
         quantize(nn.Embedding(2, 2), "int8")
     with pytest.raises(UserError, match="give a window"):
-        evaluate(Perplexity(), trained / "run", trained / "held", quantize="int8", console=Console(quiet=True))
+        evaluate(Perplexity(), trained / "run", trained / "held", EvaluationSettings(quantize="int8"), console=Console(quiet=True))
     assert run(["generate", "word1", "--model", str(trained / "run"), "--quantize", "int3"]) == 2
     assert "expected int8" in capsys.readouterr().err
 

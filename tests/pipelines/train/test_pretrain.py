@@ -19,6 +19,7 @@ import pytest
 import torch
 import typer
 from polymodal.pipelines.base.console import Console
+from polymodal.pipelines.base.values import parse_mixture
 from polymodal.pipelines.commands import train as commands
 from polymodal.pipelines.crew.pieces import Workers
 from polymodal.pipelines.model.export import export
@@ -162,13 +163,13 @@ def test_a_tokenizer_that_does_not_fit_is_refused(data, whole, tmp_path):
 
 
 def test_a_mixture(data, tmp_path):
-    mixture = commands._mixture([f"{data.train}=3", data.held])
-    assert mixture == [(data.train, 3.0), (data.held, 1.0)] and commands._mixture([data.train]) == data.train
+    mixture = parse_mixture([f"{data.train}=3", data.held])
+    assert mixture == [(data.train, 3.0), (data.held, 1.0)] and parse_mixture([data.train]) == data.train
     result = loop.pretrain(recipe("gpt2-tiny", OVERRIDES), mixture, tmp_path / "run", tokenizer=data.tok, max_updates=3,
                             console=Console(quiet=True))
     assert result["updates"] == 3
     with pytest.raises(UserError, match="expected DIR or DIR=WEIGHT"):
-        commands._mixture(["somewhere=much"])
+        parse_mixture(["somewhere=much"])
 
 
 def test_the_command_line(data, tmp_path, capsys):

@@ -1,0 +1,73 @@
+"""Values as the command line takes them: class names, sizes, mixtures of data sets, settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ...shared.errors import UserError
+
+
+def read_names(text: str, option: str = "--labels") -> list[str]:
+    """`cat,dog`, or the lines of a file of that name; `option` says in messages where `text` comes from."""
+    path = Path(text)
+    if path.is_file():
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError:
+            raise UserError(f"{option} {text}: the file is not UTF-8 text; expected one class name a line") from None
+    elif path.suffix == ".txt" or "/" in text:
+        raise UserError(f"{option} {text}: there is no such file; expected a file with one name a line, or names such as cat,dog")
+    else:
+        lines = text.split(",")
+    names = [name.strip() for name in lines if name.strip()]
+    if not names:
+        raise UserError(f"{option} {text!r} names no class; expected cat,dog or a file with one name a line")
+    return names
+
+
+def parse_size(text: str, option: str) -> int:
+    """Bytes of a size such as 256M, 80G or 1.5GiB: binary units, no unit means bytes; `option` says in messages where `text` comes from."""
+    number, unit = text.upper().removesuffix("IB").removesuffix("B"), 1
+    if number[-1:] in ("K", "M", "G", "T"):
+        number, unit = number[:-1], 1024 ** ("KMGT".index(number[-1]) + 1)
+    try:
+        return int(float(number) * unit)
+    except (ValueError, OverflowError):
+        raise UserError(f"{option} {text!r} is no size: expected bytes, or a number such as 256M or 80G") from None
+
+
+def parse_mixture(data: Sequence[str]) -> str | list[tuple[str, float]]:
+    """One data set, or a mixture of DIR=WEIGHT (weight 1 where none is given)."""
+    parts: list[tuple[str, float]] = []
+    for text in data:
+        name, equals, weight = text.rpartition("=")
+        if not equals or Path(text).exists() or ("://" in text and not _is_number(weight)):  # a query string has equal signs, too
+            name, weight = text, "1"
+        try:
+            parts.append((name, float(weight)))
+        except ValueError:
+            raise UserError(f"--data {text}: expected DIR or DIR=WEIGHT with a number") from None
+    return parts[0][0] if len(parts) == 1 else parts
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def parse_settings(texts: Sequence[str], option: str = "--set") -> dict[str, Any]:
+    """NAME=VALUE each, values read as YAML."""
+    import yaml
+
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise UserError(f"{option} {text}: expected NAME=VALUE")
+        found[name] = yaml.safe_load(value)
+    return found
