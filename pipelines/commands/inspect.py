@@ -173,7 +173,7 @@ def _planned(data: DataSet, recipe: str | None, overrides: list[str], tok: Token
     from ...shared.family import Context
     from ..data.stream import Layout
     from ..run.recipe import recipe as resolve
-    from ..train.preflight import build_stream
+    from ..train.inputs import build_stream
 
     if recipe is None:
         raise UserError("--update needs --recipe: its batch, seed, lanes and window determine the order")

@@ -1,5 +1,6 @@
 """Looking at data and runs.
 
-`inspect` shows a data set or a run; `past` shows one update of it and `replay` makes that update again; `report` writes a `page`.
+`inspect` shows a data set or a run, with a `diagnosis` of its ranks; `past` shows one update of it and `replay` makes that update again;
+`report` writes a `page`.
 May import: base, data, run, model, train.
 """

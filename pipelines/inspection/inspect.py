@@ -162,12 +162,12 @@ def run_summary(run: Run) -> dict[str, Any]:
 
 def _health(run: Run, update_seconds: float | None) -> dict[str, Any]:
     """How the ranks are, and what each of them does, the ones to look at first."""
-    from ..train.heartbeat import diagnose, read
+    from .diagnosis import diagnose, read_ranks
 
-    ranks = read(run.directory)
+    ranks = read_ranks(run.directory)
     found = diagnose(ranks, update_seconds or 0.0)
     first = sorted(ranks, key=lambda rank: (rank.rank not in found.ranks, rank.rank))
-    return {"health": asdict(found), "ranks": [{**asdict(rank), "does": rank.does()} for rank in first]}
+    return {"health": asdict(found), "ranks": [{**asdict(rank), "does": rank.describe()} for rank in first]}
 
 
 def run_lines(facts: dict[str, Any]) -> list[str]:

@@ -22,7 +22,7 @@ from ..data.stream import Layout, Stream, describe_update
 from ..run import checkpoint
 from ..run.directory import Run
 from ..run.recipe import Recipe
-from ..train.preflight import build_stream
+from ..train.inputs import build_stream
 from .inspect import sample_rows
 
 if TYPE_CHECKING:

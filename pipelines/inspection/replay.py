@@ -32,8 +32,8 @@ from ..run.recipe import Recipe
 from ..run.trees import join_rows
 from ..train.devices import build_fabric, seed_draws
 from ..train.events import rewind_decisions
+from ..train.inputs import build_stream
 from ..train.loop import build_system, make_update, set_up
-from ..train.preflight import build_stream
 from ..train.start import Start, find_start
 from ..train.state import TrainState
 from .past import Past

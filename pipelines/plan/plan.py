@@ -6,7 +6,7 @@ the run's own first samples (`pipelines/plan/rehearsal.py`), so the memory is th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -23,14 +23,14 @@ from ..data.stream import Layout
 from ..run.optim import freeze
 from ..run.recipe import Recipe
 from ..train.devices import choose_precision
+from ..train.inputs import Data, build_stream, open_sets, read_context
 from ..train.layers import recompute_blocks
-from ..train.preflight import build_stream, open_data, precision_problems, preflight
+from ..train.preflight import precision_problems, preflight
 from ..train.sharding import layout_problems, sharded
 from ..train.start import Start, find_start
 from .rehearsal import Rehearsal, rehearse
 from .synthetic import synthetic_batch
 
-Data = str | Path | Sequence[tuple[str | Path, float]]
 _LOOKED_AT = 8
 """Micro-batches of which the largest is rehearsed."""
 
@@ -142,17 +142,16 @@ class _Draft:
 
     def read(self, data: Data, eval_data: str | Path | None, tokenizer: str | Path | None, machine: _Machine, out: Path) -> list[str]:
         """Open the data and say what the loop says before a run."""
-        sources = [(data, 1.0)] if isinstance(data, (str, Path)) else list(data)
-        self.sets = [(DataSet.open(source), weight) for source, weight in sources]
+        self.sets = open_sets(data)
         held_out = None if eval_data is None else DataSet.open(eval_data)
-        self.context = open_data([d for d, _ in self.sets], held_out, tokenizer or self.start.tokenizer)
+        self.context = read_context([d for d, _ in self.sets], held_out, tokenizer or self.start.tokenizer)
         system = self.build()
         return preflight(self.recipe, system, build_stream(self.recipe, self.sets, system.objective, self.layout), held_out, machine, out)
 
     def imagine(self, tokenizer: str | Path | None) -> list[str]:
         """Without data: synthetic samples, and the vocabulary of the config's defaults unless a tokenizer is given."""
         classes = ("0", "1") if self.recipe.task else None  # a task's data names them
-        self.context = Context(open_data([], None, tokenizer or self.start.tokenizer).tokenizer, classes, net_only=True)
+        self.context = Context(read_context([], None, tokenizer or self.start.tokenizer).tokenizer, classes, net_only=True)
         samples = self.recipe.max_updates * self.recipe.data.global_batch
         return [f"recipe: {self.recipe.name}: {self.recipe.max_updates:,} updates of {self.recipe.data.global_batch} samples = "
                 f"{samples:,} samples on {self.layout.world} ranks",

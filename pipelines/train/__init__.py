@@ -1,8 +1,21 @@
-"""The loop and what stands around it.
+"""The training loop and what it needs.
 
-In the order of a run: `start` finds the first weights, `preflight` checks, `begin` takes the directory, `devices` (`fabric`) sets up, with
-weights divided (`sharding`) and layers compiled or recomputed (`layers`). `loop` makes the updates; `state` is all that a run in progress
-consists of. It asks `totals` for the counts of all ranks, `meter` and `clock` for what to log, `health` whether a gradient is sound and
-`rewind` what to do if not (`events` reads what was done), `best` whether evaluations still get better, `stop` whether it was asked to end,
-and tells `heartbeat` that a rank lives and `trace` when to profile. May import: base, data, run, model.
+Before the first update, in this order:
+    inputs      opens the data sets and makes the stream
+    start       finds the first weights
+    preflight   checks the run and says what will happen
+    begin       takes the run's directory and finds the checkpoint to continue from
+    devices     sets up Fabric (`fabric`); `sharding` divides weights over ranks, `layers` compiles or recomputes layers
+The updates:
+    loop        the run from its start to its end; read this first
+    state       all that a run in progress consists of, and how a checkpoint saves and restores it
+    totals      the counts of an update, added up over the ranks
+    health      judges gradients; `rewind` acts on what went wrong, `events` reads what was done
+Between updates:
+    meter       means for the log; `clock` measures time
+    best        which evaluation was the best, and when to stop waiting for a better one
+    heartbeat   what this rank does, for `polymodal inspect`
+    stop        signals and time limits; `trace` profiles some updates
+
+May import: base, data, run, model.
 """

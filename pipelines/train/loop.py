@@ -61,9 +61,10 @@ from .begin import begin
 from .best import best_updates
 from .devices import build_fabric, seed_draws
 from .fabric import DDPStrategy, Fabric
+from .inputs import Data, build_stream, open_sets, read_context
 from .layers import compile_parts, recompute_blocks
 from .meter import Meter
-from .preflight import build_stream, open_data, preflight
+from .preflight import preflight
 from .rewind import apply_policy
 from .sharding import Whole, average_gradients, building, sharded, undivided
 from .start import Start, find_start
@@ -71,7 +72,6 @@ from .state import TrainState
 from .stop import Stop
 from .trace import profiling
 
-Data = str | Path | Sequence[tuple[str | Path, float]]
 Resume = Literal["auto", "never"] | Path
 Ending = Literal["complete", "no progress", "out of time", "asked to stop"]
 
@@ -118,7 +118,7 @@ def pretrain(
     with building(recipe, fabric.global_rank, fabric.world_size):
         start = find_start(recipe, family(recipe.system), model, out, resume)
     layout = Layout(recipe.data.global_batch, recipe.data.micro_batch, fabric.global_rank, fabric.world_size)
-    context = open_data([d for d, _ in mixture], held_out, tokenizer or start.tokenizer)
+    context = read_context([d for d, _ in mixture], held_out, tokenizer or start.tokenizer)
     system, origin = build_system(recipe, context, start, layout)
     # a system that starts from a trained tower brings that tower's tokenizer
     context = replace(context, tokenizer=context.tokenizer or getattr(system.objective, "tokenizer", None))
@@ -139,12 +139,6 @@ def pretrain(
         if found is not None:
             state.restore(found)
         return train(state, Stop(max_seconds), profile)
-
-
-def open_sets(data: Data) -> list[tuple[DataSet, float]]:
-    """The data sets of a run with their weights."""
-    sources = [(data, 1.0)] if isinstance(data, (str, Path)) else list(data)
-    return [(DataSet.open(source), weight) for source, weight in sources]
 
 
 def build_system(recipe: Recipe, context: Context, start: Start, layout: Layout) -> tuple[System, list[str]]:

@@ -1,4 +1,4 @@
-"""Signs of life: which rank holds up the others; on real ranks that hang (this file is also the ranks)."""
+"""Heartbeats: what a rank writes of itself, and which one holds up the others, on real ranks that hang (this file is also the ranks)."""
 
 from __future__ import annotations
 
@@ -14,58 +14,15 @@ import pytest
 from contract import letters
 from polymodal.pipelines.base.console import Console
 from polymodal.pipelines.crew.pieces import Workers
+from polymodal.pipelines.inspection import diagnosis
+from polymodal.pipelines.inspection.diagnosis import diagnose, read_ranks
 from polymodal.pipelines.inspection.inspect import run_lines, run_summary
 from polymodal.pipelines.pack.pack import pack
 from polymodal.pipelines.pack.settings import PackSettings, Reading
 from polymodal.pipelines.run.directory import Run
-from polymodal.pipelines.train import heartbeat
-from polymodal.pipelines.train.heartbeat import FOLDER, Heartbeat, Rank, clear, diagnose, read
+from polymodal.pipelines.train.heartbeat import FOLDER, Heartbeat, clear
 
 EVERY = 0.2
-
-
-def rank(number=0, **more):
-    said = {"world": 2, "update": 7, "phase": "counting", "part": 0, "seconds": 60.0, "silent": 1.0, "process": "unknown", "meeting": False}
-    return Rank(rank=number, host=f"host{number}", pid=100 + number, every=10.0, **(said | more))
-
-
-@pytest.mark.parametrize(("ranks", "state", "culprits", "says"), [
-    ([rank(0, seconds=3.0), rank(1)], "running", [], "running, update 7"),
-    # behind: in the phase, in the update, in the micro-batch, and by a whole update
-    ([rank(0), rank(1, phase="reading")], "hanging", [1], "rank 1 (host1, process 101) waits for its data (reading, update 7, for 60 s); "
-                                                          "rank 0 waits for it (counting, update 7)"),
-    ([rank(0, phase="backward"), rank(1, phase="forward")], "hanging", [1], "computes the loss"),
-    ([rank(0, phase="forward", part=1), rank(1, phase="backward", part=0)], "hanging", [1], "no rank has moved for 60 s: rank 1"),
-    ([rank(0, phase="saving", update=6), rank(1, phase="reading")], "hanging", [0], "saves a checkpoint"),
-    ([rank(0, world=3), rank(1, world=3, phase="reading"), rank(2, world=3, phase="reading")], "hanging", [1, 2], "rank 0 waits for it"),
-    # none is behind: whoever is not in a call that waits for others
-    ([rank(0, phase="saving"), rank(1, phase="saving", meeting=True)], "hanging", [0], "rank 1 waits for it (saving, update 7)"),
-    ([rank(0, meeting=True), rank(1, meeting=True)], "hanging", [], "none is behind"),
-    ([rank(0, world=1, phase="reading")], "hanging", [0], "waits for its data"),
-    # no sign of life
-    ([rank(0, meeting=True), rank(1, silent=40.0)], "hanging", [1], "has shown no sign of life for 40 s: its machine does not write"),
-    ([rank(0, seconds=1.0), rank(1, silent=1.0, process="stopped")], "hanging", [1], "its process is stopped"),
-    ([rank(0), rank(1, silent=1.0, process="gone")], "hanging", [1], "its process is gone"),
-    ([rank(0, world=3), rank(1, world=3)], "hanging", [2], "rank 2 never showed a sign of life; ranks 0, 1 wait for it"),
-    # over: neither an ended run nor a killed one hangs
-    ([rank(0, phase="ended", silent=1e6), rank(1, phase="ended", silent=1e6)], "ended", [], "ended after update 7"),
-    ([rank(0, silent=9000.0), rank(1, silent=9000.0)], "killed", [], "sign of life for 2.5 h: killed, or their machines"),
-    ([rank(0, silent=3.0, process="gone"), rank(1, silent=3.0, process="gone")], "killed", [], "their processes are gone"),
-    ([rank(0, process="stopped"), rank(1, process="stopped")], "hanging", [0, 1], "its process is stopped"),
-    ([rank(0), rank(1, phase="failed", why="UserError: no")], "failed", [1],
-     "rank 1 failed and rank 0 waits for it (counting, update 7): rank 1: UserError: no"),
-    ([rank(0, phase="failed", seconds=4.0, why="lost rank 1"), rank(1, phase="failed", seconds=5.0, why="UserError: no")], "failed", [1],
-     "failed 5 s ago; first rank 1: UserError: no"),
-    ([], "unknown", [], "no signs of life"),
-])  # fmt: skip
-def test_who_holds_up_the_others(ranks, state, culprits, says):
-    found = diagnose(ranks)
-    assert (found.state, found.ranks) == (state, culprits) and says in found.says
-
-
-def test_slow_updates_are_not_taken_for_a_hang():
-    ranks = [rank(0, seconds=100.0), rank(1, phase="forward", seconds=100.0)]
-    assert diagnose(ranks, update_seconds=20.0).state == "running" and diagnose(ranks, update_seconds=5.0).state == "hanging"
 
 
 def test_a_rank_says_what_it_does_and_where(tmp_path):
@@ -75,20 +32,20 @@ def test_a_rank_says_what_it_does_and_where(tmp_path):
         event = threading.Event()
         heart.mark("forward", 4, 2)
         event.wait(3 * EVERY)
-        found, = read(tmp_path)
+        found, = read_ranks(tmp_path)
         assert (found.rank, found.world, found.pid, found.update, found.phase, found.part) == (4, 8, os.getpid(), 4, "forward", 2)
         assert found.process == "running" and found.silent < 5 and not found.meeting
         assert any("test_heartbeat.py" in call and "test_a_rank_says" in call for call in found.at)
-    assert read(tmp_path)[0].phase == "ended" and diagnose(read(tmp_path)).state == "ended"
+    assert read_ranks(tmp_path)[0].phase == "ended" and diagnose(read_ranks(tmp_path)).state == "ended"
     assert [p.name for p in (tmp_path / FOLDER).iterdir()] == ["rank-00004.json"]
     clear(tmp_path)
-    assert read(tmp_path) == []
+    assert read_ranks(tmp_path) == []
 
 
 def test_a_failure_is_told_without_secrets(tmp_path):
     with pytest.raises(OSError, match="cannot read"), Heartbeat().start(tmp_path, 0, 1, EVERY):
         raise OSError("cannot read https://me:secret@example.org/a?key=secret\nmore")
-    found, = read(tmp_path)
+    found, = read_ranks(tmp_path)
     assert found.phase == "failed" and found.why.startswith("OSError: cannot read https://***@example.org/a") and "secret" not in found.why
 
 
@@ -111,14 +68,14 @@ def test_damaged_files_are_passed_over(tmp_path):
     for number, text in enumerate(["", "{", "[]", "[" * 100_000, json.dumps(good | {"phase": "sleeping"}), json.dumps(good | {"pid": "x"}),
                                    json.dumps(good | {"at": 3}), "\xff"]):
         (tmp_path / FOLDER / f"rank-0001{number}.json").write_text(text, encoding="latin-1")
-    assert [r.rank for r in read(tmp_path)] == [0]
+    assert [r.rank for r in read_ranks(tmp_path)] == [0]
 
 
 def test_a_process_number_used_again_is_another_process(tmp_path, monkeypatch):
     with Heartbeat().start(tmp_path, 0, 1, EVERY):
-        assert read(tmp_path)[0].process == "running"
-        monkeypatch.setattr(heartbeat, "_process", lambda pid: ("S", 1))
-        assert read(tmp_path)[0].process == "gone"
+        assert read_ranks(tmp_path)[0].process == "running"
+        monkeypatch.setattr(diagnosis, "process_state", lambda pid: ("S", 1))
+        assert read_ranks(tmp_path)[0].process == "gone"
 
 
 # --- real ranks ------------------------------------------------------------------------------------------------------
@@ -143,7 +100,7 @@ def test_inspect_names_the_rank_that_hangs(tmp_path):
 
     def becomes(state, culprits, phase=None):
         def there():
-            facts = health(out) if (out / "recipe.yaml").is_file() and len(read(out)) == 2 else None
+            facts = health(out) if (out / "recipe.yaml").is_file() and len(read_ranks(out)) == 2 else None
             if facts is None or (facts["health"]["state"], facts["health"]["ranks"]) != (state, culprits):
                 return None
             return facts if phase in (None, facts["ranks"][0]["phase"]) and facts["ranks"][0]["update"] > 1 else None

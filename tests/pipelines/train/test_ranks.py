@@ -1,23 +1,20 @@
-"""What ranks agree on where they do not have the same: names of counts and measures, held-out batches, a checkpoint that one has verified.
-
-This file is also the ranks, under torchrun: each writes what it found, and the tests compare.
-"""
+"""What ranks agree on if they do not have the same: names of counts and measures, held-out batches, a checkpoint that one has verified."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import processes
 import pytest
 import torch
 from contract.letters import go, known, letters
 from polymodal.pipelines.base.console import Console
+from polymodal.pipelines.crew.pieces import Workers
 from polymodal.pipelines.pack.pack import pack
+from polymodal.pipelines.pack.settings import PackSettings, Reading
 from polymodal.pipelines.run import checkpoint
 from polymodal.pipelines.run.directory import Run
 from polymodal.pipelines.run.recipe import CheckpointSettings, EvaluateSettings
@@ -59,7 +56,7 @@ def measured() -> list[dict]:
 
 
 def main(root: Path) -> None:
-    """As one of two ranks."""
+    """As one of two ranks: writes what it found."""
     data = SimpleNamespace(train=root / "train", held=root / "held")
     with known():
         go(letters(**RUN), data, root / "run")
@@ -78,11 +75,8 @@ def found(tmp_path_factory):
     (root / "train.txt").write_text("\n".join("abcdefgh"[: 3 + i % 5] * (1 + i % 3) for i in range(64)))
     (root / "held.txt").write_text("abcab")
     for name in ("train", "held"):
-        pack([root / f"{name}.txt"], root / name, split="line", workers=1, console=Console(quiet=True))
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__, str(root)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
+        pack([root / f"{name}.txt"], root / name, PackSettings(Reading(split="line")), workers=Workers(1), console=Console(quiet=True))
+    processes.together(processes.ranks(2, main, root))
     return SimpleNamespace(root=root, ranks=[json.loads((root / f"rank-{r}.json").read_text()) for r in range(2)])
 
 
@@ -118,7 +112,3 @@ def test_fewer_held_out_samples_than_ranks_are_evaluated(found):
     """And the run goes on from a checkpoint that only rank 0 has read."""
     rows = Run(found.root / "run").metrics("eval")
     assert [row["update"] for row in rows] == [2, 4, 6] and all(math.isfinite(row["loss"]) for row in rows)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -1,0 +1,53 @@
+"""What a run reads: its data sets, what they tell the system, and the stream of its micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ...shared.errors import raise_problems
+from ...shared.family import Context
+from ...shared.system import Objective
+from ...shared.tokenizer import Tokenizer
+from ..data.dataset import DataSet
+from ..data.stream import Layout, Mixture, Stream
+from ..run.recipe import Recipe
+
+Data = str | Path | Sequence[tuple[str | Path, float]]
+"""A data set's directory or URL, or a mixture of (directory or URL, weight)."""
+
+
+def open_sets(data: Data) -> list[tuple[DataSet, float]]:
+    """The data sets of a run with their weights."""
+    sources = [(data, 1.0)] if isinstance(data, (str, Path)) else list(data)
+    return [(DataSet.open(source), weight) for source, weight in sources]
+
+
+def read_context(data: Sequence[DataSet], held_out: DataSet | None, tokenizer: str | Path | Tokenizer | None) -> Context:
+    """What the data tells the system: its tokenizer and its classes, where every data set agrees on them."""
+    everything = [*data, *([] if held_out is None else [held_out])]
+    source = tokenizer or next((d.tokenizer_dir for d in everything if d.tokenizer_dir is not None), None)
+    found = Tokenizer.load(source) if isinstance(source, (str, Path)) else source
+    problems: list[str] = []
+    for d in everything:
+        fingerprint = d.index.schema.get("tokenizer")
+        if fingerprint is None:
+            continue
+        if found is None:
+            problems.append(f"{d.directory} was packed with a tokenizer: pass it with --tokenizer")
+        elif fingerprint != found.fingerprint:
+            other = source if isinstance(source, (str, Path)) else "the model's"
+            problems.append(f"{d.directory} was packed with another tokenizer than {other}: pass that one, or pack the data again")
+    lists = [tuple(d.index.schema["classes"]) for d in everything if d.index.schema.get("classes")]
+    if len(set(lists)) > 1:
+        problems.append(f"the data sets have different classes ({', '.join(str(len(c)) for c in lists)} of them): pack them with one list")
+    raise_problems(problems, "the data does not fit together")
+    return Context(found, lists[0] if lists else None)
+
+
+def build_stream(recipe: Recipe, data: DataSet | Mixture, objective: Objective[Any], layout: Layout) -> Stream:
+    """What a run reads: `data` in the recipe's order, for one rank's share of each update."""
+    settings = recipe.data
+    return Stream(data, objective, layout, seed=recipe.seed, lanes=settings.lanes, window=settings.window, on_bad=settings.on_bad,
+                  max_bad=settings.max_bad)
