@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import pkgutil
 from functools import cache
 from types import MappingProxyType, ModuleType
 
 from .shared.errors import UserError
-from .shared.family import Family
+from .shared.family import Family, families_in
 
 FOLDERS = ("text", "vision", "seq2seq", "multimodal")
 
@@ -26,9 +25,7 @@ def _found() -> dict[str, tuple[Family, ModuleType]]:
     found: dict[str, tuple[Family, ModuleType]] = {}
     for folder in FOLDERS:
         package = importlib.import_module(f".{folder}", __package__)
-        modules = [importlib.import_module(f"{package.__name__}.{info.name}") for info in pkgutil.iter_modules(package.__path__)]
-        entries: list[tuple[Family, ModuleType]] = [(entry, module) for module in modules for entry in getattr(module, "FAMILIES", ())]
-        for entry, module in sorted(entries, key=lambda pair: (pair[0].card.year, pair[0].name)):
+        for entry, module in sorted(families_in(package), key=lambda pair: (pair[0].card.year, pair[0].name)):
             assert entry.name not in found, f"two families are called {entry.name}"
             found[entry.name] = entry, module
     return found

@@ -42,7 +42,7 @@ from ..vision.transforms import CLIP_MEAN, CLIP_STD, Augmentation, Normalize, Pr
 from . import clip_formats as formats
 from .clip_config import HIGHEST_ID, CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from .pairs import ImageTextPairs, Memo, PackedTexts, PairBatch
-from .text_tower import PretrainedText, describe, load_weights
+from .pretrained_text import PretrainedText, describe, load_weights
 
 
 class TextTower(nn.Module):

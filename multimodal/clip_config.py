@@ -9,7 +9,7 @@ from typing import Any, Self
 from ..shared.config import Config
 from ..vision.resnet import ResNetConfig
 from ..vision.tower import TowerConfig, TransformerConfig
-from .text_tower import Pooling, PretrainedTextConfig
+from .pretrained_text import Pooling, PretrainedTextConfig
 
 HIGHEST_ID = 2
 """The `eos_token_id` that means "pool at the highest id", as in transformers: OpenAI's files carry it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +12,7 @@ from ..vision.resnet import ResNetConfig
 from ..vision.tower import block_rules, patch_rule
 from ..vision.transforms import Preprocessing
 from .clip_config import HIGHEST_ID, CLIPConfig, CLIPTextConfig, CLIPVisionConfig
-from .text_tower import PretrainedTextConfig, trunk_rules
+from .pretrained_text import PretrainedTextConfig, read_config, trunk_rules
 
 
 class DualEncoder(Protocol):
@@ -198,11 +197,12 @@ def _read_hf_text(text: Mapping[str, Any], directory: Path) -> PretrainedTextCon
     if not file.is_file():
         raise UserError(f"open_clip_config.json: the config of the text tower {text['hf_model_name']!r} is not in the directory: "
                         f"put it at {file}")  # fmt: skip
+    record, _ = read_config(file)
     pooler = text.get("hf_pooler_type", "mean_pooler")
     if text.get("hf_proj_type") != "linear" or pooler not in POOLERS:
         raise UserError(f"open_clip_config.json: expected hf_proj_type 'linear' and hf_pooler_type {' or '.join(POOLERS)}, "
                         f"got {text.get('hf_proj_type')!r} and {pooler!r}")  # fmt: skip
-    return PretrainedTextConfig(json.loads(file.read_text()), "cls" if POOLERS[pooler] == "cls" else "mean")
+    return PretrainedTextConfig(record, "cls" if POOLERS[pooler] == "cls" else "mean")
 
 
 def write_open_clip(net: DualEncoder) -> dict[str, Any]:

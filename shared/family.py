@@ -7,9 +7,12 @@ and saved, with the `Format`s of the libraries that know it.
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
@@ -225,3 +228,36 @@ class Family:
                 return task
         offered = f"its tasks are {', '.join(t.name for t in self.tasks)}" if self.tasks else "it has no tasks"
         raise UserError(f"task is {name!r}; {self.name} is pretrained with an empty task, and {offered}")
+
+
+# ------------------------------------------------------------------------------------------------ finding
+
+
+def families_in(package: ModuleType) -> list[tuple[Family, ModuleType]]:
+    """The families in a package, each with its module: every module that ends with `FAMILIES` has some."""
+    modules = [importlib.import_module(f"{package.__name__}.{info.name}") for info in pkgutil.iter_modules(package.__path__)]
+    return [(entry, module) for module in modules for entry in getattr(module, "FAMILIES", ())]
+
+
+def named_net(record: Mapping[str, Any], known: Iterable[Family], what: str) -> tuple[Family, Net]:
+    """The family and the network that a config.json of transformers names.
+
+    Args:
+        record: the contents, with `model_type` and `architectures`.
+        known: the families to look among.
+        what: what the contents are called in a message, such as the path of the file.
+
+    Raises:
+        UserError: no family has that `model_type`, or none of its networks is in `architectures`.
+    """
+    known = [family for family in known if family.model_type]
+    kind, names = record.get("model_type"), record.get("architectures") or []
+    fitting = [family for family in known if family.model_type == kind]
+    if not fitting:
+        raise UserError(f"{what} has model_type {kind!r}; known: {', '.join(sorted({f.model_type for f in known}))}")
+    for family in fitting:
+        for net in family.nets:
+            if net.architecture in names:
+                return family, net
+    offered = ", ".join(net.architecture for family in fitting for net in family.nets)
+    raise UserError(f"{what} has architectures {names}; known for {kind}: {offered}")

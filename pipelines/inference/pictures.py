@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ...multimodal.clip import CLIP
-from ...multimodal.text_tower import PretrainedText
+from ...multimodal.pretrained_text import PretrainedText
 from ...multimodal.zero_shot import ZeroShotClassifier, templates
 from ...shared.errors import BadSample, UserError
 from ...shared.picture import EXPECTED, is_picture

@@ -18,7 +18,7 @@ from ...registry import families, family
 from ...seq2seq.generation.generate import generate
 from ...shared.convert import to_ours, to_theirs
 from ...shared.errors import UserError, raise_problems
-from ...shared.family import Context, Family, Format, Net
+from ...shared.family import Context, Family, Format, Net, named_net
 from ...shared.settings import build_settings
 from ...shared.system import System
 from ...shared.tokenizer import Tokenizer
@@ -226,18 +226,8 @@ def _recognise(directory: Path) -> tuple[Family, Net, Format, dict[str, Any]]:
     if CONFIG not in records:
         raise UserError(f"{directory} holds {', '.join(records)}, and no system here reads it; see `polymodal systems`")
     record = records[CONFIG]
-    model_type = record.get("model_type")
-    known = [f for f in families().values() if f.model_type and f.model_type == model_type]
-    if not known:
-        types = ", ".join(sorted({f.model_type for f in families().values() if f.model_type}))
-        raise UserError(f"{directory / CONFIG} has model_type {model_type!r}; known: {types}")
-    names = record.get("architectures") or []
-    for entry in known:
-        for net in entry.nets:
-            if net.architecture in names:
-                return entry, net, net.format("transformers"), record
-    offered = ", ".join(net.architecture for f in known for net in f.nets)
-    raise UserError(f"{directory / CONFIG} has architectures {names}; known for {model_type}: {offered}")
+    entry, net = named_net(record, families().values(), str(directory / CONFIG))
+    return entry, net, net.format("transformers"), record
 
 
 def _json_files(directory: Path) -> Iterator[Path]:

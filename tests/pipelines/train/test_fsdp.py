@@ -26,7 +26,8 @@ from polymodal.pipelines.run.optim import OptimSettings, clip_gradients
 from polymodal.pipelines.run.recipe import CheckpointSettings, DataSettings, EvaluateSettings, recipe
 from polymodal.pipelines.train import loop
 from polymodal.pipelines.train.devices import build_fabric
-from polymodal.pipelines.train.sharding import building, full, layout_problems, recompute_blocks, system_problems, undivided, units
+from polymodal.pipelines.train.layers import recompute_blocks
+from polymodal.pipelines.train.sharding import building, full, layout_problems, system_problems, undivided, units
 from polymodal.shared import dist
 from polymodal.shared.block import Block
 from polymodal.shared.errors import UserError

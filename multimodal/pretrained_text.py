@@ -6,24 +6,22 @@ image tower; here either may be locked. Any text family whose trunk is the BERT-
 
 from __future__ import annotations
 
-import importlib
 import json
-import pkgutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .. import text as text_families
+from .. import text
 from ..shared.attention.mask import on_device
 from ..shared.convert import Ignore, Rule, to_ours
-from ..shared.encoder import Encoder
+from ..shared.encoder import Encoder, EncoderConfig
 from ..shared.errors import UserError
-from ..shared.family import Family, Net
+from ..shared.family import Family, Net, families_in, named_net
 
 Pooling = Literal["mean", "cls"]
 
@@ -32,25 +30,34 @@ Pooling = Literal["mean", "cls"]
 class PretrainedTextConfig:
     """A text tower taken from a text family."""
 
-    encoder: Mapping[str, Any] = field(default_factory=dict)
-    """The encoder's own config.json, `model_type` included."""
+    encoder: Mapping[str, Any]
+    """The encoder's own config.json, `model_type` and `architectures` included."""
     pooling: Pooling = "mean"
     """Mean of the token states (sentence encoders), or the first token's."""
 
     @property
+    def shape(self) -> EncoderConfig:
+        """The encoder's config."""
+        family, _ = _named(self.encoder, "text tower")
+        config = family.config.from_dict(self.encoder, "text tower: encoder")
+        if not isinstance(config, EncoderConfig):
+            raise UserError(f"text tower: {family.name} has no BERT-shaped encoder; expected BERT or a descendant of it")
+        return config
+
+    @property
     def hidden_size(self) -> int:
         """Width of the pooled state."""
-        return int(self.encoder["hidden_size"])
+        return self.shape.hidden_size
 
     @property
     def max_position_embeddings(self) -> int:
         """Longest text in tokens."""
-        return int(self.encoder["max_position_embeddings"])
+        return self.shape.max_position_embeddings
 
     @property
     def vocab_size(self) -> int:
         """Rows of the word table."""
-        return int(self.encoder["vocab_size"])
+        return self.shape.vocab_size
 
 
 class PretrainedText(nn.Module):
@@ -59,8 +66,7 @@ class PretrainedText(nn.Module):
     def __init__(self, config: PretrainedTextConfig) -> None:
         super().__init__()
         self.config = config
-        family, _ = _trunk_net(config.encoder)
-        encoder = _trunk(_trunk_net(config.encoder)[1].build(family.config.from_dict(config.encoder)))
+        encoder = _trunk(_bare(config).build(config.shape))
         encoder.pooler = None  # its summary is not used, and a parameter without gradient would stop DDP
         self.encoder = encoder
 
@@ -91,25 +97,24 @@ def pool_packed(hidden: Tensor, lengths: Sequence[int], pooling: Pooling) -> Ten
 
 def trunk_rules(config: PretrainedTextConfig) -> tuple[Rule, ...]:
     """The encoder's own rule table (transformers' bare model), without what the tower leaves out."""
-    family, net = _trunk_net(config.encoder)
-    table = net.format("transformers").rules(family.config.from_dict(config.encoder))
+    table = _bare(config).format("transformers").rules(config.shape)
     return (*(r for r in table if not any(k.startswith("pooler.") for k in r.our_keys)), Ignore(r"(.*\.)?pooler\..*"))
 
 
 def describe(directory: str, pooling: Pooling) -> PretrainedTextConfig:
     """The config of the text tower in `directory`."""
-    record = _read_config(Path(directory))
-    family, net = _full_net(record, directory)
-    config = family.config.from_dict(record, f"{directory}/config.json")
+    record, file = read_config(Path(directory) / "config.json")
+    family, net = _named(record, file)
+    config = family.config.from_dict(record, file)
     return PretrainedTextConfig({**config.to_dict(), "model_type": family.model_type, "architectures": [net.architecture]}, pooling)
 
 
 def load_weights(tower: PretrainedText, directory: str) -> None:
     """Fill `tower` from the safetensors file in `directory`: a bare encoder, or one below any head of its family."""
     path = Path(directory)
-    record = _read_config(path)
-    family, net = _full_net(record, directory)
-    config = family.config.from_dict(record, f"{directory}/config.json")
+    record, what = read_config(path / "config.json")
+    family, net = _named(record, what)
+    config = family.config.from_dict(record, what)
     file = path / "model.safetensors"
     if not file.exists():
         raise UserError(f"text tower {directory}: no model.safetensors; expected a model directory in transformers' layout")
@@ -118,54 +123,35 @@ def load_weights(tower: PretrainedText, directory: str) -> None:
     tower.encoder.load_state_dict({k: v for k, v in _trunk(full).state_dict().items() if not k.startswith("pooler.")})
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    file = path / "config.json"
+def read_config(file: Path) -> tuple[dict[str, Any], str]:
+    """The contents of an encoder's config.json, and what to call them in a message."""
     if not file.is_file():
-        raise UserError(f"text tower {path}: no config.json there; expected the directory of a text encoder in transformers' layout")
+        raise UserError(f"text tower {file.parent}: no {file.name} there; expected the directory of a text encoder in transformers' layout")
     try:
-        return json.loads(file.read_text())
+        record = json.loads(file.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{file} is not JSON ({error})") from None
+    if not isinstance(record, dict):
+        raise UserError(f"{file} holds {type(record).__name__}, expected an object with model_type and architectures")
+    return cast("dict[str, Any]", record), str(file)
 
 
-def _families() -> dict[str, Family]:
-    """The text families by `model_type`."""
-    found: dict[str, Family] = {}
-    for info in pkgutil.iter_modules(text_families.__path__):
-        module = importlib.import_module(f"{text_families.__name__}.{info.name}")
-        found.update({f.model_type: f for f in getattr(module, "FAMILIES", ()) if f.model_type})
-    return found
+def _named(record: Mapping[str, Any], what: str) -> tuple[Family, Net]:
+    """The text family and the network that a config.json names."""
+    return named_net(record, [family for family, _ in families_in(text)], what)
 
 
-def _family(record: Mapping[str, Any]) -> Family:
-    known = _families()
-    kind = record.get("model_type")
-    if kind not in known:
-        raise UserError(f"text tower: model_type {kind!r} is no text family here, expected one of {', '.join(sorted(known))}")
-    return known[kind]
-
-
-def _full_net(record: Mapping[str, Any], where: str) -> tuple[Family, Net]:
-    """The family and the net that the directory's `architectures` names."""
-    family = _family(record)
-    names = record.get("architectures") or []
+def _bare(config: PretrainedTextConfig) -> Net:
+    """The family's network that is an encoder and nothing more."""
+    family, _ = _named(config.encoder, "text tower")
     for net in family.nets:
-        if net.architecture in names:
-            return family, net
-    raise UserError(f"text tower {where}: architectures {names} are not known, expected one of {[n.architecture for n in family.nets]}")
-
-
-def _trunk_net(record: Mapping[str, Any]) -> tuple[Family, Net]:
-    """The family and its bare model."""
-    family = _family(record)
-    for net in family.nets:
-        if net.architecture.endswith("Model"):
-            return family, net
-    raise UserError(f"text tower: {family.name} has no bare encoder")
+        with torch.device("meta"):
+            if isinstance(net.build(config.shape), Encoder):
+                return net
+    raise UserError(f"text tower: {family.name} has no bare encoder; expected BERT or a descendant of it")
 
 
 def _trunk(net: nn.Module) -> Encoder:
     trunk = net if isinstance(net, Encoder) else getattr(net, "trunk", None)
-    if not isinstance(trunk, Encoder):
-        raise UserError(f"text tower: {type(net).__name__} has no BERT-shaped encoder; expected BERT or a descendant of it")
+    assert isinstance(trunk, Encoder), f"{type(net).__name__} has no encoder, although its config is one's"
     return trunk

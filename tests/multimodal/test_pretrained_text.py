@@ -12,7 +12,7 @@ import torch
 import transformers
 from polymodal.multimodal.clip import CLIP, FAMILIES, CLIPConfig, adapt
 from polymodal.multimodal.pairs import Pair, pack
-from polymodal.multimodal.text_tower import PretrainedText, describe, load_weights, pool_packed
+from polymodal.multimodal.pretrained_text import PretrainedText, describe, load_weights, pool_packed
 from polymodal.shared.convert import to_ours, to_theirs
 from polymodal.shared.errors import UserError
 from polymodal.shared.family import Context
@@ -142,7 +142,7 @@ def test_config_survives_its_json(directory):
 def test_towers_that_do_not_serve(directory, tmp_path):
     with pytest.raises(UserError, match=r"no config\.json"):
         describe(str(tmp_path / "nothing"), "mean")
-    with pytest.raises(UserError, match="no text family"):
+    with pytest.raises(UserError, match=r"model_type 'gpt2'; known: bert, electra"):
         describe(str(_with(directory, model_type="gpt2")), "mean")
     with pytest.raises(UserError, match="architectures"):
         describe(str(_with(directory, model_type="bert", architectures=["BertForSomething"])), "mean")
