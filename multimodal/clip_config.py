@@ -44,8 +44,8 @@ class CLIPTextConfig(TransformerConfig):
     eos_token_id: int = 49407
     """The state at the first such token is the text's; 2 means: at the highest id (OpenAI's rule)."""
 
-    SIZES = (*TransformerConfig.SIZES, "vocab_size", "max_position_embeddings")
-    RATES = ("attention_dropout",)
+    AT_LEAST_ONE = (*TransformerConfig.AT_LEAST_ONE, "vocab_size", "max_position_embeddings")
+    PROBABILITIES = ("attention_dropout",)
     IGNORED = TRANSFORMERS_OWN
 
 
@@ -60,7 +60,7 @@ class CLIPVisionConfig(TowerConfig):
     attention_dropout: float = 0.0
     """Dropout of the attention weights."""
 
-    RATES = ("attention_dropout",)
+    PROBABILITIES = ("attention_dropout",)
     IGNORED = TRANSFORMERS_OWN
 
 
@@ -89,7 +89,7 @@ class CLIPConfig(Config):
 
     IGNORED = frozenset({"initializer_factor", "text_config_dict", "vision_config_dict"})
 
-    SIZES = ("projection_dim",)
+    AT_LEAST_ONE = ("projection_dim",)
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any], what: str = "config.json") -> Self:

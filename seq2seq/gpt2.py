@@ -1,6 +1,11 @@
 """GPT-2. Radford, Wu, Child, Luan, Amodei and Sutskever, "Language Models are Unsupervised Multitask
 Learners", 2019. https://openai.com/index/better-language-models/
 
+    ids [B, S] --> word vectors + position vectors --> n_layer blocks --> norm --> head (the word vectors again) --> logits [B, S, V]
+
+    block:  x --+-- norm, causal self-attention --+-- norm, 4 D wide feed-forward --+-->
+                +------------------------------> (+) -----------------------------> (+)
+
 Faithful: network, initialisation (writers to the residual stream scaled by 1/sqrt(2 layers)) and outputs as
 in transformers' `GPT2LMHeadModel`; every token of a document is predicted from those before it, and the end
 of a document is a token that is predicted too.
@@ -9,7 +14,8 @@ Deviations, each with its reason:
 * Documents packed in one row do not see each other, and positions start anew in each; the paper let text
   flow across the end-of-text token. The first token of a document has nothing before it and is no target.
 * Long texts are cut into consecutive blocks; neighbouring blocks share one token, so that each token but
-  the first of the document is a target exactly once.
+  the first of the document is a target exactly once. Where `pack` has cut a document over several rows, the
+  first token of each part is no target either.
 """
 
 from __future__ import annotations
@@ -90,8 +96,8 @@ class GPT2Config(Config):
         "hidden_size": "n_embd", "max_position_embeddings": "n_positions", "num_attention_heads": "n_head", "num_hidden_layers": "n_layer",
     })
 
-    SIZES = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner")
-    RATES = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
+    AT_LEAST_ONE = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner")
+    PROBABILITIES = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
     NOT_NEGATIVE = ("initializer_range", "layer_norm_epsilon")
     ACTIVATION = "activation_function"
 

@@ -93,8 +93,8 @@ class T5Config(Config):
         "hidden_size": "d_model", "num_attention_heads": "num_heads", "num_hidden_layers": "num_layers", "head_dim": "d_kv",
     })
 
-    SIZES = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads")
-    RATES = ("dropout_rate",)
+    AT_LEAST_ONE = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads")
+    PROBABILITIES = ("dropout_rate",)
     NOT_NEGATIVE = ("initializer_factor", "layer_norm_epsilon")
 
     def __post_init__(self) -> None:

@@ -46,9 +46,9 @@ class Config:
     SYNONYMS: ClassVar[Mapping[str, str]] = MappingProxyType({})
     """Other names the reference accepts for a field, such as `hidden_size` for GPT-2's `n_embd`."""
 
-    SIZES: ClassVar[tuple[str, ...]] = ()
+    AT_LEAST_ONE: ClassVar[tuple[str, ...]] = ()
     """Fields that must be at least 1, where they are not None."""
-    RATES: ClassVar[tuple[str, ...]] = ()
+    PROBABILITIES: ClassVar[tuple[str, ...]] = ()
     """Fields that are probabilities (of dropout), where they are not None."""
     NOT_NEGATIVE: ClassVar[tuple[str, ...]] = ()
     """Fields that must be at least 0 (standard deviations)."""
@@ -63,7 +63,7 @@ class Config:
         """What is wrong with the fields, alone and together; families add what they know."""
         found: list[str] = []
         for names, lowest, highest, expected in (
-            (self.SIZES, 1, math.inf, "at least 1"), (self.RATES, 0, 1, "a probability from 0 to 1"),
+            (self.AT_LEAST_ONE, 1, math.inf, "at least 1"), (self.PROBABILITIES, 0, 1, "a probability from 0 to 1"),
             (self.NOT_NEGATIVE, 0, math.inf, "at least 0"),
         ):  # fmt: skip
             values = {name: getattr(self, name) for name in names}

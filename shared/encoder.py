@@ -57,9 +57,9 @@ class EncoderConfig(Config):
     })
     IGNORED: ClassVar[frozenset[str]] = frozenset({"bos_token_id", "eos_token_id"})
 
-    SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings",
-             "type_vocab_size")
-    RATES = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+    AT_LEAST_ONE = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+                    "max_position_embeddings", "type_vocab_size")
+    PROBABILITIES = ("hidden_dropout_prob", "attention_probs_dropout_prob")
     NOT_NEGATIVE = ("initializer_range", "layer_norm_eps")
     ACTIVATION = "hidden_act"
 

@@ -56,8 +56,8 @@ class BertConfig(EncoderConfig):
     labels: tuple[str, ...] | None = None
     """Names of the classes."""
 
-    SIZES = (*EncoderConfig.SIZES, "num_labels")
-    RATES = (*EncoderConfig.RATES, "classifier_dropout")
+    AT_LEAST_ONE = (*EncoderConfig.AT_LEAST_ONE, "num_labels")
+    PROBABILITIES = (*EncoderConfig.PROBABILITIES, "classifier_dropout")
 
 
 SIZES: dict[str, dict[str, Any]] = {

@@ -76,7 +76,7 @@ class ElectraConfig(BertConfig):
     IGNORED: ClassVar[frozenset[str]] = EncoderConfig.IGNORED | {
         "summary_type", "summary_use_proj", "summary_activation", "summary_last_dropout"}
 
-    SIZES = (*BertConfig.SIZES, "embedding_size")
+    AT_LEAST_ONE = (*BertConfig.AT_LEAST_ONE, "embedding_size")
 
     @property
     def table_size(self) -> int:

@@ -123,8 +123,8 @@ class TransfoXLConfig(Config):
         "tie_weight": "tie_word_embeddings",
     })
 
-    SIZES = ("vocab_size", "d_model", "d_embed", "n_head", "d_head", "d_inner", "div_val", "n_layer")
-    RATES = ("dropout", "dropatt")
+    AT_LEAST_ONE = ("vocab_size", "d_model", "d_embed", "n_head", "d_head", "d_inner", "div_val", "n_layer")
+    PROBABILITIES = ("dropout", "dropatt")
     NOT_NEGATIVE = ("init_range", "proj_init_std", "init_std", "layer_norm_epsilon")
 
     def problems(self) -> list[str]:

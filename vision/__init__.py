@@ -1,1 +1,6 @@
-"""Vision families, one file each."""
+"""Families that read pictures, and what they share.
+
+Families: `vit`. `transforms` makes a network's pixels of a picture. `tower` is the image Transformer of ViT and CLIP, `resnet` the
+convolutional trunk of CLIP. `classify` is for labelled pictures: the training examples, and a trained network as a classifier.
+May import: shared.
+"""

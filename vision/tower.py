@@ -49,7 +49,7 @@ class TransformerConfig(Config):
     layer_norm_eps: float = 1e-5
     """Epsilon of every layer norm."""
 
-    SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    AT_LEAST_ONE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
     NOT_NEGATIVE = ("layer_norm_eps",)
     ACTIVATION = "hidden_act"
 
@@ -72,7 +72,7 @@ class TowerConfig(TransformerConfig):
     num_channels: int = 3
     """Colours: red, green and blue."""
 
-    SIZES = (*TransformerConfig.SIZES, "image_size", "patch_size")
+    AT_LEAST_ONE = (*TransformerConfig.AT_LEAST_ONE, "image_size", "patch_size")
 
     def problems(self) -> list[str]:
         """What is wrong with the fields."""

@@ -55,9 +55,9 @@ class ViTConfig(TowerConfig):
     pooling: Literal["cls", "mean"] = "cls"
     """What the head reads: the class token, or the mean of the patch tokens (not known to transformers)."""
 
-    SIZES = (*TowerConfig.SIZES, "num_labels")
+    AT_LEAST_ONE = (*TowerConfig.AT_LEAST_ONE, "num_labels")
     NOT_NEGATIVE = (*TowerConfig.NOT_NEGATIVE, "initializer_range")
-    RATES = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+    PROBABILITIES = ("hidden_dropout_prob", "attention_probs_dropout_prob")
     IGNORED = frozenset({"encoder_stride", "pooler_act", "pooler_output_size"})
 
     def problems(self) -> list[str]:
