@@ -138,7 +138,12 @@ class Case:
     @property
     def sequential(self) -> bool:
         """Whether the objective reads the text in sequence."""
-        return self.build().objective.sequential
+        return _traits(self)[0]
+
+    @property
+    def coupled(self) -> bool:
+        """Whether the loss of a sample depends on the others of its batch."""
+        return _traits(self)[1]
 
     def build(self) -> System:
         """The system with fresh weights, as the recipe has it."""
@@ -168,6 +173,17 @@ def _without_dropout(config: Any) -> dict[str, Any]:
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return {**base, **{k: _merge(base.get(k) or {}, v) if isinstance(v, Mapping) else v for k, v in over.items()}}
+
+
+_TRAITS: dict[str, tuple[bool, bool]] = {}
+
+
+def _traits(case: Case) -> tuple[bool, bool]:
+    """Sequential and coupled; each case is built once to tell them."""
+    if case.name not in _TRAITS:
+        system = case.build()
+        _TRAITS[case.name] = system.objective.sequential, system.coupled
+    return _TRAITS[case.name]
 
 
 _STYLES: dict[str, str] = {}

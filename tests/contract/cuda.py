@@ -56,7 +56,8 @@ def gpu() -> Generator[Gpu]:
     def without_driver(device: Any = "cpu") -> torch.Generator:
         return generator()
 
-    with (FakeTensorMode(), patch.object(torch, "Generator", without_driver),
+    there = torch.cuda.is_available()  # torch asks at every operation, and each time opens the driver's library
+    with (FakeTensorMode(), patch.object(torch, "Generator", without_driver), patch.object(torch.cuda, "is_available", lambda: there),
           patch.object(varlen, "_should_use_cudnn", lambda device: False),
           patch.object(varlen, "_cudnn_version_and_major_capability", lambda device: (None, 9)), Gpu() as machine):
         torch.set_autocast_enabled("cuda", True)  # torch.autocast looks for a driver

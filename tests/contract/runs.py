@@ -1,9 +1,8 @@
-"""Short runs of a case through THE loop, with what it measured; also as one of two ranks (`python -m contract.runs`, under torchrun)."""
+"""Short runs of a case through THE loop, with what it measured; also as one of two ranks."""
 
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -93,17 +92,13 @@ def divided() -> list[Case]:
     return [c for c in cases() if not batch_statistics(c)]
 
 
-def main(root: Path, out: Path) -> None:
+def as_a_rank(root: Path, out: Path) -> None:
     """As one rank of two: train every case, and write what it computed."""
     torch.set_num_threads(1)
     for number, case in enumerate(divided()):
-        recipe = short(case.still().recipe, micro=None if case.build().coupled else 2, devices=2)
+        recipe = short(case.still().recipe, micro=None if case.coupled else 2, devices=2)
         # from the second case on the ranks are connected, and nothing in between holds rank 0 back
         with _late() if number == 1 and loop.dist.rank() else contextlib.nullcontext():
             made = run(case, recipe, root, out / case.name, held=True)
         if loop.dist.rank() == 0:
             torch.save((made.gradients, made.rows), out / f"{case.name}.pt")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))

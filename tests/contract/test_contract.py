@@ -117,13 +117,17 @@ def test_rules_cover_every_key_both_ways(case, net: Net):
 @each_net
 def test_what_is_saved_is_loaded_again(case, net: Net, tmp_path):
     model = shaken(net.build(config_of(case.build())))
+    assert net_of(model, case.family) is net
     for name in (format.name for format in formats(net, model)):
         save(model, tmp_path / name, format=name)
         loaded = polymodal.load(tmp_path / name)
-        assert type(loaded) is type(model)
+        assert type(loaded) is type(model) and loaded.architecture == net.architecture and not loaded.training
         assert loaded.config == model.config or name != "transformers"  # other libraries do not say everything
         found, expected = loaded.state_dict(), model.state_dict()
         assert found.keys() == expected.keys() and all(torch.equal(found[k], v) for k, v in expected.items())
+        save(loaded, tmp_path / "again" / name, format=name)
+        written = [{p.name: p.read_bytes() for p in folder.iterdir()} for folder in (tmp_path / name, tmp_path / "again" / name)]
+        assert written[0] == written[1]
 
 
 def shaken(model: nn.Module) -> nn.Module:
