@@ -89,7 +89,7 @@ class ZeroShotClassifier:
         self.model = model
         self.labels = tuple(labels)
         self.normalize = Normalize(model.preprocessing).to(model.logit_scale.device)
-        self.weights = class_weights(model, tokenizer, labels, templates(()) if prompts is None else prompts)
+        self.weights = class_weights(model, tokenizer.fitting_model(model), labels, templates(()) if prompts is None else prompts)
 
     def probabilities(self, pictures: Sequence[Image.Image]) -> Tensor:
         """The softmax of the scaled cosines with each class: [B, C], on the CPU."""

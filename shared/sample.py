@@ -18,6 +18,7 @@ from PIL import Image
 
 from .errors import BadSample
 from .picture import ENDINGS, open_picture, plain_pixels, rgb_pixels, to_rgb
+from .unicode import half_character
 
 IMAGE_FIELDS = ENDINGS
 TEXT_FIELDS = ("txt", "text", "caption")
@@ -82,7 +83,10 @@ class Sample:
         found = self._first(names)
         if found is None:
             record = self.json() if "json" in self.fields else {}
-            return next((record[k] for k in keys if isinstance(record.get(k), str)), None)
+            text = next((record[k] for k in keys if isinstance(record.get(k), str)), None)
+            if text is not None and (reason := half_character(text)):
+                raise self.bad(f"field 'json' holds {reason}")
+            return text
         try:
             return found[1].decode("utf-8")
         except UnicodeDecodeError as error:

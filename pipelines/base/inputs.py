@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ...shared.errors import UserError
 from ...shared.picture import ENDINGS
+from ...shared.unicode import half_character
 
 STDIN = "-"
 PICTURES = tuple(f".{ending}" for ending in ENDINGS)
@@ -47,6 +48,8 @@ def documents(inputs: list[str] | None, *, lines: bool = False) -> list[Document
         if given == STDIN:
             found.extend(_read(sys.stdin.buffer.read(), "stdin", jsonl=False, lines=lines))
         elif path is None:
+            if reason := half_character(given):
+                raise UserError(f"the text {given!a} holds {reason}: mend it, or write it to a file of UTF-8")
             found.append(Document("text", given))
         else:
             endings = TEXTS if lines else DOCUMENTS
@@ -89,4 +92,6 @@ def _read(data: bytes, where: str, *, jsonl: bool, lines: bool) -> Iterator[Docu
             value = None
         if not isinstance(value, str):
             raise UserError(f"{where}, line {number}: expected a JSON object with a string 'text'")
+        if reason := half_character(value):
+            raise UserError(f"{where}, line {number} holds {reason}: mend it or take it out")
         yield Document(where, value)

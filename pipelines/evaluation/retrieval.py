@@ -84,7 +84,7 @@ class Recall(Measure):
     method = "recall among all pairs"
 
     def __init__(self, model: CLIP, tokenizer: Any, limit: int | None) -> None:
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer = model, tokenizer.fitting_model(model)
         self.objective = _Pairs(model.preprocessing, limit)
         self.device = model.logit_scale.device
         self.normalize = Normalize(model.preprocessing).to(self.device)

@@ -111,7 +111,7 @@ class Subject:
         except UserError as error:
             raise UserError(f"{error}; this evaluation reads text: pass --tokenizer DIR") from None
         self._check_tokenizer(found)
-        return found
+        return found.fitting_model(self.model)
 
     def _check_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Take note of the tokenizer; refuse rows that another one made."""

@@ -65,6 +65,7 @@ def embed(
         fp32 [N, D] on the CPU, in the order of `texts`.
     """
     read = _reader(model)
+    tokenizer.fitting_model(model)
     limit = max_length if max_length is not None else _positions(model, tokenizer)
     device = next(model.parameters()).device
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))  # texts of similar length share a batch

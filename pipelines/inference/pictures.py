@@ -17,7 +17,7 @@ from ...multimodal.zero_shot import ZeroShotClassifier, templates
 from ...shared.errors import BadSample, UserError
 from ...shared.picture import EXPECTED, is_picture
 from ...shared.sample import Sample
-from ...shared.tokenizer import Tokenizer
+from ...shared.tokenizer import NoTokenizer, Tokenizer
 from ...vision.classify import TrainedClassifier
 from ...vision.vit import ViT
 from ..base.console import Console
@@ -73,7 +73,7 @@ def clip_tokenizer(model: CLIP, source: str) -> Tokenizer:
     """The tokenizer beside the model; open_clip's own where open_clip left it out, as it does for its standard vocabulary."""
     try:
         return load_tokenizer(source)
-    except UserError:
+    except NoTokenizer:
         if isinstance(model.text_trunk, PretrainedText) or model.config.text_config.vocab_size != OPEN_CLIP_VOCABULARY:
             raise
         return Tokenizer.load("open_clip")

@@ -12,7 +12,7 @@ from torch import nn
 
 from ...shared.errors import UserError
 from ...shared.sample import IMAGE_FIELDS, TEXT_FIELDS, Sample
-from ...shared.tokenizer import Tokenizer
+from ...shared.tokenizer import NoTokenizer, Tokenizer
 from ...text.classify import TextClassifier
 from ..model.frontdoor import load
 from ..model.frontdoor import tokenizer as find_tokenizer
@@ -122,7 +122,7 @@ def _vocabulary(model: str) -> str:
     """What tells a model's tokenizer from others, where it has one."""
     try:
         return find_tokenizer(model).fingerprint
-    except UserError:
+    except NoTokenizer:
         return ""
 
 

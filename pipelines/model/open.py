@@ -26,5 +26,6 @@ def open_model(model: str, device: str | None, quantize: str | None = None, *, p
 def open_text_model(
     model: str, tokenizer: str | None, device: str | None, quantize: str | None = None, *, prepack: bool = False,
 ) -> tuple[nn.Module, Tokenizer]:
-    """The model and its tokenizer."""
-    return open_model(model, device, quantize, prepack=prepack), find_tokenizer(tokenizer or model)
+    """The model and its tokenizer, which has no more entries than the model has words."""
+    found = open_model(model, device, quantize, prepack=prepack)
+    return found, find_tokenizer(tokenizer or model).fitting_model(found)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ...shared.errors import UserError
 from ...shared.family import Family
 from ...shared.system import System
-from ...shared.tokenizer import Tokenizer
+from ...shared.tokenizer import NoTokenizer, Tokenizer
 from ..model import frontdoor
 from ..run import checkpoint
 from ..run.directory import SYSTEM, open_run
@@ -87,7 +87,7 @@ def find_start(recipe: Recipe, family: Family, model: str | Path | None, out: Pa
                         f"choose a recipe for {origin.family}, or another --model")
     try:
         tokenizer = frontdoor.tokenizer(model)
-    except UserError:
+    except NoTokenizer:
         tokenizer = None  # a model of pictures, or a directory without one: whoever needs it says so
     return Start(str(model), recipe.configure(family, net.config), tokenizer, net)
 

@@ -170,6 +170,7 @@ def generate_texts(
         raise UserError("a stream needs one prompt, one beam and one continuation")
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}, expected at least 1")
+    tokenizer.fitting_model(model)
     if answers:
         encoded = tokenizer.encode_batch(texts)
     elif isinstance(model, Decoder):

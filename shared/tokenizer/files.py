@@ -26,6 +26,10 @@ _OURS = "polymodal"
 Parts = tuple[Pipeline, Framing, bytes | None]
 
 
+class NoTokenizer(UserError):
+    """There is no tokenizer at all, which some callers can do without; one that cannot be read is another error."""
+
+
 def read(source: str | Path) -> Parts:
     """Find and read a tokenizer; see `Tokenizer.load`."""
     if str(source) == "open_clip" and not Path(source).exists():
@@ -53,20 +57,21 @@ def read(source: str | Path) -> Parts:
             return _fast(folder, config, only)
     except UnicodeDecodeError as error:
         raise UserError(f"a tokenizer file in {folder} is not UTF-8 ({error.reason} at byte {error.start})") from None
-    raise UserError(f"no tokenizer in {path}: expected one of {', '.join(FILES[:6])}")
+    raise NoTokenizer(f"no tokenizer in {path}: expected one of {', '.join(FILES[:6])}")
 
 
 def _download(name: str) -> Path:
     """Fetch the tokenizer files of a hub id."""
     hint = "expected a tokenizer directory or file, 'open_clip', or a hub id such as bert-base-uncased"
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(("/", ".json", ".txt", ".model")):
-        raise UserError(f"no tokenizer at {name!r}: {hint}")
+        raise NoTokenizer(f"no tokenizer at {name!r}: {hint}")
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(name, allow_patterns=list(FILES)))
     except Exception as error:  # the hub's client raises many kinds: bad name, no such repository, no network
-        raise UserError(f"no tokenizer at {name!r}: there is no such directory, and the hub says: {type(error).__name__}; {hint}") from None
+        reason = f"there is no such directory, and the hub says: {type(error).__name__}"
+        raise NoTokenizer(f"no tokenizer at {name!r}: {reason}; {hint}") from None
 
 
 def _json(path: Path) -> dict[str, Any]:

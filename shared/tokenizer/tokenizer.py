@@ -22,6 +22,7 @@ import numpy.typing as npt
 import tokenizers
 
 from ..errors import UserError
+from ..unicode import half_character
 from .clean import CLEANERS, spans
 from .known import KnownWords, word_pattern
 from .styles import ROLES, STYLES, Framing, Style, Template
@@ -217,6 +218,8 @@ class Tokenizer:
     def _cleaned(self, text: str) -> str:
         if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]  (callers without a type checker)
             raise UserError(f"a tokenizer takes strings, got {type(text).__name__}")
+        if not text.isascii() and (reason := half_character(text)):
+            raise UserError(f"a text holds {reason}: mend it or take it out")
         return text if self._clean is None else self._clean(text)
 
     def _raw(self, texts: Sequence[str], pairs: Sequence[str] | None, add_special_tokens: bool,
@@ -331,8 +334,15 @@ class Tokenizer:
         """This tokenizer, where a word table of `rows` rows has one for each of its entries; else a `UserError`."""
         if self.vocab_size > rows:
             raise UserError(f"the tokenizer has {self.vocab_size} entries, the model's word table {rows} rows: raise model.vocab_size, "
-                            "or pass the tokenizer that the model was made for")
+                            "give a trained model more rows (transformers' resize_token_embeddings), or pass the tokenizer that the model "
+                            "was made for")
         return self
+
+    def fitting_model(self, model: object) -> Tokenizer:
+        """`fitting` for a network of any family: by `vocab_size` of its config, or of its text tower's."""
+        config = getattr(model, "config", None)
+        rows = getattr(getattr(config, "text_config", config), "vocab_size", None)
+        return self if rows is None else self.fitting(rows)
 
     @property
     def padding_side(self) -> str:

@@ -57,6 +57,15 @@ def stdin(monkeypatch, data):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"))
 
 
+def test_half_characters_are_told_with_their_place(models, tmp_path, capsys):
+    (tmp_path / "s.jsonl").write_text('{"text": "fine"}\n{"text": "half \\ud83d a face"}\n')
+    cases = ((tmp_path / "s.jsonl", "s.jsonl, line 2 holds half a character"), ("caf\udce9 au lait", "'caf\\udce9 au lait' holds"))
+    for given, place in cases:
+        for command in (("generate", given, "--model", models / "gpt2"), ("embed", given, "--model", models / "bert")):
+            code, _, error = run(capsys, *command)
+            assert code == 2 and place in error, error
+
+
 def test_systems(capsys):
     assert [s["name"] for s in result(capsys, "systems")["systems"]] == [s.name for s in polymodal.systems()]
     code, out, _ = run(capsys, "systems")

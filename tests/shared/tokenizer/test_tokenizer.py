@@ -217,6 +217,14 @@ def test_bert_template_and_types(trained):
     assert out["attention_mask"].sum(1).tolist() == [len(a) + len(b) + 3, 2 * len(a) + len(b) + 3]
 
 
+@pytest.mark.parametrize("text", ["half \ud83d a face", "caf\udce9", "\ude00"])
+def test_half_a_character_is_a_users_mistake(trained, text):
+    for tok in (trained("wordpiece"), trained("byte-bpe"), trained("unigram"), Tokenizer.load("open_clip")):
+        for call in (tok.encode, tok.offsets, tok, lambda t, tok=tok: tok.encode("a", pair=t)):
+            with pytest.raises(UserError, match=r"half a character \(\\ud[0-9a-f]{3} at place \d+\)"):
+                call(text)
+
+
 def test_chinese_characters_are_words(trained):
     tok = Tokenizer.train(CORPUS, "wordpiece", 1500, coverage=1.0)
     ids = tok.encode("你好世界abc", add_special_tokens=False)
