@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from polymodal.pipelines.data.dataset import DataSet
-from polymodal.pipelines.data.held_out import evaluation_batches
+from polymodal.pipelines.data.held_out import chosen_samples, evaluation_batches, even_batches
 from polymodal.pipelines.run.directory import open_run
 from polymodal.text.electra import ordered_pairs
 
@@ -30,7 +30,8 @@ def main(run: str, held: str) -> None:
     """Measure and print."""
     system: Any = open_run(run).system().eval()
     data = DataSet.open(held)
-    batches = list(evaluation_batches(data, system.objective, batch=16, seed=0))
+    parts = even_batches(chosen_samples(len(data), seed=0), 16)
+    batches = list(evaluation_batches(data, system.objective, parts, seed=0))
     ids, fake, scores, loss, targets = [], [], [], 0.0, []
     for batch in batches:
         _, filled, replaced = system.fill(batch)

@@ -42,8 +42,22 @@ class Sample:
     index: int = 0
     source: str = ""
     """Name of the shard (or file) the sample came from; for messages only."""
-    partner: Sample | None = field(default=None, repr=False)
-    """Another sample, drawn at random near this one, where `Objective.needs_partner` asks for it."""
+    _find_partner: Callable[[], Sample | None] | None = field(default=None, init=False, repr=False, compare=False)
+    _partner: Sample | None = field(default=None, init=False, repr=False, compare=False)
+
+    @property
+    def partner(self) -> Sample | None:
+        """Another sample, drawn at random near this one, where `Objective.needs_partner` asks for it; read when it is first asked for.
+
+        None where there is none, or where it is damaged: then it is counted as bad when its own turn comes, and this sample is still good.
+        """
+        if self._find_partner is not None:
+            self._partner, self._find_partner = self._find_partner(), None
+        return self._partner
+
+    def pair_with(self, find: Callable[[], Sample | None]) -> None:
+        """Say how the partner is found."""
+        self._find_partner, self._partner = find, None
 
     def _first(self, names: tuple[str, ...]) -> tuple[str, bytes] | None:
         for name in names:

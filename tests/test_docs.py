@@ -111,7 +111,7 @@ def test_mask_figures_are_up_to_date_and_show_what_their_code_says() -> None:
     for name, text in draw.pages().items():
         assert (DOCS / name).read_text(encoding="utf-8") == text, f"run `make docs`: docs/{name} is old"
     assert {p.name for p in (DOCS / "masks").iterdir()} == {f"{f.name}.svg" for f in draw.FIGURES}
-    names = {"Mask": draw.Mask, "Layout": draw.Layout, "torch": torch, "attention_mask": ~draw.tokens(12, 13, 14, 15),
+    names = {"Mask": draw.Mask, "BatchLayout": draw.BatchLayout, "torch": torch, "attention_mask": ~draw.tokens(12, 13, 14, 15),
              "marked": draw.tokens(0, 8), "table": draw.bigbird(), "allowed": draw.permuted()}
     for figure in draw.FIGURES:
         mask = eval(figure.code, names)
@@ -215,7 +215,8 @@ def test_the_example_system_keeps_the_contract(texts: Path, tmp_path: Path) -> N
     """Two updates with the loop's own pieces: any layout gives the same gradient, and learning lowers the loss."""
     from polymodal.pipelines.crew.pieces import Workers
     from polymodal.pipelines.data.dataset import DataSet
-    from polymodal.pipelines.data.stream import Layout, Stream
+    from polymodal.pipelines.data.layout import BatchLayout
+    from polymodal.pipelines.data.stream import Stream
     from polymodal.pipelines.pack.pack import pack
     from polymodal.pipelines.run.optim import OptimSettings, build_optimizer
     from polymodal.pipelines.train.loop import MicroBatch, ScaledLoss, count
@@ -227,7 +228,7 @@ def test_the_example_system_keeps_the_contract(texts: Path, tmp_path: Path) -> N
     for micro_batch in (None, 2):
         torch.manual_seed(0)
         system = bag.pretraining.build(bag.config(), {"context": 4, "targets": 16}, Context())
-        layout = Layout(8, micro_batch)
+        layout = BatchLayout(8, micro_batch)
         stream = Stream(DataSet.open(tmp_path / "data"), system.objective, layout, seed=0, lanes=2, window=16)
         optimizer = build_optimizer(system, OptimSettings(lr=0.05))
         losses = []

@@ -24,8 +24,9 @@ from ...shared.sample import Sample
 from ...shared.system import Batch, Objective
 from ..data.dataset import DataSet
 from ..data.index import build_index
+from ..data.layout import BatchLayout
 from ..data.order import SourceOrder
-from ..data.stream import Layout, Stream
+from ..data.stream import Stream
 from .case import Agreement, Case, Cases, Contender, Options
 from .corpus import documents, pictures, write_shards
 from .machine import need
@@ -84,7 +85,7 @@ def read(reader: Reader) -> int:
 
 def ours(work: Work) -> Reader:
     """Our stream."""
-    stream = Stream(DataSet.open(work.directory), Decode(work.field), Layout(BATCH), lanes=8, window=WINDOW // 8)
+    stream = Stream(DataSet.open(work.directory), Decode(work.field), BatchLayout(BATCH), lanes=8, window=WINDOW // 8)
     batches = stream.loader(workers=work.workers)
     return lambda: (item for batch in itertools.islice(batches, work.batches) for item in cast(Items, batch).items)
 

@@ -171,7 +171,7 @@ def _planned(data: DataSet, recipe: str | None, overrides: list[str], tok: Token
     from ...registry import family
     from ...shared.errors import UserError
     from ...shared.family import Context
-    from ..data.stream import Layout
+    from ..data.layout import BatchLayout
     from ..run.recipe import recipe as resolve
     from ..train.inputs import build_stream
 
@@ -181,7 +181,7 @@ def _planned(data: DataSet, recipe: str | None, overrides: list[str], tok: Token
     entry = family(chosen.system)
     classes = data.index.schema.get("classes")
     system = chosen.build(entry, Context(tok, tuple(classes) if classes else None))
-    stream = build_stream(chosen, data, system.objective, Layout(chosen.data.global_batch, chosen.data.micro_batch))
+    stream = build_stream(chosen, data, system.objective, BatchLayout(chosen.data.global_batch, chosen.data.micro_batch))
     return stream, chosen.name, list(entry.card.masks)
 
 

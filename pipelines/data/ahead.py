@@ -6,13 +6,14 @@ from where the loader's workers read them. Nothing depends on it: a shard that i
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import Self
 
-if TYPE_CHECKING:
-    from .dataset import DataSet
+from .dataset import DataSet
+from .order import Order
 
 _THREADS = 4
 _BYTES = 8 << 30
@@ -41,6 +42,17 @@ class ReadAhead:
         self._changed = threading.Condition()
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
+
+    @classmethod
+    def of(cls, sets: Sequence[DataSet], order: Order, position: int, rank: int, world: int) -> Self | None:
+        """What fetches the shards of a rank's lanes from a position on; None where no data set is remote."""
+        if not any(d.remote for d in sets):
+            return None
+        lanes = order.sources[0].lanes
+        step = math.gcd(lanes, world)
+        mine = range((position + rank) % step, lanes, step)
+        coming = ((at, source, sets[source].shard_of(sample)[0]) for at, source, sample in order.upcoming_shards(position, mine))
+        return cls(sets, coming, position, len(mine))
 
     def start(self) -> None:
         """Begin, once the loader's workers are forked."""

@@ -1,93 +1,115 @@
-"""Batches of held-out data: every sample exactly once, whoever reads it."""
+"""Batches of held-out data: every sample exactly once, whoever reads it.
+
+Two steps. First the samples are dealt: `chosen_samples` and then `even_batches` or `shared_batches`, or `lane_batches` where the objective
+is sequential; each gives the sample numbers of this rank's batches. Then `evaluation_batches` makes the batches, with the same draws at
+every evaluation.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ...shared.errors import UserError
 from ...shared.system import Batch, Objective
 from .dataset import DataSet
-from .loader import Caught, Maker, load
-from .order import generator, permutation
+from .loader import BatchBuilder, load
+from .order import SampleRef, generator, permutation
+from .samples import SampleReader
 
 
-def evaluation_batches(data: DataSet, objective: Objective[Any], *, batch: int, seed: int, rank: int = 0, world: int = 1,
-                       limit: int | None = None, lanes: int | None = None, coupled: bool = False, on_bad: str = "raise", workers: int = 0,
-                       whole: bool = False) -> Iterator[Batch]:
-    """Batches of held-out data: every sample once over the ranks, the same draws at every evaluation.
+def chosen_samples(samples: int, seed: int, limit: int | None = None) -> list[int]:
+    """The numbers of `limit` samples (None: of all) out of so many, drawn by the seed, in the order of the evaluation."""
+    return permutation(samples, "evaluation", seed)[: limit or samples].tolist()
 
-    A sequential objective gets lanes of consecutive samples: batch t holds sample t of every lane; where there are more lanes than
-    rows, one group of lanes after the other. Every lane begins without a memory, so the result depends on their number alone.
+
+def even_batches(chosen: Sequence[int], size: int, unit: int = 1) -> list[Sequence[int]]:
+    """Cut samples into batches of at most `size`, as even as can be in units of `unit` samples.
+
+    What shares a batch does not depend on the number of ranks where each takes whole batches: ``even_batches(...)[rank::world]``.
+    """
+    if size < 1:
+        raise UserError(f"the evaluation batch is {size}, expected a positive number")
+    count, units = -(-len(chosen) // size), -(-len(chosen) // unit)
+    borders = [units * i // count * unit for i in range(count + 1)] if count else [0]
+    return [chosen[a:b] for a, b in itertools.pairwise(borders)]
+
+
+def shared_batches(chosen: Sequence[int], size: int, rank: int, world: int, *, equal: bool = False) -> list[Sequence[int]]:
+    """One rank's share of batches that all ranks compute together.
+
+    Args:
+        chosen: the samples.
+        size: at most this many samples in a batch on each rank.
+        rank: number of this process.
+        world: number of processes.
+        equal: every rank gets the same number of batches of the same size, for a loss that compares the samples of a batch over all
+            ranks; up to `world` - 1 samples are left out.
+    """
+    if not equal:
+        return [mine for batch in even_batches(chosen, size * world) if (mine := batch[rank::world])]
+    if len(chosen) < world:
+        raise UserError(f"{len(chosen)} samples cannot be evaluated on {world} ranks: evaluate on fewer ranks, or give more data")
+    return [batch[rank::world] for batch in even_batches(chosen[: len(chosen) // world * world], size * world, world)]
+
+
+def lane_batches(samples: int, lanes: int, size: int, rank: int = 0, world: int = 1) -> list[list[int]]:
+    """One rank's batches for a sequential objective: batch t holds sample t of every lane, a lane being consecutive samples.
+
+    Where there are more lanes than rows, one group of lanes follows the other. Every lane begins without a memory, so the result of an
+    evaluation depends on the number of lanes alone.
+
+    Args:
+        samples: read this many samples, the first ones.
+        lanes: over all ranks, as even as can be.
+        size: at most this many lanes in a batch on each rank.
+        rank: number of this process.
+        world: number of processes.
+    """
+    if size < 1 or lanes < 1:
+        raise UserError(f"the evaluation batch is {size} of {lanes} lanes, expected positive numbers")
+    mine = [range(a, b) for a, b in itertools.pairwise(samples * i // lanes for i in range(lanes + 1))][rank::world]
+    # the last group first: else a lane would go on from the lane before it, where that has just ended
+    groups = [mine[i : i + size] for i in range(0, len(mine), size)][::-1]
+    return [[lane[t] for lane in group if t < len(lane)] for group in groups for t in range(max(map(len, group)))]
+
+
+def evaluation_batches(data: DataSet, objective: Objective[Any], parts: Sequence[Sequence[int]], *, seed: int, on_bad: str = "raise",
+                       workers: int = 0) -> Iterator[Batch]:
+    """Batches of given samples.
 
     Args:
         data: the held-out data set.
         objective: of the system; its `evaluation()` variant is used.
-        batch: at most this many samples in a batch on each rank.
-        seed: of the draws and of the order.
-        rank: number of this process.
-        world: number of processes.
-        limit: evaluate this many samples (drawn by seed; the first ones where the objective is sequential), or all.
-        lanes: of a sequential objective, over all ranks; by default as many as the batches of all ranks have rows.
-        coupled: the loss compares the samples of a batch over all ranks: every rank gets the same number of batches of the
-            same size, all nearly full, and fewer than `world` samples are left out.
+        parts: the sample numbers of each batch. One whose samples are all bad is left out.
+        seed: of the draws.
         on_bad: as in `Stream`.
         workers: processes that read and prepare; 0 for none.
-        whole: deal whole batches to the ranks, so that what shares a batch does not depend on how many ranks there are (of a
-            sequential objective: `batch` lanes over all ranks).
     """
-    if batch < 1:
-        raise UserError(f"the evaluation batch is {batch}, expected a positive number")
-    each = batch if whole else batch * world
-    assert not (whole and coupled), "a loss that compares the samples of a batch needs every rank at each of them"
-    if objective.sequential:
-        assert not coupled, "a loss that compares the samples of a batch has no lanes"
-        mine = _lanes(min(limit or len(data), len(data)), lanes or each)[rank::world]
-        # the last group first: else a lane would go on from the lane before it, where that has just ended
-        groups = [mine[i : i + batch] for i in range(0, len(mine), batch)][::-1]
-        parts = [[lane[t] for lane in group if t < len(lane)] for group in groups for t in range(max(map(len, group)))]
-        return load(Caught(_Evaluation(data, objective.evaluation(), parts, seed, on_bad)), range(len(parts)), workers, 2, False)
-    chosen = permutation(len(data), "evaluation", seed)[: limit or len(data)].tolist()
-    if coupled and world > 1:
-        if len(chosen) < world:
-            raise UserError(f"{len(chosen)} samples cannot be evaluated on {world} ranks: evaluate on fewer ranks, or give more data")
-        chosen = chosen[: len(chosen) // world * world]
-    count = -(-len(chosen) // each)
-    rows = len(chosen) // world if coupled else len(chosen)  # dealt as evenly as can be, in units of `world` where coupled
-    unit = world if coupled else 1
-    borders = [rows * i // count * unit for i in range(count + 1)]
-    dealt = [chosen[a:b] for a, b in itertools.pairwise(borders)]
-    parts = dealt[rank::world] if whole else [p for b in dealt if (p := b[rank::world])]
-    return load(Caught(_Evaluation(data, objective.evaluation(), parts, seed, on_bad)), range(len(parts)), workers, 2, False)
+    return load(_HeldOut(data, objective.evaluation(), parts, seed, on_bad), range(len(parts)), workers)
 
 
-def _lanes(samples: int, lanes: int) -> list[range]:
-    """The first `samples` samples in lanes of consecutive ones, as even as can be."""
-    return [range(a, b) for a, b in itertools.pairwise(samples * i // lanes for i in range(lanes + 1))]
-
-
-class _Evaluation:
+class _HeldOut:
     """Batches of given samples, by number."""
 
-    def __init__(self, data: DataSet, objective: Objective[Any], parts: list[list[int]], seed: int, on_bad: str) -> None:
-        self.data, self.objective, self.parts, self.seed, self.on_bad = data, objective, parts, seed, on_bad
+    def __init__(self, data: DataSet, objective: Objective[Any], parts: Sequence[Sequence[int]], seed: int, on_bad: str) -> None:
+        self._objective, self._parts, self._on_bad = objective, parts, on_bad
+        self._reader = SampleReader([data], seed, self._partner_of if objective.needs_partner else None)
         if objective.needs_partner and len(data) < 2:
             raise UserError("this objective pairs each sample with another one: a data set of one sample is not enough")
 
     def read_costs(self) -> dict[str, float]:
-        """See `Stream`."""
-        return self.data.read_costs()
+        """See `BatchSource`."""
+        return self._reader.sets[0].read_costs()
 
     def __getitem__(self, number: int) -> Batch | None:
-        maker = Maker(self.objective, self.on_bad)
-        indexes = self.parts[number]
-        for index, sample in zip(indexes, self.data.read_many(indexes), strict=True):
-            partner = None
-            if self.objective.needs_partner:
-                other = (index + 1 + int(generator(self.seed, 0, index, "partner").integers(len(self.data) - 1))) % len(self.data)
-                partner = self.data.read_many([other])[0]
-            maker.add(index, sample, generator(self.seed, 0, index, "example"), partner,
-                      partial(self.data.key_and_shard, index))
-        return maker.batch() if maker.examples else None
+        builder = BatchBuilder(self._objective, self._on_bad, self._reader)
+        for prepared in self._reader.prepare([SampleRef(0, i, 0, i) for i in self._parts[number]]):
+            builder.add(prepared)
+        return builder.batch() if builder.examples else None
+
+    def _partner_of(self, ref: SampleRef) -> int:
+        """Any other sample."""
+        draw = generator(self._reader.seed, 0, ref.sample, "partner")
+        return (ref.sample + 1 + int(draw.integers(self._reader.samples - 1))) % self._reader.samples

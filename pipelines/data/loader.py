@@ -5,78 +5,66 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ...shared.errors import BadSample, UserError
-from ...shared.sample import Sample
 from ...shared.system import BadRecord, Batch, Objective
 from .ahead import ReadAhead
+from .samples import PreparedSample, SampleReader
 
 
-class Batches(Protocol):
+class BatchSource(Protocol):
     """Batches by number; None where every sample of one is bad."""
 
     def __getitem__(self, number: int) -> Batch | None: ...
 
     def read_costs(self) -> dict[str, float]:
-        """What reading has cost since the last call (`Batch.reads`)."""
+        """What reading has cost in this process since the last call (`Batch.reads`)."""
         ...
 
 
-@dataclass(frozen=True)
-class _Failure:
-    """An error that a worker hands to the process that trains, without its traceback."""
-
-    message: str
-
-
-class Maker:
+class BatchBuilder:
     """Collects the examples and the bad samples of one batch."""
 
-    def __init__(self, objective: Objective[Any], on_bad: str) -> None:
+    def __init__(self, objective: Objective[Any], on_bad: str, reader: SampleReader) -> None:
         self.objective, self.on_bad = objective, on_bad
+        self._reader = reader
         self.examples: list[Any] = []
         self.used: list[int] = []
         self.follows: list[int] = []
         self.bad: list[BadRecord] = []
 
-    def add(self, index: int, sample: Sample | BadSample, rng: np.random.Generator, partner: Sample | BadSample | None,
-            name: Callable[[], tuple[str, str]], follows: int | None = None) -> None:
+    def add(self, prepared: PreparedSample, follows: int | None = None) -> None:
         """Make the examples of one sample, or record why there are none; `follows` as in `Batch`."""
         try:
-            for found in (sample, partner):
-                if isinstance(found, BadSample):
-                    raise found
-            assert isinstance(sample, Sample)
-            if isinstance(partner, Sample):
-                sample.partner = partner
-            made = list(self.objective.example(sample, rng))
+            if isinstance(prepared.sample, BadSample):
+                raise prepared.sample
+            made = list(self.objective.example(prepared.sample, prepared.rng))
             if not made:
-                raise BadSample(f"sample {sample.key!r} of {sample.source}: the objective makes no example of it")
+                raise BadSample(f"sample {prepared.sample.key!r} of {prepared.sample.source}: the objective makes no example of it")
         except BadSample as error:
             if self.on_bad == "raise":
                 raise UserError(f"{error} (data.on_bad=skip leaves such samples out and counts them)") from None
-            self.bad.append(BadRecord(index, *name(), str(error)))
+            self.bad.append(BadRecord(prepared.index, *self._reader.key_and_shard(prepared.ref), str(error)))
             return
         self.examples.extend(made)
-        self.used.append(index)
+        self.used.append(prepared.index)
         if follows is not None:
             self.follows.append(follows)
 
     def batch(self) -> Batch:
-        """The batch, with what the stream knows about it."""
+        """The batch, with what is known about its samples."""
         batch = self.objective.collate(self.examples)
         batch.samples, batch.sample_ids, batch.follows, batch.bad = len(self.used), self.used, self.follows, self.bad
         return batch
 
 
-class From(Sampler[int]):
+class CountFrom(Sampler[int]):
     """All numbers from a first one on."""
 
     def __init__(self, first: int) -> None:
@@ -86,20 +74,24 @@ class From(Sampler[int]):
         return itertools.count(self.first)
 
 
-class Caught(Dataset[Any]):
-    """Batches by number, with the user's errors as values: an exception that crosses processes carries a traceback in its text."""
+@dataclass(frozen=True)
+class _Mistake:
+    """A user's error that a worker hands over: an exception that crosses processes carries a traceback in its text."""
 
-    def __init__(self, batches: Batches) -> None:
-        self.batches = batches
+    message: str
+
+
+class _Loaded(Dataset[Any]):
+    """What a worker hands over for a number: (batch, what reading cost), or the user's error as a value."""
+
+    def __init__(self, source: BatchSource) -> None:
+        self._source = source
 
     def __getitem__(self, number: int) -> Any:
         try:
-            batch = self.batches[number]
-            if batch is not None:
-                batch.reads = self.batches.read_costs()
-            return batch
+            return self._source[number], self._source.read_costs()
         except UserError as error:
-            return _Failure(str(error))
+            return _Mistake(str(error))
 
 
 def added(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
@@ -111,22 +103,24 @@ def added(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
     return sums
 
 
-def load(batches: Caught, numbers: Sampler[int] | range, workers: int, prefetch: int, pin_memory: bool,
-          ahead: ReadAhead | None = None) -> Iterator[Batch]:
-    """Load batches, in this process or in `workers`."""
+def load(source: BatchSource, numbers: Sampler[int] | range, workers: int, prefetch: int = 2, pin_memory: bool = False,
+         ahead: ReadAhead | None = None) -> Iterator[Batch]:
+    """Load batches by their numbers, in this process or in `workers`; a number whose samples are all bad gives none."""
     loader: DataLoader[Any] = DataLoader(
-        batches, batch_size=None, sampler=numbers, num_workers=workers, prefetch_factor=prefetch if workers else None, collate_fn=_same,
-        worker_init_fn=_prepare_worker, pin_memory=pin_memory,
+        _Loaded(source), batch_size=None, sampler=numbers, num_workers=workers, prefetch_factor=prefetch if workers else None,
+        collate_fn=_same, worker_init_fn=prepare_worker, pin_memory=pin_memory,
         generator=torch.Generator())  # its own generator: starting a loader must not move the run's random state
     made = iter(loader)  # this forks the workers; threads begin after that
     try:
         if ahead is not None:
             ahead.start()
         for found in made:
-            if isinstance(found, _Failure):
+            if isinstance(found, _Mistake):
                 raise UserError(found.message)
-            if found is not None:
-                yield found
+            batch, costs = found
+            if batch is not None:
+                batch.reads = added([costs, source.read_costs()])  # in the worker, and what this process fetched ahead
+                yield batch
     finally:
         if ahead is not None:
             ahead.close()
@@ -136,7 +130,7 @@ def _same(value: Any) -> Any:
     return value
 
 
-def _prepare_worker(worker: int) -> None:
+def prepare_worker(worker: int) -> None:
     """A worker has one thread, and leaves stopping to the process that trains, whose signal handlers it must not inherit."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -227,7 +227,7 @@ class SourceOrder:
             _remember(self._windows, (epoch, lane, number), found)
         return found
 
-    def coming(self, row: int, lane: int) -> Iterator[tuple[int, int]]:
+    def upcoming_shards(self, row: int, lane: int) -> Iterator[tuple[int, int]]:
         """(row, a sample of the shard) for each piece of a shard that a lane reads from `row` on, without end.
 
         Samples of the piece are read from that row on, or some rows later: the first of the shuffle window that it reaches into.
@@ -268,8 +268,8 @@ def quotas(weights: Sequence[float]) -> tuple[int, ...]:
     return tuple(int(c) for c in counts)
 
 
-class Place(NamedTuple):
-    """Where a position of the stream leads."""
+class SampleRef(NamedTuple):
+    """The sample that stands at a position of the stream."""
 
     source: int
     """Number of the data set in the mixture; 0 where there is one."""
@@ -301,11 +301,11 @@ class Order:
     def _quotas(self) -> tuple[int, ...]:
         return quotas(self.weights)
 
-    def locate(self, position: int) -> Place:
+    def locate(self, position: int) -> SampleRef:
         """What stands at `position` of the stream."""
         if len(self.sources) == 1:
             epoch, sample = self.sources[0].locate(position)
-            return Place(0, position, epoch, sample)
+            return SampleRef(0, position, epoch, sample)
         lanes = self.sources[0].lanes
         row, lane = divmod(position, lanes)
         cycle, place = divmod(row, CYCLE)
@@ -313,9 +313,9 @@ class Order:
         source = int(dealt[place])
         own = (cycle * self._quotas[source] + int(ranks[place])) * lanes + lane
         epoch, sample = self.sources[source].locate(own)
-        return Place(source, own, epoch, sample)
+        return SampleRef(source, own, epoch, sample)
 
-    def coming(self, position: int, lanes: Iterable[int]) -> Iterator[tuple[int, int, int]]:
+    def upcoming_shards(self, position: int, lanes: Iterable[int]) -> Iterator[tuple[int, int, int]]:
         """(position, source, a sample of the shard): what some lanes read from `position` on, in the order of need, without end.
 
         Samples of the shard are read from about that position on; for a mixture it is that of the cycle that they may stand in.
@@ -326,7 +326,7 @@ class Order:
             order, quota = self.sources[source], self._quotas[source]
             mixed = len(self.sources) > 1
             row = position // count
-            for own, sample in order.coming(row // CYCLE * quota if mixed else row, lane):
+            for own, sample in order.upcoming_shards(row // CYCLE * quota if mixed else row, lane):
                 yield max(position, (own // quota * CYCLE if mixed else own) * count), source, sample
 
         return heapq.merge(*(one(source, lane) for source in range(len(self.sources)) for lane in lanes))

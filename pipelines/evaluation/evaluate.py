@@ -26,7 +26,7 @@ from ..base.console import Console, finite
 from ..base.files import write_atomic
 from ..base.redact import redact
 from ..data.dataset import DataSet
-from ..data.held_out import evaluation_batches
+from ..data.held_out import chosen_samples, evaluation_batches, even_batches, lane_batches
 from ..run.environment import describe_environment
 from ..run.recipe import Precision, Recipe
 from ..train.devices import build_fabric, seed_draws
@@ -178,9 +178,12 @@ def _pass(subject: Subject, measure: Measure, size: int, chosen: int, settings: 
     problem: str | None = None
     with console.progress(title, total=chosen) as bar:
         try:
-            for batch in evaluation_batches(subject.data, measure.objective, batch=size, seed=seed, rank=fabric.global_rank,
-                                            world=fabric.world_size, limit=chosen, on_bad=settings.on_bad, workers=settings.workers,
-                                            whole=True):
+            if measure.objective.sequential:
+                parts = lane_batches(chosen, size, size, fabric.global_rank, fabric.world_size)
+            else:  # whole batches, so that what shares a batch does not depend on the number of ranks
+                parts = even_batches(chosen_samples(len(subject.data), seed, chosen), size)[fabric.global_rank::fabric.world_size]
+            for batch in evaluation_batches(subject.data, measure.objective, parts, seed=seed, on_bad=settings.on_bad,
+                                            workers=settings.workers):
                 seed_draws(seed, batch.sample_ids[:1])  # what a network draws depends on the batch alone
                 bad += [asdict(b) for b in batch.bad]
                 with fabric.autocast():

@@ -16,9 +16,11 @@ from torch import Tensor
 
 from ...shared.errors import BadSample, UserError
 from ...shared.settings import build_settings
+from ..data.account import describe_update
 from ..data.dataset import DataSet
+from ..data.layout import BatchLayout
 from ..data.order import draw_seed
-from ..data.stream import Layout, Stream, describe_update
+from ..data.stream import Stream
 from ..run import checkpoint
 from ..run.directory import Run
 from ..run.recipe import Recipe
@@ -86,7 +88,7 @@ class Past:
         return self.run.recipe() if saved is None else build_settings(Recipe, saved, f"the recipe of {self.run.directory}")
 
     @cached_property
-    def layout(self) -> Layout:
+    def layout(self) -> BatchLayout:
         """The ranks and micro-batches that made the update, as one process makes them."""
         world, batch = self.started.get("world_size", 1), self.recipe.data.global_batch
         if "micro_batch" in self.started:
@@ -96,7 +98,7 @@ class Past:
             micro = batch // world // self.following["accumulate"]
         else:
             micro = self.recipe.data.micro_batch
-        return Layout(batch, micro, replays=world)
+        return BatchLayout(batch, micro, replays=world)
 
     def sets(self, given: Sequence[str] = ()) -> list[tuple[DataSet, float]]:
         """The data sets of the run with their weights, each checked against its fingerprint.
@@ -183,7 +185,7 @@ def show(stream: Stream, index: int, limit: int | None = None, chosen: Sequence[
     """What update number `index` (counted from 0) reads, what the objective makes of it, and what is drawn.
 
     Args:
-        stream: of the run; with `Layout.replays`, the micro-batches of all ranks are shown.
+        stream: of the run; with `BatchLayout.replays`, the micro-batches of all ranks are shown.
         index: number of the update.
         limit: decode so many samples; None for all.
         chosen: decode these samples instead.
@@ -198,7 +200,7 @@ def show(stream: Stream, index: int, limit: int | None = None, chosen: Sequence[
         known = ", ".join(str(r.sample_id) for r in reads[:_LISTED]) + (" ..." if len(reads) > _LISTED else "")
         raise UserError(f"sample {strange[0]} is not in this update: it has {known}")
     decoded = [read for read in reads if read.sample_id in chosen] if chosen else reads[:limit]
-    whose = {layout.place(part): part for part in range(layout.accumulate)}
+    whose = {layout.rank_and_part(part): part for part in range(layout.accumulate)}
     parts = sorted({whose[read.rank, read.part] for read in decoded}) if limit is not None else list(range(layout.accumulate))
     facts: dict[str, Any] = {
         "epoch": stream.epoch(index), "positions": [reads[0].position, reads[-1].position], "seed": stream.seed, "ranks": layout.ranks,
@@ -208,10 +210,10 @@ def show(stream: Stream, index: int, limit: int | None = None, chosen: Sequence[
         "sample_ids": [r.sample_id for r in reads], "keys": [r.key for r in reads], "examples": [],
     }
     previews: list[Preview] = []
-    found = stream.samples([read.position for read in decoded])
-    for read, (sample, rng) in zip(decoded, found, strict=True):
+    for read, prepared in zip(decoded, stream.prepare([read.position for read in decoded]), strict=True):
+        sample = prepared.sample
         example: dict[str, Any] = {"sample": read.sample_id, "key": read.key, "epoch": read.epoch,
-                                   "first_draw": f"{int(stream.draws(read.position).bit_generator.random_raw()):016x}"}
+                                   "first_draw": f"{int(stream.rng(read.position).bit_generator.random_raw()):016x}"}
         facts["examples"].append(example)
         made: list[Preview] = []
         try:
@@ -221,7 +223,7 @@ def show(stream: Stream, index: int, limit: int | None = None, chosen: Sequence[
             example["fields"] = dict(sample_rows(sample, classes, getattr(stream.objective, "tokenizer", None)))
             if sample.partner is not None:
                 example["partner"] = {"sample": sample.partner.index, "key": sample.partner.key}
-            made = [stream.objective.describe(e) for e in stream.objective.example(sample, rng)]
+            made = [stream.objective.describe(e) for e in stream.objective.example(sample, prepared.rng)]
         except BadSample as error:
             example["bad"] = str(error)
         example["examples"] = [[list(row) for row in preview.rows] for preview in made]
@@ -231,7 +233,7 @@ def show(stream: Stream, index: int, limit: int | None = None, chosen: Sequence[
 
 def _micro_batch(stream: Stream, index: int, part: int) -> dict[str, Any]:
     """What one forward pass gets."""
-    rank, number = stream.layout.place(part)
+    rank, number = stream.layout.rank_and_part(part)
     facts: dict[str, Any] = {"rank": rank, "part": number, "torch_seed": draw_seed(stream.seed, index, rank, number)}
     try:
         batch = stream[index * stream.layout.accumulate + part]

@@ -25,7 +25,8 @@ from ...shared.errors import UserError
 from ...shared.system import Batch, System
 from ..base.console import Console
 from ..data.dataset import DataSet
-from ..data.stream import Layout, Stream
+from ..data.layout import BatchLayout
+from ..data.stream import Stream
 from ..run import checkpoint
 from ..run.environment import describe_environment
 from ..run.recipe import Recipe
@@ -202,7 +203,7 @@ def _stream(past: Past, sets: list[tuple[DataSet, float]], system: System) -> St
     """The stream in the layout that an update was made in."""
     layout = past.layout
     if system.coupled:  # the samples of all ranks are compared with each other, so they are one batch here
-        layout = Layout(layout.global_batch)
+        layout = BatchLayout(layout.global_batch)
     return build_stream(past.recipe, sets, system.objective, layout)
 
 
@@ -294,10 +295,10 @@ def sample_losses(state: TrainState, console: Console) -> list[dict[str, Any]]:
         for part in range(layout.accumulate):
             for position in layout.positions(index, part):
                 bar.advance()
-                batch = state.stream.alone(position)
+                batch = state.stream.batch_of_one(position)
                 if batch is not None:
                     place = state.stream.order.locate(position)
-                    key, shard = state.stream.name(place)
+                    key, shard = state.stream.key_and_shard(place)
                     found.append({"sample": state.stream.index(place), "key": key, "shard": shard, "position": position,
                                   "tokens": batch.tokens, **_alone(state, batch, part, counts, trained)})
     system.train()

@@ -19,7 +19,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from ...shared.errors import UserError, raise_problems
 from ..base.console import Console
-from ..data.stream import Layout
+from ..data.layout import BatchLayout
 from .job import MARK, Job, Target, seconds_of
 from .kubernetes import Kubernetes
 from .ray import Ray, SkyPilot
@@ -128,7 +128,7 @@ def _problems(job: Job, on: str, known: Mapping[str, Target]) -> Iterator[str]:
     if 1 <= least <= most and job.gpus >= 1:
         for nodes in range(least, most + 1):
             try:
-                Layout(job.recipe.data.global_batch, job.recipe.data.micro_batch, 0, nodes * job.gpus)
+                BatchLayout(job.recipe.data.global_batch, job.recipe.data.micro_batch, 0, nodes * job.gpus)
             except UserError as error:
                 yield str(error)
     yield from (problem for word in job.arguments for problem in _exposed(word))

@@ -19,7 +19,7 @@ from ...shared.family import Context, Family
 from ...shared.system import Batch, System
 from ..base.console import Console
 from ..data.dataset import DataSet
-from ..data.stream import Layout
+from ..data.layout import BatchLayout
 from ..run.optim import freeze
 from ..run.recipe import Recipe
 from ..train.devices import choose_precision
@@ -92,7 +92,7 @@ def plan(recipe: Recipe, data: Data | None, cluster: Cluster, *, model: str | Pa
     machine = _Machine(cluster.world_size, _device(recipe))
     raise_problems([*layout_problems(recipe, machine.world_size, machine.device.type), *precision_problems(recipe)], "the run")
     precision = _precision(recipe, machine)
-    layout = Layout(recipe.data.global_batch, recipe.data.micro_batch, 0, cluster.world_size)
+    layout = BatchLayout(recipe.data.global_batch, recipe.data.micro_batch, 0, cluster.world_size)
     draft = _Draft(recipe, entry, start, precision, layout)
     if data is None:
         lines = draft.imagine(tokenizer)
@@ -127,7 +127,7 @@ class _Machine:
 class _Draft:
     """A run as far as it is needed to rehearse it: systems on the meta device, batches on the CPU."""
 
-    def __init__(self, recipe: Recipe, entry: Family, start: Start, precision: str, layout: Layout) -> None:
+    def __init__(self, recipe: Recipe, entry: Family, start: Start, precision: str, layout: BatchLayout) -> None:
         self.recipe, self.entry, self.start, self.precision, self.layout = recipe, entry, start, precision, layout
         self.context = Context(net_only=True)
         self.config: Any = start.config
@@ -157,7 +157,7 @@ class _Draft:
                 f"{samples:,} samples on {self.layout.world} ranks",
                 "note: no --data, so the batch is of synthetic samples of full length, and epochs are not known"]
 
-    def rehearse(self, layout: Layout) -> Rehearsal:
+    def rehearse(self, layout: BatchLayout) -> Rehearsal:
         """Rehearse an update in which a rank has the micro-batches of `layout`."""
         system = self.build()
         if self.recipe.activation_checkpointing:
@@ -166,7 +166,7 @@ class _Draft:
         return rehearse(system, self._batches(system, layout), self.recipe.optim, accumulate=layout.accumulate, precision=self.precision,
                         shards=shards, reshard=self.recipe.reshard_after_forward)
 
-    def _batches(self, system: System, layout: Layout) -> list[Batch]:
+    def _batches(self, system: System, layout: BatchLayout) -> list[Batch]:
         """Micro-batches of the first updates, as many as are looked at."""
         if not self.sets:
             return [synthetic_batch(self.recipe, self.entry, self.context, self.config, layout.size)]
@@ -191,7 +191,7 @@ def _precision(recipe: Recipe, machine: _Machine) -> str:
 # --- memory and time -------------------------------------------------------------------------------------------------
 
 
-def rank_memory(found: Rehearsal, recipe: Recipe, layout: Layout, device: str) -> dict[str, int]:
+def rank_memory(found: Rehearsal, recipe: Recipe, layout: BatchLayout, device: str) -> dict[str, int]:
     """Bytes of one rank by what they hold, and the peak, under the recipe's strategy.
 
     With strategy fsdp a rank holds its rows of all that, and at the peak `gathered`: the weights of the layers that compute or come
@@ -204,7 +204,7 @@ def rank_memory(found: Rehearsal, recipe: Recipe, layout: Layout, device: str) -
     return parts | {"staging": staging, "peak": parts["peak"] + (staging if device == "cpu" else 0)}
 
 
-def _on_device(found: Rehearsal, recipe: Recipe, layout: Layout) -> dict[str, int]:
+def _on_device(found: Rehearsal, recipe: Recipe, layout: BatchLayout) -> dict[str, int]:
     parts = {"weights": found.weights, "gradients": found.gradients, "optimizer": found.optimizer, "activations": found.activations}
     if layout.world == 1 and recipe.strategy in ("auto", "fsdp"):
         return {**parts, "peak": found.peak}
@@ -227,7 +227,7 @@ def _seconds(found: Rehearsal, recipe: Recipe, cluster: Cluster) -> float | None
     return None
 
 
-def _too_large(draft: _Draft, cluster: Cluster, layout: Layout, memory: Mapping[str, int], coupled: bool) -> str:
+def _too_large(draft: _Draft, cluster: Cluster, layout: BatchLayout, memory: Mapping[str, int], coupled: bool) -> str:
     """What does not fit, and the largest micro-batch that would."""
     assert cluster.memory is not None
     what = f"the run takes {size(memory['peak'])} on each rank and a rank has {size(cluster.memory)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -65,7 +65,7 @@ def _examples(objective: Objective[Any], words: int, samples: int) -> list[Any]:
     found: list[Any] = []
     for index in range(samples):
         sample = _sample(index, words) if objective.row_length is None else _row(index, objective.row_length)
-        sample.partner = _sample(index + samples, words)
+        sample.pair_with(partial(_sample, index + samples, words))
         found += objective.example(sample, np.random.default_rng(index))
     return found
 

@@ -12,8 +12,9 @@ from ...shared.family import Context
 from ...shared.system import System
 from ...shared.tokenizer import Tokenizer
 from ..base.console import Console
+from ..data.account import check_order, order_state
 from ..data.dataset import DataSet
-from ..data.stream import Stream, check_order
+from ..data.stream import Stream
 from ..run import checkpoint
 from ..run.directory import Run, lock_run, open_run, record_start
 from ..run.environment import describe_environment
@@ -60,7 +61,7 @@ def begin(run: Run, recipe: Recipe, system: System, context: Context, model: str
         start = _find_checkpoint(run, resume, console)
         if start is not None:
             _check_same(open_run(start.path.parent.parent), recipe, context, start)
-            check_order(start.state()["order"], stream.order_state())
+            check_order(start.state()["order"], order_state(stream))
             console.say(f"resuming after update {start.update} from {start.path}")
         at = {"update": 0, "checkpoint": ""} if start is None else {"update": start.update, "checkpoint": str(start.path.absolute())}
         record_start(run, recipe, cast("Any", system.net).config, context, model,

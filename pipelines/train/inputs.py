@@ -11,7 +11,8 @@ from ...shared.family import Context
 from ...shared.system import Objective
 from ...shared.tokenizer import Tokenizer
 from ..data.dataset import DataSet
-from ..data.stream import Layout, Mixture, Stream
+from ..data.layout import BatchLayout
+from ..data.stream import Mixture, Stream
 from ..run.recipe import Recipe
 
 Data = str | Path | Sequence[tuple[str | Path, float]]
@@ -46,7 +47,7 @@ def read_context(data: Sequence[DataSet], held_out: DataSet | None, tokenizer: s
     return Context(found, lists[0] if lists else None)
 
 
-def build_stream(recipe: Recipe, data: DataSet | Mixture, objective: Objective[Any], layout: Layout) -> Stream:
+def build_stream(recipe: Recipe, data: DataSet | Mixture, objective: Objective[Any], layout: BatchLayout) -> Stream:
     """What a run reads: `data` in the recipe's order, for one rank's share of each update."""
     settings = recipe.data
     return Stream(data, objective, layout, seed=recipe.seed, lanes=settings.lanes, window=settings.window, on_bad=settings.on_bad,

@@ -48,8 +48,9 @@ from ...shared.family import Context
 from ...shared.system import Batch, Preview, Step, System
 from ..base.console import Bar, Console
 from ..data.dataset import DataSet
-from ..data.held_out import evaluation_batches
-from ..data.stream import Layout, Stream
+from ..data.held_out import chosen_samples, evaluation_batches, lane_batches, shared_batches
+from ..data.layout import BatchLayout
+from ..data.stream import Stream
 from ..model.export import export_system
 from ..run import checkpoint
 from ..run.directory import Run, check_directory
@@ -117,7 +118,7 @@ def pretrain(
     held_out = None if eval_data is None else DataSet.open(eval_data)
     with building(recipe, fabric.global_rank, fabric.world_size):
         start = find_start(recipe, family(recipe.system), model, out, resume)
-    layout = Layout(recipe.data.global_batch, recipe.data.micro_batch, fabric.global_rank, fabric.world_size)
+    layout = BatchLayout(recipe.data.global_batch, recipe.data.micro_batch, fabric.global_rank, fabric.world_size)
     context = read_context([d for d, _ in mixture], held_out, tokenizer or start.tokenizer)
     system, origin = build_system(recipe, context, start, layout)
     # a system that starts from a trained tower brings that tower's tokenizer
@@ -141,7 +142,7 @@ def pretrain(
         return train(state, Stop(max_seconds), profile)
 
 
-def build_system(recipe: Recipe, context: Context, start: Start, layout: Layout) -> tuple[System, list[str]]:
+def build_system(recipe: Recipe, context: Context, start: Start, layout: BatchLayout) -> tuple[System, list[str]]:
     """The system with its first weights, and lines for people: where they come from, and which are frozen."""
     entry = family(recipe.system)
     with building(recipe, layout.rank, layout.world):
@@ -295,7 +296,7 @@ def learn(state: TrainState, batches: Sequence[Batch], totals: Mapping[str, int]
     # Forward and backward; gradients travel between ranks with the last micro-batch only.
     for part, batch in enumerate(batches):
         is_accumulating = part < layout.accumulate - 1
-        seed_draws(recipe.seed, state.update, *layout.place(part))
+        seed_draws(recipe.seed, state.update, *layout.rank_and_part(part))
         micro = MicroBatch(batch.to(fabric.device), carries.get(part), scale)
         state.mark("forward", part)
         with fabric.no_backward_sync(state.module, enabled=world > 1 and is_accumulating):
@@ -421,9 +422,12 @@ def evaluate(state: TrainState, logbook: Logbook | None) -> None:
     began = time.perf_counter()
     # at most a training micro-batch at a time, so that what trains can be evaluated
     each = state.stream.layout.size if settings.batch is None else -(-settings.batch // fabric.world_size)
-    batches = evaluation_batches(state.held_out, system.objective, batch=each, seed=recipe.seed, rank=fabric.global_rank,
-                                 world=fabric.world_size, limit=settings.limit, lanes=settings.batch or recipe.data.global_batch,
-                                 coupled=system.coupled, on_bad=recipe.data.on_bad)
+    rank, world, count = fabric.global_rank, fabric.world_size, len(state.held_out)
+    if system.objective.sequential:
+        parts = lane_batches(min(settings.limit or count, count), settings.batch or recipe.data.global_batch, each, rank, world)
+    else:
+        parts = shared_batches(chosen_samples(count, recipe.seed, settings.limit), each, rank, world, equal=system.coupled)
+    batches = evaluation_batches(state.held_out, system.objective, parts, seed=recipe.seed, on_bad=recipe.data.on_bad)
     carry: Any = None
     for number, batch in enumerate(batches):  # a rank may have fewer batches than another, or none
         seed_draws(recipe.seed, number)

@@ -11,8 +11,9 @@ import torch
 
 from ...shared.errors import raise_problems
 from ...shared.system import System
+from ..data.account import plan_lines
 from ..data.dataset import DataSet
-from ..data.stream import Stream, plan
+from ..data.stream import Stream
 from ..run.optim import layer_problems
 from ..run.recipe import Recipe, record
 from .devices import choose_precision
@@ -49,7 +50,7 @@ def preflight(recipe: Recipe, system: System, stream: Stream, held_out: DataSet 
         f"system: {recipe.system} {recipe.task or recipe.size}: {total:,} parameters{frozen}",
         f"device: {fabric.world_size} x {fabric.device.type}, precision {precision}{', compiled' if recipe.compile else ''}"
         f"{_divided(recipe, fabric)}",
-        *plan(stream),
+        *plan_lines(stream),
         f"run: {recipe.max_updates:,} updates = {samples:,} samples = {samples / stream.samples_per_epoch:.2f} epochs; "
         f"{recipe.optim.name}, peak rate {recipe.optim.lr:g}, {recipe.schedule.name} after {recipe.schedule.warmup} updates of warmup",
     ]

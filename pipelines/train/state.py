@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from ...shared import dist
 from ...shared.system import System, map_tensors
 from ..base.console import Console
+from ..data.account import order_state
 from ..data.dataset import DataSet
 from ..data.stream import Stream
 from ..run import checkpoint
@@ -119,7 +120,7 @@ class TrainState:
         skeleton, carried = flatten({str(part): c for part, c in self.carries.items()}, f"carry/{self.fabric.global_rank}")
         record = {
             "update": self.update, "tokens": self.tokens, "bad": self.bad, "elapsed_s": self.clock.elapsed,
-            "order": self.stream.order_state(), "world": self.fabric.world_size, "accumulate": self.stream.layout.accumulate,
+            "order": order_state(self.stream), "world": self.fabric.world_size, "accumulate": self.stream.layout.accumulate,
             "meter": self.meter.state(), "optim": scalars, "carries": dist.gather_json(skeleton),
             "recipe": self.recipe.to_dict(), "best": self.best.state(), "health": self.health.state(),
         }

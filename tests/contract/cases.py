@@ -242,7 +242,7 @@ def samples_of(objective: Objective[Any], tok: Tokenizer | None, numbers: Sequen
         # rows of tokens go on from one another by their numbers: these do not
         made.append(Sample(f"{n:06d}", content, 10 * n, "contract"))
     for sample, other in zip(made, [*made[1:], *made[:1]]):
-        sample.partner = other
+        sample.pair_with(lambda other=other: other)
     return made
 
 

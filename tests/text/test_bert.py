@@ -25,8 +25,14 @@ def text(seed, sentences=12):
     return " ".join(" ".join(rng.choice(WORDS, rng.integers(3, 9))) + "." for _ in range(sentences))
 
 
-def sample(seed, partner=None, **fields):
-    return Sample(str(seed), fields or {"txt": text(seed).encode()}, seed, partner=partner)
+def sample(seed, **fields):
+    return Sample(str(seed), fields or {"txt": text(seed).encode()}, seed)
+
+
+def paired(seed, other):
+    one = sample(seed)
+    one.pair_with(lambda: sample(other))
+    return one
 
 
 def rng(*key):
@@ -109,10 +115,9 @@ def test_the_random_segment_starts_at_a_sentence_and_stops_when_it_is_long_enoug
 
 def test_raw_text_with_pairs(tok):
     o = objective(tok)
-    other = sample(99)
     labels = []
     for seed in range(60):
-        for e in o.example(sample(seed, other), rng(seed)):
+        for e in o.example(paired(seed, 99), rng(seed)):
             ids = original(e)
             assert len(ids) <= 32
             ends = np.flatnonzero(ids == tok.sep_id)
@@ -131,12 +136,12 @@ def test_the_random_segment_comes_from_the_partner_and_without_one_from_the_docu
     mine, theirs = set(tok.encode("alpha beta gamma delta.")), set(tok.encode("omega psi chi phi."))
     found = 0
     for seed in range(40):
-        own.partner = strange
+        own.pair_with(lambda: strange)
         for e in o.example(own, rng(seed)):
             b = original(e)[e.token_type_ids == 1]
             assert set(b.tolist()) <= (theirs if e.next_sentence == IS_RANDOM else mine)
             found += e.next_sentence
-        own.partner = Sample("bad", {"txt": b"\xff\xfe"})
+        own.pair_with(lambda: Sample("bad", {"txt": b"\xff\xfe"}))
         for e in o.example(own, rng(seed)):
             assert set(original(e).tolist()) <= mine
     assert found
@@ -162,7 +167,7 @@ def test_rows_of_documents(tok, framed):
     single = list(objective(tok, 64, nsp=False, short_prob=0.0).example(row, rng(0)))
     assert [original(e)[1:-1].tolist() for e in single] == [d.tolist() for d in documents]
     for seed in range(20):
-        row.partner = row
+        row.pair_with(lambda: row)
         for e in objective(tok, 64).example(row, rng(seed)):
             assert e.next_sentence in (IS_NEXT, IS_RANDOM) and len(e.input_ids) <= 64
 
@@ -181,7 +186,7 @@ def test_losses_are_sums_over_what_the_counts_say(tok, nsp):
     torch.manual_seed(0)
     system = polymodal.system("bert", size="tiny", tokenizer=tok, objective={"nsp": nsp, "max_length": 40}, hidden_dropout_prob=0.0,
                               attention_probs_dropout_prob=0.0)
-    examples = [e for s in range(4) for e in system.objective.example(sample(s, sample(s + 10)), rng(s))]
+    examples = [e for s in range(4) for e in system.objective.example(paired(s, s + 10), rng(s))]
     batch = system.objective.collate(examples)
     assert batch.tokens == sum(batch.lengths) == batch.input_ids.shape[1]
     assert batch.counts == {"masked": sum(len(e.positions) for e in examples)} | ({"pairs": len(examples)} if nsp else {})

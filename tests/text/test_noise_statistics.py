@@ -34,7 +34,7 @@ def examples(objective, count, sentences=40):
     made = []
     for seed in range(count):
         one = sample(seed, sentences)
-        one.partner = sample(seed + 10_000, sentences)
+        one.pair_with(lambda seed=seed: sample(seed + 10_000, sentences))
         made.append(list(objective.example(one, np.random.default_rng((1, seed)))))
     return made
 

@@ -21,11 +21,13 @@ import pytest
 from polymodal.pipelines import cli
 from polymodal.pipelines.base.console import Console
 from polymodal.pipelines.crew.pieces import Workers
+from polymodal.pipelines.data.account import plan_lines
 from polymodal.pipelines.data.dataset import DataSet, verify
-from polymodal.pipelines.data.held_out import evaluation_batches
+from polymodal.pipelines.data.held_out import chosen_samples, evaluation_batches, even_batches
 from polymodal.pipelines.data.index import INDEX, build_index
+from polymodal.pipelines.data.layout import BatchLayout
 from polymodal.pipelines.data.remote.fetch import ReadCosts, RetryPolicy
-from polymodal.pipelines.data.stream import Layout, Stream, plan
+from polymodal.pipelines.data.stream import Stream
 from polymodal.pipelines.pack.pack import pack
 from polymodal.pipelines.pack.settings import PackSettings, Reading
 from polymodal.pipelines.run.directory import Run
@@ -529,7 +531,7 @@ class Raw(Objective):
 
 
 def first_batches(source, cache, count, workers=0, **layout):
-    stream = Stream(DataSet.open(source, cache=cache), Raw(), Layout(20, **layout), lanes=4, window=16)
+    stream = Stream(DataSet.open(source, cache=cache), Raw(), BatchLayout(20, **layout), lanes=4, window=16)
     loader = stream.loader(3, workers=workers)
     found = [next(loader) for _ in range(count)]
     loader.close()
@@ -547,7 +549,7 @@ def test_the_stream_is_the_same_as_from_disk_and_tells_what_it_cost(server, fold
 
 def test_shards_are_fetched_before_they_are_needed(server, cache):
     """One lane: the first batch needs the first shard, and the next one comes while nobody asks for it."""
-    stream = Stream(DataSet.open(server.url, cache=cache), Raw(), Layout(20), lanes=1, window=20)
+    stream = Stream(DataSet.open(server.url, cache=cache), Raw(), BatchLayout(20), lanes=1, window=20)
     loader = stream.loader()
     next(loader)
     order = [stream.sets[0].shard_of(sample)[0] for _, sample in (stream.order.sources[0].locate(p) for p in range(0, 200, EACH))]
@@ -564,7 +566,7 @@ def test_shards_are_fetched_before_they_are_needed(server, cache):
 
 
 def test_reading_ahead_keeps_to_a_ranks_own_lanes(server, cache):
-    stream = Stream(DataSet.open(server.url, cache=cache), Raw(), Layout(20, rank=1, world=2), lanes=2, window=200)
+    stream = Stream(DataSet.open(server.url, cache=cache), Raw(), BatchLayout(20, rank=1, world=2), lanes=2, window=200)
     loader = stream.loader()
     mine = {stream.sets[0].shard_of(stream.order.locate(p).sample)[0] for p in range(1, 200, 2)}
     for _ in range(9):
@@ -574,13 +576,13 @@ def test_reading_ahead_keeps_to_a_ranks_own_lanes(server, cache):
 
 
 def test_the_order_of_need_is_the_order_of_reading(folder):
-    """`coming` names every shard not later than it is read, and each rank's lanes only."""
+    """`upcoming_shards` names every shard not later than it is read, and each rank's lanes only."""
     sets = [(DataSet.open(folder), 0.7), (DataSet.open(folder), 0.3)]
     for data, lanes, window in ((sets[0][0], 3, 16), (sets[0][0], 7, 1000), (sets, 4, 30)):
-        stream = Stream(data, Raw(), Layout(20), lanes=lanes, window=window)
+        stream = Stream(data, Raw(), BatchLayout(20), lanes=lanes, window=window)
         for start in (0, 60, 1000):
             told = {}
-            for position, source, sample in stream.order.coming(start, range(lanes)):
+            for position, source, sample in stream.order.upcoming_shards(start, range(lanes)):
                 if position >= start + 4000:
                     break
                 told.setdefault((source, stream.sets[source].shard_of(sample)[0]), position)
@@ -612,7 +614,8 @@ def test_a_cache_that_is_too_small_for_what_is_in_use_grows(server, cache, monke
 
 
 def test_an_evaluation_reads_remote_data(server, folder, cache):
-    found = [[b.task for b in evaluation_batches(DataSet.open(source, cache=cache), Raw(), batch=16, seed=1, workers=workers)]
+    parts = even_batches(chosen_samples(EACH * SHARDS, 1), 16)
+    found = [[b.task for b in evaluation_batches(DataSet.open(source, cache=cache), Raw(), parts, seed=1, workers=workers)]
              for source, workers in ((folder, 0), (server.url, 2))]
     assert found[0] == found[1] and len(found[0]) == 13
 
@@ -625,7 +628,7 @@ OVERRIDES = ["model.n_embd=16", "model.n_layer=1", "model.n_head=2", "model.n_po
 
 def test_the_plan_says_what_the_cache_must_hold(server, cache, monkeypatch):
     def told():
-        lines = plan(Stream(DataSet.open(server.url, cache=cache), Raw(), Layout(20), lanes=1, window=20))
+        lines = plan_lines(Stream(DataSet.open(server.url, cache=cache), Raw(), BatchLayout(20), lanes=1, window=20))
         return [line for line in lines if "remote" in line or "POLYMODAL_CACHE_BYTES" in line]
 
     assert told() == ["remote: 1 shards (0 MiB) are read side by side by all ranks; what was read is kept while the disk has room"]

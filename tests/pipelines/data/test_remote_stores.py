@@ -19,9 +19,10 @@ import pytest
 from moto.server import ThreadedMotoServer
 from polymodal.pipelines.data.dataset import DataSet
 from polymodal.pipelines.data.index import INDEX, build_index
+from polymodal.pipelines.data.layout import BatchLayout
 from polymodal.pipelines.data.remote import transport
 from polymodal.pipelines.data.remote.fetch import RetryPolicy
-from polymodal.pipelines.data.stream import Layout, Stream
+from polymodal.pipelines.data.stream import Stream
 from polymodal.shared.errors import UserError
 from polymodal.shared.system import Batch, Objective
 
@@ -252,7 +253,7 @@ def test_the_stream_reads_from_a_store_in_forked_workers(store, folder, tmp_path
     for source in (folder, store[0]):
         data = DataSet.open(source, cache=tmp_path / "cache")
         data.read(0)  # the client of this process is in use before the workers are forked
-        loader = Stream(data, Raw(), Layout(10), lanes=2, window=8).loader(1, workers=workers)
+        loader = Stream(data, Raw(), BatchLayout(10), lanes=2, window=8).loader(1, workers=workers)
         found.append([next(loader).task for _ in range(9)])
         loader.close()
     assert found[0] == found[1]

@@ -6,10 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from polymodal.pipelines.data.account import check_order, describe_update, order_state, plan_lines
 from polymodal.pipelines.data.dataset import DataSet
-from polymodal.pipelines.data.held_out import evaluation_batches
+from polymodal.pipelines.data.held_out import chosen_samples, evaluation_batches, even_batches, lane_batches, shared_batches
+from polymodal.pipelines.data.layout import BatchLayout
 from polymodal.pipelines.data.order import SourceOrder
-from polymodal.pipelines.data.stream import Layout, Stream, check_order, describe_update, plan
+from polymodal.pipelines.data.stream import Stream
 from polymodal.pipelines.pack.pack import pack
 from polymodal.pipelines.pack.settings import PackSettings
 from polymodal.shared.errors import BadSample, UserError
@@ -56,7 +58,7 @@ def data(tmp_path_factory):
 
 
 def make(data, batch=12, micro=None, rank=0, world=1, objective=None, **options):
-    return Stream(data, objective or Letters(), Layout(batch, micro, rank, world), **({"lanes": 8, "window": 16} | options))
+    return Stream(data, objective or Letters(), BatchLayout(batch, micro, rank, world), **({"lanes": 8, "window": 16} | options))
 
 
 def take(iterator, count):
@@ -154,6 +156,40 @@ def test_partners_are_others_near_by_and_the_same_on_every_layout(data):
     assert len(set(partners)) > 150
 
 
+def test_a_damaged_partner_does_not_throw_away_the_good_sample(tmp_path):
+    """It is counted when its own turn comes, and nowhere else."""
+    data = texts(tmp_path, 30)
+    path = tmp_path / "data" / data.read(11).source
+    content = bytearray(path.read_bytes())
+    content[content.index(data.read(11).fields["txt"] + b"\0")] ^= 1
+    path.write_bytes(content)
+    stream = make(data, batch=30, objective=Letters(needs_partner=True), on_bad="skip")
+    batches = [stream[epoch] for epoch in range(40)]
+    assert all([b.index for b in batch.bad] == [11] and batch.samples == 29 for batch in batches)
+    alone = [p for batch in batches for p in batch.partners if p == -1]
+    assert alone and 11 not in {p for batch in batches for p in batch.partners}
+
+
+def test_partners_are_read_when_they_are_asked_for(data, monkeypatch):
+    class Every(Letters):
+        """Looks at the partner of every third sample."""
+
+        def example(self, sample, rng):
+            number = int(sample.text().split()[1])
+            return [(number, 0, sample.partner.index if number % 3 == 0 else -2)]
+
+    read = []
+    kept = DataSet.read
+    monkeypatch.setattr(DataSet, "read", lambda self, i: read.append(i) or kept(self, i))
+    batch = make(data, objective=Every(needs_partner=True), batch=60)[0]
+    assert len(read) == 60 + sum(v % 3 == 0 for v in batch.values.tolist()) < 100
+    read.clear()
+    full = make(data, objective=Letters(needs_partner=True), batch=60)[0]
+    assert len(read) == 120
+    partners = dict(zip(full.sample_ids, full.partners, strict=True))
+    assert all(p in (-2, partners[i]) for i, p in zip(batch.sample_ids, batch.partners, strict=True))
+
+
 def test_mixture_has_exact_shares_and_distinct_ids(tmp_path, data):
     other = texts(tmp_path, 40, start=1000)
     stream = make([(data, 3), (other, 1)], batch=100)
@@ -196,33 +232,33 @@ def test_too_many_bad_samples_end_the_run(data):
 ])
 def test_impossible_layouts_name_the_fix(arguments, message):
     with pytest.raises(UserError, match=message):
-        Layout(*arguments)
+        BatchLayout(*arguments)
 
 
 def test_impossible_streams_are_refused(data):
     for options in ({"lanes": 0}, {"window": 0}, {"on_bad": "ignore"}, {"max_bad": 2}):
         with pytest.raises(UserError, match=next(iter(options))):
-            Stream(data, Letters(), Layout(4), **options)
+            Stream(data, Letters(), BatchLayout(4), **options)
     with pytest.raises(UserError, match="thousandth"):
-        Stream([(data, 1), (data, 0.0001)], Letters(), Layout(4))
+        Stream([(data, 1), (data, 0.0001)], Letters(), BatchLayout(4))
 
 
 def test_the_order_state_round_trips_and_names_what_changed(tmp_path, data):
     import json
 
-    state = json.loads(json.dumps(make(data).order_state()))
-    check_order(state, make(data, rank=1, world=2).order_state())
+    state = json.loads(json.dumps(order_state(make(data))))
+    check_order(state, order_state(make(data, rank=1, world=2)))
     for other, message in ((make(data, batch=24), "global_batch was 12 and is 24"), (make(data, seed=1), "seed was 0 and is 1"),
                            (make([(data, 1), (data, 2)]), "1 data sets and now 2"), (make(texts(tmp_path, 30)), "had 211 samples")):
         with pytest.raises(UserError, match=message):
-            check_order(state, other.order_state())
+            check_order(state, order_state(other))
 
 
 def test_the_plan_tells_what_will_be_read(data):
-    lines = "\n".join(plan(make(data, micro=2, world=2)))
+    lines = "\n".join(plan_lines(make(data, micro=2, world=2)))
     assert "211 samples" in lines and "17 updates and 7 samples" in lines and "none is dropped" in lines and "keeps to 4" in lines
-    assert "data.lanes=9" in "\n".join(plan(make(data, world=3)))
-    assert "more than once" in "\n".join(plan(make(data, batch=500)))
+    assert "data.lanes=9" in "\n".join(plan_lines(make(data, world=3)))
+    assert "more than once" in "\n".join(plan_lines(make(data, batch=500)))
 
 
 def test_an_update_can_be_described_before_it_runs(data):
@@ -236,29 +272,52 @@ def test_an_update_can_be_described_before_it_runs(data):
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_evaluation_reads_every_sample_once_with_the_same_draws(data, world):
-    batches = [b for rank in range(world) for b in evaluation_batches(data, Letters(), batch=16, seed=4, rank=rank, world=world)]
+    chosen = chosen_samples(211, 4)
+    batches = [b for rank in range(world) for b in evaluation_batches(data, Letters(), shared_batches(chosen, 16, rank, world), seed=4)]
     draws = {v: d for b in batches for v, d in zip(b.values.tolist(), b.draws.tolist(), strict=True)}
     assert sorted(v for b in batches for v in b.values.tolist()) == list(range(211))
-    again = next(evaluation_batches(data, Letters(), batch=211, seed=4))
+    again = next(evaluation_batches(data, Letters(), even_batches(chosen, 211), seed=4))
     assert draws == dict(zip(again.values.tolist(), again.draws.tolist(), strict=True))
     assert max(b.samples for b in batches) <= 16
 
 
+@settings(max_examples=100, deadline=None)
+@given(count=st.integers(1, 60), size=st.integers(1, 20), world=st.integers(1, 5), lanes=st.integers(1, 30))
+def test_evaluation_data_is_dealt_exactly_once(count, size, world, lanes):
+    chosen = chosen_samples(count, 3)
+    assert sorted(chosen) == list(range(count))
+    whole = even_batches(chosen, size)
+    assert [i for part in whole for i in part] == chosen and max(map(len, whole)) <= size
+    assert max(map(len, whole)) - min(map(len, whole)) <= 1 and len(whole) == -(-count // size)
+    for deal in (lambda rank: shared_batches(chosen, size, rank, world), lambda rank: lane_batches(count, lanes, size, rank, world)):
+        parts = [part for rank in range(world) for part in deal(rank)]
+        assert sorted(i for part in parts for i in part) == list(range(count)) and all(0 < len(part) <= size for part in parts)
+    if count < world:
+        with pytest.raises(UserError, match="cannot be evaluated"):
+            shared_batches(chosen, size, 0, world, equal=True)
+        return
+    equal = [shared_batches(chosen, size, rank, world, equal=True) for rank in range(world)]
+    assert len({tuple(map(len, parts)) for parts in equal}) == 1
+    assert {i for parts in equal for part in parts for i in part} == set(chosen[: count // world * world])
+
+
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_coupled_evaluation_gives_all_ranks_equal_batches(data, world):
-    options = {"batch": 16, "seed": 4, "world": world, "coupled": True}
-    sizes = [[b.samples for b in evaluation_batches(data, Letters(), rank=r, **options)] for r in range(world)]
+    chosen = chosen_samples(211, 4)
+    parts = [shared_batches(chosen, 16, rank, world, equal=True) for rank in range(world)]
+    sizes = [[b.samples for b in evaluation_batches(data, Letters(), part, seed=4)] for part in parts]
     assert all(s == sizes[0] for s in sizes) and sum(map(sum, sizes)) == 211 // world * world
     assert max(sizes[0]) - min(sizes[0]) <= 1
 
 
 def test_evaluation_limit_partners_and_bad_samples(data):
-    batches = list(evaluation_batches(data, Letters(needs_partner=True), batch=8, seed=0, limit=20, workers=1))
+    few, every = even_batches(chosen_samples(211, 0, 20), 8), even_batches(chosen_samples(211, 0), 8)
+    batches = list(evaluation_batches(data, Letters(needs_partner=True), few, seed=0, workers=1))
     assert sum(b.samples for b in batches) == 20
     assert all(p != i for b in batches for p, i in zip(b.partners, b.sample_ids, strict=True))
     with pytest.raises(UserError, match="refused"):
-        list(evaluation_batches(data, Letters(refuse=(7,)), batch=8, seed=0))
-    skipped = list(evaluation_batches(data, Letters(refuse=(7,)), batch=8, seed=0, on_bad="skip"))
+        list(evaluation_batches(data, Letters(refuse=(7,)), every, seed=0))
+    skipped = list(evaluation_batches(data, Letters(refuse=(7,)), every, seed=0, on_bad="skip"))
     assert sum(b.samples for b in skipped) == 210 and sum(len(b.bad) for b in skipped) == 1
 
 
@@ -275,7 +334,7 @@ def test_any_layout_reads_lanes_exactly_once(shards, micro, accumulate, world):
     epochs, before = {0: [], 1: []}, {}
     for update in range(-(-2 * n // batch)):
         for rank in range(world):
-            layout = Layout(batch, micro, rank, world)
+            layout = BatchLayout(batch, micro, rank, world)
             assert layout.accumulate == accumulate
             for part in range(accumulate):
                 for row, position in enumerate(layout.positions(update, part)):
@@ -309,17 +368,17 @@ def test_a_sequential_objective_gets_lanes_of_consecutive_samples(data, batch, m
 
 def test_a_sequential_stream_tells_what_it_does_and_cannot_be_continued_as_another(tmp_path, data):
     stream = make(data, batch=10, objective=Letters(sequential=True), world=2)
-    lines = "\n".join(plan(stream))
+    lines = "\n".join(plan_lines(stream))
     assert "10 lanes of 21 or 22 consecutive samples" in lines and "each rank keeps to 5 lanes" in lines and "--in-order" in lines
-    assert "nothing is shuffled" not in "\n".join(plan(make(data)))
-    state = stream.order_state()
-    check_order(state, make(data, batch=10, objective=Letters(sequential=True), window=9, lanes=7).order_state())
+    assert "nothing is shuffled" not in "\n".join(plan_lines(make(data)))
+    state = order_state(stream)
+    check_order(state, order_state(make(data, batch=10, objective=Letters(sequential=True), window=9, lanes=7)))
     with pytest.raises(UserError, match="were read in sequence and now shuffled"):
-        check_order(state, make(data, batch=10).order_state())
+        check_order(state, order_state(make(data, batch=10)))
     with pytest.raises(UserError, match="were read shuffled and now in sequence"):
-        check_order(make(data, batch=10).order_state(), state)
+        check_order(order_state(make(data, batch=10)), state)
     with pytest.raises(UserError, match="global_batch was 10 and is 5"):
-        check_order(state, make(data, batch=5, objective=Letters(sequential=True)).order_state())
+        check_order(state, order_state(make(data, batch=5, objective=Letters(sequential=True))))
     with pytest.raises(UserError, match="got a mixture of 2 data sets"):
         make([(data, 1), (texts(tmp_path, 30), 1)], objective=Letters(sequential=True))
     reads = describe_update(stream, 3)
@@ -330,8 +389,8 @@ def test_a_sequential_stream_tells_what_it_does_and_cannot_be_continued_as_anoth
 def test_sequential_evaluation_reads_every_sample_once_in_lanes(data, batch, world, limit):
     seen = []
     for rank in range(world):
-        found = [b.sample_ids for b in evaluation_batches(data, Letters(sequential=True), batch=batch, seed=0, rank=rank, world=world,
-                                                          limit=limit)]
+        parts = lane_batches(limit or 211, batch * world, batch, rank, world)
+        found = [b.sample_ids for b in evaluation_batches(data, Letters(sequential=True), parts, seed=0)]
         seen += [i for ids in found for i in ids]
         for before, after in itertools.pairwise(found):
             assert len(before) <= batch and {i - 1 for i in after} <= set(before)  # every row goes on from one of the batch before
@@ -343,8 +402,8 @@ def test_the_lanes_of_an_evaluation_need_not_depend_on_its_batches(data):
     def continued(batch, world):
         pairs = set()
         for rank in range(world):
-            found = [b.sample_ids for b in evaluation_batches(data, Letters(sequential=True), batch=batch, seed=0, rank=rank, world=world,
-                                                              lanes=12)]
+            found = [b.sample_ids for b in evaluation_batches(data, Letters(sequential=True), lane_batches(211, 12, batch, rank, world),
+                                                              seed=0)]
             assert max(map(len, found), default=0) <= batch
             pairs |= {(i - 1, i) for before, after in itertools.pairwise(found) for i in after if i - 1 in before}
         return pairs

@@ -20,7 +20,7 @@ import transformers
 from polymodal.pipelines import cli
 from polymodal.pipelines.base.console import Console
 from polymodal.pipelines.data.dataset import DataSet
-from polymodal.pipelines.data.held_out import evaluation_batches
+from polymodal.pipelines.data.held_out import chosen_samples, evaluation_batches, even_batches, lane_batches
 from polymodal.pipelines.evaluation.evaluate import EvaluationSettings, OutputFiles, evaluate
 from polymodal.pipelines.evaluation.intervals import bootstrap, of_ratio, wilson
 from polymodal.pipelines.evaluation.perplexity import Perplexity, SlidingWindow
@@ -163,7 +163,8 @@ def test_a_directory_has_its_familys_objective(models, texts, name):
     record = measured(Perplexity(), out, texts, batch_size=5, seed=3)
     meter = Meter(torch.device("cpu"), chance=True)
     with torch.no_grad():
-        for batch in evaluation_batches(DataSet.open(texts), system.objective, batch=COUNT, seed=3):
+        parts = even_batches(chosen_samples(COUNT, 3), COUNT)
+        for batch in evaluation_batches(DataSet.open(texts), system.objective, parts, seed=3):
             meter.add(system(batch), batch.counts)
     means = meter.means()
     for key, value in (means | meter.chances() | system.derive(means)).items():
@@ -208,7 +209,8 @@ def test_the_length_of_the_memory(texts, tokenizers, tmp_path):
         system.net.memory_length = length
         meter, carry = Meter(torch.device("cpu")), None
         with torch.no_grad():
-            for batch in evaluation_batches(DataSet.open(tmp_path / "rows"), system.objective, batch=3, seed=0):
+            rows = DataSet.open(tmp_path / "rows")
+            for batch in evaluation_batches(rows, system.objective, lane_batches(len(rows), 3, 3), seed=0):
                 step = system(batch, carry)
                 carry = step.carry
                 meter.add(step, batch.counts)
@@ -234,7 +236,8 @@ def test_pseudo_perplexity_by_brute_force(models, texts, tokenizers, name):
     tokenizer = tokenizers["bert"]
     theirs = (transformers.BertForPreTraining.from_pretrained(out) if name == "bert" else
               transformers.ElectraForMaskedLM.from_pretrained(out / "generator")).eval()
-    batches = evaluation_batches(DataSet.open(texts), models["gpt2"][1].objective, batch=6, seed=0, limit=6)
+    parts = even_batches(chosen_samples(COUNT, 0, 6), 6)
+    batches = evaluation_batches(DataSet.open(texts), models["gpt2"][1].objective, parts, seed=0)
     chosen = {i for b in batches for i in b.sample_ids}
     total, count = 0.0, 0
     for text in (t for i, t in enumerate(_in_order_of(texts)) if i in chosen):

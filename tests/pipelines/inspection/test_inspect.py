@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 from polymodal.pipelines import cli
 from polymodal.pipelines.data.dataset import DataSet
-from polymodal.pipelines.data.stream import Layout, Stream
+from polymodal.pipelines.data.layout import BatchLayout
+from polymodal.pipelines.data.stream import Stream
 from polymodal.pipelines.inspection.inspect import pictures, sample_rows, spread, summary, summary_lines
 from polymodal.pipelines.pack.pack import pack
 from polymodal.pipelines.pack.settings import PackSettings
@@ -120,7 +121,7 @@ def test_the_command_shows_the_samples_of_an_update_and_what_becomes_of_them(tex
     class Nothing:
         needs_partner = sequential = False
 
-    stream = Stream(DataSet.open(texts / data), Nothing(), Layout(6), seed=5, lanes=chosen.data.lanes, window=chosen.data.window)
+    stream = Stream(DataSet.open(texts / data), Nothing(), BatchLayout(6), seed=5, lanes=chosen.data.lanes, window=chosen.data.window)
     assert facts["sample_ids"] == [stream.index(stream.order.locate(p)) for p in range(42, 48)]
     shown = [row for example in facts["examples"] for rows in example["examples"] for row in rows]
     assert any("[MASK]" in value for _, value in shown)

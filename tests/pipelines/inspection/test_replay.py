@@ -18,9 +18,11 @@ import torch
 from polymodal.pipelines import cli
 from polymodal.pipelines.base.console import Console
 from polymodal.pipelines.crew.pieces import Workers
+from polymodal.pipelines.data.account import describe_update
 from polymodal.pipelines.data.dataset import DataSet
+from polymodal.pipelines.data.layout import BatchLayout
 from polymodal.pipelines.data.order import draw_seed, generator
-from polymodal.pipelines.data.stream import Layout, Stream, describe_update
+from polymodal.pipelines.data.stream import Stream
 from polymodal.pipelines.inspection.past import Past, show
 from polymodal.pipelines.inspection.replay import replay
 from polymodal.pipelines.pack.pack import pack
@@ -139,12 +141,13 @@ def test_the_micro_batches_of_all_ranks_are_made_by_one(data):
             return SimpleNamespace(examples=examples)
 
     def stream(**layout):
-        return Stream(DataSet.open(data.a), Texts(), Layout(12, 2, **layout), seed=3, lanes=6)
+        return Stream(DataSet.open(data.a), Texts(), BatchLayout(12, 2, **layout), seed=3, lanes=6)
 
     one = stream(replays=3)
-    assert one.layout.accumulate == 6 and [one.layout.place(part) for part in range(6)] == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
+    whose = [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
+    assert one.layout.accumulate == 6 and [one.layout.rank_and_part(part) for part in range(6)] == whose
     reads = describe_update(one, 4)
-    for part, (rank, number) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]):
+    for part, (rank, number) in enumerate(whose):
         theirs = stream(rank=rank, world=3)
         assert one[4 * 6 + part].examples == theirs[4 * 2 + number].examples
         assert [r.position for r in reads if (r.rank, r.part) == (rank, number)] == list(one.layout.positions(4, part))

@@ -15,7 +15,8 @@ from contract.letters import INF, NAN, POISON, Letters, go, known, letters
 from polymodal.pipelines.base.console import Console
 from polymodal.pipelines.crew.pieces import Workers
 from polymodal.pipelines.data.dataset import DataSet
-from polymodal.pipelines.data.stream import Layout, Stream
+from polymodal.pipelines.data.layout import BatchLayout
+from polymodal.pipelines.data.stream import Stream
 from polymodal.pipelines.pack.pack import pack
 from polymodal.pipelines.pack.settings import PackSettings, Reading
 from polymodal.pipelines.run import checkpoint
@@ -53,7 +54,7 @@ def data(tmp_path_factory):
         (root / "train.txt").write_text("\n".join([*lines[:line], lines[line] + POISON, *lines[line + 1 : 120]]))
         pack([root / "train.txt"], root / f"train-{line}", PackSettings(Reading(split="line")), workers=Workers(1), console=quiet)
         packed = DataSet.open(root / f"train-{line}")
-        order = Stream(packed, Letters(), Layout(8), lanes=4, window=64).order
+        order = Stream(packed, Letters(), BatchLayout(8), lanes=4, window=64).order
         places = [order.locate(p).sample for p in range((POISONED - 1) * 8, POISONED * 8)]
         if any(POISON in sample.text() for sample in packed.read_many(places)):
             (root / f"train-{line}").rename(root / "train")

@@ -14,7 +14,7 @@ import torch
 from polymodal.pipelines import cli
 from polymodal.pipelines.base.console import Console
 from polymodal.pipelines.crew.pieces import Workers
-from polymodal.pipelines.data.held_out import evaluation_batches
+from polymodal.pipelines.data.held_out import evaluation_batches, lane_batches
 from polymodal.pipelines.model.frontdoor import load
 from polymodal.pipelines.pack.pack import pack
 from polymodal.pipelines.pack.settings import PackSettings
@@ -131,7 +131,8 @@ def test_evaluation_reads_with_the_memory(data, whole):
         system.net.memory_length = memory
         total, count, carry = 0.0, 0, None
         with torch.no_grad():
-            for batch in evaluation_batches(loop.DataSet.open(data.held), system.objective, batch=4, seed=0):
+            held = loop.DataSet.open(data.held)
+            for batch in evaluation_batches(held, system.objective, lane_batches(len(held), 4, 4), seed=0):
                 step = system(batch, carry)
                 carry = step.carry
                 total, count = total + float(step.terms["lm"].total), count + batch.counts["targets"]
