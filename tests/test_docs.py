@@ -111,7 +111,7 @@ def test_mask_figures_are_up_to_date_and_show_what_their_code_says() -> None:
     for name, text in draw.pages().items():
         assert (DOCS / name).read_text(encoding="utf-8") == text, f"run `make docs`: docs/{name} is old"
     assert {p.name for p in (DOCS / "masks").iterdir()} == {f"{f.name}.svg" for f in draw.FIGURES}
-    names = {"Mask": draw.Mask, "BatchLayout": draw.BatchLayout, "torch": torch, "attention_mask": ~draw.tokens(12, 13, 14, 15),
+    names = {"Mask": draw.Mask, "Layout": draw.Layout, "torch": torch, "attention_mask": ~draw.tokens(12, 13, 14, 15),
              "marked": draw.tokens(0, 8), "table": draw.bigbird(), "allowed": draw.permuted()}
     for figure in draw.FIGURES:
         mask = eval(figure.code, names)
