@@ -12,11 +12,12 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from .pipelines.inference.summarize import summarize
-    from .pipelines.model.frontdoor import generate, load, save, system, tokenizer
+    from .pipelines.model.frontdoor import load, save, system, tokenizer
     from .pipelines.model.listing import systems
+    from .seq2seq.generation.generate import generate
 
 _WHERE = {
-    "generate": ".pipelines.model.frontdoor", "load": ".pipelines.model.frontdoor", "save": ".pipelines.model.frontdoor",
+    "generate": ".seq2seq.generation.generate", "load": ".pipelines.model.frontdoor", "save": ".pipelines.model.frontdoor",
     "summarize": ".pipelines.inference.summarize", "system": ".pipelines.model.frontdoor", "systems": ".pipelines.model.listing",
     "tokenizer": ".pipelines.model.frontdoor",
 }

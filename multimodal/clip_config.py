@@ -77,7 +77,7 @@ class CLIPConfig(Config):
     logit_scale_init_value: float = 2.6592
     """Logarithm of the first scale of the cosines: ln(1/0.07)."""
     text_tower: str | None = None
-    """Directory of a trained text encoder to start the text tower from (transformers' layout)."""
+    """Directory of a trained text encoder to start the text tower from (transformers' format)."""
     text_pooling: Pooling = "mean"
     """How the states of such an encoder become one."""
     lock_text: bool = False

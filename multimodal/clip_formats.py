@@ -40,7 +40,7 @@ def transformers_rules(config: CLIPConfig) -> Sequence[Rule]:
     """Transformers' CLIPModel."""
     text, vision = config.text_config, config.vision_config
     if not isinstance(text, CLIPTextConfig) or not isinstance(vision, CLIPVisionConfig):
-        raise UserError("transformers' CLIPModel has a ViT and CLIP's own text tower: save this model in open_clip's layout")
+        raise UserError("transformers' CLIPModel has a ViT and CLIP's own text tower: save this model in open_clip's format")
     return (
         Ignore(r".*\.position_ids"),
         Rename("logit_scale", "logit_scale"),

@@ -117,7 +117,7 @@ def load_weights(tower: PretrainedText, directory: str) -> None:
     config = family.config.from_dict(record, what)
     file = path / "model.safetensors"
     if not file.exists():
-        raise UserError(f"text tower {directory}: no model.safetensors; expected a model directory in transformers' layout")
+        raise UserError(f"text tower {directory}: no model.safetensors; expected a model directory in transformers' format")
     full = net.build(config)
     full.load_state_dict(to_ours(net.format("transformers").rules(config), load_file(file), str(file)), strict=False)
     tower.encoder.load_state_dict({k: v for k, v in _trunk(full).state_dict().items() if not k.startswith("pooler.")})
@@ -126,7 +126,7 @@ def load_weights(tower: PretrainedText, directory: str) -> None:
 def read_config(file: Path) -> tuple[dict[str, Any], str]:
     """The contents of an encoder's config.json, and what to call them in a message."""
     if not file.is_file():
-        raise UserError(f"text tower {file.parent}: no {file.name} there; expected the directory of a text encoder in transformers' layout")
+        raise UserError(f"text tower {file.parent}: no {file.name} there; expected the directory of a text encoder in transformers' format")
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:

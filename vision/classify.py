@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..shared.errors import BadSample
 from ..shared.sample import Sample
 from ..shared.system import Batch, Objective, Preview
 from .transforms import Augmentation, Normalize, Preprocessing
@@ -63,7 +62,7 @@ class ImageClassification(Objective[LabelledImage]):
         else:
             pixels = self.augmentation.pixels(sample.pixels(), self.preprocessing, rng)
         if not 0 <= label < self.num_labels:
-            raise BadSample(f"sample {sample.key!r} of {sample.source or 'the data set'}: class {label}, the model has {self.num_labels}")
+            raise sample.bad(f"class {label}, the model has {self.num_labels}")
         return [LabelledImage(pixels, label)]
 
     def collate(self, examples: list[LabelledImage]) -> ImageBatch:

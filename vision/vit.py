@@ -271,7 +271,7 @@ def timm_record(net: ViT) -> dict[str, Any]:
     c = net.config
     if c.hidden_act != "gelu" or c.layer_norm_eps != 1e-6:
         raise UserError(f"timm's vit has gelu and layer_norm_eps 1e-6, this model {c.hidden_act} and {c.layer_norm_eps:g}: "
-                        "save it in transformers' layout")  # fmt: skip
+                        "save it in transformers' format")  # fmt: skip
     pool = "token" if c.pooling == "cls" else "avg"
     arguments = {"img_size": c.image_size, "patch_size": c.patch_size, "embed_dim": c.hidden_size, "depth": c.num_hidden_layers,
                  "num_heads": c.num_attention_heads, "mlp_ratio": c.intermediate_size / c.hidden_size, "qkv_bias": c.qkv_bias,

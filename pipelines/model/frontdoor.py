@@ -1,4 +1,4 @@
-"""The public front door: `load`, `save`, `tokenizer`, `generate`, `system`.
+"""The public front door: `load`, `save`, `tokenizer`, `system`.
 
 Everything here works on registry data (`Family`, `Net`, `Format`); no family is named.
 """
@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from ...registry import families, family
-from ...seq2seq.generation.generate import generate
 from ...shared.convert import to_ours, to_theirs
 from ...shared.errors import UserError, raise_problems
 from ...shared.family import Context, Family, Format, Net, named_net
@@ -27,7 +26,7 @@ from .weights import read_json, read_weights, write_directory
 if TYPE_CHECKING:
     from .quantize import Quantization
 
-__all__ = ["generate", "load", "save", "system", "tokenizer"]
+__all__ = ["load", "save", "system", "tokenizer"]
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
                    "merges.txt", "spiece.model", "sentencepiece.bpe.model")

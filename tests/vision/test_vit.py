@@ -102,7 +102,7 @@ def test_timm_parity_both_ways(pool, tmp_path):
     assert TIMM.read(again, tmp_path) == config
 
 
-def test_layouts_refuse_what_they_cannot_say():
+def test_formats_refuse_what_they_cannot_say():
     with pytest.raises(UserError, match="layer_norm_eps"):
         TIMM.write(ViT(ViTConfig(**SHAPE)))
     with pytest.raises(UserError, match="not supported"):
