@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..shared.errors import BadSample
 from ..shared.sample import TEXT_FIELDS, Sample
 from ..shared.system import Batch, Objective, Preview
 from ..shared.tokenizer import Tokenizer
@@ -34,7 +33,7 @@ def captions(sample: Sample) -> list[str]:
             texts = [t for t in found if isinstance(t, str) and t.strip()]
             if texts:
                 return texts
-            raise BadSample(f"sample {sample.key!r} of {sample.source or 'the data set'}: json {name!r} holds no caption")
+            raise sample.bad(f"json {name!r} holds no caption")
     return [sample.text()]
 
 
@@ -127,8 +126,7 @@ class ImageTextPairs(Objective[Pair]):
 
     def describe(self, example: Pair) -> Preview:
         """The picture as the network gets it, and the caption as the tokenizer cut it."""
-        tokens = " ".join(self.tokenizer.id_to_token(i) or "?" for i in example.ids)
-        rows = (("caption", self.tokenizer.decode(list(example.ids))), ("tokens", tokens))
+        rows = (("caption", self.tokenizer.decode(list(example.ids))), ("tokens", self.tokenizer.show(example.ids)))
         return Preview(rows, example.pixels.permute(1, 2, 0).numpy())
 
 

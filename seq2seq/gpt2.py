@@ -20,7 +20,6 @@ Deviations, each with its reason:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -37,10 +36,10 @@ from ..shared.block import Block, FeedForward, LayerNorm, depth_scaled_
 from ..shared.config import Config
 from ..shared.convert import Alias, Ignore, Legacy, Rename, Rule, Tied, Transpose, affine, layers, prefixed
 from ..shared.embed import TokenEmbedding, normal_
-from ..shared.errors import BadSample, UserError
+from ..shared.errors import UserError
 from ..shared.family import Card, Context, Family, Net, Task, transformers
 from ..shared.heads import LMHead
-from ..shared.loss import accuracy_sum, cross_entropy_sum
+from ..shared.loss import accuracy_sum, cross_entropy_sum, perplexity
 from ..shared.sample import Sample
 from ..shared.stack import Stack
 from ..shared.system import Batch, Objective, Preview, Step, System, Term
@@ -278,8 +277,7 @@ class CausalObjective(Objective[CausalExample]):
 
     def __init__(self, tokenizer: Tokenizer, max_length: int) -> None:
         """Make the data side for blocks of `max_length` tokens."""
-        if tokenizer.eos_id is None:
-            raise UserError("GPT-2 needs an end-of-text token; this tokenizer has no token in the role eos")
+        (self.eos_id,) = tokenizer.need("GPT-2", "eos")
         self.tokenizer = tokenizer
         self.max_length = max_length
 
@@ -291,7 +289,7 @@ class CausalObjective(Objective[CausalExample]):
                 found = True
                 yield CausalExample(document[start:start + self.max_length + 1])
         if not found:
-            raise BadSample(f"sample {sample.key!r} of {sample.source or 'the data set'}: no document of two tokens or more")
+            raise sample.bad("no document of two tokens or more")
 
     def _documents(self, sample: Sample) -> list[np.ndarray]:
         """The documents of a sample, each with its end-of-text token.
@@ -300,7 +298,7 @@ class CausalObjective(Objective[CausalExample]):
         """
         if not sample.tokenized:
             ids = self.tokenizer.encode(sample.text(), add_special_tokens=False)
-            return [np.asarray([*ids, self.tokenizer.eos_id], dtype=np.int64)]
+            return [np.asarray([*ids, self.eos_id], dtype=np.int64)]
         ids, lengths = sample.tokens()
         return np.split(ids, np.cumsum(lengths)[:-1])
 
@@ -319,8 +317,8 @@ class CausalObjective(Objective[CausalExample]):
 
     def describe(self, example: CausalExample) -> Preview:
         """The block's tokens."""
-        tokens = [self.tokenizer.id_to_token(int(i)) or f"<{i}>" for i in example.ids]
-        return Preview((("input", " ".join(tokens[:-1])), ("predict", f"each token but the first, {len(tokens) - 1} in all")))
+        return Preview((("input", self.tokenizer.show(example.ids[:-1])),
+                        ("predict", f"each token but the first, {len(example.ids) - 1} in all")))
 
 
 # ------------------------------------------------------------------------------------------ the loss side
@@ -341,7 +339,7 @@ class GPT2System(System[GPT2LMHeadModel, CausalObjective]):
 
     def derive(self, means: Mapping[str, float]) -> dict[str, float]:
         """Perplexity."""
-        return {"perplexity": math.exp(min(means["lm"], 700.0))} if "lm" in means else {}
+        return {"perplexity": perplexity(means["lm"])} if "lm" in means else {}
 
     @torch.no_grad()
     def preview(self, batch: CausalBatch, limit: int = 4) -> list[Preview]:
@@ -373,12 +371,8 @@ def create(config: GPT2Config, settings: CausalSettings, context: Context) -> GP
         raise UserError(f"objective.max_length is {length}, the model has {config.n_positions} positions: "
                         f"lower it or raise model.n_positions")
 
-    def objective(tokenizer: Tokenizer) -> CausalObjective:
-        if tokenizer.vocab_size > config.vocab_size:
-            raise UserError(f"the tokenizer has {tokenizer.vocab_size} entries, model.vocab_size is {config.vocab_size}")
-        return CausalObjective(tokenizer, length)
-
-    return GPT2System(GPT2LMHeadModel(config), context.objective("gpt2", objective))
+    objective = context.objective("gpt2", lambda tokenizer: CausalObjective(tokenizer.fitting(config.vocab_size), length))
+    return GPT2System(GPT2LMHeadModel(config), objective)
 
 
 def adapt(config: GPT2Config, context: Context) -> GPT2Config:

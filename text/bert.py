@@ -17,7 +17,6 @@ Deviations, each with its reason:
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -36,7 +35,7 @@ from ..shared.encoder import LEGACY, Encoder, EncoderConfig, EncoderOutput, enco
 from ..shared.errors import BadSample, UserError
 from ..shared.family import Card, Context, Family, Net, Task, transformers
 from ..shared.heads import LMHead, Transform
-from ..shared.loss import accuracy_sum, cross_entropy_sum
+from ..shared.loss import accuracy_sum, cross_entropy_sum, perplexity
 from ..shared.sample import Sample
 from ..shared.system import Batch, Objective, Preview, Step, System, Term
 from ..shared.tokenizer import Tokenizer
@@ -291,9 +290,7 @@ class MaskingObjective(Objective[ExampleT]):
 
     def __init__(self, tokenizer: Tokenizer, settings: MaskingSettings, max_length: int) -> None:
         """Make the data side for sequences of at most `max_length` tokens."""
-        lacking = [name for name in ("cls", "sep", "mask") if getattr(tokenizer, f"{name}_id") is None]
-        if lacking:
-            raise UserError(f"masking needs the special tokens [CLS], [SEP] and [MASK]; this tokenizer has no {', '.join(lacking)} token")
+        self.cls_id, self.sep_id, self.mask_id = tokenizer.need("masking", "cls", "sep", "mask")
         self.tokenizer = tokenizer
         self.settings = settings
         self.max_length = max_length
@@ -304,7 +301,7 @@ class MaskingObjective(Objective[ExampleT]):
             encoded = self.tokenizer.encode_batch(sentences(sample.text()), add_special_tokens=False)
             document = [np.asarray(ids, dtype=np.int64) for ids in encoded if ids]
             if not document:
-                raise BadSample(f"sample {sample.key!r} of {sample.source or 'the data set'}: the tokenizer makes no tokens of the text")
+                raise sample.bad("the tokenizer makes no tokens of the text")
             return [document]
         ids, lengths = sample.tokens()
         documents: list[list[np.ndarray]] = []
@@ -320,19 +317,17 @@ class MaskingObjective(Objective[ExampleT]):
                 size = min(piece, -(-(end - begin) // 2))  # at least two pieces, so that a pair can be made
                 documents.append([document[i:min(i + size, end)] for i in range(begin, end, size)])
         if not documents:
-            raise BadSample(f"sample {sample.key!r} of {sample.source or 'the data set'}: the row holds special tokens only")
+            raise sample.bad("the row holds special tokens only")
         return documents
 
     def _corrupt(self, a: np.ndarray, b: np.ndarray | None, label: int | None, rng: np.random.Generator) -> BertExample:
-        cls, sep = self.tokenizer.cls_id, self.tokenizer.sep_id
+        cls, sep = self.cls_id, self.sep_id
         ids = np.concatenate([[cls], a, [sep]] if b is None else [[cls], a, [sep], b, [sep]])
         types = np.zeros(len(ids), dtype=np.int64)
         types[len(a) + 2:] = 1
         maskable = np.ones(len(ids), dtype=bool)
         maskable[[0, len(a) + 1, len(ids) - 1]] = False
-        mask_id = self.tokenizer.mask_id
-        assert mask_id is not None
-        noisy = mask_tokens(ids, maskable, rng, mask_id=mask_id, vocab_size=self.tokenizer.vocab_size,
+        noisy = mask_tokens(ids, maskable, rng, mask_id=self.mask_id, vocab_size=self.tokenizer.vocab_size,
                             mask_prob=self.settings.mask_prob, max_predictions=self.settings.max_predictions,
                             replaced_by_mask=self.replaced_by_mask, replaced_at_random=self.replaced_at_random)
         return BertExample(noisy.ids, types, noisy.positions, noisy.targets, label)
@@ -357,8 +352,8 @@ class MaskingObjective(Objective[ExampleT]):
 
     def describe(self, example: ExampleT) -> Preview:
         """The corrupted sequence, what must be predicted, and the label of a pair."""
-        rows = [("input", show_tokens(self.tokenizer, example.input_ids))]
-        rows.append(("predict", ", ".join(f"{p}: {_token(self.tokenizer, t)}" for p, t in zip(example.positions, example.targets))))
+        rows = [("input", self.tokenizer.show(example.input_ids))]
+        rows.append(("predict", ", ".join(f"{p}: {self.tokenizer.show([t])}" for p, t in zip(example.positions, example.targets))))
         if example.next_sentence is not None:
             rows.append(("second segment", "random" if example.next_sentence == IS_RANDOM else "follows"))
         return Preview(tuple(rows))
@@ -429,7 +424,7 @@ class BertSystem(System[BertForPreTraining | BertForMaskedLM, BertObjective]):
 
     def derive(self, means: Mapping[str, float]) -> dict[str, float]:
         """Perplexity of the masked words."""
-        return {"mlm_perplexity": math.exp(min(means["mlm"], 700.0))} if "mlm" in means else {}
+        return {"mlm_perplexity": perplexity(means["mlm"])} if "mlm" in means else {}
 
     @torch.no_grad()
     def preview(self, batch: BertBatch, limit: int = 4) -> list[Preview]:
@@ -446,9 +441,9 @@ class BertSystem(System[BertForPreTraining | BertForMaskedLM, BertObjective]):
             inside = (rows >= start) & (rows < start + length)
             filled = ids[start:start + length].copy()
             filled[rows[inside] - start] = fillings[inside]
-            words = ", ".join(f"{_token(tokenizer, f)} ({_token(tokenizer, t)})" for f, t in zip(fillings[inside], targets[inside]))
+            words = ", ".join(f"{tokenizer.show([f])} ({tokenizer.show([t])})" for f, t in zip(fillings[inside], targets[inside]))
             previews.append(Preview((
-                ("masked", show_tokens(tokenizer, ids[start:start + length])),
+                ("masked", tokenizer.show(ids[start:start + length])),
                 ("filled", tokenizer.decode(filled.tolist(), skip_special_tokens=True)),
                 ("filling (truth)", words),
             )))
@@ -458,15 +453,6 @@ class BertSystem(System[BertForPreTraining | BertForMaskedLM, BertObjective]):
 
 def _row(parts: list[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.concatenate(parts))[None]
-
-
-def _token(tokenizer: Tokenizer, number: int) -> str:
-    return tokenizer.id_to_token(int(number)) or f"<{number}>"
-
-
-def show_tokens(tokenizer: Tokenizer, ids: np.ndarray) -> str:
-    """The tokens of a sequence, special ones as they are, with spaces between."""
-    return " ".join(_token(tokenizer, i) for i in ids)
 
 
 # --------------------------------------------------------------------------------------------- the entry
@@ -481,23 +467,14 @@ def sequence_length(config: BertConfig, settings: MaskingSettings) -> int:
     return length
 
 
-def fitting(tokenizer: Tokenizer, config: BertConfig) -> Tokenizer:
-    """The tokenizer, if the word table has a row for each of its entries."""
-    if tokenizer.vocab_size > config.vocab_size:
-        raise UserError(f"the tokenizer has {tokenizer.vocab_size} entries, model.vocab_size is {config.vocab_size}")
-    return tokenizer
-
-
 def create(config: BertConfig, settings: BertSettings, context: Context) -> BertSystem:
     """Build BERT with fresh weights and its objective."""
     length = sequence_length(config, settings)
     if settings.nsp and config.type_vocab_size < 2:
         raise UserError("next sentence prediction needs two token types: set model.type_vocab_size to 2 or objective.nsp to false")
 
-    def objective(tokenizer: Tokenizer) -> BertObjective:
-        return BertObjective(fitting(tokenizer, config), settings, length)
-
-    return BertSystem(BertForPreTraining(config) if settings.nsp else BertForMaskedLM(config), context.objective("bert", objective))
+    objective = context.objective("bert", lambda tokenizer: BertObjective(tokenizer.fitting(config.vocab_size), settings, length))
+    return BertSystem(BertForPreTraining(config) if settings.nsp else BertForMaskedLM(config), objective)
 
 
 def adapt(config: BertConfig, context: Context) -> BertConfig:

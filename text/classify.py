@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..shared.errors import BadSample, UserError
+from ..shared.errors import UserError
 from ..shared.family import Context, Task
 from ..shared.loss import accuracy_sum, cross_entropy_sum
 from ..shared.sample import Sample
@@ -77,9 +77,7 @@ class ClassifyObjective(Objective[ClassifyExample]):
 
     def __init__(self, tokenizer: Tokenizer, labels: tuple[str, ...], max_length: int, token_types: int = 2) -> None:
         """Make the data side for the classes `labels`, texts of at most `max_length` tokens and a trunk with so many token types."""
-        lacking = [role for role in ("cls", "sep") if getattr(tokenizer, f"{role}_id") is None]
-        if lacking:
-            raise UserError(f"classification frames texts with [CLS] and [SEP]; this tokenizer has no {' and no '.join(lacking)} token")
+        self.cls_id, self.sep_id = tokenizer.need("classification", "cls", "sep")
         self.tokenizer = tokenizer
         self.labels = labels
         self.max_length = max_length
@@ -89,14 +87,14 @@ class ClassifyObjective(Objective[ClassifyExample]):
         """Yield the one example of a sample."""
         label = sample.label()
         if not 0 <= label < len(self.labels):
-            raise BadSample(f"sample {sample.key!r} of {sample.source or 'the data set'}: class {label}, the model has {len(self.labels)}")
+            raise sample.bad(f"class {label}, the model has {len(self.labels)}")
         ids, types = self.frame(sample.text(), sample.pair())
         yield ClassifyExample(ids, types, label)
 
     def frame(self, text: str, pair: str | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Ids and token types, int64 [S] each, of a text or pair, cut to `max_length`."""
         a, b = ([] if t is None else self.tokenizer.encode(t, add_special_tokens=False) for t in (text, pair))
-        cls, sep = self.tokenizer.cls_id, self.tokenizer.sep_id
+        cls, sep = self.cls_id, self.sep_id
         a, b = shortened(a, b, self.max_length - (2 if pair is None else 3))
         ids = [cls, *a, sep, *([] if pair is None else [*b, sep])]
         types = np.zeros(len(ids), dtype=np.int64)
@@ -122,8 +120,7 @@ class ClassifyObjective(Objective[ClassifyExample]):
 
     def describe(self, example: ClassifyExample) -> Preview:
         """The framed text and the name of its class."""
-        tokens = " ".join(self.tokenizer.id_to_token(int(i)) or f"<{i}>" for i in example.input_ids)
-        return Preview((("input", tokens), ("class", self.labels[example.label])))
+        return Preview((("input", self.tokenizer.show(example.input_ids)), ("class", self.labels[example.label])))
 
 
 def shortened(a: Sequence[int], b: Sequence[int], room: int) -> tuple[Sequence[int], Sequence[int]]:
@@ -210,12 +207,10 @@ def class_names(config: Any) -> tuple[str, ...]:
 
 def objective_of(config: Any, tokenizer: Tokenizer, settings: ClassifySettings | None = None) -> ClassifyObjective:
     """The data side for a network with this config."""
-    if tokenizer.vocab_size > config.vocab_size:
-        raise UserError(f"the tokenizer has {tokenizer.vocab_size} entries, model.vocab_size is {config.vocab_size}")
     length = (settings or ClassifySettings()).max_length or config.max_position_embeddings
     if length > config.max_position_embeddings:
         raise UserError(f"objective.max_length is {length}, the model has {config.max_position_embeddings} positions: lower it")
-    return ClassifyObjective(tokenizer, class_names(config), length, config.type_vocab_size)
+    return ClassifyObjective(tokenizer.fitting(config.vocab_size), class_names(config), length, config.type_vocab_size)
 
 
 def with_classes(config: Any, context: Context) -> Any:

@@ -39,7 +39,7 @@ from ..shared.embed import normal_
 from ..shared.encoder import LEGACY, Encoder, EncoderConfig, encoder_rules, first_tokens
 from ..shared.errors import UserError
 from ..shared.family import Card, Context, Family, Net, Task, transformers
-from ..shared.loss import accuracy_sum, at_least_fp32, cross_entropy_sum
+from ..shared.loss import accuracy_sum, at_least_fp32, cross_entropy_sum, perplexity
 from ..shared.sample import Sample
 from ..shared.system import Preview, Step, System, Term
 from ..shared.tokenizer import Tokenizer
@@ -53,10 +53,8 @@ from .bert import (
     MaskingSettings,
     Segments,
     adapt,
-    fitting,
     language_head,
     sequence_length,
-    show_tokens,
 )
 
 
@@ -416,7 +414,7 @@ class ElectraSystem(System[ElectraForPreTraining, ElectraObjective]):
 
     def derive(self, means: Mapping[str, float]) -> dict[str, float]:
         """Perplexity of the generator, and the accuracy of calling every token original."""
-        derived = {"mlm_perplexity": math.exp(min(means["mlm"], 700.0))} if "mlm" in means else {}
+        derived = {"mlm_perplexity": perplexity(means["mlm"])} if "mlm" in means else {}
         return derived | ({"rtd_trivial_accuracy": 1 - means["replaced"]} if "replaced" in means else {})
 
     @torch.no_grad()
@@ -432,11 +430,11 @@ class ElectraSystem(System[ElectraForPreTraining, ElectraObjective]):
         start = 0
         for length in batch.lengths[:limit]:
             inside = range(start, start + length)
-            tokens = {i: show_tokens(tokenizer, ids[i:i + 1]) for i in inside}
+            tokens = {i: tokenizer.show(ids[i:i + 1]) for i in inside}
             accused = [f"{tokens[i]} {chances[i]:.2f} ({'replaced' if fake[i] else 'original'})" for i in inside if chances[i] > 0.5]
             previews.append(Preview((
-                ("masked", show_tokens(tokenizer, masked[start:start + length])),
-                ("generator", " ".join(f"*{tokens[i]}* ({show_tokens(tokenizer, truth[i:i + 1])})" if fake[i] else tokens[i]
+                ("masked", tokenizer.show(masked[start:start + length])),
+                ("generator", " ".join(f"*{tokens[i]}* ({tokenizer.show(truth[i:i + 1])})" if fake[i] else tokens[i]
                                        for i in inside)),
                 ("judged replaced (truth)", ", ".join(accused) or "none"),
             )))
@@ -463,7 +461,7 @@ def create(config: ElectraConfig, settings: ElectraSettings, context: Context) -
     length = sequence_length(config, settings)
     if config.type_vocab_size < 2:
         raise UserError("ELECTRA's two segments need two token types: set model.type_vocab_size to 2")
-    objective = context.objective("electra", lambda tokenizer: ElectraObjective(fitting(tokenizer, config), settings, length))
+    objective = context.objective("electra", lambda tokenizer: ElectraObjective(tokenizer.fitting(config.vocab_size), settings, length))
     return ElectraSystem(ElectraForPreTraining(config), ElectraForMaskedLM(generator_config(config, settings)), objective, settings)
 
 

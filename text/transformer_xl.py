@@ -30,7 +30,6 @@ Evaluation: `system.net.memory_length = N` sets another memory than that of trai
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -49,7 +48,7 @@ from ..shared.config import Config
 from ..shared.convert import Alias, Ignore, Rename, Rule, Tied, affine, layers, prefixed
 from ..shared.errors import UserError
 from ..shared.family import Card, Context, Family, Net, Task, transformers
-from ..shared.loss import IGNORE
+from ..shared.loss import IGNORE, perplexity
 from ..shared.sample import Sample
 from ..shared.system import Batch, Objective, Preview, Step, System, Term
 from ..shared.tokenizer import Tokenizer
@@ -401,8 +400,8 @@ class SegmentObjective(Objective[SegmentExample]):
 
     def describe(self, example: SegmentExample) -> Preview:
         """The segment's tokens."""
-        tokens = [self.tokenizer.id_to_token(int(i)) or f"<{i}>" for i in example.ids]
-        return Preview((("segment", " ".join(tokens)), ("predict", f"each of the {len(tokens)} tokens, from all before it and the memory")))
+        return Preview((("segment", self.tokenizer.show(example.ids)),
+                        ("predict", f"each of the {len(example.ids)} tokens, from all before it and the memory")))
 
 
 # ------------------------------------------------------------------------------------------ the loss side
@@ -449,7 +448,7 @@ class TransformerXLSystem(System[TransfoXLLMHeadModel, SegmentObjective]):
 
     def derive(self, means: Mapping[str, float]) -> dict[str, float]:
         """Perplexity."""
-        return {"perplexity": math.exp(min(means["lm"], 700.0))} if "lm" in means else {}
+        return {"perplexity": perplexity(means["lm"])} if "lm" in means else {}
 
     @torch.no_grad()
     def preview(self, batch: SegmentBatch, limit: int = 4) -> list[Preview]:
@@ -466,13 +465,10 @@ class TransformerXLSystem(System[TransfoXLLMHeadModel, SegmentObjective]):
 
 def create(config: TransfoXLConfig, settings: SegmentSettings, context: Context) -> TransformerXLSystem:
     """Build Transformer-XL with fresh weights and its objective."""
-
-    def objective(tokenizer: Tokenizer) -> SegmentObjective:
-        if tokenizer.vocab_size > config.vocab_size:
-            raise UserError(f"the tokenizer has {tokenizer.vocab_size} entries, model.vocab_size is {config.vocab_size}")
-        return SegmentObjective(tokenizer, settings, max(1, config.mem_len))  # the paper trains with both of one length
-
-    return TransformerXLSystem(TransfoXLLMHeadModel(config), context.objective("transformer_xl", objective))
+    rows = max(1, config.mem_len)  # the paper trains with memory and segments of one length
+    objective = context.objective("transformer_xl",
+                                  lambda tokenizer: SegmentObjective(tokenizer.fitting(config.vocab_size), settings, rows))
+    return TransformerXLSystem(TransfoXLLMHeadModel(config), objective)
 
 
 def adapt(config: TransfoXLConfig, context: Context) -> TransfoXLConfig:

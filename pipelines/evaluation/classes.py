@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...multimodal.clip import CLIP
 from ...multimodal.zero_shot import ZeroShotClassifier, templates
-from ...shared.errors import BadSample, UserError
+from ...shared.errors import UserError
 from ...shared.sample import Sample
 from ...shared.system import Batch, Objective
 from ...text.classify import TextClassifier
@@ -136,7 +136,7 @@ class _Inputs(Batch):
 def _label(sample: Sample, classes: int) -> int:
     label = sample.label()
     if not 0 <= label < classes:
-        raise BadSample(f"sample {sample.key!r} of {sample.source or 'the data set'}: class {label}, there are {classes}")
+        raise sample.bad(f"class {label}, there are {classes}")
     return label
 
 

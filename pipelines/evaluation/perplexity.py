@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from ...seq2seq.generation.decoder import Decoder
 from ...shared import dist
-from ...shared.errors import BadSample, UserError
+from ...shared.errors import UserError
 from ...shared.heads import LMHead
+from ...shared.loss import perplexity
 from ...shared.sample import Sample
 from ...shared.system import Batch, Objective, System
 from ...shared.tokenizer import Tokenizer
@@ -172,7 +173,7 @@ class OwnObjective(Measure):
             if inside is not None:
                 found.intervals[name] = inside
             before = "" if len(labelled) == 1 else f"{name}_"
-            found.put(f"{before}perplexity", _exp(means[name]), transformed(inside, _exp))
+            found.put(f"{before}perplexity", perplexity(means[name]), transformed(inside, perplexity))
             found.put(f"{before}bits_per_target", means[name] / math.log(2), transformed(inside, lambda x: x / math.log(2)))
             if sums[name][1] == tokens:  # every token is predicted
                 _rates(found, sums[name][0], words, size, before)
@@ -184,13 +185,9 @@ def _rates(found: Numbers, nats: float, words: int, size: int, before: str = "")
     """Bits for each word and byte of the text, which do not depend on the tokenizer."""
     if words:
         found.put(f"{before}bits_per_word", nats / words / math.log(2))
-        found.put(f"{before}word_perplexity", _exp(nats / words))
+        found.put(f"{before}word_perplexity", perplexity(nats / words))
     if size:
         found.put(f"{before}bits_per_byte", nats / size / math.log(2))
-
-
-def _exp(value: float) -> float:
-    return math.exp(min(value, 700.0))
 
 
 # --- documents, token by token ------------------------------------------------------------------------------------------
@@ -230,8 +227,7 @@ class _Documents(Objective[tuple[bool, _Text]]):
         """The documents; the first of a sample is marked."""
         found = [t for t in self._texts(sample) if len(t.ids) > self.skip_first]
         if not found:
-            raise BadSample(f"sample {sample.key!r} of {sample.source or 'the data set'}: no document of "
-                            f"{'two tokens' if self.skip_first else 'a token'} or more")
+            raise sample.bad(f"no document of {'two tokens' if self.skip_first else 'a token'} or more")
         return [(not number, text) for number, text in enumerate(found)]
 
     def _texts(self, sample: Sample) -> Iterator[_Text]:
@@ -283,14 +279,14 @@ class _ByToken(Measure):
         inside = of_ratio([r["nats"] for r in records], [r["tokens"] for r in records], "samples")
         found = Numbers({})
         found.put("nats_per_token", nats / tokens, inside)
-        found.put("perplexity", _exp(nats / tokens), transformed(inside, _exp))
+        found.put("perplexity", perplexity(nats / tokens), transformed(inside, perplexity))
         found.put("bits_per_token", nats / tokens / math.log(2), transformed(inside, lambda x: x / math.log(2)))
         for name, count in (("word", sum(r["words"] for r in records)), ("byte", sum(r["bytes"] for r in records))):
             if count:
                 each = of_ratio([r["nats"] for r in records], [r[f"{name}s"] for r in records], "samples")
                 found.put(f"bits_per_{name}", nats / count / math.log(2), transformed(each, lambda x: x / math.log(2)))
                 if name == "word":
-                    found.put("word_perplexity", _exp(nats / count), transformed(each, _exp))
+                    found.put("word_perplexity", perplexity(nats / count), transformed(each, perplexity))
         found.details["counts"] = {k: sum(r[k] for r in records) for k in ("tokens", "words", "bytes")}
         return found
 

@@ -103,5 +103,5 @@ def test_impossible_settings_are_refused(tok):
         polymodal.system("gpt2", size="tiny", tokenizer=tok, objective={"max_length": 129})
     with pytest.raises(UserError, match="n_head"):
         polymodal.system("gpt2", size="tiny", tokenizer=tok, n_head=3)
-    with pytest.raises(UserError, match="end-of-text"):
+    with pytest.raises(UserError, match="no eos token"):
         polymodal.system("gpt2", size="tiny", tokenizer=Tokenizer.train(TEXTS, "wordpiece", 60))
