@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -23,6 +24,7 @@ from .unicode import half_character
 IMAGE_FIELDS = ENDINGS
 TEXT_FIELDS = ("txt", "text", "caption")
 PAIR_FIELD, TARGET_FIELD = "pair.txt", "target.txt"
+_INTEGER = re.compile(r"\s*[+-]?[0-9]{1,19}\s*", re.ASCII)
 MAX_PIXELS = 64 * 1024 * 1024  # a decoded RGB image of 192 MiB; anything larger is taken for an image bomb
 
 T = TypeVar("T")
@@ -112,7 +114,7 @@ class Sample:
             raise self.bad(f"no field 'json', got {sorted(self.fields)}")
         try:
             value = json.loads(self.fields["json"])
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, a number of thousands of digits
             raise self.bad(f"field 'json' cannot be parsed ({error})") from None
         if not isinstance(value, dict):
             raise self.bad(f"field 'json' must be an object, got {type(value).__name__}")
@@ -149,15 +151,18 @@ class Sample:
 
     def label(self) -> int:
         """The class number: field `cls`, else the integer `label` (or `cls`) of `json`."""
-        try:
-            if "cls" in self.fields:
-                return int(self.fields["cls"].decode("ascii").strip())
+        value: Any
+        if "cls" in self.fields:
+            value = self.fields["cls"].decode("utf-8", "replace")
+        else:
             record = self.json() if "json" in self.fields else {}
-            return int(record["label"] if "label" in record else record["cls"])
-        except (ValueError, KeyError, TypeError) as error:
-            if isinstance(error, BadSample):
-                raise
-            raise self.bad(f"no whole number as class in field 'cls' or json 'label' ({error})") from None
+            value = record.get("label", record.get("cls"))
+        if (isinstance(value, str) and _INTEGER.fullmatch(value)) or (isinstance(value, float) and value.is_integer()):
+            value = int(value)
+        if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= 2**63:
+            found = "nothing" if value is None else repr(value)[:40]
+            raise self.bad(f"no whole number as class in field 'cls' or json 'label', got {found}")
+        return value
 
     def tokens(self) -> tuple[np.ndarray, np.ndarray]:
         """A pre-tokenised row: ids int64 [T] and document lengths int64 [documents], their sum T.
@@ -192,6 +197,9 @@ class Sample:
         if name not in self.fields:
             raise self.bad(f"no field {name!r}, got {sorted(self.fields)}")
         try:
-            return np.load(io.BytesIO(self.fields[name]), allow_pickle=False)
+            found = np.load(io.BytesIO(self.fields[name]), allow_pickle=False)
         except Exception as error:  # numpy raises ValueError, EOFError, SyntaxError ... on damaged headers
             raise self.bad(f"field {name!r} cannot be read as npy ({type(error).__name__}: {error})") from None
+        if not isinstance(found, np.ndarray):
+            raise self.bad(f"field {name!r} is a zip of arrays (npz), expected one array (npy)")
+        return found

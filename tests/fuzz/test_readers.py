@@ -22,6 +22,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, assume, example, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from polymodal.pipelines.data.dataset import DataSet
 from polymodal.pipelines.data.index import INDEX, Index, build_index, idx_name
 from polymodal.pipelines.run import checkpoint
@@ -191,8 +192,6 @@ def npy(array: np.ndarray) -> bytes:
 
 
 def picture(kind: str) -> bytes:
-    from PIL import Image
-
     file = io.BytesIO()
     Image.fromarray(np.arange(12 * 12 * 3, dtype=np.uint8).reshape(12, 12, 3)).save(file, kind)
     return file.getvalue()
@@ -215,6 +214,36 @@ def test_a_damaged_field_is_a_bad_sample(tmp_path: Path, name: str, data: st.Dat
             "x.npy": lambda: sample.array("x.npy")}.get(name, sample.image)
     with harmless(tmp_path, BadSample):
         read()
+
+
+RECORD = {"text": "a", "caption": "b", "text_pair": "c", "target": "d", "label": 3, "cls": 2}
+NUMBERS = st.sampled_from(["9" * 5000, "1e999", "-1e999", "NaN", "Infinity", "1.9", "true", "0x1", "-0", "1e3", "9" * 30, '"7"',
+                           '"\\ud800"', "[]"])
+
+
+@fuzz
+@given(st.data())
+def test_every_decoder_gives_a_value_or_a_bad_sample(tmp_path: Path, data: st.DataObject) -> None:
+    """Any fields, read by every decoder: a value of the promised type that fits into a batch, or a bad sample."""
+    record = json.dumps(data.draw(twisted(RECORD)))
+    for name in RECORD:  # numbers that json.dumps does not write
+        if data.draw(st.booleans()):
+            record = record.replace(f'"{name}": "{RECORD[name]}"', f'"{name}": {data.draw(NUMBERS)}')
+            record = record.replace(f'"{name}": {RECORD[name]},', f'"{name}": {data.draw(NUMBERS)},')
+    fields = {"json": record.encode()}
+    for name in data.draw(st.lists(st.sampled_from([*FIELDS, "pair.txt", "target.txt", "tokens.u32"]), unique=True)):
+        fields[name] = data.draw(st.one_of(NUMBERS.map(str.encode), st.binary(max_size=32), st.just(FIELDS.get(name, b"text"))))
+    sample = Sample("a", fields)
+    decoders = {sample.text: str, sample.pair: (str, type(None)), sample.target: str, sample.json: dict, sample.label: int,
+                sample.image: Image.Image, sample.pixels: np.ndarray, sample.tokens: tuple, (lambda: sample.array("x.npy")): np.ndarray}
+    for decode, kind in decoders.items():
+        with harmless(tmp_path, BadSample):
+            value = decode()
+            assert isinstance(value, kind)
+            if isinstance(value, int):
+                assert not isinstance(value, bool) and torch.tensor([value]).dtype == torch.int64
+            if isinstance(value, str):
+                value.encode("utf-8")
 
 
 # --- recipes, checkpoints, models ------------------------------------------------------------------------------------
