@@ -84,14 +84,24 @@ class Child:
             os.killpg(self.pid, signal.SIGKILL)
 
 
-def call(function: Callable[..., None], *arguments: Any, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Child:
+def call(function: Callable[..., None], *arguments: Any, env: Mapping[str, str] | None = None, cwd: Path | None = None,
+         server: Server | None = None) -> Child:
     """Run a function of a test file."""
-    return _server().start((inspect.getsourcefile(function), function.__qualname__, arguments), env, cwd)
+    return (server or _server()).start((inspect.getsourcefile(function), function.__qualname__, arguments), env, cwd)
 
 
-def polymodal(*words: object, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Child:
+def polymodal(*words: object, env: Mapping[str, str] | None = None, cwd: Path | None = None, server: Server | None = None) -> Child:
     """Run a command line; `env` comes on top of this process's environment."""
-    return _server().start(("", "", tuple(map(str, words))), env, cwd)
+    return (server or _server()).start(("", "", tuple(map(str, words))), env, cwd)
+
+
+def python(text: str, *, cwd: Path | None = None, server: Server | None = None) -> Child:
+    """Run a program."""
+    return call(_program, text, cwd=cwd, server=server)
+
+
+def _program(text: str) -> None:
+    exec(compile(text, "program", "exec"), {"__name__": "__main__"})
 
 
 def ranks(count: int, work: Callable[..., None] | str, *arguments: Any, env: Mapping[str, str] | None = None,
@@ -125,15 +135,25 @@ def together(children: list[Child], timeout: float = WAIT) -> list[Child]:
 # ------------------------------------------------------------------------------------------------ the server
 
 
-class _Server:
-    def __init__(self) -> None:
+class Server:
+    """One more server where its environment matters to the imports, such as another PYTHONPATH."""
+
+    def __init__(self, env: Mapping[str, str] | None = None) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="test-processes-"))
         self.count = 0
-        env = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        env = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"} | dict(env or {})
         self.process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env,
                                         start_new_session=True)
 
+    def stop(self) -> None:
+        """End it and what it has started."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
     def start(self, work: tuple[str | None, str, tuple[Any, ...]], env: Mapping[str, str] | None, cwd: Path | None) -> Child:
+        """Start a process: a file, the name of a function in it and its arguments; without a file the words of a command line."""
         self.count += 1
         folder = self.folder / str(self.count)
         folder.mkdir()
@@ -147,18 +167,14 @@ class _Server:
 
 
 @cache
-def _server() -> _Server:
-    return _Server()
+def _server() -> Server:
+    return Server()
 
 
 def stop() -> None:
     """End the server, where there is one, and what it has started."""
     if _server.cache_info().currsize:
-        server = _server()
-        assert server.process.stdin is not None
-        server.process.stdin.close()
-        server.process.wait()
-        shutil.rmtree(server.folder, ignore_errors=True)
+        _server().stop()
         _server.cache_clear()
 
 

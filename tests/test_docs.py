@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import processes
 import pytest
 import torch
 from PIL import Image
@@ -320,8 +321,8 @@ def copy_texts(to: Path) -> None:
         shutil.copy(ROOT / name, to / name)
 
 
-def run(words: list[str], folder: Path, environment: dict[str, str] = ENVIRONMENT) -> str:
-    done = subprocess.run(words, cwd=folder, env=environment, timeout=300, capture_output=True, text=True)
+def run(words: list[str], folder: Path) -> str:
+    done = subprocess.run(words, cwd=folder, env=ENVIRONMENT, timeout=300, capture_output=True, text=True)
     assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -333,10 +334,14 @@ def test_getting_started_runs(tmp_path: Path) -> None:
     page = DOCS / "getting_started.md"
     for language, text in re.findall(r"^```(sh|python)\n(.*?)^```", page.read_text(), flags=re.S | re.M):
         if language == "python":
-            assert "A sample is" in run([sys.executable, "-c", text], tmp_path)
+            assert "A sample is" in processes.python(text, cwd=tmp_path).check().out
             continue
         for line in text.splitlines():
-            run(shlex.split(line), tmp_path)
+            words = shlex.split(line)
+            if words[0] == "polymodal":  # the console script itself runs in the tours of the README
+                processes.polymodal(*words[1:], cwd=tmp_path).check()
+            else:
+                run(words, tmp_path)
     assert (tmp_path / "work/gpt2/export/model.safetensors").is_file()
     assert (tmp_path / "work/gpt2-export/config.json").is_file()
     assert (tmp_path / "work/report.html").stat().st_size > 10_000
@@ -354,22 +359,25 @@ def test_the_example_system_runs_once_it_lies_in_a_family_folder(tmp_path: Path)
         elif path.suffix == ".py" or path.name == "py.typed":
             shutil.copy(path, package / path.name)
     copy_texts(package)
-    environment = {**ENVIRONMENT, "PYTHONPATH": str(tmp_path / "lib")}
+    lines = [line for block in blocks(DOCS / "writing_a_system.md", "console") for line in block.splitlines()]
+    for line in lines:
+        if line.startswith("sed "):
+            subprocess.run(line, shell=True, cwd=package, check=True)
+    server = processes.Server({"PYTHONPATH": str(tmp_path / "lib")})
     outputs = []
-    for block in blocks(DOCS / "writing_a_system.md", "console"):
-        for line in block.splitlines():
-            if line.startswith("sed "):
-                subprocess.run(line, shell=True, cwd=package, check=True)
-                continue
+    for line in lines:
+        if not line.startswith("sed "):
             words = shlex.split(line)
             assert words[0] == "polymodal"
-            outputs.append(run([sys.executable, "-m", *words], package, environment))
+            outputs.append(processes.polymodal(*words[1:], cwd=package, server=server).check().out)
     assert re.search(r"^bag +text", outputs[0], flags=re.M)
     assert (package / "work/bag/export/model.safetensors").is_file()
     assert "bits_per_byte" in (package / "work/bag/metrics.jsonl").read_text()
     assert "->" in outputs[-1]
     for block in blocks(DOCS / "writing_a_system.md", "python"):
-        assert float(run([sys.executable, "-c", block], package, environment).split("(")[-1].split(",")[0]) > 0
+        said = processes.python(block, cwd=package, server=server).check().out
+        assert float(said.split("(")[-1].split(",")[0]) > 0
+    server.stop()
 
 
 @pytest.mark.slow
