@@ -11,6 +11,7 @@ outputs of their own, nothing computed yet. Tests whose subject is the start of 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib.util
 import inspect
@@ -23,7 +24,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -95,12 +98,13 @@ def polymodal(*words: object, env: Mapping[str, str] | None = None, cwd: Path | 
     return (server or _server()).start(("", "", tuple(map(str, words))), env, cwd)
 
 
-def python(text: str, *, cwd: Path | None = None, server: Server | None = None) -> Child:
-    """Run a program."""
-    return call(_program, text, cwd=cwd, server=server)
+def python(text: str, *words: object, cwd: Path | None = None, server: Server | None = None) -> Child:
+    """Run a program, with words after its name."""
+    return call(_program, text, tuple(map(str, words)), cwd=cwd, server=server)
 
 
-def _program(text: str) -> None:
+def _program(text: str, words: tuple[str, ...]) -> None:
+    sys.argv = ["program", *words]
     exec(compile(text, "program", "exec"), {"__name__": "__main__"})
 
 
@@ -110,8 +114,12 @@ def ranks(count: int, work: Callable[..., None] | str, *arguments: Any, env: Map
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    common = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1",
-              "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_RESTART_COUNT": "0", **(env or {})}
+    signs = _server().folder / f"signs-{time.monotonic_ns()}"
+    signs.mkdir()
+    common = {
+        "TEST_SIGNS": str(signs), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test", "TORCHELASTIC_RESTART_COUNT": "0", **(env or {}),
+    }
     each = [common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
     if isinstance(work, str):
         return [polymodal(work, *arguments, env=e, cwd=cwd) for e in each]
@@ -130,6 +138,22 @@ def together(children: list[Child], timeout: float = WAIT) -> list[Child]:
         for child in children:
             child.kill()
     return children
+
+
+def leave_together() -> None:
+    """End a process group of gloo, as one of its ranks.
+
+    A rank that leaves while another still talks to it takes that one down, and a barrier is talk too: a rank may pass it while
+    another is inside. So each rank leaves a sign after the barrier and waits for the others'.
+    """
+    import torch.distributed as dist
+
+    signs = Path(os.environ["TEST_SIGNS"])
+    dist.barrier()
+    (signs / str(dist.get_rank())).touch()
+    while len(list(signs.iterdir())) < dist.get_world_size():
+        time.sleep(0.01)
+    dist.destroy_process_group()
 
 
 # ------------------------------------------------------------------------------------------------ the server
@@ -253,4 +277,23 @@ if __name__ == "__main__":
     polymodal.pipelines.cli._register()
     if (todo := _serve()) is None:
         os._exit(0)
-    _work(*todo)
+    try:
+        _work(*todo)
+    except SystemExit as ending:
+        code = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
+    except KeyboardInterrupt:
+        traceback.print_exc()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+        raise
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    else:
+        code = 0
+    # what an interpreter does at its end, but for taking thousands of modules apart
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

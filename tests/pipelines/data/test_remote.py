@@ -5,11 +5,9 @@ import gzip
 import hashlib
 import io
 import json
-import os
 import pickle
 import signal
 import socket
-import subprocess
 import sys
 import tarfile
 import threading
@@ -17,6 +15,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
+import processes
 import pytest
 from polymodal.pipelines import cli
 from polymodal.pipelines.base.console import Console
@@ -412,17 +411,13 @@ def test_a_shard_that_rots_in_the_cache_is_fetched_again(server, cache):
 
 # --- many processes, and processes that die ---------------------------------------------------------------------------
 
-READER = """
-import sys
-from polymodal.pipelines.data.dataset import DataSet
-data = DataSet.open(sys.argv[1], cache=sys.argv[2])
-print(len(b"".join(data.read(i).fields["bin"] for i in range(len(data)))), int(data.read_costs()["fetch_bytes"]), flush=True)
-"""
+def read(url, cache):
+    data = DataSet.open(url, cache=cache)
+    print(len(b"".join(data.read(i).fields["bin"] for i in range(len(data)))), int(data.read_costs()["fetch_bytes"]), flush=True)
 
 
 def reader(server, cache):
-    return subprocess.Popen([sys.executable, "-c", READER, server.url, str(cache)], stdout=subprocess.PIPE, text=True,
-                            env={**os.environ, "POLYMODAL_READ_TIMEOUT": "10"})
+    return processes.call(read, server.url, str(cache), env={"POLYMODAL_READ_TIMEOUT": "10"})
 
 
 def test_two_processes_fetch_every_shard_once(server, cache):
@@ -432,7 +427,7 @@ def test_two_processes_fetch_every_shard_once(server, cache):
 
     server.fault = slow
     readers = [reader(server, cache) for _ in range(2)]
-    found = [tuple(map(int, r.communicate(timeout=60)[0].split())) for r in readers]
+    found = [tuple(map(int, r.check(60).out.split())) for r in readers]
     assert [f[0] for f in found] == [sum(len(content(i)) for i in range(EACH * SHARDS))] * 2
     assert len(server.tars()) == SHARDS and not partial(cache)
 
@@ -447,7 +442,6 @@ def test_a_download_that_was_killed_is_continued(server, cache):
         time.sleep(0.005)
     first.send_signal(signal.SIGKILL)
     first.wait()
-    first.stdout.close()
     have = next(cache.glob(".*.tar.part")).stat().st_size
     assert have >= 50_000
     data = DataSet.open(server.url, cache=cache)
@@ -680,12 +674,9 @@ def test_a_run_on_a_bad_line_is_the_run_from_disk(texts, tmp_path, monkeypatch, 
 @pytest.mark.slow
 def test_two_ranks_share_the_cache_and_add_up_what_they_fetched(texts, tmp_path):
     sets = [p for o in [*OVERRIDES, "data.workers=1"] for p in ("--set", o)]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "polymodal"]
-    done = subprocess.run([*launcher, "pretrain", "gpt2-tiny", "--data", texts.url, "--tokenizer", str(tmp_path / "tok"),
-                           "--out", str(tmp_path / "run"), *sets],
-                          env={**os.environ, "OMP_NUM_THREADS": "1", "POLYMODAL_CACHE": str(tmp_path / "cache"),
-                               "POLYMODAL_READ_TIMEOUT": "20"}, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-2000:]
+    processes.together(processes.ranks(2, "pretrain", "gpt2-tiny", "--data", texts.url, "--tokenizer", tmp_path / "tok",
+                                       "--out", tmp_path / "run", *sets,
+                                       env={"POLYMODAL_CACHE": str(tmp_path / "cache"), "POLYMODAL_READ_TIMEOUT": "20"}))
     rows = Run(tmp_path / "run").metrics("train")
     tars = {asked[0] for asked in texts.tars()}
     assert len(texts.tars()) == len(tars) > 1  # every shard came once, to both ranks together

@@ -5,15 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import subprocess
-import sys
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import polymodal
+import processes
 import pytest
 import torch
 import transformers
@@ -378,28 +376,20 @@ def test_intervals():
 
 # --- ranks
 
-RANKS = """
-import json, sys
-from polymodal.pipelines.evaluation.perplexity import Perplexity
-from polymodal.pipelines.evaluation.evaluate import EvaluationSettings, evaluate
-gpt, bert, texts, out = sys.argv[1:]
-found = [evaluate(task, model, texts, EvaluationSettings(batch_size=3, limit=limit)) for task, model, limit in (
-    (Perplexity(window=16, stride=4), gpt, None), (Perplexity(), bert, None), (Perplexity(window=16), gpt, 1))]
-if found[0]["rank"] == 0:
-    open(out, "w").write(json.dumps([{k: r[k] for k in ("metrics", "intervals", "details", "data")} for r in found]))
-"""
+def measure(gpt, bert, texts, out):
+    found = [evaluate(task, model, texts, EvaluationSettings(batch_size=3, limit=limit)) for task, model, limit in (
+        (Perplexity(window=16, stride=4), gpt, None), (Perplexity(), bert, None), (Perplexity(window=16), gpt, 1))]
+    if found[0]["rank"] == 0:
+        out.write_text(json.dumps([{k: r[k] for k in ("metrics", "intervals", "details", "data")} for r in found]))
 
 
 @pytest.mark.slow
 def test_two_ranks_measure_every_sample_once_and_the_same(models, texts, tmp_path):
     """23 samples in 8 batches, then a single sample, of which one rank gets none: the same to the last bit."""
-    (tmp_path / "job.py").write_text(RANKS)
     found = []
-    for launcher in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]):
-        out = tmp_path / f"{len(launcher)}.json"
-        command = [sys.executable, *launcher, tmp_path / "job.py", models["gpt2"][0], models["bert"][0], texts, out]
-        done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300)
-        assert not done.returncode, done.stderr
+    for count in (1, 2):
+        out = tmp_path / f"{count}.json"
+        processes.together(processes.ranks(count, measure, models["gpt2"][0], models["bert"][0], texts, out))
         found.append(json.loads(out.read_text()))
     assert found[0] == found[1]
     assert [r["data"]["measured"] for r in found[0]] == [COUNT, COUNT, 1]

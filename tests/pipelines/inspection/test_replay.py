@@ -5,14 +5,12 @@ from __future__ import annotations
 import functools
 import http.server
 import json
-import os
 import shutil
-import subprocess
-import sys
 import threading
 from types import SimpleNamespace
 
 import numpy as np
+import processes
 import pytest
 import torch
 from polymodal.pipelines import cli
@@ -342,9 +340,7 @@ def test_a_run_of_two_ranks_is_replayed_by_one(data, tmp_path, name):
     kind, sets, source = ("bert-tiny", BERT, data.a) if name == "bert" else ("transformer-xl-tiny", XL, data.rows)
     command = ["pretrain", kind, "--data", str(source), "--out", str(tmp_path / "run"), "--devices", "2",
                *(["--tokenizer", str(data.tok)] if name == "bert" else []), *(f"--set={s}" for s in [*sets, "data.micro_batch=2"])]
-    done = subprocess.run([sys.executable, "-m", "polymodal", *command], capture_output=True, text=True, check=False, timeout=280,
-                          env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr
+    processes.together(processes.ranks(2, *command))
     for update, begins in ((3, 0), (9, 7)):
         found = replay(past(tmp_path / "run", update))
         assert found["verdict"] in ("bitwise", "close") and found["from"] == begins and len(found["samples"]) == 8, found["compared"]

@@ -5,12 +5,10 @@ from __future__ import annotations
 import gc
 import json
 import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 import torch
 import typer
@@ -138,11 +136,7 @@ def divided(name):
 def measured(data, tmp_path_factory):
     """The peaks of both ranks, in one start of them."""
     out = tmp_path_factory.mktemp("divided")
-    places = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__, str(data),
-                           str(out)], env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": places}, capture_output=True, text=True,
-                          timeout=280, check=False)  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    processes.together(processes.ranks(2, as_a_rank, data, out))
     return [json.loads((out / f"{rank}.json").read_text()) for rank in range(2)]
 
 
@@ -320,7 +314,3 @@ def test_the_command_without_data(capsys):
 def test_numbers_for_people():
     assert size(1536) == "1.5 KiB" and size(3 << 40) == "3 TiB" and count(2.5e12) == "2.5 T" and count(12) == "12 "
     assert duration(90) == "90.0 seconds" and duration(7200) == "2.0 hours" and duration(3 * 86400) == "3.0 days"
-
-
-if __name__ == "__main__":
-    as_a_rank(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -6,10 +6,9 @@ import errno
 import io
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from polymodal.pipelines.run import checkpoint
@@ -17,6 +16,8 @@ from polymodal.pipelines.run.optim import OptimSettings, build_optimizer
 from polymodal.pipelines.run.trees import flatten, join_rows, unflatten
 from polymodal.shared.errors import UserError
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 
 def model(seed=0):
@@ -176,47 +177,33 @@ def test_trees():
     assert (empty["n"], empty["name"]) == (3, "x")
 
 
-SAVE = """
-import sys, torch, torch.distributed as td
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import distribute_tensor, Shard
-from pathlib import Path
-from polymodal.pipelines.run import checkpoint
-rank, world, meet, out, action = int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:6]
-td.init_process_group("gloo", init_method="file://" + meet, rank=rank, world_size=world)
-mesh = init_device_mesh("cpu", (world,))
-full = torch.arange(15.0).view(5, 3)
-sharded = distribute_tensor(full if action == "save" else torch.zeros(5, 3), mesh, [Shard(0)], src_data_rank=None)
-other = distribute_tensor(full + 1 if action == "save" else torch.zeros(5, 3), mesh, [Shard(0)], src_data_rank=None)
-same = torch.full((4,), 7.0) if action == "save" else torch.zeros(4)
-# only the first rank has a row
-few = distribute_tensor(full[:1] if action == "save" else torch.zeros(1, 3), mesh, [Shard(0)], src_data_rank=None)
-tied = {"few": few.detach(), "tied": few.detach()}
-if action == "save":
-    tensors = {"sharded": sharded, "other": other, "same": same, f"mine/{rank}": torch.tensor([rank]), **tied}
-    checkpoint.save(Path(out), 5, tensors, {"world": world})
-else:
-    found = checkpoint.newest(Path(out))
-    mine = torch.zeros(1, dtype=torch.int64)
-    checkpoint.load(found.path, {"sharded": sharded, "other": other, "same": same, **tied}, ignore=lambda n: n.startswith("mine/"))
-    assert torch.equal(sharded.full_tensor(), full), sharded
-    assert torch.equal(other.full_tensor(), full + 1), other
-    assert torch.equal(few.full_tensor(), full[:1]), few
-    assert torch.equal(same, torch.full((4,), 7.0))
-td.barrier()  # a rank that leaves while another still talks to it dies of it
-td.destroy_process_group()
-"""
-
-
-def _ranks(world, tmp_path, action):
-    meet = str(tmp_path / f"meet-{action}-{world}")
-    runs = [subprocess.Popen([sys.executable, "-c", SAVE, str(r), str(world), meet, str(tmp_path / "ck"), action]) for r in range(world)]
-    return [run.wait(timeout=120) for run in runs]
+def as_a_rank(out, action):
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    torch.distributed.init_process_group("gloo")
+    mesh = init_device_mesh("cpu", (world,))
+    full = torch.arange(15.0).view(5, 3)
+    sharded = distribute_tensor(full if action == "save" else torch.zeros(5, 3), mesh, [Shard(0)], src_data_rank=None)
+    other = distribute_tensor(full + 1 if action == "save" else torch.zeros(5, 3), mesh, [Shard(0)], src_data_rank=None)
+    same = torch.full((4,), 7.0) if action == "save" else torch.zeros(4)
+    # only the first rank has a row
+    few = distribute_tensor(full[:1] if action == "save" else torch.zeros(1, 3), mesh, [Shard(0)], src_data_rank=None)
+    tied = {"few": few.detach(), "tied": few.detach()}
+    if action == "save":
+        tensors = {"sharded": sharded, "other": other, "same": same, f"mine/{rank}": torch.tensor([rank]), **tied}
+        checkpoint.save(out, 5, tensors, {"world": world})
+    else:
+        found = checkpoint.newest(out)
+        checkpoint.load(found.path, {"sharded": sharded, "other": other, "same": same, **tied}, ignore=lambda n: n.startswith("mine/"))
+        assert torch.equal(sharded.full_tensor(), full), sharded
+        assert torch.equal(other.full_tensor(), full + 1), other
+        assert torch.equal(few.full_tensor(), full[:1]), few
+        assert torch.equal(same, torch.full((4,), 7.0))
+    processes.leave_together()
 
 
 @pytest.mark.slow
 def test_sharded_by_two_ranks_read_by_one_and_three(tmp_path):
-    assert _ranks(2, tmp_path, "save") == [0, 0]
+    processes.together(processes.ranks(2, as_a_rank, tmp_path / "ck", "save"))
     saved = checkpoint.newest(tmp_path / "ck")
     assert sorted(p.name for p in saved.path.glob("shard-*")) == [f"shard-0000{r}-model-00001-of-00001.safetensors" for r in (1, 2)]
     tensors = {"sharded": torch.zeros(5, 3), "other": torch.zeros(5, 3), "same": torch.zeros(4), "few": torch.zeros(1, 3),
@@ -224,7 +211,7 @@ def test_sharded_by_two_ranks_read_by_one_and_three(tmp_path):
     checkpoint.load(saved.path, copy.copy(tensors))
     assert torch.equal(tensors["sharded"], torch.arange(15.0).view(5, 3))
     assert tensors["mine/1"].item() == 1
-    assert _ranks(3, tmp_path, "load") == [0, 0, 0]
+    processes.together(processes.ranks(3, as_a_rank, tmp_path / "ck", "load"))
 
 
 def test_tied_tensors_count_once_also_without_an_address():

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
-import sys
 import threading
 
+import processes
 import pytest
 import torch
 from polymodal.pipelines.run import checkpoint
@@ -243,9 +242,7 @@ print(f"{number + 1} kills, {inside} of them inside a write, {newest} updates")
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2])
 def test_a_kill_at_any_moment_leaves_whole_checkpoints_only(tmp_path, world):
-    done = subprocess.run([sys.executable, "-c", KILLS, str(tmp_path), str(world), "0", "12"], capture_output=True, text=True, timeout=250,
-                          check=False, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stdout + done.stderr
+    processes.python(KILLS, tmp_path, world, 0, 12).check()
 
 
 RANKS = """
@@ -304,6 +301,4 @@ assert other == 0 or os.waitpid(other, 0)[1] == 0, "rank 1 failed"
 
 @pytest.mark.slow
 def test_two_ranks_save_beside_the_loop_and_fail_together(tmp_path):
-    done = subprocess.run([sys.executable, "-c", RANKS, str(tmp_path)], capture_output=True, text=True, timeout=250, check=False,
-                          env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr
+    processes.python(RANKS, tmp_path).check()

@@ -1,19 +1,18 @@
-"""FSDP and activation checkpointing: the same losses, gradients and checkpoints as one process; also one of the ranks, under torchrun.
+"""FSDP and activation checkpointing: the same losses, gradients and checkpoints as one process; also one of the ranks.
 
-The ranks run this file (`python test_fsdp.py ROOT OUT STAGE`): one start of the processes for all families.
+One start of the ranks is for all families.
 """
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import processes
 import pytest
 import torch
 from contract.cases import Case, batch_of, cases, prepare, samples_of
@@ -64,13 +63,8 @@ def rows(out: Path) -> list[dict[str, Any]]:
 
 
 def ranks(world: int, stage: str, root: Path, out: Path) -> None:
-    """Start this file on several ranks."""
-    places = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": places}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world), __file__,
-               str(root), str(out), stage]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    """Run a stage of `as_a_rank` on several ranks."""
+    processes.together(processes.ranks(world, as_a_rank, root, out, stage))
 
 
 def same(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
@@ -304,7 +298,7 @@ def test_plan_divides_the_memory():
         memory("strategy=fsdp", "shard_size=3")
 
 
-def main(root: Path, out: Path, stage: str) -> None:
+def as_a_rank(root: Path, out: Path, stage: str) -> None:
     """As one rank."""
     torch.set_num_threads(1)
     world = int(os.environ["WORLD_SIZE"])
@@ -334,7 +328,3 @@ def fresh(case: Case, world: int) -> None:
         assert ours.requires_grad == theirs.requires_grad
     for ours, theirs in zip(system.buffers(), alone.buffers(), strict=True):
         assert torch.equal(ours, theirs)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

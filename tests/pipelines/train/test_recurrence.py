@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
+import processes
 import pytest
 import torch
 from polymodal.pipelines import cli
@@ -110,9 +108,7 @@ def test_two_ranks_are_one_and_take_over_from_one(data, whole, tmp_path):
     def two(out, *more):
         command = ["pretrain", "transformer-xl-tiny", "--data", data.train, "--eval-data", data.held, "--out", str(out), "--devices", "2",
                    *sets, *more]
-        done = subprocess.run([sys.executable, "-m", "polymodal", *command], capture_output=True, text=True, check=False, timeout=280,
-                              env=os.environ | {"OMP_NUM_THREADS": "1"})
-        assert done.returncode == 0, done.stderr
+        processes.together(processes.ranks(2, *command))
 
     two(tmp_path / "two", "--resume", str(whole / "checkpoints" / "update-00000006"))
     wanted = [r for r in rows(whole, "train") if r["update"] > 6]
@@ -174,7 +170,7 @@ def test_an_update_that_goes_wrong_leaves_no_trace_in_the_memory(data, tmp_path,
         made.append(clip(*arguments))
         return made[-1] * (float("nan") if len(made) == 9 else 1.0)
 
-    monkeypatch.setattr(loop, "_clip", poisoned)
+    monkeypatch.setattr(loop, "clip", poisoned)
     go(data, tmp_path / "run", f"health.policy={policy}")
     event, = Run(tmp_path / "run").events()
     assert event["update"] == 9 and rows(tmp_path / "run") == rows(tmp_path / "told")
