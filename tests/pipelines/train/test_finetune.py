@@ -280,7 +280,7 @@ def test_a_model_of_pictures_gets_a_head_for_other_classes_and_is_told_of_other_
         pretrain(recipe("vit-tiny", settings), tmp_path / "data", tmp_path / "run", model=tmp_path / "vit", console=Listener())
     console = Listener()
     pretrain(recipe("vit-tiny", [*settings, "task=classify"]), tmp_path / "data", tmp_path / "run", model=tmp_path / "vit", console=console)
-    assert "fresh weights: classifier (2 tensors)" in console.lines
+    assert "fresh weights: head (2 tensors)" in console.lines
     assert any("preprocessor_config.json has image_mean [0.1, 0.2, 0.3] (here [0.5, 0.5, 0.5])" in line for line in console.lines)
     assert polymodal.load(tmp_path / "run").config.labels == ("cat", "dog")
 
