@@ -69,9 +69,13 @@ class Console:
     def finish(self, result: Mapping[str, Any], text: str | None = None) -> None:
         """Print the command's result: the JSON object, or `text` for people."""
         if self.json:
-            print(json.dumps(finite(result), ensure_ascii=False), flush=True)
+            print(json.dumps(finite(result), ensure_ascii=False).translate(_SEPARATORS), flush=True)
         elif text is not None:
             print(text, flush=True)
+
+
+_SEPARATORS = {ord(mark): f"\\u{ord(mark):04x}" for mark in "\x85\u2028\u2029"}
+"""What some readers take for the end of a line, as JSON's escapes: the result stays one line for all of them."""
 
 
 def finite(value: Any) -> Any:

@@ -96,3 +96,8 @@ def pread(file: int, size: int, offset: int) -> bytes:
             break
         data += more
     return data
+
+
+def lines_of(text: str) -> list[str]:
+    r"""The lines of a text: each ends at "\n" or "\r\n" only. U+0085 and U+2028 are characters of a line, as in JSON strings."""
+    return [line.removesuffix("\r") for line in text.split("\n")]

@@ -11,6 +11,7 @@ from pathlib import Path
 from ...shared.errors import UserError
 from ...shared.picture import ENDINGS
 from ...shared.unicode import half_character
+from .files import lines_of
 
 STDIN = "-"
 PICTURES = tuple(f".{ending}" for ending in ENDINGS)
@@ -82,10 +83,10 @@ def _read(data: bytes, where: str, *, jsonl: bool, lines: bool) -> Iterator[Docu
     if not text.strip():
         raise UserError(f"{where} holds no text")
     if not jsonl:
-        parts = [line for line in text.splitlines() if line.strip()] if lines else [text]
+        parts = [line for line in lines_of(text) if line.strip()] if lines else [text]
         yield from (Document(where, part) for part in parts)
         return
-    for number, line in enumerate((line for line in text.splitlines() if line.strip()), 1):
+    for number, line in enumerate((line for line in lines_of(text) if line.strip()), 1):
         try:
             value = json.loads(line)["text"]
         except (json.JSONDecodeError, KeyError, TypeError):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...shared.errors import UserError
+from .files import lines_of
 
 
 def read_names(text: str, option: str = "--labels") -> list[str]:
@@ -14,7 +15,7 @@ def read_names(text: str, option: str = "--labels") -> list[str]:
     path = Path(text)
     if path.is_file():
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = lines_of(path.read_text(encoding="utf-8-sig"))
         except UnicodeDecodeError:
             raise UserError(f"{option} {text}: the file is not UTF-8 text; expected one class name a line") from None
     elif path.suffix == ".txt" or "/" in text:

@@ -21,6 +21,7 @@ from ...shared.tokenizer import NoTokenizer, Tokenizer
 from ...vision.classify import TrainedClassifier
 from ...vision.vit import ViT
 from ..base.console import Console
+from ..base.files import lines_of
 from ..base.inputs import PICTURES
 from ..model.frontdoor import tokenizer as load_tokenizer
 
@@ -101,7 +102,7 @@ def _from_stdin(data: bytes) -> Iterator[tuple[str, bytes | Path]]:
         yield "<stdin>", data
         return
     try:
-        lines = data.decode("utf-8").splitlines()
+        lines = lines_of(data.decode("utf-8"))
     except UnicodeDecodeError:
         raise UserError(f"standard input holds neither a picture ({EXPECTED}) nor lines with paths") from None
     for line in lines:

@@ -13,6 +13,7 @@ from ...shared.errors import UserError
 from ...text.classify import TextClassifier
 from ...text.tasks import SequenceClassifier
 from ..base.console import Console
+from ..base.files import lines_of
 from ..model.frontdoor import tokenizer
 
 STDIN = "-"
@@ -59,11 +60,11 @@ def _decoded(data: bytes, where: str) -> str:
 
 
 def _lines(data: bytes, where: str) -> Iterator[Text]:
-    return ((line.strip(), None) for line in _decoded(data, where).splitlines() if line.strip())
+    return ((line.strip(), None) for line in lines_of(_decoded(data, where)) if line.strip())
 
 
 def _rows(data: bytes, where: str) -> Iterator[Text]:
-    for number, line in enumerate(_decoded(data, where).splitlines(), 1):
+    for number, line in enumerate(lines_of(_decoded(data, where)), 1):
         if not line.strip():
             continue
         try:
