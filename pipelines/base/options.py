@@ -15,8 +15,6 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ... Default:
 Quantize = Annotated[str | None, typer.Option(metavar="int8", help="Fewer bits for the weights: faster on CPUs, not exact.")]
 
 # a model over a packed data set
-DataInto = Annotated[str | None, typer.Option("--data", help="Use a packed data set (folder or address) instead of inputs, and write "
-                                              "--out. A killed run continues when it is run again.")]
 DataOnBad = Annotated[str, typer.Option(help="With --data: raise stops at a sample that cannot be used; skip leaves it out and counts it.")]
 DataWorkers = Annotated[int | None, typer.Option(min=1, help="With --data: processes, or workers of the cluster, each with the model. "
                                                  "Default: one for each core, or GPU.")]

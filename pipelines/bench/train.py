@@ -1,7 +1,7 @@
 """Training: BERT, GPT-2 and T5 beside transformers, CLIP beside open_clip, ViT beside timm; GPT-2 beside plain torch too.
 
 One step is forward, backward, fused AdamW and clearing the gradients, on the same weights, batch,
-precision and dropout (`_bench_systems`). Before the race the loss and the whole gradient, carried over by
+precision and dropout (`systems.py`). Before the race the loss and the whole gradient, carried over by
 the family's rule table, are compared without dropout.
 """
 
