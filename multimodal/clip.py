@@ -33,6 +33,7 @@ from ..shared.embed import TokenEmbedding
 from ..shared.errors import UserError
 from ..shared.family import Card, Context, Family, Format, Net, Task, transformers
 from ..shared.loss import accuracy_sum, at_least_fp32, contrastive_sum
+from ..shared.packed import Packed
 from ..shared.stack import Stack
 from ..shared.system import Preview, Step, System, Term
 from ..shared.tokenizer import Tokenizer
@@ -41,7 +42,7 @@ from ..vision.tower import ImageEmbedding, ImageTower, pre_norm_stack
 from ..vision.transforms import CLIP_MEAN, CLIP_STD, Augmentation, Normalize, Preprocessing, read_preprocessing
 from . import clip_formats as formats
 from .clip_config import HIGHEST_ID, CLIPConfig, CLIPTextConfig, CLIPVisionConfig
-from .pairs import ImageTextPairs, Memo, PackedTexts, PairBatch
+from .pairs import ImageTextPairs, Memo, PairBatch
 from .pretrained_text import PretrainedText, describe, load_weights
 
 
@@ -264,9 +265,9 @@ class CLIPSystem(System[CLIP, ImageTextPairs]):
 
     def text_embeds(self, batch: PairBatch, most: int | None = None) -> Tensor:
         """Unit vectors [B, projection_dim] of the packed captions; `most` as in `image_embeds`."""
-        texts = PackedTexts(batch.input_ids, batch.position_ids, batch.lengths)
+        texts = Packed(batch.input_ids, batch.position_ids, batch.lengths)
 
-        def pooled(part: PackedTexts) -> Tensor:
+        def pooled(part: Packed) -> Tensor:
             return self.net.text_trunk(part.input_ids, None, part.position_ids, lengths=part.lengths)
 
         if self.memo is not None:
@@ -303,7 +304,7 @@ class CLIPSystem(System[CLIP, ImageTextPairs]):
         text = self.text_embeds(batch)
         images = batch.images[:limit]
         scores, best = (self.image_embeds(images) @ text.T).topk(min(3, len(text)))
-        texts = PackedTexts(batch.input_ids, batch.position_ids, batch.lengths)
+        texts = Packed(batch.input_ids, batch.position_ids, batch.lengths)
         names = [tokenizer.decode(ids) for ids in batch.input_ids[0].split(list(texts.lengths))]
         return [
             Preview((("caption", names[row]), *(("match", f"{names[int(b)]} ({float(s):.2f})") for b, s in zip(best[row], scores[row]))),

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..shared.packed import PackedBatch, side_by_side
 from ..shared.sample import TEXT_FIELDS, Sample
-from ..shared.system import Batch, Objective, Preview
+from ..shared.system import Objective, Preview
 from ..shared.tokenizer import Tokenizer
 from ..vision.transforms import Augmentation, Preprocessing
 
@@ -48,48 +48,13 @@ class Pair:
 
 
 @dataclass(kw_only=True)
-class PairBatch(Batch):
-    """Pictures and their captions, row for row."""
+class PairBatch(PackedBatch):
+    """B pictures and their captions, packed in the same order."""
 
     images: Tensor
     """uint8 [B, 3, H, W]."""
-    input_ids: Tensor
-    """int64 [1, T]: the captions one after the other."""
-    position_ids: Tensor
-    """int64 [1, T], restarting with each caption."""
-    lengths: tuple[int, ...]
-    """Tokens of each caption, B numbers on the host."""
     keys: tuple[bytes, ...]
     """What tells equal captions: their token ids as bytes."""
-
-
-@dataclass(frozen=True)
-class PackedTexts:
-    """Some texts in one row: what a text tower reads."""
-
-    input_ids: Tensor
-    position_ids: Tensor
-    lengths: tuple[int, ...]
-
-    @property
-    def starts(self) -> list[int]:
-        """Where each text begins."""
-        return [0, *accumulate(self.lengths)][:-1]
-
-    def select(self, rows: Sequence[int]) -> PackedTexts:
-        """The texts with these numbers, in this order."""
-        if list(rows) == list(range(len(self.lengths))):
-            return self
-        starts = self.starts
-        places = torch.cat([torch.arange(starts[r], starts[r] + self.lengths[r]) for r in rows]).to(self.input_ids.device)
-        return PackedTexts(self.input_ids[:, places], self.position_ids[:, places], tuple(self.lengths[r] for r in rows))
-
-
-def pack(rows: Sequence[Sequence[int]]) -> PackedTexts:
-    """Texts given as lists of token ids, one after the other."""
-    ids = torch.tensor([i for row in rows for i in row], dtype=torch.int64)[None]
-    positions = torch.cat([torch.arange(len(row)) for row in rows])[None]
-    return PackedTexts(ids, positions, tuple(len(row) for row in rows))
 
 
 class ImageTextPairs(Objective[Pair]):
@@ -113,7 +78,7 @@ class ImageTextPairs(Objective[Pair]):
 
     def collate(self, examples: list[Pair]) -> PairBatch:
         """Stack the pictures and pack the captions; the loss is counted in pairs."""
-        texts = pack([e.ids for e in examples])
+        texts = side_by_side([e.ids for e in examples])
         return PairBatch(
             counts={"pairs": len(examples)}, tokens=sum(texts.lengths), images=torch.stack([e.pixels for e in examples]),
             input_ids=texts.input_ids, position_ids=texts.position_ids, lengths=texts.lengths,

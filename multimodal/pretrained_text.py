@@ -52,7 +52,7 @@ class PretrainedTextConfig:
     @property
     def max_position_embeddings(self) -> int:
         """Longest text in tokens."""
-        return self.shape.max_position_embeddings
+        return self.shape.longest_input
 
     @property
     def vocab_size(self) -> int:

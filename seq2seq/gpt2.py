@@ -35,14 +35,16 @@ from ..shared.attention.mask import Mask
 from ..shared.block import Block, FeedForward, LayerNorm, depth_scaled_
 from ..shared.config import Config
 from ..shared.convert import Alias, Ignore, Legacy, Rename, Rule, Tied, Transpose, affine, layers, prefixed
+from ..shared.documents import documents, row_documents
 from ..shared.embed import TokenEmbedding, normal_
 from ..shared.errors import UserError
 from ..shared.family import Card, Context, Family, Net, Task, transformers
 from ..shared.heads import LMHead
 from ..shared.loss import accuracy_sum, cross_entropy_sum, perplexity
+from ..shared.packed import PackedBatch, joined, side_by_side
 from ..shared.sample import Sample
 from ..shared.stack import Stack
-from ..shared.system import Batch, Objective, Preview, Step, System, Term
+from ..shared.system import Objective, Preview, Step, System, Term
 from ..shared.tokenizer import Tokenizer
 from .generation.decoder import DecoderInfo
 from .generation.generate import generate_ids
@@ -259,15 +261,9 @@ class CausalExample:
 
 
 @dataclass(kw_only=True)
-class CausalBatch(Batch):
+class CausalBatch(PackedBatch):
     """Packed blocks, T tokens."""
 
-    input_ids: Tensor
-    """[1, T]"""
-    position_ids: Tensor
-    """[1, T], from 0 in each block."""
-    lengths: tuple[int, ...]
-    """Lengths of the blocks, their sum T."""
     targets: Tensor
     """[T]: the id that follows each token."""
 
@@ -296,24 +292,18 @@ class CausalObjective(Objective[CausalExample]):
 
         A pre-tokenised row is taken as it is: `pack` ends each document, and not the pieces of one that fills several rows.
         """
-        if not sample.tokenized:
-            ids = self.tokenizer.encode(sample.text(), add_special_tokens=False)
-            return [np.asarray([*ids, self.eos_id], dtype=np.int64)]
-        ids, lengths = sample.tokens()
-        return np.split(ids, np.cumsum(lengths)[:-1])
+        if sample.tokenized:
+            return row_documents(sample)
+        return [np.append(ids, self.eos_id) for ids in documents(sample, self.tokenizer)]
 
     def collate(self, examples: list[CausalExample]) -> CausalBatch:
         """Pack blocks side by side."""
-        lengths = [len(e.ids) - 1 for e in examples]
-        total = sum(lengths)
+        packed = side_by_side([e.ids[:-1] for e in examples])
+        total = sum(packed.lengths)
         return CausalBatch(
-            counts={"targets": total},
-            tokens=total,
-            input_ids=torch.from_numpy(np.concatenate([e.ids[:-1] for e in examples]))[None],
-            position_ids=torch.from_numpy(np.concatenate([np.arange(n) for n in lengths]))[None],
-            lengths=tuple(lengths),
-            targets=torch.from_numpy(np.concatenate([e.ids[1:] for e in examples])),
-        )
+            counts={"targets": total}, tokens=total, input_ids=packed.input_ids, position_ids=packed.position_ids, lengths=packed.lengths,
+            targets=joined([e.ids[1:] for e in examples])[0],
+        )  # fmt: skip
 
     def describe(self, example: CausalExample) -> Preview:
         """The block's tokens."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..shared.corrupt import cut_spans, noise_spans, span_count, span_lengths
+from ..shared.documents import documents
 from ..shared.errors import UserError, raise_problems
 from ..shared.sample import Sample
 from ..shared.tokenizer import Tokenizer
@@ -53,8 +54,8 @@ class SpanObjective(Seq2SeqObjective):
                             f"the tokenizer has {len(self.sentinels)}: {fix}")
 
     def example(self, sample: Sample, rng: np.random.Generator) -> Iterator[Seq2SeqExample]:
-        """Yield the pieces of a text, or of the joined documents of a row."""
-        ids = self._ids(sample)
+        """Yield the pieces of a text, or of the documents of a row, joined without the special tokens around them."""
+        ids = np.concatenate(documents(sample, self.tokenizer))
         if len(ids) < 2:
             raise sample.bad("a text of two tokens or more is needed")
         settings, eos = self.settings, [self.eos_id]
@@ -65,15 +66,6 @@ class SpanObjective(Seq2SeqObjective):
             noise = noise_spans(len(piece), rng, noise_density=settings.noise_density, mean_span_length=settings.mean_noise_span_length)
             text, target = cut_spans(piece, noise, self.sentinels)
             yield Seq2SeqExample(np.concatenate([text, eos]), np.concatenate([target, eos]))
-
-    def _ids(self, sample: Sample) -> np.ndarray:
-        """The tokens of a sample, documents joined without the special tokens around them."""
-        tokenizer = self.tokenizer
-        if not sample.tokenized:
-            return np.asarray(tokenizer.encode(sample.text(), add_special_tokens=False), dtype=np.int64)
-        ids, _ = sample.tokens()
-        edges = (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.bos_id, tokenizer.eos_id)
-        return ids[~np.isin(ids, [e for e in edges if e is not None])]
 
 
 def sentinel_ids(tokenizer: Tokenizer) -> np.ndarray:

@@ -160,7 +160,17 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, plan: Plan, memory: Tensor | None = None, memory_plan: Plan | None = None, cache: LayerCache | None = None
     ) -> Tensor:
-        """Run the layer.
+        """Run the layer. What flows along the top is the residual stream; `cross` comes between the two, like them.
+
+        ::
+
+            pre:   x --+-----------------------> + --+--------------------------> + -->
+                       |                         |   |                            |
+                       +--> norm --> attention --+   +--> norm --> feed-forward --+
+
+            post:  x --+----------------> + --> norm --+-------------------> + --> norm -->
+                       |                  |            |                     |
+                       +--> attention ----+            +--> feed-forward ----+
 
         Args:
             x: [B, S, D].

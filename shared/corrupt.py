@@ -32,44 +32,48 @@ def prediction_count(length: int, mask_prob: float, max_predictions: int | None)
     return wanted if max_predictions is None else min(max_predictions, wanted)
 
 
-def mask_tokens(
+def choose_places(maskable: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """`count` of the maskable places, or all where there are fewer, drawn without replacement: int64 [M], ascending.
+
+    Args:
+        maskable: bool [S], False at special tokens.
+        count: how many, such as `prediction_count`.
+        rng: the sample's generator.
+    """
+    candidates = np.flatnonzero(maskable)
+    return np.sort(candidates[rng.permutation(len(candidates))[:min(len(candidates), count)]])
+
+
+def replace_places(
     ids: np.ndarray,
-    maskable: np.ndarray,
+    positions: np.ndarray,
     rng: np.random.Generator,
     *,
     mask_id: int,
-    vocab_size: int,
-    mask_prob: float = 0.15,
-    max_predictions: int | None = None,
+    words: int | np.ndarray,
     replaced_by_mask: float = 0.8,
     replaced_at_random: float = 0.1,
 ) -> Masked:
-    """BERT's masking, as google-research/bert does it.
+    """Corrupt the chosen places, each on its own, as google-research/bert does it: 80% become [MASK], 10% a random id, 10% stay.
 
-    Places are drawn without replacement among the maskable ones. Of the drawn places 80% become
-    [MASK], 10% a random id of the whole vocabulary (the original and special ids are possible) and 10%
-    stay; all are predicted.
+    All of them are predicted. A random id may be the original one.
 
     Args:
-        ids: int64 [S], special tokens included: their number enters the 15%.
-        maskable: bool [S], False at [CLS] and [SEP].
+        ids: int64 [S].
+        positions: int64 [M], ascending.
         rng: the sample's generator.
         mask_id: id of [MASK].
-        vocab_size: number of ids to draw replacements from.
-        mask_prob: fraction of the sequence that is predicted.
-        max_predictions: at most so many places (20 at length 128, 80 at 512 in the paper); None for no limit.
-        replaced_by_mask: fraction of the drawn places that become [MASK].
-        replaced_at_random: fraction of the drawn places that become a random id; the rest stays.
+        words: the ids to draw random ones from, int64, or how many ids there are (BERT's whole vocabulary, special ids included).
+        replaced_by_mask: fraction of the places that become [MASK].
+        replaced_at_random: fraction of the places that become a random id; the rest stays.
     """
-    candidates = np.flatnonzero(maskable)
-    count = min(len(candidates), prediction_count(len(ids), mask_prob, max_predictions))
-    positions = np.sort(candidates[rng.permutation(len(candidates))[:count]])
-    targets = ids[positions]
+    targets, count = ids[positions], len(positions)
     kind = rng.random(count)
-    random_ids = rng.integers(vocab_size, size=count)
+    drawn = rng.integers(words if isinstance(words, int) else len(words), size=count)
+    random_ids = drawn if isinstance(words, int) else words[drawn]
     noisy = ids.copy()
-    drawn = np.where(kind < replaced_by_mask + replaced_at_random, random_ids, targets)
-    noisy[positions] = np.where(kind < replaced_by_mask, mask_id, drawn)
+    changed = np.where(kind < replaced_by_mask + replaced_at_random, random_ids, targets)
+    noisy[positions] = np.where(kind < replaced_by_mask, mask_id, changed)
     return Masked(noisy, positions, targets)
 
 

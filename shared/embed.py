@@ -71,7 +71,8 @@ class TokenEmbedding(nn.Module):
 
         Args:
             input_ids: [B, S].
-            position_ids: [B or 1, S]; by default offset, offset + 1, ... . They restart in packed documents.
+            position_ids: [B or 1, S], counted from 0 (`position_offset` is added here); by default offset, offset + 1, ... . They restart
+                in packed documents.
             token_type_ids: [B or 1, S]; by default zeros.
             offset: positions that came before, in a cache.
 
@@ -81,10 +82,7 @@ class TokenEmbedding(nn.Module):
         x = self.word(input_ids)
         if self.position is not None:
             if position_ids is None:
-                stop = offset + input_ids.shape[1]
-                room = self.position.num_embeddings - self.position_offset
-                if stop > room:
-                    raise UserError(f"the model has {room} positions and the text needs {stop}: truncate it or load a longer model")
+                stop = self.fitting(offset + input_ids.shape[1])
                 position_ids = torch.arange(offset, stop, device=input_ids.device)[None]
             x = x + self.position(position_ids + self.position_offset)
         if self.token_type is not None:
@@ -93,6 +91,13 @@ class TokenEmbedding(nn.Module):
             x = self.norm(x)
         x = self.dropout(x)
         return x if self.projection is None else self.projection(x)
+
+    def fitting(self, length: int) -> int:
+        """`length`, where the table of positions is that long; else a `UserError`."""
+        room = length if self.position is None else self.position.num_embeddings - self.position_offset
+        if length > room:
+            raise UserError(f"the model has {room} positions and the text needs {length}: truncate it or load a longer model")
+        return length
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from .attention import Attention
 from .attention.mask import Mask
+from .attention.position import document_positions
 from .block import Block, FeedForward, LayerNorm
 from .config import Config
 from .convert import Ignore, Legacy, Rename, Rule, affine, fused, layers
 from .embed import TokenEmbedding, normal_
 from .heads import Pooler
+from .packed import starts
 from .stack import Stack
 
 
@@ -75,6 +77,16 @@ class EncoderConfig(Config):
         """Width of the embedding tables; where a family has them narrower than D, a linear map follows them."""
         return self.hidden_size
 
+    @property
+    def position_offset(self) -> int:
+        """The row of the position table where a text begins; the rows before it are not positions (RoBERTa)."""
+        return 0
+
+    @property
+    def longest_input(self) -> int:
+        """Tokens of the longest text that there are positions for."""
+        return self.max_position_embeddings - self.position_offset
+
 
 @dataclass
 class EncoderOutput:
@@ -97,6 +109,8 @@ class EncoderOutput:
 class Encoder(nn.Module):
     """Embeddings of words, positions and segments; post-norm blocks; perhaps a pooler.
 
+    A descendant overrides what it has otherwise: `block`, `mask`, `default_positions`; the sizes are its config's.
+
     Args:
         config: the sizes.
         pooler: whether to read a summary off the first token.
@@ -105,24 +119,31 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig, *, pooler: bool = True) -> None:
         super().__init__()
         self.config = config
-
-        def norm() -> nn.Module:
-            return LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-
         self.embed = TokenEmbedding(config.vocab_size, config.table_size, max_positions=config.max_position_embeddings,
                                     type_vocab_size=config.type_vocab_size,
                                     norm=lambda: LayerNorm(config.table_size, eps=config.layer_norm_eps),
-                                    dropout=config.hidden_dropout_prob, output_size=config.hidden_size)
-        self.stack = Stack([
-            Block(
-                Attention(config.hidden_size, config.num_attention_heads, dropout=config.attention_probs_dropout_prob),
-                FeedForward(config.hidden_size, config.intermediate_size, config.hidden_act),
-                norm=norm, order="post", dropout=config.hidden_dropout_prob,
-            )
-            for _ in range(config.num_hidden_layers)
-        ])  # fmt: skip
+                                    dropout=config.hidden_dropout_prob, position_offset=config.position_offset,
+                                    output_size=config.hidden_size)
+        self.stack = Stack([self.block(number) for number in range(config.num_hidden_layers)])
         self.pooler = Pooler(config.hidden_size) if pooler else None
         normal_(self, config.initializer_range)
+
+    def block(self, number: int) -> Block:
+        """Layer `number`, counted from 0; it sees `config` alone."""
+        c = self.config
+        return Block(
+            Attention(c.hidden_size, c.num_attention_heads, dropout=c.attention_probs_dropout_prob),
+            FeedForward(c.hidden_size, c.intermediate_size, c.hidden_act),
+            norm=lambda: LayerNorm(c.hidden_size, eps=c.layer_norm_eps), order="post", dropout=c.hidden_dropout_prob,
+        )  # fmt: skip
+
+    def mask(self, input_ids: Tensor, attention_mask: Tensor | None, lengths: tuple[int, ...] | None) -> Mask | Sequence[Mask]:
+        """Which keys a token sees, for all layers or in turns; arguments as in `forward`."""
+        return Mask(keep=None if attention_mask is None else attention_mask.bool(), lengths=lengths)
+
+    def default_positions(self, input_ids: Tensor) -> Tensor | None:
+        """Positions [B or 1, S] of a padded batch [B, S] where none are given, counted from 0; None: 0, 1, ... ."""
+        return None
 
     def forward(
         self,
@@ -140,13 +161,16 @@ class Encoder(nn.Module):
             input_ids: [B, S].
             attention_mask: [B, S], nonzero where there is no padding; None sees everything.
             token_type_ids: [B, S]; by default zeros.
-            position_ids: [B, S]; by default 0, 1, ... .
+            position_ids: [B, S], counted from 0 in every family (`EncoderConfig.position_offset` is added here); by default 0, 1, ... ,
+                which restart in packed documents.
             lengths: lengths of packed documents, which do not see each other (then B is 1 and
                 `position_ids` restarts in each); excludes `attention_mask`.
             output_hidden_states: keep the output of every block.
         """
         assert lengths is None or attention_mask is None, "packed documents need no padding mask"
-        mask = Mask(keep=None if attention_mask is None else attention_mask.bool(), lengths=lengths)
+        if position_ids is None:
+            position_ids = self.default_positions(input_ids) if lengths is None else document_positions(lengths, input_ids.device)
+        mask = self.mask(input_ids, attention_mask, lengths)
         kept: list[Tensor] | None = [] if output_hidden_states else None
         x = self.stack(self.embed(input_ids, position_ids, token_type_ids), mask, hidden_states=kept)
         pooled = None if self.pooler is None else self.pooler(first_tokens(x, lengths))
@@ -157,8 +181,7 @@ def first_tokens(x: Tensor, lengths: tuple[int, ...] | None) -> Tensor:
     """The first token of each sequence of x [B, S, D]: [B, D], or of packed documents [N, D]."""
     if lengths is None:
         return x[:, 0]
-    starts = torch.tensor([0, *lengths[:-1]]).cumsum(0)
-    return x[0, starts.to(x.device, non_blocking=True)]
+    return x[0, torch.tensor(starts(lengths)).to(x.device, non_blocking=True)]
 
 
 def encoder_rules(config: EncoderConfig, *, pooler: bool = True) -> tuple[Rule, ...]:

@@ -1,10 +1,10 @@
 """Fine-tuning to classify texts and pairs of texts, and the classifier that comes of it.
 
-Devlin et al. 2018, section 4.1: [CLS] text [SEP], or [CLS] text [SEP] second text [SEP] with the second token type; a
-new output layer on the trunk's first token; cross-entropy; everything is trained. The network is the family's
-(`Family.nets`), such as `BertForSequenceClassification`.
+Devlin et al. 2018, section 4.1: [CLS] text [SEP], or [CLS] text [SEP] second text [SEP] with the second token type, or as the
+tokenizer's template has it (RoBERTa's); a new output layer on the trunk's first token; cross-entropy; everything is trained.
+The network is the family's (`Family.nets`), such as `BertForSequenceClassification`.
 
-Faithful: framing and truncation as in google-research/bert's `run_classifier.py` (of a pair that is too long, the longer
+Faithful: truncation as in google-research/bert's `run_classifier.py` (of a pair that is too long, the longer
 text loses its last token, until both fit; at equal lengths the second one).
 
 Deviation: texts are packed side by side without padding; each sees only itself, so nothing changes but speed.
@@ -12,20 +12,22 @@ Deviation: texts are packed side by side without padding; each sees only itself,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..shared.errors import UserError
-from ..shared.family import Context, Task
+from ..shared.family import Context, Net, Task
 from ..shared.loss import accuracy_sum, cross_entropy_sum
+from ..shared.packed import PackedBatch, joined, side_by_side
 from ..shared.sample import Sample
-from ..shared.system import Batch, Objective, Preview, Step, System, Term
+from ..shared.system import Objective, Preview, Step, System, Term
 from ..shared.tokenizer import Tokenizer
+from .framing import Frame, longest
 from .tasks import SequenceClassifier
 
 LISTED = 50
@@ -57,17 +59,11 @@ class ClassifyExample:
 
 
 @dataclass(kw_only=True)
-class ClassifyBatch(Batch):
+class ClassifyBatch(PackedBatch):
     """Packed texts. T tokens, N texts."""
 
-    input_ids: Tensor
-    """[1, T]"""
     token_type_ids: Tensor
     """[1, T]"""
-    position_ids: Tensor
-    """[1, T], from 0 in each text."""
-    lengths: tuple[int, ...]
-    """N lengths, their sum T."""
     labels: Tensor
     """[N]"""
 
@@ -77,7 +73,7 @@ class ClassifyObjective(Objective[ClassifyExample]):
 
     def __init__(self, tokenizer: Tokenizer, labels: tuple[str, ...], max_length: int, token_types: int = 2) -> None:
         """Make the data side for the classes `labels`, texts of at most `max_length` tokens and a trunk with so many token types."""
-        self.cls_id, self.sep_id = tokenizer.need("classification", "cls", "sep")
+        self.framed = Frame(tokenizer, "classification")
         self.tokenizer = tokenizer
         self.labels = labels
         self.max_length = max_length
@@ -94,27 +90,20 @@ class ClassifyObjective(Objective[ClassifyExample]):
     def frame(self, text: str, pair: str | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Ids and token types, int64 [S] each, of a text or pair, cut to `max_length`."""
         a, b = ([] if t is None else self.tokenizer.encode(t, add_special_tokens=False) for t in (text, pair))
-        cls, sep = self.cls_id, self.sep_id
-        a, b = shortened(a, b, self.max_length - (2 if pair is None else 3))
-        ids = [cls, *a, sep, *([] if pair is None else [*b, sep])]
-        types = np.zeros(len(ids), dtype=np.int64)
-        types[len(a) + 2:] = min(1, self.token_types - 1)
-        return np.array(ids, dtype=np.int64), types
+        a, b = shortened(a, b, self.framed.room(self.max_length, pair is not None))
+        ids, types = self.framed(a, None if pair is None else b)
+        return ids, types.clip(max=self.token_types - 1)
 
     def collate(self, examples: list[ClassifyExample]) -> ClassifyBatch:
         """Pack texts side by side."""
-        lengths = [len(e.input_ids) for e in examples]
-
-        def row(parts: list[np.ndarray]) -> Tensor:
-            return torch.from_numpy(np.concatenate(parts))[None]
-
+        packed = side_by_side([e.input_ids for e in examples])
         return ClassifyBatch(
             counts={"texts": len(examples)},
-            tokens=sum(lengths),
-            input_ids=row([e.input_ids for e in examples]),
-            token_type_ids=row([e.token_type_ids for e in examples]),
-            position_ids=row([np.arange(n) for n in lengths]),
-            lengths=tuple(lengths),
+            tokens=sum(packed.lengths),
+            input_ids=packed.input_ids,
+            position_ids=packed.position_ids,
+            lengths=packed.lengths,
+            token_type_ids=joined([e.token_type_ids for e in examples]),
             labels=torch.tensor([e.label for e in examples]),
         )
 
@@ -207,9 +196,7 @@ def class_names(config: Any) -> tuple[str, ...]:
 
 def objective_of(config: Any, tokenizer: Tokenizer, settings: ClassifySettings | None = None) -> ClassifyObjective:
     """The data side for a network with this config."""
-    length = (settings or ClassifySettings()).max_length or config.max_position_embeddings
-    if length > config.max_position_embeddings:
-        raise UserError(f"objective.max_length is {length}, the model has {config.max_position_embeddings} positions: lower it")
+    length = longest(config, (settings or ClassifySettings()).max_length)
     return ClassifyObjective(tokenizer.fitting(config.vocab_size), class_names(config), length, config.type_vocab_size)
 
 
@@ -218,14 +205,14 @@ def with_classes(config: Any, context: Context) -> Any:
     return config if context.classes is None else replace(config, num_labels=len(context.classes), labels=context.classes)
 
 
-def task(architecture: str, build: Callable[[Any], SequenceClassifier]) -> Task:
-    """The task `classify` of a family whose network `build` makes of a config."""
+def task(net: Net) -> Task:
+    """The task `classify` of a family whose network for it is `net`, a `SequenceClassifier`."""
 
     def create(config: Any, settings: ClassifySettings, context: Context) -> ClassifySystem:
         if context.classes is None and config.labels is None and not context.net_only:
             raise UserError("classification needs classes and the data set names none: pack it with --label-field, "
                             "or as folders of one class each")
         objective = context.objective("classify", lambda tokenizer: objective_of(config, tokenizer, settings))
-        return ClassifySystem(build(config), objective, class_names(config))
+        return ClassifySystem(cast("SequenceClassifier", net.build(config)), objective, class_names(config))
 
-    return Task("a class for a text or a pair of texts", ClassifySettings, create, "classify", with_classes, architecture)
+    return Task("a class for a text or a pair of texts", ClassifySettings, create, "classify", with_classes, net.architecture)

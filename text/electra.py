@@ -34,9 +34,9 @@ from torch import Tensor, nn
 from ..shared.attention.mask import Mask
 from ..shared.attention.plan import outside_graphs
 from ..shared.block import activation
-from ..shared.convert import Alias, Rename, Rule, Tied, affine, prefixed
+from ..shared.convert import Rule, affine, prefixed
 from ..shared.embed import normal_
-from ..shared.encoder import LEGACY, Encoder, EncoderConfig, encoder_rules, first_tokens
+from ..shared.encoder import LEGACY, Encoder, EncoderConfig, encoder_rules
 from ..shared.errors import UserError
 from ..shared.family import Card, Context, Family, Net, Task, transformers
 from ..shared.loss import accuracy_sum, at_least_fp32, cross_entropy_sum, perplexity
@@ -44,18 +44,10 @@ from ..shared.sample import Sample
 from ..shared.system import Preview, Step, System, Term
 from ..shared.tokenizer import Tokenizer
 from . import classify, tasks
-from .bert import (
-    BertBatch,
-    BertConfig,
-    BertExample,
-    BertForMaskedLM,
-    MaskingObjective,
-    MaskingSettings,
-    Segments,
-    adapt,
-    language_head,
-    sequence_length,
-)
+from .bert import BertConfig, adapt
+from .framing import longest
+from .masking import MaskedBatch, MaskedExample, MaskedLM, MaskingObjective, MaskingSettings, head_rules
+from .sentences import Sentences, sentence_documents
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,54 +136,11 @@ class ElectraForPreTraining(nn.Module):
         return ElectraForPreTrainingOutput(self.head(out.last_hidden_state), out.hidden_states)
 
 
-class ElectraForMaskedLM(BertForMaskedLM):
+class ElectraForMaskedLM(MaskedLM):
     """The generator: BERT's network; its head maps to the width of the word table and always has the exact GELU."""
 
     def __init__(self, config: ElectraConfig) -> None:
-        super().__init__(config)
-        if config.hidden_act != "gelu":
-            self.head = language_head(replace(config, hidden_act="gelu"), self.trunk)
-
-
-class ClassificationHead(nn.Module):
-    """Reads the first token [D]: a dense layer and GELU where BERT has its pooler, then the classes."""
-
-    def __init__(self, config: ElectraConfig) -> None:
-        super().__init__()
-        self.dropout = nn.Dropout(config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout)
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.activation = activation("gelu")
-        self.out = nn.Linear(config.hidden_size, config.num_labels)
-        normal_(self, config.initializer_range)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [B, D] to [B, classes]."""
-        return self.out(self.dropout(self.activation(self.dense(self.dropout(x)))))
-
-
-class ElectraForSequenceClassification(tasks.SequenceClassifier):
-    """A class for a text or a pair of texts."""
-
-    def __init__(self, config: ElectraConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.trunk = Encoder(config, pooler=False)
-        self.head = ClassificationHead(config)
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        *,
-        lengths: tuple[int, ...] | None = None,
-        output_hidden_states: bool = False,
-    ) -> tasks.ClassifierOutput:
-        """Map ids [B, S] to logits [B, classes], or N texts packed in one row to [N, classes]; see `Encoder.forward`."""
-        out = self.trunk(input_ids, attention_mask, token_type_ids, position_ids,
-                         lengths=lengths, output_hidden_states=output_hidden_states)
-        return tasks.ClassifierOutput(self.head(first_tokens(out.last_hidden_state, lengths)), out.hidden_states)
+        super().__init__(Encoder(config, pooler=False), config, activation="gelu")
 
 
 # ------------------------------------------------------------------------------------------ the data side
@@ -216,11 +165,11 @@ class ElectraSettings(MaskingSettings):
     discriminator_weight: float = 50.0
     """Of the discriminator's loss."""
 
+    PROBABILITIES: ClassVar[tuple[str, ...]] = (*MaskingSettings.PROBABILITIES, "short_prob", "single_prob")
+
     def __post_init__(self) -> None:
         """Check the ranges."""
         super().__post_init__()
-        if not 0 <= self.single_prob <= 1:
-            raise UserError(f"single_prob is {self.single_prob}, expected a probability between 0 and 1")
         for name in ("generator_hidden_size", "generator_layers", "temperature"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} is {getattr(self, name)}, expected more than 0")
@@ -230,7 +179,7 @@ class ElectraSettings(MaskingSettings):
 
 
 @dataclass(frozen=True, slots=True)
-class ElectraExample(BertExample):
+class ElectraExample(MaskedExample):
     """One masked sequence."""
 
     seed: int
@@ -238,7 +187,7 @@ class ElectraExample(BertExample):
 
 
 @dataclass(kw_only=True)
-class ElectraBatch(BertBatch):
+class ElectraBatch(MaskedBatch):
     """Packed sequences. T tokens, N sequences, M predictions."""
 
     predictions: tuple[int, ...]
@@ -248,16 +197,18 @@ class ElectraBatch(BertBatch):
 
 
 def segments(
-    document: Segments, max_length: int, short_prob: float, single_prob: float, rng: np.random.Generator
+    document: Sentences, max_length: int, short_prob: float, single_prob: float, rng: np.random.Generator,
+    specials: tuple[int, int] = (2, 3),
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Cut a document into neighbouring segments, as google-research/electra's `ExampleBuilder`.
 
     Args:
-        document: the ids of each sentence.
-        max_length: tokens of a sequence with [CLS] and [SEP]s.
+        document: the document.
+        max_length: tokens of a sequence with its special tokens.
         short_prob: probability of a shorter target.
         single_prob: probability that everything goes to the first segment.
         rng: the sample's generator.
+        specials: special tokens of a text and of a pair.
 
     Yields:
         First segment, second segment (perhaps empty).
@@ -271,7 +222,7 @@ def segments(
         chunk.append(sentence)
         if sum(map(len, chunk)) < target and place < len(document) - 1:
             continue
-        wanted = math.inf if rng.random() < single_prob else (target - 3) // 2
+        wanted = math.inf if rng.random() < single_prob else (target - specials[1]) // 2
         first, second = list[np.ndarray](), list[np.ndarray]()
         length = 0
         for part in chunk:
@@ -281,8 +232,8 @@ def segments(
                 length += len(part)
             else:
                 second.append(part)
-        a = np.concatenate(first)[:max_length - 2]
-        yield a, np.concatenate([*second, a[:0]])[:max(0, max_length - len(a) - 3)]
+        a = np.concatenate(first)[:max_length - specials[0]]
+        yield a, np.concatenate([*second, a[:0]])[:max(0, max_length - len(a) - specials[1])]
         target, chunk = target_length(), []
 
 
@@ -295,15 +246,14 @@ class ElectraObjective(MaskingObjective[ElectraExample]):
     def __init__(self, tokenizer: Tokenizer, settings: ElectraSettings, max_length: int) -> None:
         """Make the data side for sequences of at most `max_length` tokens."""
         super().__init__(tokenizer, settings, max_length)
-        self.single_prob = settings.single_prob
+        self.short_prob, self.single_prob = settings.short_prob, settings.single_prob
 
     def example(self, sample: Sample, rng: np.random.Generator) -> Iterator[ElectraExample]:
         """Yield every sequence that a document, or a row of documents, gives."""
-        for document in self._documents(sample):
-            for a, b in segments(document, self.max_length, self.settings.short_prob, self.single_prob, rng):
-                masked = self._corrupt(a, b if len(b) else None, None, rng)
-                yield ElectraExample(masked.input_ids, masked.token_type_ids, masked.positions, masked.targets, None,
-                                     int(rng.integers(2**63)))
+        specials = self.frame.single.specials, self.frame.pair.specials
+        for document in sentence_documents(sample, self.tokenizer, self.frame.room(self.max_length, pair=True)):
+            for a, b in segments(document, self.max_length, self.short_prob, self.single_prob, rng, specials):
+                yield ElectraExample(*self.masked(a, b if len(b) else None, rng), int(rng.integers(2**63)))
 
     def collate(self, examples: list[ElectraExample]) -> ElectraBatch:
         """Pack sequences side by side; the discriminator's denominator is every token."""
@@ -458,7 +408,7 @@ def generator_config(config: ElectraConfig, settings: ElectraSettings) -> Electr
 
 def create(config: ElectraConfig, settings: ElectraSettings, context: Context) -> ElectraSystem:
     """Build ELECTRA with fresh weights and its objective."""
-    length = sequence_length(config, settings)
+    length = longest(config, settings.max_length)
     if config.type_vocab_size < 2:
         raise UserError("ELECTRA's two segments need two token types: set model.type_vocab_size to 2")
     objective = context.objective("electra", lambda tokenizer: ElectraObjective(tokenizer.fitting(config.vocab_size), settings, length))
@@ -470,27 +420,19 @@ def _trunk(config: ElectraConfig, theirs: str = "electra.", ours: str = "trunk."
     return (*prefixed((*encoder_rules(config, pooler=False), *projection), theirs, ours), *LEGACY)
 
 
+_HEAD = head_rules("generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head.bias",
+                   "generator_lm_head", "electra.embeddings.word_embeddings.weight")
+_TASKS = tasks.task_nets("Electra", Encoder, lambda c, pooler: _trunk(c), first_token="gelu", choice=False)
+
 NETS = (
     Net("ElectraForPreTraining", ElectraForPreTraining, transformers(lambda c: (
         *_trunk(c),
         *affine("discriminator_predictions.dense", "head.dense"),
         *affine("discriminator_predictions.dense_prediction", "head.out"),
     ))),
-    Net("ElectraForMaskedLM", ElectraForMaskedLM, transformers(lambda c: (
-        *_trunk(c),
-        *affine("generator_predictions.dense", "head.transform.dense"),
-        *affine("generator_predictions.LayerNorm", "head.transform.norm"),
-        Rename("generator_lm_head.bias", "head.bias"),
-        Tied("head.weight", "trunk.embed.word.weight"),
-        Alias("generator_lm_head.weight", "electra.embeddings.word_embeddings.weight"),
-    ))),
+    Net("ElectraForMaskedLM", ElectraForMaskedLM, transformers(lambda c: (*_trunk(c), *_HEAD))),
     Net("ElectraModel", lambda c: Encoder(c, pooler=False), transformers(lambda c: _trunk(c, "", ""))),
-    Net("ElectraForSequenceClassification", ElectraForSequenceClassification,
-        transformers(lambda c: (*_trunk(c), *affine("classifier.dense", "head.dense"), *affine("classifier.out_proj", "head.out")))),
-    Net("ElectraForTokenClassification", lambda c: tasks.TokenClassification(Encoder(c, pooler=False), c),
-        transformers(lambda c: (*_trunk(c), *affine("classifier", "classifier")))),
-    Net("ElectraForQuestionAnswering", lambda c: tasks.QuestionAnswering(Encoder(c, pooler=False), c),
-        transformers(lambda c: (*_trunk(c), *affine("qa_outputs", "classifier")))),
+    *_TASKS,
 )
 
 CARD = Card(
@@ -515,7 +457,7 @@ FAMILIES = (
         sizes=SIZES,
         adapt=adapt,
         pretraining=Task("replaced-token detection", ElectraSettings, create),
-        tasks=(classify.task("ElectraForSequenceClassification", ElectraForSequenceClassification),),
+        tasks=(classify.task(_TASKS[0]),),
         nets=NETS,
         heads=("head", "classifier"),
         model_type="electra",

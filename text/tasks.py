@@ -1,17 +1,22 @@
 """Task heads over a BERT-shaped trunk: a class for a text or pair, for each token, an answer span, a choice.
 
-The heads are BERT's (https://arxiv.org/abs/1810.04805, section 4); a family whose head differs builds
-its own. Each network takes what its trunk takes and returns logits; losses belong to fine-tuning.
+The heads are BERT's (https://arxiv.org/abs/1810.04805, section 4), and for a class the one that RoBERTa and ELECTRA have instead.
+Each network takes what its trunk takes and returns logits; losses belong to fine-tuning.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from ..shared.encoder import Encoder, EncoderOutput
+from ..shared.block import activation as activation_called
+from ..shared.convert import Rule, affine
+from ..shared.embed import normal_
+from ..shared.encoder import Encoder, EncoderOutput, first_tokens
+from ..shared.family import Net, transformers
 
 
 class TaskConfig(Protocol):
@@ -113,6 +118,53 @@ class SequenceClassification(_Task, SequenceClassifier):
         return ClassifierOutput(self.classifier(self.dropout(out.pooled)), out.hidden_states)
 
 
+class FirstTokenHead(nn.Module):
+    """Classes from the first token [D]: a dense layer and an activation where BERT has its pooler, then the classes."""
+
+    def __init__(self, config: TaskConfig, activation: str) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(_dropout(config))
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation = activation_called(activation)
+        self.out = nn.Linear(config.hidden_size, config.num_labels)
+        normal_(self, config.initializer_range)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, D] to [B, classes]."""
+        return self.out(self.dropout(self.activation(self.dense(self.dropout(x)))))
+
+
+class FirstTokenClassification(SequenceClassifier):
+    """A class for a text or a pair of texts, from the first token of a trunk without pooler (RoBERTa, ELECTRA).
+
+    Args:
+        trunk: without pooler.
+        config: the trunk's.
+        activation: of the head.
+    """
+
+    def __init__(self, trunk: Encoder, config: TaskConfig, activation: str) -> None:
+        super().__init__()
+        self.config = config
+        self.trunk = trunk
+        self.head = FirstTokenHead(config, activation)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        *,
+        lengths: tuple[int, ...] | None = None,
+        output_hidden_states: bool = False,
+    ) -> ClassifierOutput:
+        """Map ids [B, S] to logits [B, classes], or N texts packed in one row to [N, classes]; see `Encoder.forward`."""
+        out: EncoderOutput = self.trunk(input_ids, attention_mask, token_type_ids, position_ids,
+                                        lengths=lengths, output_hidden_states=output_hidden_states)
+        return ClassifierOutput(self.head(first_tokens(out.last_hidden_state, lengths)), out.hidden_states)
+
+
 class TokenClassification(_Task):
     """A class for each token: tagging, named entities."""
 
@@ -178,3 +230,43 @@ class MultipleChoice(_Task):
         out: EncoderOutput = self.trunk(input_ids.flatten(0, 1), flat(attention_mask), flat(token_type_ids), flat(position_ids),
                                         output_hidden_states=output_hidden_states)
         return ClassifierOutput(self.classifier(self.dropout(out.pooled)).view(batch, choices), out.hidden_states)
+
+
+class Trunk(Protocol):
+    """Builds a family's trunk, such as the class `Encoder`."""
+
+    def __call__(self, config: Any, *, pooler: bool) -> Encoder:
+        """With fresh weights."""
+        ...
+
+
+def task_nets(
+    prefix: str, trunk: Trunk, rules: Callable[[Any, bool], tuple[Rule, ...]], *, first_token: str | None = None, choice: bool = True
+) -> tuple[Net, ...]:
+    """The networks of a family that have a task head, under transformers' names; the one for classes is the first.
+
+    Args:
+        prefix: what the architectures begin with: "Bert" of "BertForSequenceClassification".
+        trunk: builds the family's trunk.
+        rules: (config, whether there is a pooler) -> the table of the trunk, as it lies below a head.
+        first_token: activation of a `FirstTokenClassification`; by default the classes are read off the pooler.
+        choice: whether the reference's head for multiple choice is BERT's.
+    """
+
+    def net(task: str, head: Callable[[Encoder, Any], nn.Module], theirs: str, pooler: bool) -> Net:
+        return Net(f"{prefix}For{task}", lambda c: head(trunk(c, pooler=pooler), c),
+                   transformers(lambda c: (*rules(c, pooler), *affine(theirs, "classifier"))))
+
+    if first_token is None:
+        classes = net("SequenceClassification", SequenceClassification, "classifier", pooler=True)
+    else:
+        classes = Net(f"{prefix}ForSequenceClassification",
+                      lambda c: FirstTokenClassification(trunk(c, pooler=False), c, first_token),
+                      transformers(lambda c: (*rules(c, False), *affine("classifier.dense", "head.dense"),
+                                              *affine("classifier.out_proj", "head.out"))))  # fmt: skip
+    return (
+        classes,
+        net("TokenClassification", TokenClassification, "classifier", pooler=False),
+        net("QuestionAnswering", QuestionAnswering, "qa_outputs", pooler=False),
+        *((net("MultipleChoice", MultipleChoice, "classifier", pooler=True),) if choice else ()),
+    )

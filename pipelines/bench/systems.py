@@ -28,7 +28,7 @@ from ...seq2seq.t5 import T5Config
 from ...seq2seq.teacher_forcing import Seq2SeqBatch, Seq2SeqExample, pad_pairs
 from ...shared.attention.position import document_positions
 from ...shared.convert import Rule, to_theirs
-from ...shared.corrupt import mask_tokens
+from ...shared.corrupt import choose_places, prediction_count, replace_places
 from ...shared.family import Context
 from ...shared.loss import IGNORE
 from ...shared.system import Batch, System
@@ -169,7 +169,9 @@ def bert_batch(work: Work) -> BertBatch:
     for length in work.lengths:
         inner = np.ones(length, dtype=bool)
         inner[[0, -1]] = False
-        noisy = mask_tokens(rng.integers(5, config.vocab_size, length), inner, rng, mask_id=4, vocab_size=config.vocab_size)
+        words = rng.integers(5, config.vocab_size, length)
+        places = choose_places(inner, prediction_count(length, 0.15, None), rng)
+        noisy = replace_places(words, places, rng, mask_id=4, words=config.vocab_size)
         ids.append(noisy.ids)
         rows.append(noisy.positions + start)
         targets.append(noisy.targets)

@@ -365,7 +365,7 @@ class PseudoPerplexity(_ByToken):
                             "model")
         super().__init__(_masked_network(subject), subject.device, 32)
         self.mask, self.template, self.special = tokenizer.mask_id, tokenizer.framing.single, tokenizer.special_ids
-        self.room = self.net.config.max_position_embeddings - len(self.template.ids([]))
+        self.room = self.net.config.longest_input - len(self.template.ids([]))
         self.objective = _Documents(tokenizer, None, skip_first=False)
 
     def add(self, batch: _Texts) -> None:

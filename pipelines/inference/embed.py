@@ -162,6 +162,7 @@ def _positions(model: nn.Module, tokenizer: Tokenizer) -> int | None:
     """The longest input: the tokenizer's limit, and never more than a learned position table holds."""
     config: Any = getattr(model, "config", None)
     config = getattr(config, "text_config", config)
-    own = next((v for name in ("max_position_embeddings", "n_positions") if isinstance(v := getattr(config, name, None), int)), None)
+    names = ("longest_input", "max_position_embeddings", "n_positions")
+    own = next((v for name in names if isinstance(v := getattr(config, name, None), int)), None)
     limits = [n for n in (own, tokenizer.max_length) if n is not None]
     return min(limits, default=None)

@@ -12,10 +12,11 @@ import pytest
 import torch
 import transformers
 from polymodal.multimodal.clip import CLIP, FAMILIES, CLIPConfig, adapt
-from polymodal.multimodal.pairs import Memo, pack
+from polymodal.multimodal.pairs import Memo
 from polymodal.shared.convert import to_ours, to_theirs
 from polymodal.shared.errors import UserError
 from polymodal.shared.family import Context
+from polymodal.shared.packed import side_by_side
 from polymodal.shared.settings import build_settings
 from safetensors.torch import save_file
 from torch.nn import functional as F
@@ -259,7 +260,7 @@ def test_the_loss_is_openclips_summed():
 
 def test_packed_captions_do_not_leak():
     sys = system().eval()
-    a, b = pack([[48, 5, 6, 49], [48, 9, 49]]), pack([[48, 5, 6, 49], [48, 30, 31, 32, 49]])
+    a, b = side_by_side([[48, 5, 6, 49], [48, 9, 49]]), side_by_side([[48, 5, 6, 49], [48, 30, 31, 32, 49]])
     out = [sys.net.text_trunk(t.input_ids, None, t.position_ids, lengths=t.lengths) for t in (a, b)]
     assert torch.allclose(out[0][0], out[1][0], atol=1e-6) and not torch.allclose(out[0][1], out[1][1], atol=1e-2)
     part = b.select([1])

@@ -11,11 +11,12 @@ import pytest
 import torch
 import transformers
 from polymodal.multimodal.clip import CLIP, FAMILIES, CLIPConfig, adapt
-from polymodal.multimodal.pairs import Pair, pack
+from polymodal.multimodal.pairs import Pair
 from polymodal.multimodal.pretrained_text import PretrainedText, describe, load_weights, pool_packed
 from polymodal.shared.convert import to_ours, to_theirs
 from polymodal.shared.errors import UserError
 from polymodal.shared.family import Context
+from polymodal.shared.packed import side_by_side
 from polymodal.shared.settings import build_settings
 from polymodal.shared.tokenizer import Tokenizer
 from safetensors.torch import save_file
@@ -69,7 +70,7 @@ def test_the_tower_gives_the_encoders_states(directory, pooling):
         keep = tokens["attention_mask"][..., None].float()
         expected = (hidden * keep).sum(1) / keep.sum(1) if pooling == "mean" else hidden[:, 0]
         padded = tower(tokens["input_ids"], tokens["attention_mask"])
-        packed = pack([row[mask.bool()].tolist() for row, mask in zip(tokens["input_ids"], tokens["attention_mask"])])
+        packed = side_by_side([row[mask.bool()].tolist() for row, mask in zip(tokens["input_ids"], tokens["attention_mask"])])
         rows = tower(packed.input_ids, None, packed.position_ids, lengths=packed.lengths)
     assert torch.allclose(padded, expected, atol=1e-5) and torch.allclose(rows, expected, atol=1e-5)
 

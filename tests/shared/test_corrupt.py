@@ -1,15 +1,17 @@
 import numpy as np
 import pytest
-from polymodal.shared.corrupt import mask_tokens, prediction_count, truncate_pair
+from polymodal.shared.corrupt import choose_places, prediction_count, replace_places, truncate_pair
 
 MASK, VOCAB = 3, 1000
 
 
-def masked(length: int, seed: int, **settings):
+def masked(length: int, seed: int, max_predictions: int | None = None, words: int | np.ndarray = VOCAB):
     ids = np.random.default_rng(1).integers(10, VOCAB, size=length)
     maskable = np.ones(length, bool)
     maskable[[0, -1]] = False
-    return ids, mask_tokens(ids, maskable, np.random.default_rng(seed), mask_id=MASK, vocab_size=VOCAB, **settings)
+    rng = np.random.default_rng(seed)
+    places = choose_places(maskable, prediction_count(length, 0.15, max_predictions), rng)
+    return ids, replace_places(ids, places, rng, mask_id=MASK, words=words)
 
 
 @pytest.mark.parametrize(("length", "limit", "expected"), [
@@ -52,6 +54,20 @@ def test_eighty_ten_ten_and_uniform_places():
     # random ids come from the whole vocabulary, special ids included
     counts = np.histogram(drawn, bins=10, range=(0, VOCAB))[0] / len(drawn)
     assert (np.abs(counts - 0.1) < 5 * np.sqrt(0.09 / len(drawn))).all()
+
+
+def test_random_ids_come_from_the_words_that_are_given():
+    words = np.array([11, 500, 501])
+    drawn = set()
+    for seed in range(60):
+        _, out = masked(102, seed, words=words)
+        now = out.ids[out.positions]
+        drawn |= set(now[(now != MASK) & (now != out.targets)].tolist())
+    assert drawn == set(words.tolist())
+
+
+def test_fewer_places_than_are_wanted_are_all_taken():
+    assert choose_places(np.array([False, True, True, False]), 3, np.random.default_rng(0)).tolist() == [1, 2]
 
 
 def test_the_same_generator_state_gives_the_same_noise():

@@ -9,7 +9,8 @@ import torch
 from polymodal.shared.errors import BadSample, UserError
 from polymodal.shared.sample import Sample
 from polymodal.shared.tokenizer import Tokenizer
-from polymodal.text.bert import IS_NEXT, IS_RANDOM, BertObjective, BertSettings, pairs, sentences
+from polymodal.text.bert import BertObjective, BertSettings
+from polymodal.text.sentences import IS_NEXT, IS_RANDOM, pairs, sentences
 
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu", "xi", "omicron", "pi",
          "rho", "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega"]

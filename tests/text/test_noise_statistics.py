@@ -11,8 +11,8 @@ import pytest
 import torch
 from polymodal.shared.sample import Sample
 from polymodal.shared.tokenizer import Tokenizer
-from polymodal.text.bert import IS_RANDOM
 from polymodal.text.electra import draw
+from polymodal.text.sentences import IS_RANDOM
 
 WORDS = [a + b + c for a in ("ka", "mo", "ti") for b in ("ren", "sol") for c in ("o", "an", "es", "ul")]
 Z = 3.29
