@@ -7,7 +7,7 @@ RESULTS ?= bench-gpu.json
 # One thread for each test process: the tests run side by side.
 TEST = OMP_NUM_THREADS=1 $(RUN)/pytest -n $(WORKERS)
 
-.PHONY: setup demo test slow browser golden lint docs bench bench-gpu lock clean
+.PHONY: setup demo test slow browser processors golden lint docs bench bench-gpu lock clean
 
 setup: $(VENV)/.done
 
@@ -30,6 +30,10 @@ slow: setup ## the deeper tests that .ci/run also runs
 
 browser: setup ## the demo's page in Chromium, which must be installed
 	$(TEST) -m browser
+
+processors: setup ## what rounds differently on other processors, with torch's plain kernels and with those for AVX2
+	for level in default avx2; do ATEN_CPU_CAPABILITY=$$level $(TEST) -m "not slow and not browser" \
+	  tests/golden tests/shared/attention tests/pipelines/model/test_quantize.py tests/contract/test_checks.py || exit 1; done
 
 golden: setup ## record the loss curve of every tiny system again, and say which ones moved
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN)/python -m golden.record

@@ -225,6 +225,22 @@ def cases() -> list[Case]:
     return found
 
 
+@cache
+def once() -> list[Case]:
+    """The cases without the tasks that another family has already shown: a task's system is written once, for any trunk.
+
+    For what costs a whole run or a compilation. That each network fits its task is shown with all the cases.
+    """
+    seen: set[type[System]] = set()
+    chosen: list[Case] = []
+    for case in cases():
+        kind = type(case.build())
+        if not case.recipe.task or kind not in seen:
+            chosen.append(case)
+        seen.add(kind)
+    return chosen
+
+
 # ------------------------------------------------------------------------------------- samples to batches
 
 BLOCK = 33

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,20 @@ def _recorded(made: Made, double: bool) -> Iterator[None]:
         return build(self, *arguments).double() if double else build(self, *arguments)
 
     with patch.object(loop, "clip", keep), patch.object(Recipe, "build", exact), patch.object(loop, "export_system", lambda *_: None):
+        yield
+
+
+@contextlib.contextmanager
+def ended_when(good: Callable[[dict[str, Any]], bool], out: Path) -> Iterator[None]:
+    """A run in `out` ends, as it does when its time is up, once an evaluation is good."""
+
+    class Good(loop.Stop):
+        @property
+        def late(self) -> bool:
+            rows = loop.Run(out).metrics()
+            return bool(rows) and any(row["split"] == "eval" and good(row) for row in rows[-2:])
+
+    with patch.object(loop, "Stop", Good):
         yield
 
 

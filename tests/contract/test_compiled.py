@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from contract.cases import Case, batch_of, cases, samples_of, style_of, tokenizer
+from contract.cases import Case, batch_of, once, samples_of, style_of, tokenizer
 from polymodal.pipelines.train.layers import compile_parts
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
@@ -20,7 +20,7 @@ def gradients(system: Any, batch: Any) -> dict[str, Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", cases(), ids=lambda c: c.name)
+@pytest.mark.parametrize("case", once(), ids=lambda c: c.name)
 def test_batches_of_other_documents_are_not_compiled_anew(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same gradients as without a compiler, and no new graph once exact and variable shapes, with padding and without, were seen."""
     torch.compiler.reset()

@@ -19,7 +19,9 @@ from contract.cases import Case, cases
 CURVES = Path(__file__).with_name("curves.json")
 UPDATES = 6
 TOLERANCE = 3e-4
-"""Relative. The largest difference between torch's default, AVX2 and AVX-512 kernels was 3e-5 (`ATEN_CPU_CAPABILITY=default` or `avx2`)."""
+"""Relative. The largest difference of a loss between torch's default, AVX2 and AVX-512 kernels was 9e-5 (`make processors`)."""
+STEEP = 15
+"""How many times further a gradient norm may be: rounding decides about the gradient of a ReLU near 0 (2e-3 with a ResNet)."""
 
 Curve = dict[str, list[float]]
 
@@ -46,10 +48,11 @@ def curve(case: Case, data: Path, out: Path) -> Curve:
 
 
 def distance(found: Curve, expected: Curve) -> float:
-    """The largest difference relative to the larger value; infinite where the curves hold different numbers."""
+    """The largest difference relative to the larger value (see `STEEP`); infinite where the curves hold different numbers."""
     if found.keys() != expected.keys() or any(len(found[n]) != len(expected[n]) for n in found):
         return math.inf
-    return max(abs(a - b) / max(abs(a), abs(b), 1e-3) for n in found for a, b in zip(found[n], expected[n]))
+    return max(abs(a - b) / max(abs(a), abs(b), 1e-3) / (STEEP if n == "grad_norm" else 1)
+               for n in found for a, b in zip(found[n], expected[n]))
 
 
 def main() -> None:

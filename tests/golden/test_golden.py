@@ -30,3 +30,4 @@ def test_a_small_change_is_seen():
     assert record.distance({"loss": [4.0, 3.5, 3.01]}, expected) > record.TOLERANCE
     assert record.distance({"loss": [4.0, 3.5, 3.0005]}, expected) < record.TOLERANCE
     assert record.distance({"loss": [4.0]}, expected) == float("inf")
+    assert record.distance({"grad_norm": [2.02]}, {"grad_norm": [2.0]}) > record.TOLERANCE
