@@ -37,9 +37,10 @@ from ..shared.packed import Packed
 from ..shared.stack import Stack
 from ..shared.system import Preview, Step, System, Term
 from ..shared.tokenizer import Tokenizer
+from ..vision.processor_files import reads_preprocessing, to_transformers
 from ..vision.resnet import AttentionPool, ResNet, ResNetConfig
 from ..vision.tower import ImageEmbedding, ImageTower, pre_norm_stack
-from ..vision.transforms import CLIP_MEAN, CLIP_STD, Augmentation, Normalize, Preprocessing, read_preprocessing
+from ..vision.transforms import CLIP_MEAN, CLIP_STD, Augmentation, Normalize, Preprocessing
 from . import clip_formats as formats
 from .clip_config import HIGHEST_ID, CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from .pairs import ImageTextPairs, Memo, PairBatch
@@ -352,7 +353,7 @@ def create(config: CLIPConfig, settings: CLIPSettings, context: Context) -> CLIP
 
 
 def _files(net: CLIP) -> dict[str, dict[str, Any]]:
-    return {"preprocessor_config.json": net.preprocessing.to_transformers("CLIPImageProcessor")}
+    return {"preprocessor_config.json": to_transformers(net.preprocessing, "CLIPImageProcessor")}
 
 
 def _vit(width: int, layers: int, patch_size: int, image_size: int = 224) -> dict[str, Any]:
@@ -400,7 +401,8 @@ FAMILIES = (
         pretraining=Task("contrastive: match pictures and captions within the batch", CLIPSettings, create),
         nets=(
             Net("CLIPModel", CLIP,
-                transformers(formats.transformers_rules, files=_files, finish=read_preprocessing, suits=formats.suits_transformers),
+                transformers(formats.transformers_rules, files=_files, finish=reads_preprocessing("CLIPImageProcessor"),
+                             suits=formats.suits_transformers),
                 Format("open_clip", formats.open_clip_rules, "open_clip_config.json", "open_clip_model.safetensors",
                        recognises=formats.is_open_clip, read=formats.read_open_clip, write=formats.write_open_clip,
                        files=formats.open_clip_files, finish=formats.finish_open_clip)),

@@ -8,8 +8,10 @@ from typing import Any, Protocol
 
 from ..shared.convert import Ignore, Rename, Reshape, Rule, Transpose, affine, layers, prefixed
 from ..shared.errors import UserError, raise_problems
+from ..shared.keys import Keys, honoured, key_problems, no_effect, only
+from ..vision.processor_files import from_open_clip, to_open_clip
 from ..vision.resnet import ResNetConfig
-from ..vision.tower import block_rules, patch_rule
+from ..vision.tower import block_rules, patch_rule, square_side
 from ..vision.transforms import Preprocessing
 from .clip_config import HIGHEST_ID, CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from .pretrained_text import PretrainedTextConfig, read_config, trunk_rules
@@ -127,56 +129,105 @@ def is_open_clip(record: Mapping[str, Any]) -> bool:
     return isinstance(model, Mapping) and "vision_cfg" in model and "text_cfg" in model
 
 
-VISION_KEYS = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"}
-TEXT_KEYS = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "pool_type", "eos_id", "pad_id"}
-HF_KEYS = {"hf_model_name", "hf_proj_type", "hf_pooler_type"}
-TOKENIZER_KEYS = {"hf_tokenizer_name", "tokenizer_kwargs", "hf_model_pretrained", "tokenizer_mode"}
+WHAT = "open_clip_config.json"
+NOT_THERE = "belongs to what is not there"
+MODEL_CFG: Keys = {
+    "embed_dim": honoured(),
+    "vision_cfg": honoured("see below"),
+    "text_cfg": honoured("see below"),
+    "quick_gelu": honoured(),
+    "init_logit_scale": honoured("the weights hold the scale itself"),
+    "init_logit_bias": only(None),
+    "nonscalar_logit_scale": only(False, None),
+    "custom_text": no_effect("names one of open_clip's classes for the same network"),
+    "output_dict": no_effect("about the form of open_clip's outputs"),
+    "cast_dtype": no_effect("about the type of open_clip's weights; here --dtype or the recipe's precision"),
+    "multimodal_cfg": only(None),
+}
+"""Keys of `model_cfg` in open_clip_config.json."""
+_BLOCKS: Keys = {
+    "ls_init_value": only(None), "block_type": only(None, "default"), "qk_norm": only(False), "scaled_cosine_attn": only(False),
+    "scale_heads": only(False), "scale_attn_inner": only(False), "scale_attn": only(False), "scale_fc": only(False),
+    "act_kwargs": only(None, {}), "norm_kwargs": only(None, {}), "final_ln_after_pool": only(False, note="the norm comes first"),
+    "output_tokens": no_effect("about the form of open_clip's outputs"),
+}  # fmt: skip
+VISION_CFG: Keys = {
+    "image_size": honoured("a number or a square [height, width]"),
+    "layers": honoured("a number, or of a ResNet a list of four"),
+    "width": honoured(), "head_width": honoured(), "mlp_ratio": honoured(),
+    "patch_size": honoured("a number or a square [height, width]; null of a ResNet"),
+    **_BLOCKS,
+    "attentional_pool": only(False), "no_ln_pre": only(False), "pos_embed_type": only("learnable"), "pool_type": only("tok"),
+    "timm_model_name": only(None),
+    "patch_dropout": no_effect("about training"),
+    **{name: no_effect(NOT_THERE) for name in (
+        "attn_pooler_queries", "attn_pooler_heads", "timm_model_pretrained", "timm_pool", "timm_proj", "timm_proj_bias", "timm_drop",
+        "timm_drop_path")},
+}  # fmt: skip
+"""Keys of `vision_cfg` in open_clip_config.json."""
+_TOKENIZER: Keys = {
+    "hf_tokenizer_name": no_effect("the tokenizer is read from its own files in the directory"),
+    "tokenizer_mode": no_effect("about open_clip's reading of text in training"),
+    "tokenizer_kwargs": only(None, {}),
+}
+TEXT_CFG: Keys = {
+    **{name: honoured() for name in ("context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "pad_id")},
+    "pool_type": honoured("argmax, or eos with another eos_id than 2"),
+    "eos_id": honoured("with pool_type eos"),
+    **_BLOCKS,
+    "embed_cls": only(False), "no_causal_mask": only(False), "proj_bias": only(False), "proj_type": only("linear"),
+    **_TOKENIZER,
+    "hf_model_name": only(None, note="with a name, the table below"),
+    **{name: no_effect(NOT_THERE) for name in ("hf_model_pretrained", "hf_proj_type", "hf_pooler_type")},
+}  # fmt: skip
+"""Keys of `text_cfg` in open_clip_config.json, of CLIP's own text tower."""
+HF_TEXT_CFG: Keys = {
+    "hf_model_name": honoured("a folder in the directory that holds the tower's config.json"),
+    "hf_proj_type": only("linear"),
+    "hf_pooler_type": only("mean_pooler", "cls_last_hidden_state_pooler"),
+    "hf_model_pretrained": no_effect("the weights are in the directory"),
+    "output_tokens": _BLOCKS["output_tokens"],
+    **_TOKENIZER,
+    **{name: no_effect(NOT_THERE) for name in TEXT_CFG
+       if name not in ("output_tokens", "context_length", *_TOKENIZER) and not name.startswith("hf_")},
+}
+"""Keys of `text_cfg` in open_clip_config.json, of a text tower of transformers."""
 POOLERS = {"mean_pooler": "mean", "cls_last_hidden_state_pooler": "cls"}
 
 
 def read_open_clip(record: Mapping[str, Any], directory: Path) -> CLIPConfig:
     """From the contents of open_clip_config.json."""
     model = dict(record["model_cfg"])
-    vision, text = dict(model.pop("vision_cfg")), dict(model.pop("text_cfg"))
-    activation = "quick_gelu" if model.pop("quick_gelu", False) else "gelu"
-    dim, scale = int(model.pop("embed_dim")), float(model.pop("init_logit_scale", CLIPConfig.logit_scale_init_value))
-    model.pop("custom_text", None)
-    problems = [f"model_cfg.{k} = {v!r}" for k, v in model.items() if v not in (None, False)]
-    problems += _unknown("vision_cfg", vision, VISION_KEYS)
-    problems += _unknown("text_cfg", text, (HF_KEYS if "hf_model_name" in text else TEXT_KEYS) | TOKENIZER_KEYS)
-    raise_problems((f"{p} is not supported and changes the model" for p in problems), "open_clip_config.json")
+    vision, text = dict(model["vision_cfg"]), dict(model["text_cfg"])
+    hf = text.get("hf_model_name") is not None
+    raise_problems([f"{place}: {problem}" for place, part, known in (
+        ("model_cfg", model, MODEL_CFG), ("vision_cfg", vision, VISION_CFG), ("text_cfg", text, HF_TEXT_CFG if hf else TEXT_CFG),
+    ) for problem in key_problems(part, known)], WHAT)
+    activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
+    dim, scale = int(model["embed_dim"]), float(model.get("init_logit_scale", CLIPConfig.logit_scale_init_value))
     return CLIPConfig(
-        text_config=_read_hf_text(text, directory) if "hf_model_name" in text else _read_text(text, activation),
+        text_config=_read_hf_text(text, directory) if hf else _read_text(text, activation),
         vision_config=_read_resnet(vision) if isinstance(vision.get("layers"), (list, tuple)) else _read_vit(vision, activation),
         projection_dim=dim, logit_scale_init_value=scale,
     )  # fmt: skip
-
-
-def _unknown(part: str, record: Mapping[str, Any], known: set[str]) -> list[str]:
-    off = (None, False, 0, {}, "linear", "learnable", "tok")  # open_clip's own defaults
-    return [f"{part}.{k} = {v!r}" for k, v in record.items() if k not in known and v not in off]
 
 
 def _read_vit(vision: Mapping[str, Any], activation: str) -> CLIPVisionConfig:
     width = int(vision.get("width", 768))
     return CLIPVisionConfig(
         hidden_size=width, intermediate_size=int(width * vision.get("mlp_ratio", 4.0)), num_hidden_layers=int(vision.get("layers", 12)),
-        num_attention_heads=width // int(vision.get("head_width", 64)), image_size=_square(vision.get("image_size", 224)),
-        patch_size=_square(vision.get("patch_size", 16)), hidden_act=activation,
+        num_attention_heads=width // int(vision.get("head_width", 64)), image_size=_side(vision, "image_size", 224),
+        patch_size=_side(vision, "patch_size", 16), hidden_act=activation,
     )  # fmt: skip
 
 
 def _read_resnet(vision: Mapping[str, Any]) -> ResNetConfig:
-    return ResNetConfig(tuple(vision["layers"]), int(vision.get("width", 64)), _square(vision.get("image_size", 224)),
+    return ResNetConfig(tuple(vision["layers"]), int(vision.get("width", 64)), _side(vision, "image_size", 224),
                         int(vision.get("head_width", 64)))  # fmt: skip
 
 
-def _square(size: Any) -> int:
-    if isinstance(size, (list, tuple)) and len(size) == 2 and size[0] == size[1]:
-        size = size[0]
-    if not isinstance(size, int):
-        raise UserError(f"open_clip_config.json: size {size!r} is not supported, expected one number or a square")
-    return size
+def _side(vision: Mapping[str, Any], name: str, default: int) -> int:
+    return square_side(vision.get(name, default), f"{WHAT}: {name}")
 
 
 def _read_text(text: Mapping[str, Any], activation: str) -> CLIPTextConfig:
@@ -222,7 +273,7 @@ def write_open_clip(net: DualEncoder) -> dict[str, Any]:
     return {
         "model_cfg": {"embed_dim": config.projection_dim, **({"quick_gelu": True} if activations == {"quick_gelu"} else {}),
                       "vision_cfg": _write_vision(vision), "text_cfg": _write_text(text)},
-        "preprocess_cfg": net.preprocessing.to_open_clip(),
+        "preprocess_cfg": to_open_clip(net.preprocessing),
     }  # fmt: skip
 
 
@@ -254,4 +305,4 @@ def open_clip_files(net: DualEncoder) -> dict[str, Mapping[str, Any]]:
 
 def finish_open_clip(net: DualEncoder, record: Mapping[str, Any], directory: Path) -> None:
     """Take the preprocessing of pictures over."""
-    net.preprocessing = Preprocessing.from_open_clip(record.get("preprocess_cfg") or {}, net.config.vision_config.image_size)
+    net.preprocessing = from_open_clip(record.get("preprocess_cfg") or {}, net.config.vision_config.image_size)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from ..shared.config import Config
 from ..shared.convert import Rename, Reshape, Rule, affine, fused
 from ..shared.embed import PatchEmbedding
 from ..shared.errors import UserError
+from ..shared.keys import shown
 from ..shared.stack import Stack
 
 
@@ -74,6 +75,12 @@ class TowerConfig(TransformerConfig):
 
     AT_LEAST_ONE = (*TransformerConfig.AT_LEAST_ONE, "image_size", "patch_size")
 
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any], what: str = "config.json") -> Self:
+        """Read a config.json, where a size is a number or a square [height, width]."""
+        sides = {key: square_side(record[key], f"{what}: {key}") for key in ("image_size", "patch_size") if key in record}
+        return super().from_dict({**record, **sides}, what)
+
     def problems(self) -> list[str]:
         """What is wrong with the fields."""
         found = super().problems()
@@ -82,6 +89,14 @@ class TowerConfig(TransformerConfig):
         if self.num_channels != 3:
             found.append(f"num_channels is {self.num_channels}, expected 3")
         return found
+
+
+def square_side(size: Any, what: str) -> int:
+    """The side of a square that another library gives as one number or as [height, width]."""
+    sides = list(cast("list[Any]", size)) if isinstance(size, (list, tuple)) else [size]
+    if len(set(map(str, sides))) != 1 or len(sides) > 2 or isinstance(sides[0], bool) or not isinstance(sides[0], int):
+        raise UserError(f"{what} is {shown(size)}, expected a number, or a square [height, width]")
+    return sides[0]
 
 
 class ImageEmbedding(nn.Module):

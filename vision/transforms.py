@@ -1,7 +1,7 @@
 """From a picture to a tensor: deterministic augmentation for training, the reference's resize and crop for evaluation.
 
-Evaluation resizes with Pillow, bit by bit as the references do. Training resizes with torch, which takes less than half the time and
-differs by a level in a few values of a thousand.
+Evaluation resizes bit by bit as the reference does whose files the model came with (`Preprocessing.like`). Training resizes with torch,
+which takes less than half of Pillow's time and differs by a level in a few values of a thousand.
 
 Pictures travel as uint8 (a quarter of the bytes of float32) and are normalised on the device (`Normalize`).
 Every random draw comes from the generator that is passed in, never from torch's global one, so a
@@ -10,12 +10,10 @@ sample is augmented the same way on any rank, in any worker and after any resume
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping
+import platform
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -29,7 +27,8 @@ from ..shared.errors import UserError
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
-_RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, as preprocessor_config.json stores them
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 _LONGEST = 16
 """A longer side of at most so many crops is resized as a whole."""
 _MODES = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -53,9 +52,12 @@ class Preprocessing:
     image_size: int = 224
     """Side of the square the network sees."""
     resize: Literal["shortest", "squash"] = "shortest"
-    """`shortest`: keep the aspect ratio, then cut the centre square. `squash`: resize both sides to `image_size`."""
+    """`shortest`: keep the aspect ratio. `squash`: make both sides equal. Then the centre square is cut."""
     resize_size: int | None = None
-    """Length of the shorter side before the crop; None is `image_size` (timm's crop_pct < 1 makes it larger)."""
+    """Length of the shorter side (or of both) before the cut; None is `image_size` (timm's crop_pct < 1 makes it larger)."""
+    like: Literal["torchvision", "transformers"] = "torchvision"
+    """Whose pixels these are, to the last bit: with `torchvision`, as open_clip and timm use it, Pillow resizes, and where an odd number of
+    pixels is left over the cut is at the nearest even place; `transformers` 5 resizes with torch and cuts at the lower place."""
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     """How pixels are resampled."""
     image_mean: tuple[float, float, float] = CLIP_MEAN
@@ -65,82 +67,21 @@ class Preprocessing:
 
     def pixels(self, picture: Image.Image) -> Tensor:
         """The pixels of an RGB `picture` for evaluation: uint8 [3, image_size, image_size]."""
-        mode, side = _MODES[self.interpolation], self.image_size
-        if self.resize == "squash":
-            return to_tensor(picture.resize((side, side), mode))
-        width, height = picture.size
-        short, new = min(width, height), self.resize_size or side
-        picture = _resized(picture, int(new * width / short), int(new * height / short), side, mode)
-        left, top = _centred(picture.width, side), _centred(picture.height, side)
-        return to_tensor(picture.crop((left, top, left + side, top + side)))  # black beyond the picture
-
-    @classmethod
-    def from_transformers(cls, record: Mapping[str, Any]) -> Self:
-        """From the contents of `preprocessor_config.json`."""
-        size, crop = record.get("size", 224), record.get("crop_size")
-        if not record.get("do_resize", True) or not record.get("do_normalize", True):
-            raise UserError("preprocessor_config.json turns resizing or normalisation off: expected do_resize and do_normalize to be true")
-        side = _side(size)
-        cropped = bool(record.get("do_center_crop", crop is not None)) and crop is not None
-        shortest = (isinstance(size, Mapping) and "shortest_edge" in size) or (isinstance(size, int) and cropped)
-        if shortest and not cropped:
-            raise UserError("preprocessor_config.json resizes the shorter side without a centre crop: pictures would not be square; "
-                            "expected do_center_crop with crop_size")
-        image_size = _side(crop) if cropped else side
-        return cls(image_size=image_size, resize="shortest" if shortest else "squash",
-                   resize_size=side if side != image_size else None, interpolation=_interpolation(record.get("resample", 2)),
-                   image_mean=_triple(record.get("image_mean", HALF)), image_std=_triple(record.get("image_std", HALF)))
-
-    def to_transformers(self, kind: str) -> dict[str, Any]:
-        """The contents of `preprocessor_config.json` for the image processor class `kind`."""
-        side = {"height": self.image_size, "width": self.image_size}
-        record = {"image_processor_type": kind, "do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
-                  "do_convert_rgb": True, "resample": {v: k for k, v in _RESAMPLE.items()}[self.interpolation],
-                  "image_mean": list(self.image_mean), "image_std": list(self.image_std)}
-        if self.resize == "squash":
-            return {**record, "size": side, "do_center_crop": False}
-        return {**record, "size": {"shortest_edge": self.resize_size or self.image_size}, "do_center_crop": True, "crop_size": side}
-
-    @classmethod
-    def from_open_clip(cls, record: Mapping[str, Any], image_size: int) -> Self:
-        """From the `preprocess_cfg` of `open_clip_config.json`."""
-        mode = record.get("resize_mode") or "shortest"
-        if mode not in ("shortest", "squash"):
-            raise UserError(f"open_clip_config.json: resize_mode {mode!r} is not supported, expected shortest or squash")
-        return cls(image_size=image_size, resize=mode, interpolation=_interpolation(record.get("interpolation") or "bicubic"),
-                   image_mean=_triple(record.get("mean") or CLIP_MEAN), image_std=_triple(record.get("std") or CLIP_STD))
-
-    def to_open_clip(self) -> dict[str, Any]:
-        """The `preprocess_cfg` of `open_clip_config.json`."""
-        return {"mean": list(self.image_mean), "std": list(self.image_std), "interpolation": self.interpolation, "resize_mode": self.resize}
-
-    @classmethod
-    def from_timm(cls, record: Mapping[str, Any], image_size: int) -> Self:
-        """From the `pretrained_cfg` of timm's `config.json`."""
-        crop = float(record.get("crop_pct") or 1.0)
-        return cls(image_size=image_size, resize_size=math.floor(image_size / crop) if crop < 1 else None,
-                   interpolation=_interpolation(record.get("interpolation") or "bicubic"),
-                   image_mean=_triple(record.get("mean") or HALF), image_std=_triple(record.get("std") or HALF))
-
-    def to_timm(self) -> dict[str, Any]:
-        """The `pretrained_cfg` of timm's `config.json`."""
-        return {"input_size": [3, self.image_size, self.image_size], "crop_pct": self.image_size / (self.resize_size or self.image_size),
-                "interpolation": self.interpolation, "mean": list(self.image_mean), "std": list(self.image_std), "fixed_input_size": True}
+        side, theirs = self.image_size, self.like == "transformers"
+        new = self.resize_size or side
+        width, height = (1, 1) if self.resize == "squash" else picture.size
+        short = min(width, height)
+        width, height = int(new * width / short), int(new * height / short)
+        if theirs and max(width, height) <= _LONGEST * side:
+            pixels = _resized_tensor(to_tensor(picture), height, width, self.interpolation)
+        else:
+            pixels = to_tensor(_resized(picture, width, height, side, _MODES[self.interpolation], theirs))
+        return _cut(pixels, side, theirs)
 
     def at(self, image_size: int) -> Self:
         """The same preprocessing at another size."""
         ratio = image_size / self.image_size
         return replace(self, image_size=image_size, resize_size=round(self.resize_size * ratio) if self.resize_size else None)
-
-
-def read_preprocessing(net: Any, record: Mapping[str, Any], directory: Path) -> None:
-    """Take `preprocessor_config.json` over into `net.preprocessing`, where there is one."""
-    path = directory / "preprocessor_config.json"
-    if path.exists():
-        found = Preprocessing.from_transformers(json.loads(path.read_text()))
-        if found.image_size != net.preprocessing.image_size:
-            raise UserError(f"{path} makes pictures of {found.image_size} pixels, the model takes {net.preprocessing.image_size}")
-        net.preprocessing = found
 
 
 @dataclass(frozen=True)
@@ -222,7 +163,7 @@ def jitter_colours(picture: Image.Image, jitter: tuple[float, float, float, floa
     return picture
 
 
-def _resized(picture: Image.Image, width: int, height: int, side: int, mode: Image.Resampling) -> Image.Image:
+def _resized(picture: Image.Image, width: int, height: int, side: int, mode: Image.Resampling, lower: bool) -> Image.Image:
     """`picture` at `width` x `height`; of a very long one, only a middle part, which holds all that a centre crop of `side` shows.
 
     That part costs as much as an ordinary picture, where 1 x 30000 pixels would become 224 x 6,720,000. Its values are those of the whole
@@ -234,7 +175,7 @@ def _resized(picture: Image.Image, width: int, height: int, side: int, mode: Ima
     tall = height > width
     old, new = (picture.height, height) if tall else (picture.width, width)
     scale = old / new
-    begin = _centred(new, side) - _centred(side + (new - side) % 2, side)  # of the part, among the `new` pixels of the whole
+    begin = _centred(new, side, lower) - _centred(side + (new - side) % 2, side, lower)  # of the part, among the `new` pixels of the whole
     length = side + (new - side) % 2
     reach = math.ceil(2 * max(scale, 1.0)) + 1  # the source pixels that a filter looks at, on each side (bicubic's support is 2)
     first, last = max(0, math.floor(begin * scale) - reach), min(old, math.ceil((begin + length) * scale) + reach)
@@ -245,9 +186,33 @@ def _resized(picture: Image.Image, width: int, height: int, side: int, mode: Ima
     return part.resize((length, height), mode, box=(a, 0, b, part.height))
 
 
-def _centred(length: int, side: int) -> int:
+def _resized_tensor(pixels: Tensor, height: int, width: int, mode: str) -> Tensor:
+    """uint8 [3, H, W] at another size, as torchvision's `resize` does it for tensors on this processor (and so transformers 5)."""
+    if pixels.shape[-2:] == (height, width):
+        return pixels
+    capable = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") or platform.machine() in ("aarch64", "arm64")
+    if mode == "bicubic" or capable:
+        return F.interpolate(pixels[None], (height, width), mode=mode, antialias=True)[0]
+    return F.interpolate(pixels[None].float(), (height, width), mode=mode, antialias=True)[0].round_().to(torch.uint8)
+
+
+def _cut(pixels: Tensor, side: int, lower: bool) -> Tensor:
+    """The square in the middle of uint8 [3, H, W]; black beyond the picture."""
+    height, width = pixels.shape[-2:]
+    if (height, width) == (side, side):
+        return pixels
+    top, left = _centred(height, side, lower), _centred(width, side, lower)
+    out = pixels.new_zeros(3, side, side)
+    inside = pixels[:, max(top, 0) : top + side, max(left, 0) : left + side]
+    out[:, max(-top, 0) :, max(-left, 0) :][:, : inside.shape[1], : inside.shape[2]] = inside
+    return out
+
+
+def _centred(length: int, side: int, lower: bool = False) -> int:
     """Where `side` pixels in the middle of `length` begin, as torchvision's `center_crop` rounds; negative where there are too few."""
-    return round((length - side) / 2) if length >= side else -((side - length) // 2)
+    if length < side:
+        return -((side - length) // 2)
+    return (length - side) // 2 if lower else round((length - side) / 2)
 
 
 def to_picture(pixels: Tensor) -> Image.Image:
@@ -276,29 +241,3 @@ class Normalize(nn.Module):
         """Normalise; floats that are already normalised must not come here."""
         assert images.dtype == torch.uint8, f"expected uint8 pixels, got {images.dtype}"
         return images.to(self.scale.dtype) * self.scale + self.shift
-
-
-def _side(size: Any) -> int:
-    """The one length in transformers' `size` entry: an int, {shortest_edge} or a square {height, width}."""
-    if isinstance(size, int):
-        return size
-    if isinstance(size, Mapping):
-        if "shortest_edge" in size:
-            return int(size["shortest_edge"])
-        if size.get("height") is not None and size.get("height") == size.get("width"):
-            return int(size["height"])
-    raise UserError(f"preprocessor_config.json: size {size!r} is not supported, expected a square or a shortest_edge")
-
-
-def _interpolation(value: Any) -> Literal["bicubic", "bilinear"]:
-    name = _RESAMPLE.get(value, value)
-    if name not in _MODES:
-        raise UserError(f"interpolation {value!r} is not supported, expected bicubic or bilinear")
-    return name  # type: ignore[return-value]
-
-
-def _triple(values: Any) -> tuple[float, float, float]:
-    numbers = tuple(float(v) for v in (values if isinstance(values, (list, tuple)) else (values,) * 3))
-    if len(numbers) != 3:
-        raise UserError(f"expected a mean or standard deviation for each of 3 channels, got {values!r}")
-    return numbers  # type: ignore[return-value]

@@ -18,6 +18,7 @@ from ...shared.family import Context, Family
 from ...shared.settings import build_settings
 from ..base.markdown import table
 from ..run.recipe import recipes
+from .compatibility import compatibility_page
 from .mask_figure import draw
 from .reference import NOTE, commands_page, recipe_keys_page, settings_table
 
@@ -29,7 +30,8 @@ def pages() -> dict[str, str]:
     cards = {f"systems/{name}.md": card(entry) for name, entry in families().items()}
     figures = {f"systems/{_figure(entry, title)}": draw(title, mask)
                for entry in families().values() for title, mask in entry.card.masks.items()}
-    return {"systems/index.md": overview(), **cards, **figures, "commands.md": commands_page(), "recipe_keys.md": recipe_keys_page()}
+    return {"systems/index.md": overview(), **cards, **figures, "commands.md": commands_page(), "recipe_keys.md": recipe_keys_page(),
+            "compatibility.md": compatibility_page()}
 
 
 def overview() -> str:

@@ -18,10 +18,11 @@ from ...registry import families, family
 from ...shared.convert import to_ours, to_theirs
 from ...shared.errors import UserError, raise_problems
 from ...shared.family import Context, Family, Format, Net, named_net
+from ...shared.keys import read_json
 from ...shared.settings import build_settings
 from ...shared.system import System
 from ...shared.tokenizer import Tokenizer
-from .weights import read_json, read_weights, write_directory
+from .weights import read_weights, write_directory
 
 if TYPE_CHECKING:
     from .quantize import Quantization

@@ -16,19 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ...shared.errors import UserError
+from ...shared.keys import read_json
 
 WEIGHTS = "model.safetensors"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file."""
-    try:
-        value = json.loads(path.read_bytes())
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} must hold a JSON object, got {type(value).__name__}")
-    return value
 
 
 def read_weights(directory: Path, name: str = WEIGHTS) -> tuple[dict[str, Tensor], Path]:

@@ -1,0 +1,68 @@
+"""Every key that transformers, open_clip and timm write for our networks is in a table of docs/compatibility.md."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+
+import open_clip
+import pytest
+import timm
+import transformers
+from open_clip.transform import PreprocessCfg
+from polymodal.multimodal import clip_formats
+from polymodal.pipelines.cards.compatibility import compatibility_page
+from polymodal.shared.errors import UserError
+from polymodal.shared.keys import check_keys, honoured, no_effect, only
+from polymodal.vision.processor_files import IMAGE_PROCESSOR, PREPROCESS_CFG, PRETRAINED_CFG, PROCESSOR_KEYS
+from polymodal.vision.vit import MODEL_ARGS, TIMM_KEYS
+from timm.models.vision_transformer import VisionTransformer
+
+CODE = {"embed_layer", "block_fn", "mlp_layer"}  # arguments of timm's network that are classes, and never in a file
+
+
+@pytest.mark.parametrize(("written", "table"), [
+    (transformers.CLIPImageProcessor.valid_kwargs.__annotations__, IMAGE_PROCESSOR),
+    (transformers.CLIPImageProcessor().to_dict(), IMAGE_PROCESSOR),
+    (transformers.ViTImageProcessor().to_dict(), IMAGE_PROCESSOR),
+    ({f.name for f in dataclasses.fields(timm.models.PretrainedCfg)}, PRETRAINED_CFG),
+    (set(inspect.signature(VisionTransformer.__init__).parameters) - CODE - {"self"}, MODEL_ARGS),
+    ({f.name for f in dataclasses.fields(PreprocessCfg)}, PREPROCESS_CFG),
+    ({f.name for f in dataclasses.fields(open_clip.CLIPVisionCfg)}, clip_formats.VISION_CFG),
+    ({f.name for f in dataclasses.fields(open_clip.CLIPTextCfg)}, clip_formats.TEXT_CFG),
+    ({f.name for f in dataclasses.fields(open_clip.CLIPTextCfg)} - {"context_length"}, clip_formats.HF_TEXT_CFG),
+    (set(inspect.signature(open_clip.CLIP.__init__).parameters) - {"self"}, clip_formats.MODEL_CFG),
+], ids=["clip-arguments", "clip", "vit", "timm-cfg", "timm-args", "open_clip-pictures", "open_clip-vision", "open_clip-text",
+        "open_clip-hf-text", "open_clip"])  # fmt: skip
+def test_every_key_is_in_a_table(written, table):
+    assert not sorted(set(written) - set(table))
+
+
+def test_what_the_libraries_write_is_in_the_tables(tmp_path):
+    """The files themselves, beside the classes: what is written may have keys of its own."""
+    tokenizer = transformers.CLIPTokenizer(vocab={"a": 0, "<|startoftext|>": 1, "<|endoftext|>": 2}, merges=[])
+    transformers.CLIPProcessor(transformers.CLIPImageProcessor(), tokenizer).save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "processor_config.json").read_text())
+    check_keys(written, PROCESSOR_KEYS, "processor_config.json")
+    check_keys(written["image_processor"], IMAGE_PROCESSOR, "image_processor")
+    net = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=32, depth=1, num_heads=2, num_classes=3)
+    timm.models.save_for_hf(net, tmp_path, safe_serialization=True, model_config={"label_names": ["a", "b", "c"]})
+    written = json.loads((tmp_path / "config.json").read_text())
+    check_keys(written, TIMM_KEYS, "config.json")
+    check_keys(written["model_args"], MODEL_ARGS, "model_args")
+    check_keys(written["pretrained_cfg"], PRETRAINED_CFG, "pretrained_cfg")
+
+
+def test_a_table_says_what_is_taken():
+    known = {"a": honoured(), "b": only(False, None), "c": no_effect("speed")}
+    check_keys({"a": 5, "b": False, "c": object(), "d": None}, known, "it")
+    with pytest.raises(UserError, match=r"it: b = 0 is not supported, only False or None; key d = 0 is unknown"):
+        check_keys({"b": 0, "d": 0}, known, "it")
+
+
+def test_the_page_has_a_row_for_every_key():
+    page = compatibility_page()
+    for table in (IMAGE_PROCESSOR, PRETRAINED_CFG, MODEL_ARGS, clip_formats.TEXT_CFG):
+        assert all(f"| `{name}` | " in page for name in table)
+    assert "| `do_pad` | only `false` or `null` |" in page
