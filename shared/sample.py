@@ -19,7 +19,7 @@ from PIL import Image
 
 from .errors import BadSample
 from .picture import ENDINGS, open_picture, plain_pixels, rgb_pixels, to_rgb
-from .unicode import half_character
+from .unicode import half_character, is_blank
 
 IMAGE_FIELDS = ENDINGS
 TEXT_FIELDS = ("txt", "text", "caption")
@@ -76,7 +76,7 @@ class Sample:
         text = self._string(TEXT_FIELDS, ("text", "caption"))
         if text is None:
             raise self.bad(f"no text: expected a field {TEXT_FIELDS} or json with 'text', got {sorted(self.fields)}")
-        if not text or text.isspace():
+        if is_blank(text):
             raise self.bad("the text is empty")
         return text
 
@@ -90,7 +90,7 @@ class Sample:
         if text is None:
             raise self.bad(f"no target text: expected a field {TARGET_FIELD!r} or json with 'target', got {sorted(self.fields)} "
                             "(`polymodal pack --target-field COLUMN` writes it)")
-        if not text or text.isspace():
+        if is_blank(text):
             raise self.bad("the target text is empty")
         return text
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
+
+from .files import json_line
 
 
 class Bar(Protocol):
@@ -37,11 +38,11 @@ class Console:
     def say(self, line: str = "") -> None:
         """Print a line for people."""
         if not self.quiet:
-            print(line, file=sys.stderr if self.json else sys.stdout, flush=True)
+            _print(line, sys.stderr if self.json else sys.stdout)
 
     def warn(self, line: str) -> None:
         """Print a warning to stderr."""
-        print(f"warning: {line}", file=sys.stderr, flush=True)
+        _print(f"warning: {line}", sys.stderr)
 
     @contextmanager
     def progress(self, title: str, total: float | None = None) -> Generator[Bar]:
@@ -69,9 +70,18 @@ class Console:
     def finish(self, result: Mapping[str, Any], text: str | None = None) -> None:
         """Print the command's result: the JSON object, or `text` for people."""
         if self.json:
-            print(json.dumps(finite(result), ensure_ascii=False).translate(_SEPARATORS), flush=True)
+            _print(json_line(finite(result)).translate(_SEPARATORS), sys.stdout)
         elif text is not None:
-            print(text, flush=True)
+            _print(text, sys.stdout)
+
+
+def _print(text: str, file: TextIO) -> None:
+    """Print, whatever names of files stand in the text: bytes that are not UTF-8 come as escapes."""
+    try:
+        print(text, file=file, flush=True)
+    except UnicodeEncodeError:
+        encoding = file.encoding or "utf-8"
+        print(text.encode(encoding, "backslashreplace").decode(encoding), file=file, flush=True)
 
 
 _SEPARATORS = {ord(mark): f"\\u{ord(mark):04x}" for mark in "\x85\u2028\u2029"}

@@ -1,16 +1,28 @@
-"""Files: taken by one process at a time, written whole or not at all, read at a place, and lines of JSON."""
+"""Files: taken by one process at a time, written whole or not at all, read at a place or unpacked, and lines of JSON."""
 
 from __future__ import annotations
 
+import bz2
 import fcntl
+import gzip
+import io
 import json
+import lzma
 import os
 import secrets
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
 from ...shared.errors import UserError
+from ...shared.unicode import half_character
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+"""Endings of compressed files that `open_bytes` unpacks."""
 
 
 def lock_file(file: Path, busy: str) -> IO[str]:
@@ -52,9 +64,15 @@ def sync_directory(path: Path) -> None:
         os.close(handle)
 
 
+def json_line(record: Any) -> str:
+    """A record as JSON on one line, without the line's end. Halves of characters (of names that are not UTF-8) come as JSON's escapes."""
+    text = json.dumps(record, ensure_ascii=False)
+    return text if half_character(text) is None else json.dumps(record)
+
+
 def json_lines(records: Iterable[Mapping[str, Any]]) -> str:
     """Records as JSON lines."""
-    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    return "".join(json_line(record) + "\n" for record in records)
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
@@ -101,3 +119,67 @@ def pread(file: int, size: int, offset: int) -> bytes:
 def lines_of(text: str) -> list[str]:
     r"""The lines of a text: each ends at "\n" or "\r\n" only. U+0085 and U+2028 are characters of a line, as in JSON strings."""
     return [line.removesuffix("\r") for line in text.split("\n")]
+
+
+def ending(path: Path) -> str:
+    """What a file's name says about its content, in lower case: `.txt`, or `.txt.gz` where it is compressed."""
+    last = path.suffix.lower()
+    return Path(path.stem).suffix.lower() + last if last in COMPRESSED else last
+
+
+def kind_of_name(name: str) -> str:
+    """What files that are left out are counted by: an ending, or a whole name that has none; `._*` for what macOS puts beside files."""
+    base = name.rpartition("/")[2]
+    return "._*" if base.startswith("._") else ending(Path(base)) or base
+
+
+def told(counts: Mapping[str, int]) -> str:
+    """Counts of files by what `kind_of_name` says, the most frequent first: `12 .gz, 3 README`."""
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    others = sum(count for _, count in ordered[8:])
+    return ", ".join([*(f"{count} {kind}" for kind, count in ordered[:8]), *([f"{others} others"] if others else [])])
+
+
+def open_bytes(path: Path) -> BinaryIO:
+    """A file for reading, unpacked where its name ends in one of `COMPRESSED`.
+
+    Raises:
+        UserError: also while it is read: the compressed data is cut or damaged.
+    """
+    if path.suffix.lower() not in COMPRESSED:
+        return path.open("rb")
+    return cast("BinaryIO", io.BufferedReader(_Unpacked(path), 1 << 17))
+
+
+class _Unpacked(io.RawIOBase):
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        packed = path.suffix.lower()
+        if packed == ".zst":
+            self._file = _zstandard(path)
+        else:
+            self._file = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}[packed](path, "rb")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        view = memoryview(buffer).cast("B")
+        try:
+            data: bytes = self._file.read(len(view))
+        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+            raise UserError(f"{self._path} cannot be unpacked ({error}): it is damaged or cut; write or copy it again") from None
+        view[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _zstandard(path: Path) -> Any:
+    try:
+        import pyarrow as arrow
+    except ImportError:
+        raise UserError(f"{path}: reading .zst needs pyarrow: pip install 'polymodal[parquet]'") from None
+    return arrow.input_stream(str(path), compression="zstd")

@@ -80,6 +80,6 @@ def index(
     console = Console(json=json)
     total = sum(p.stat().st_size for p in directory.glob("*.tar")) if directory.is_dir() else 0
     with console.progress("indexing", total) as bar:
-        made = build_index(directory, force=force, advance=bar.advance)
+        made = build_index(directory, force=force, advance=bar.advance, warn=console.warn)
     console.finish({"directory": str(directory), "samples": made.samples, "shards": len(made.shards), "fields": list(made.fields)},
                    f"{directory}: {made.samples} samples in {len(made.shards)} shards, fields {', '.join(made.fields)}")

@@ -16,8 +16,10 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -25,13 +27,15 @@ from typing import Any, Self
 import numpy as np
 
 from ...shared.errors import UserError
-from ..base.files import write_atomic
+from ..base.files import kind_of_name, told, write_atomic
 from .tar import members, split_name
 
 INDEX = "index.json"
 TOKENIZER = "tokenizer"
 _MAGIC = b"polymodal idx 1\n"
 _MAX_FIELDS = 64
+_NUMBERED = re.compile(r"[0-9]+\..+")
+"""A field that rather is the end of a key and a field: `2.jpg`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,8 +168,13 @@ class ShardIndex:
         return index
 
 
-def scan(path: Path) -> tuple[Shard, ShardIndex]:
-    """Read a tar from end to end and index its samples; anything doubtful is an error."""
+def scan(path: Path, left_out: Counter[str] | None = None) -> tuple[Shard, ShardIndex]:
+    """Read a tar from end to end and index its samples; anything doubtful is an error.
+
+    Args:
+        path: the tar.
+        left_out: counts, by what `kind_of_name` says, members that belong to no sample.
+    """
     size = path.stat().st_size
     if not size:
         raise UserError(f"{path} is empty, expected a tar archive")
@@ -174,6 +183,8 @@ def scan(path: Path) -> tuple[Shard, ShardIndex]:
         for member in members(data, str(path)):
             names = split_name(member.name, str(path))
             if names is None:
+                if left_out is not None:
+                    left_out[kind_of_name(member.name)] += 1
                 continue
             key, name = names
             if key in rows and key != next(reversed(rows)):
@@ -184,11 +195,11 @@ def scan(path: Path) -> tuple[Shard, ShardIndex]:
                 raise UserError(f"{path}: member {member.name!r} occurs twice; keys must be unique within a shard")
             row[name] = (member.offset, member.size)
         if not rows:
-            raise UserError(f"{path} holds no samples")
+            raise UserError(f"{path} holds no samples: expected members with names of the form KEY.EXTENSION, such as 000123.jpg")
         fields = tuple(sorted({name for row in rows.values() for name in row}))
-        if len(fields) > _MAX_FIELDS:
-            raise UserError(f"{path} has {len(fields)} different fields ({', '.join(fields[:3])}, ...): a field is all that follows "
-                            "the FIRST dot of a name, so keys must not contain dots")
+        if len(fields) > _MAX_FIELDS or (len(rows) == 1 and len(fields) > 1 and all(_NUMBERED.fullmatch(name) for name in fields)):
+            raise UserError(f"{path} has {len(fields)} different fields ({', '.join(fields[:3])}, ...) in {len(rows)} samples: a field is "
+                            "all that follows the FIRST dot of a name, so keys must not contain dots; write 1_2.jpg for 1.2.jpg")
         offsets, sizes = np.zeros((2, len(rows), len(fields)), dtype=np.uint64)
         crcs = np.zeros(len(rows), dtype=np.uint32)
         column = {name: i for i, name in enumerate(fields)}
@@ -213,7 +224,7 @@ def idx_name(shard: str) -> str:
 
 
 def build_index(directory: str | Path, *, force: bool = False, kind: str = "tar", schema: Mapping[str, Any] | None = None,
-                source: Sequence[str] = (), advance: Any = None) -> Index:
+                source: Sequence[str] = (), advance: Any = None, warn: Callable[[str], None] = lambda line: None) -> Index:
     """Index the tars of a folder that came from elsewhere: side files first, `index.json` last.
 
     Args:
@@ -223,6 +234,7 @@ def build_index(directory: str | Path, *, force: bool = False, kind: str = "tar"
         schema: facts for `Index.schema`.
         source: where the data came from, in words.
         advance: called with the bytes of each finished shard (a progress bar).
+        warn: told what was left out, and what looks like a mistake.
     """
     folder = Path(directory)
     if not folder.is_dir():
@@ -234,8 +246,9 @@ def build_index(directory: str | Path, *, force: bool = False, kind: str = "tar"
         raise UserError(f"{folder} holds no .tar files; for other data use `polymodal pack`")
     shards: list[Shard] = []
     sides: list[tuple[Path, bytes]] = []
+    left_out: Counter[str] = Counter()
     for path in paths:
-        shard, shard_index = scan(path)
+        shard, shard_index = scan(path, left_out)
         shards.append(shard)
         sides.append((folder / idx_name(path.name), shard_index.to_bytes()))
         if advance is not None:
@@ -244,4 +257,9 @@ def build_index(directory: str | Path, *, force: bool = False, kind: str = "tar"
         write_atomic(path, side)
     index = Index(tuple(shards), kind, dict(schema or {}), tuple(source))
     write_atomic(folder / INDEX, index.to_json().encode("utf-8"))
+    if left_out:
+        warn(f"{sum(left_out.values())} members belong to no sample and are left out: {told(left_out)}")
+    if numbered := [name for name in index.fields if _NUMBERED.fullmatch(name)]:
+        warn(f"the samples have fields such as {numbered[0]!r}: a key ends at the first dot of a name, so 7.{numbered[0]} is a field of "
+             "the sample 7; if you meant samples of their own, keys must not contain dots")
     return index

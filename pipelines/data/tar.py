@@ -96,9 +96,9 @@ def _extended(kind: bytes, body: bytes, where: str) -> dict[str, str]:
 
 
 def split_name(name: str, where: str) -> tuple[str, str] | None:
-    """(key, field) of a member's name; None for WebDataset's own `__meta__` members.
+    """(key, field) of a member's name; None for what WebDataset leaves out, too: `README`, `.DS_Store`, `._000123.jpg`, `__meta__`.
 
-    The key ends at the first dot of the base name, as in WebDataset; the field is lower case.
+    The key ends at the first dot of the base name, as in WebDataset (folders may have dots); the field is lower case.
     """
     parts = name.split("/")
     if name.startswith("/") or ".." in parts or "\\" in name or "\0" in name or (len(name) > 1 and name[1] == ":"):
@@ -109,7 +109,9 @@ def split_name(name: str, where: str) -> tuple[str, str] | None:
     if base.startswith("__") and base.endswith("__"):
         return None
     stem, dot, extension = base.partition(".")
-    if not stem or not dot or not extension:
+    if not stem or not dot:
+        return None
+    if not extension:
         raise UserError(f"{where}: member {name!r} needs a name of the form KEY.EXTENSION, such as 000123.jpg")
     try:
         name.encode("utf-8")

@@ -34,12 +34,28 @@ class ShardPlan:
 
 
 @dataclass(frozen=True)
+class Side:
+    """What a data set will hold."""
+
+    documents: int
+    """Samples; where texts are tokenised, documents, of whatever number of pieces."""
+    different: int
+    """Those that differ: equal ones count once."""
+    split: int
+    """Documents of more tokens than a row, which are several pieces."""
+    tokens: int
+    """Where texts are tokenised."""
+
+
+@dataclass(frozen=True)
 class Cut:
     """Every shard of a packing run."""
 
     shards: tuple[ShardPlan, ...]
     below: int
     """Records with an identity below this are held out."""
+    sides: tuple[Side, ...]
+    """Of the data set, and of the held-out one where there is one."""
 
 
 def cut(runs: Sequence[str], spooled: Path, settings: Resolved, folders: Sequence[Path], reason: str | None = None) -> Cut:
@@ -65,17 +81,24 @@ def cut(runs: Sequence[str], spooled: Path, settings: Resolved, folders: Sequenc
     run_of = np.repeat(np.arange(len(runs), dtype=np.int32), [len(t) for t in tables])
     row_of = np.concatenate([np.arange(len(t), dtype=np.int64) for t in tables])
     sizes = np.concatenate([t["size"] for t in tables])
+    pieces = np.concatenate([t["pieces"] for t in tables])
     is_held = held_out(identities, below)
     everything = np.argsort(np.concatenate([t["number"] for t in tables]), kind="stable")
     found: list[ShardPlan] = []
+    sides: list[Side] = []
     for held, folder in zip((False, True), folders, strict=False):
         chosen = everything[is_held[everything] == held]
         if not len(chosen):
-            raise UserError(f"no samples left for {str(folder.parent.parent)!r}: {len(sizes)} samples, holdout {settings.holdout:g}")
+            raise UserError(f"no samples left for {str(folder.parent.parent)!r}: --holdout {settings.holdout:g} of "
+                            f"{len(np.unique(identities))} different ones (equal ones stay together); give a number of them, such as "
+                            "--holdout 1")
+        side = is_held == held
+        sides.append(Side(int((pieces[side] > 0).sum()), len(np.unique(identities[side])), int((pieces[side] > 1).sum()),
+                          int(sizes[side].sum(dtype=np.int64)) if settings.block else 0))
         for number, part in enumerate(_parts(chosen, sizes, _limit(settings))):
             ranges = tuple((runs[run], first, last) for run, first, last in _ranges(run_of[part], row_of[part]))
             found.append(ShardPlan(held, number, ranges, len(part), folder))
-    return Cut(tuple(found), below)
+    return Cut(tuple(found), below, tuple(sides))
 
 
 def _limit(settings: Resolved) -> int:
@@ -112,6 +135,9 @@ def _threshold(identities: np.ndarray, holdout: float) -> int:
     """Records with an identity below this are held out."""
     if holdout <= 0:
         return 0
+    if (identities == identities[0]).all():
+        raise UserError("--holdout cannot hold anything out: the sources are one document, or equal ones, which stay together; cut texts "
+                        "into more documents with --split line, or pack other files for the evaluation")
     if holdout < 1:
         return int(holdout * 2**64)
     count = int(holdout)

@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -26,13 +27,13 @@ import numpy as np
 
 from ...shared.errors import BadSample, UserError
 from ..base.console import Bar, Console
-from ..base.files import temporary_path, write_atomic
+from ..base.files import temporary_path, told, write_atomic
 from ..crew.crew import LOCK, claim, crew, do_all
 from ..crew.pieces import Crew, Lost, Piece, Workers
 from ..data.index import INDEX, TOKENIZER, Index, Shard, idx_name
 from ..data.order import permutation
-from .cut import ShardPlan, cut
-from .records import LABEL, Record, Ref, records, sorted_classes
+from .cut import ShardPlan, Side, cut
+from .records import LABEL, Record, Ref, data_start, records, sorted_classes
 from .rows import fit, in_sequence
 from .settings import PackSettings, Resolved
 from .sources import Sources, Unit, find
@@ -44,6 +45,10 @@ if TYPE_CHECKING:
 
 WORK = ".pack"
 _LISTED = 1000
+_FORMAT = 2
+"""Of what lies in `WORK`."""
+_WHOLE = "whole"
+"""Name of a record of tokens that is a document, no piece of one."""
 _SMALL = 8 << 20
 """Below this many bytes starting processes takes longer than it saves."""
 T = TypeVar("T")
@@ -66,6 +71,8 @@ def pack(sources: Sequence[str | Path] | str | Path, out: str | Path, settings: 
     """
     settings, workers, console = settings or PackSettings(), workers or Workers(), console or Console(quiet=True)
     found = find([sources] if isinstance(sources, (str, Path)) else sources, settings.reading)
+    if found.left_out:
+        console.warn(f"{sum(found.left_out.values())} files are not read: {told(found.left_out)}")
     tokenizer = None if settings.tokenizer is None else _load_tokenizer(settings.tokenizer, found.kind, settings.block)
     plain = settings.resolved(tokenizer)
     folders = [Path(out)] + ([Path(settings.holdout_out)] if settings.holdout_out is not None else [])
@@ -87,7 +94,8 @@ def pack(sources: Sequence[str | Path] | str | Path, out: str | Path, settings: 
     for folder, index in zip(folders, indexes, strict=True):
         fill = f", rows {index.schema['fill']:.4f} full" if "fill" in index.schema else ""
         skipped = f", {index.schema['skipped']} skipped" if "skipped" in index.schema else ""
-        console.say(f"{folder}: {index.samples} samples in {len(index.shards)} shards{fill}{skipped}")
+        repeats = f", {index.schema['repeats']} repeat another" if "repeats" in index.schema else ""
+        console.say(f"{folder}: {index.samples} samples in {len(index.shards)} shards{fill}{skipped}{repeats}")
     return indexes[0]
 
 
@@ -110,11 +118,16 @@ def _pack(folders: list[Path], found: Sources, settings: Resolved, tokenizer: To
         bad = [row for unit in units for row in unit["bad"]]
         for row in bad[:10]:
             console.warn(f"skipped: {row}")
+        if members := sum((Counter[str](unit["left_out"]) for unit in units), Counter[str]()):
+            console.warn(f"{members.total()} members of tars belong to no sample and are left out: {told(members)}")
+        found = replace(found, left_out=Counter(found.left_out) + members)
         names = [name for unit in units for name in unit["classes"]]
         if names and not found.classes:
             found = replace(found, classes=sorted_classes(names))
         plan = cut([run for unit in units for run in unit["runs"]], work / "units", settings,
                    [folder / WORK / "shards" for folder in folders], bad[0] if bad else None)
+        if settings.holdout:
+            _tell_split(plan.sides, settings, console)
         with console.progress("writing", sum(shard.records for shard in plan.shards)) as bar:
             writing = [(Piece(partial(_write, shard, settings, work, plan.below, found.classes), shard.records,
                               f"writing shard {shard.number}"), shard.entry) for shard in plan.shards]
@@ -122,7 +135,24 @@ def _pack(folders: list[Path], found: Sources, settings: Resolved, tokenizer: To
     bad_count = sum(unit["bad_count"] for unit in units)
     return [_finish(folder, bool(held), found, settings,
                     [entry for entry, shard in zip(entries, plan.shards, strict=True) if shard.held == bool(held)], bad_count,
-                    work / TOKENIZER) for held, folder in enumerate(folders)]
+                    plan.sides, work / TOKENIZER) for held, folder in enumerate(folders)]
+
+
+def _tell_split(sides: Sequence[Side], settings: Resolved, console: Console) -> None:
+    """Say what is really held out: it is drawn by content, so few or unequal documents and repeats make it more or less than was asked."""
+    held, total = sides[1], sum(side.documents for side in sides)
+    noun = "documents" if settings.block else "samples"
+    tokens = f", {held.tokens} of {sum(side.tokens for side in sides)} tokens" if settings.block else ""
+    repeats = total - sum(side.different for side in sides)
+    console.say(f"held out: {held.documents} of {total} {noun} ({held.documents / total:.1%}{tokens}); {repeats} repeat another and are on "
+                "its side")
+    share = held.tokens / sum(side.tokens for side in sides) if settings.block else held.documents / total
+    asked = settings.holdout if settings.holdout < 1 else settings.holdout / total
+    if not asked / 2 <= share <= asked * 2:
+        console.warn(f"--holdout {settings.holdout:g} was to hold out {asked:.1%} and holds out {share:.1%}: there are few {noun}, or they "
+                     "are of unequal size or often repeated")
+    if held.different == 1:
+        console.warn(f"all that is held out is one of the {noun}: what is measured on it says little about others")
 
 
 def _load_tokenizer(source: Tokenizer | str | Path, kind: str, block: int) -> Tokenizer:
@@ -142,7 +172,7 @@ def _claim(folders: list[Path], found: Sources, settings: Resolved) -> tuple[Ind
         The index where that run had finished but for tidying up, and locks that hold as long as they are open.
     """
     units = [(u.kind, u.path, u.begin, u.end, u.files) for u in found.units]
-    identity = json.loads(json.dumps({"options": asdict(settings), "units": units, "files": found.files,
+    identity = json.loads(json.dumps({"format": _FORMAT, "options": asdict(settings), "units": units, "files": found.files,
                                       "sides": [str(f.resolve()) for f in folders]}))
     saved = folders[0] / WORK / "plan.json"
     same = saved.is_file() and json.loads(saved.read_text()) == identity
@@ -188,16 +218,20 @@ def _read(unit: Unit, number: int, settings: Resolved, work: Path) -> None:
     bad: list[str] = []
     count = 0
     names: set[str] = set()
+    left_out: Counter[str] = Counter()
+
+    def refuse(reason: str) -> None:
+        nonlocal count
+        if settings.on_bad == "raise":
+            raise UserError(f"{reason} (--on-bad skip leaves such records out and counts them)")
+        count += 1
+        if len(bad) < _LISTED:
+            bad.append(reason)
 
     def good() -> Iterator[Record]:
-        nonlocal count
-        for record in records(unit, settings.reading):
+        for record in records(unit, settings.reading, left_out):
             if isinstance(record, BadSample):
-                if settings.on_bad == "raise":
-                    raise UserError(f"{record} (--on-bad skip leaves such records out and counts them)")
-                count += 1
-                if len(bad) < _LISTED:
-                    bad.append(str(record))
+                refuse(str(record))
             else:
                 yield record
 
@@ -205,9 +239,14 @@ def _read(unit: Unit, number: int, settings: Resolved, work: Path) -> None:
         tokenizer = _tokenizer(str(work / TOKENIZER))
         for chunk in _chunks(good(), 1000):
             for record, pieces in zip(chunk, _tokenise(tokenizer, chunk, None if settings.in_order else settings.block), strict=True):
-                for ids in pieces:
+                if not pieces:
+                    text = record.fields["txt"]
+                    assert isinstance(text, bytes)
+                    refuse(f"{unit.path}: a text has no tokens, it begins {data_start(text)!r}")
+                for piece, ids in enumerate(pieces):
                     data = ids.astype("<u4" if settings.wide else "<u2").tobytes()
-                    spool.add(Record("", {"tokens": data}, record.identity), len(ids))
+                    name = _WHOLE if len(pieces) == 1 else ""
+                    spool.add(Record(name, {"tokens": data}, record.identity), len(ids), 0 if piece else len(pieces))
     else:
         for record in good():
             label = record.fields.get(LABEL)
@@ -216,7 +255,7 @@ def _read(unit: Unit, number: int, settings: Resolved, work: Path) -> None:
             spool.add(record, sum(512 + -(-(v.size if isinstance(v, Ref) else len(v)) // 512) * 512 for v in record.fields.values()))
     spool.flush()
     save_json(work / "units" / f"{number:06d}.json", {"runs": spool.runs, "bad": bad, "bad_count": count,
-                                                       "classes": sorted(names)})
+                                                       "classes": sorted(names), "left_out": left_out})
 
 
 @lru_cache(maxsize=1)
@@ -259,7 +298,7 @@ def _write(shard: ShardPlan, settings: Resolved, work: Path, below: int, classes
     """Write one shard, its side file and its record."""
     path = shard.folder / f"{shard.number:06d}.tar"
     temporary = temporary_path(path)
-    stats = {"tokens": 0, "documents": 0, "cut": 0}
+    stats = {"tokens": 0, "cut": 0}
     numbers = {name: i for i, name in enumerate(classes)}
     found = gather(work / "units", shard.ranges, shard.held, below)
     try:
@@ -287,12 +326,14 @@ def _write(shard: ShardPlan, settings: Resolved, work: Path, below: int, classes
 def _token_rows(found: Iterable[tuple[str, dict[str, bytes | Ref]]], shard: ShardPlan, settings: Resolved,
                 stats: dict[str, int]) -> Iterator[tuple[str, dict[str, bytes | Ref]]]:
     """Rows of at most `block` tokens, in random order or in that of the text."""
-    documents = [fields["tokens"] for _, fields in found]
+    named = [(name, fields["tokens"]) for name, fields in found]
+    documents = [tokens for _, tokens in named]
     width = 4 if settings.wide else 2
     name = "tokens.u32" if settings.wide else "tokens.u16"
     lengths = np.array([len(d) // width for d in documents if isinstance(d, bytes)], dtype=np.int64)
-    rows, cut = (in_sequence if settings.in_order else fit)(lengths, settings.block)
-    stats.update(tokens=int(lengths.sum()), documents=len(lengths), cut=cut)
+    rows = (in_sequence if settings.in_order else fit)(lengths, settings.block)
+    cut = {span.document for row in rows for span in row if span.length < lengths[span.document]}
+    stats.update(tokens=int(lengths.sum()), cut=sum(named[document][0] == _WHOLE for document in cut))
     order = range(len(rows))
     if settings.seed is not None:
         order = permutation(len(rows), "rows", settings.seed, int(shard.held), shard.number).tolist()
@@ -305,18 +346,28 @@ def _token_rows(found: Iterable[tuple[str, dict[str, bytes | Ref]]], shard: Shar
 
 
 def _finish(folder: Path, held: bool, found: Sources, settings: Resolved, entries: list[dict[str, Any]], bad: int,
-            tokenizer: Path) -> Index:
+            sides: Sequence[Side], tokenizer: Path) -> Index:
     """Put the finished shards into place, the index last."""
     shards = tuple(Shard.from_dict(e["shard"]) for e in entries)
     schema: dict[str, Any] = {"skipped": bad} if bad else {}
+    side = sides[held]
+    if side.documents > side.different:
+        schema["repeats"] = side.documents - side.different
+    if found.left_out:
+        schema["left_out"] = dict(found.left_out)
+    if settings.holdout and not held:
+        schema["held_out"] = {"documents": sides[1].documents, "different": sides[1].different, "repeats": sides[1].documents -
+                              sides[1].different, **({"tokens": sides[1].tokens} if settings.block else {})}
     if found.classes:
         schema["classes"] = list(found.classes)
     if settings.block:
-        tokens, documents, cut = (sum(e["stats"][k] for e in entries) for k in ("tokens", "documents", "cut"))
+        tokens, cut = (sum(e["stats"][k] for e in entries) for k in ("tokens", "cut"))
         rows = sum(s.samples for s in shards)
-        schema |= {"tokenizer": settings.tokenizer, "block": settings.block, "tokens": tokens, "documents": documents, "documents_cut": cut,
+        schema |= {"tokenizer": settings.tokenizer, "block": settings.block, "tokens": tokens, "documents": side.documents,
+                   "documents_cut": side.split + cut,
                    "fill": tokens / (rows * settings.block), **({"in_order": True} if settings.in_order else {})}
-    names = [path.rpartition(os.sep)[2] for path, _, _ in found.files]
+    # names of files may be any bytes
+    names = [path.rpartition(os.sep)[2].encode("utf-8", "backslashreplace").decode() for path, _, _ in found.files]
     listing = "\n".join(f"{name} {size}" for name, (_, size, _) in zip(names, found.files, strict=True))
     source = (f"{len(names)} files: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}",
               f"names and sizes {hashlib.sha256(listing.encode()).hexdigest()[:16]}", *(["held out"] if held else []))

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import re
-from collections.abc import Iterable, Iterator
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +18,13 @@ from PIL import Image
 
 from ...shared.errors import BadSample, UserError
 from ...shared.picture import EXPECTED, FIELD_OF_FORMAT, check_bits
-from ...shared.sample import MAX_PIXELS, PAIR_FIELD, TARGET_FIELD
-from ..base.files import pread
+from ...shared.sample import MAX_PIXELS, PAIR_FIELD, TARGET_FIELD, Sample
+from ...shared.unicode import is_blank
+from ..base.files import COMPRESSED, ending, open_bytes, pread
+from ..base.tables import TABLE_ENDINGS, Place, class_names, pick, rows
 from ..data.index import scan
 from .settings import Reading
 from .sources import Unit
-from .tables import TABLES, rows
 
 LABEL = ":class"
 """Where a record keeps the name of its class until it is written; no field of a tar has this name."""
@@ -54,43 +59,50 @@ class Record:
     """Hash of the content: equal documents or pictures are held out together."""
 
 
-def records(unit: Unit, reading: Reading) -> Iterator[Record | BadSample]:
-    """The records of a unit, in order; a record that cannot be used comes as the reason."""
-    if unit.kind == "images":
-        return (_picture(path, {"cls": str(label).encode()} if label >= 0 else {}) for path, label in unit.files)
+def records(unit: Unit, reading: Reading, left_out: Counter[str] | None = None) -> Iterator[Record | BadSample]:
+    """The records of a unit, in order; a record that cannot be used comes as the reason.
+
+    Args:
+        unit: what to read.
+        reading: how.
+        left_out: counts, by ending, members of tars that belong to no sample.
+    """
+    if unit.files:
+        return (_picture_file(path, label, beside, unit.kind) for path, label, beside in unit.files)
+    path = Path(unit.path)
     if unit.kind == "tar":
-        return _tar_records(unit)
-    if unit.kind == "pairs":
-        return _pairs(unit, reading)
-    if Path(unit.path).suffix.lower() in TABLES:
-        return (_table_record(row, reading, unit.path) for row in rows(Path(unit.path), unit.begin, unit.end))
-    return (_text_record(text, unit.path) for text in _documents(unit, reading.split))
+        return _tar_records(path, left_out)
+    if ending(path) not in TABLE_ENDINGS:
+        return (_text_record(text, path) for text in _documents(unit, reading.split))
+    make = _table_record if unit.kind == "text" else partial(_picture_record, pairs=unit.kind == "pairs")
+    names = None if reading.label_field is None else class_names(path, reading.label_field)
+    return (row if isinstance(row, BadSample) else make(row, reading, place, names) for place, row in rows(path, unit.begin, unit.end))
 
 
 def _identity(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=8).digest()
 
 
-def _text_record(text: str | bytes, path: str) -> Record | BadSample:
+def _text_record(text: str | bytes, where: Path | Place) -> Record | BadSample:
     try:
         data = text.encode("utf-8") if isinstance(text, str) else text
-        data.decode("utf-8")
+        plain = data.decode("utf-8")
     except (UnicodeEncodeError, UnicodeDecodeError) as error:
         found = data_start(text)
-        return BadSample(f"{path}: a text is not UTF-8 ({error.reason}), it begins {found!r}; convert the file to UTF-8")
+        return BadSample(f"{where}: a text is not UTF-8 ({error.reason}), it begins {found!r}; convert the file to UTF-8")
+    if is_blank(plain):
+        return BadSample(f"{where}: an empty text")
     data = data.replace(b"\r\n", b"\n").strip()
-    if not data:
-        return BadSample(f"{path}: an empty text")
     return Record("", {"txt": data}, _identity(data))
 
 
-def _table_record(row: dict[str, Any] | BadSample, reading: Reading, path: str) -> Record | BadSample:
+def _table_record(row: dict[str, Any], reading: Reading, where: Place, names: Sequence[str] | None) -> Record | BadSample:
     """A text with its class, its second text, its target. The class stays a name until all names are known (`LABEL`)."""
     columns = ((reading.text_field, "txt"), (reading.pair_field, PAIR_FIELD), (reading.target_field, TARGET_FIELD))
     fields: dict[str, bytes | Ref] = {}
-    for cell, key in [(_cell(row, name, path), key) for name, key in columns if name is not None] + (
-            [(_label(row, reading, path), LABEL)] if reading.label_field is not None else []):
-        part = cell if isinstance(cell, BadSample) else _text_record(cell, path)
+    for cell, key in [(_cell(row, name, where), key) for name, key in columns if name is not None] + (
+            [(_label(row, reading, where, names), LABEL)] if reading.label_field is not None else []):
+        part = cell if isinstance(cell, BadSample) else _text_record(cell, where)
         if isinstance(part, BadSample):
             return part
         fields[key] = part.fields["txt"]
@@ -99,24 +111,27 @@ def _table_record(row: dict[str, Any] | BadSample, reading: Reading, path: str) 
     return Record("", fields, _identity(text))
 
 
-def _label(row: dict[str, Any] | BadSample, reading: Reading, path: str) -> str | BadSample:
-    """The name of a row's class: text, or a whole number as text."""
+def _label(row: dict[str, Any], reading: Reading, where: Place, names: Sequence[str] | None) -> str | BadSample:
+    """The name of a row's class: text, or a whole number as text, or the one of `names` that it numbers."""
     assert reading.label_field is not None
-    if isinstance(row, BadSample):
-        return row
-    value = row.get(reading.label_field)
-    if isinstance(value, bool):
+    value = pick(row, reading.label_field)
+    if names is not None and isinstance(value, int):
+        name = names[value] if 0 <= value < len(names) else ""
+    elif isinstance(value, bool):
         name = str(value).lower()
     elif isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
         name = str(int(value))
     else:
         name = value.strip() if isinstance(value, str) else ""
     if not name:
-        seen = ", ".join(str(k) for k in list(row)[:8])
-        return BadSample(f"{path}: a row has no class in {reading.label_field!r} (a name or a whole number), its columns are {seen}")
+        return BadSample(f"{where}: no class in {reading.label_field!r} (a name or a whole number), {_columns(row)}")
     if reading.classes is not None and name not in reading.classes:
-        return BadSample(f"{path}: a row has the class {name!r}, which --classes does not name")
+        return BadSample(f"{where}: the class {name!r}, which --classes does not name")
     return name
+
+
+def _columns(row: Mapping[str, Any]) -> str:
+    return f"the columns are {', '.join(str(k) for k in list(row)[:8])}"
 
 
 def sorted_classes(names: Iterable[str]) -> tuple[str, ...]:
@@ -132,10 +147,12 @@ def data_start(text: str | bytes) -> str:
 
 
 def _documents(unit: Unit, split: str) -> Iterator[bytes]:
-    """The documents of a plain text's byte range; blank ones are no documents."""
-    with Path(unit.path).open("rb") as file:
-        file.seek(unit.begin)
-        left, document = unit.end - unit.begin, []
+    """The documents of a plain text's byte range (of a compressed one: of all); blank ones are no documents."""
+    path = Path(unit.path)
+    with open_bytes(path) as file:
+        if unit.begin:
+            file.seek(unit.begin)
+        left, document = sys.maxsize if ending(path).endswith(COMPRESSED) else unit.end - unit.begin, []
         first = unit.begin == 0
         separator = split.encode("utf-8")
         while left > 0 and (line := file.readline()):
@@ -157,65 +174,121 @@ def _documents(unit: Unit, split: str) -> Iterator[bytes]:
 
 
 def _unless_blank(document: bytes) -> Iterable[bytes]:
-    return (document,) if document.strip() else ()
+    return () if is_blank(document.decode("utf-8", "replace")) else (document,)
 
 
-def _cell(row: dict[str, Any] | BadSample, name: str, path: str) -> str | BadSample:
-    if isinstance(row, BadSample):
-        return row
-    value = row.get(name)
+def _cell(row: dict[str, Any], name: str, where: Place) -> str | BadSample:
+    value = pick(row, name)
     if not isinstance(value, str):
-        seen = ", ".join(str(k) for k in list(row)[:8])
-        return BadSample(f"{path}: a row has no text in {name!r}, its columns are {seen} "
+        return BadSample(f"{where}: no text in {name!r}, {_columns(row)} "
                          "(--text-field, --pair-field, --target-field, --image-field, --caption-field)")
     return value
 
 
-def _pairs(unit: Unit, reading: Reading) -> Iterator[Record | BadSample]:
-    for row in rows(Path(unit.path), unit.begin, unit.end):
-        image = _cell(row, reading.image_field, unit.path)
-        caption = _cell(row, reading.caption_field, unit.path)
-        text = caption if isinstance(caption, BadSample) else _text_record(caption, unit.path)
-        if isinstance(image, BadSample):
-            yield image
-        elif isinstance(text, BadSample):
-            yield text
-        else:
-            yield _picture(str(Path(unit.path).parent / image), text.fields)
+def _picture_record(row: dict[str, Any], reading: Reading, where: Place, names: Sequence[str] | None, *, pairs: bool
+                    ) -> Record | BadSample:
+    """A picture of a table, of `pairs` with its caption (or list of captions), and its class."""
+    found: dict[str, bytes | Ref] = {}
+    if pairs:
+        caption = _captions(row, reading, where)
+        if isinstance(caption, BadSample):
+            return caption
+        found |= caption.fields
+    if reading.label_field is not None:
+        label = _label(row, reading, where, names)
+        if isinstance(label, BadSample):
+            return label
+        found[LABEL] = label.encode("utf-8")
+    image = pick(row, reading.image_field)
+    data, path = (image.get("bytes"), image.get("path")) if isinstance(image, Mapping) else (image, image)
+    if isinstance(data, bytes):
+        return _picture(data, data, f"{where}: the picture", found)
+    if isinstance(path, str):
+        return _picture_from(str(where.path.parent / path), found)
+    return BadSample(f"{where}: no picture in {reading.image_field!r} (a path, bytes, or bytes and path), {_columns(row)} (--image-field)")
 
 
-def _picture(path: str, others: dict[str, bytes | Ref]) -> Record | BadSample:
-    """A picture file, looked at closely: type by content, size limit, and that it is whole.
+def _captions(row: dict[str, Any], reading: Reading, where: Place) -> Record | BadSample:
+    """The caption as field `txt`, or several as a list in field `json`, of which training draws one each time."""
+    value = pick(row, reading.caption_field)
+    if not isinstance(value, list):
+        cell = _cell(row, reading.caption_field, where)
+        return cell if isinstance(cell, BadSample) else _text_record(cell, where)
+    parts = [_text_record(text, where) if isinstance(text, str) else BadSample(
+        f"{where}: the list in {reading.caption_field!r} holds {type(text).__name__}, expected captions") for text in value]
+    if (bad := next((part for part in parts if isinstance(part, BadSample)), None)) is not None:
+        return bad
+    if not parts:
+        return BadSample(f"{where}: the list in {reading.caption_field!r} is empty")
+    data = json.dumps({"captions": [text.strip() for text in value]}, ensure_ascii=False).encode("utf-8")
+    return Record("", {"json": data}, _identity(data))
 
-    A JPEG that ends with its end mark is taken to be whole; any other picture is decoded. (Decoding finds one in twenty JPEGs with damaged
-    bytes inside, for the others it makes some pixels.)
-    """
+
+def _picture_file(path: str, label: int, beside: Sequence[str], kind: str) -> Record | BadSample:
+    """A picture with its class, or with what lies beside it: `001.txt` (the caption), `001.json`, `001.cls` of `001.jpg`."""
+    fields: dict[str, bytes | Ref] = {"cls": str(label).encode()} if label >= 0 else {}
+    for other in beside:
+        name, data = Path(other).suffix.lower()[1:], Path(other).read_bytes()
+        if name == "txt":
+            part = _text_record(data.removeprefix(b"\xef\xbb\xbf"), Path(other))
+            if isinstance(part, BadSample):
+                return part
+            data = part.fields["txt"]
+        fields[name] = data
+    sample = Sample(path, {name: data for name, data in fields.items() if isinstance(data, bytes)}, source="the folder")
+    try:
+        if "cls" in fields:
+            sample.label()
+        if "json" in fields:
+            sample.json()
+        if kind == "pairs" and "txt" not in fields:
+            from ...multimodal.pairs import captions
+
+            if "json" not in fields:
+                return BadSample(f"picture {path!r} has no caption: expected {Path(path).stem}.txt, or .json with 'caption', beside it")
+            captions(sample)
+    except BadSample as error:
+        return error
+    return _picture_from(path, fields)
+
+
+def _picture_from(path: str, others: dict[str, bytes | Ref]) -> Record | BadSample:
+    """A picture file, whose bytes stay there until a shard is written."""
     try:
         with open(path, "rb", buffering=0) as file:
             data = file.read()
     except (OSError, ValueError) as error:
         return BadSample(f"picture {path!r} cannot be read ({getattr(error, 'strerror', None) or error})")
+    return _picture(data, Ref(path, 0, len(data)), f"picture {path!r}", others, Path(path).stem)
+
+
+def _picture(data: bytes, kept: bytes | Ref, what: str, others: dict[str, bytes | Ref], stem: str = "") -> Record | BadSample:
+    """A picture, looked at closely: type by content, size limit, and that it is whole.
+
+    A JPEG that ends with its end mark is taken to be whole; any other picture is decoded. (Decoding finds one in twenty JPEGs with damaged
+    bytes inside, for the others it makes some pixels.)
+    """
     try:
         picture = Image.open(io.BytesIO(data))
         name = FIELD_OF_FORMAT.get(picture.format or "")
         if name is None:
-            return BadSample(f"picture {path!r} is {picture.format}, expected {EXPECTED}: convert it")
+            return BadSample(f"{what} is {picture.format}, expected {EXPECTED}: convert it")
         if picture.width * picture.height > MAX_PIXELS:
-            return BadSample(f"picture {path!r} has {picture.width}x{picture.height} pixels, at most {MAX_PIXELS} are decoded")
+            return BadSample(f"{what} has {picture.width}x{picture.height} pixels, at most {MAX_PIXELS} are decoded")
         check_bits(picture)
         if name != "jpg" or not data.endswith(_JPEG_END):
             picture.draft("RGB", (max(1, picture.width // 8), max(1, picture.height // 8)))  # all data is read, few pixels are made
             picture.load()
     except Image.DecompressionBombError as error:
-        return BadSample(f"picture {path!r} is too large to decode ({error})")
+        return BadSample(f"{what} is too large to decode ({error})")
     except Exception as error:  # Pillow raises nearly anything on damaged data
-        return BadSample(f"picture {path!r} cannot be decoded ({type(error).__name__}: {error})")
-    return Record(Path(path).stem, {name: Ref(path, 0, len(data)), **others}, _identity(data))
+        return BadSample(f"{what} cannot be decoded ({type(error).__name__}: {error})")
+    return Record(stem, {name: kept, **others}, _identity(data))
 
 
-def _tar_records(unit: Unit) -> Iterator[Record]:
-    _, where = scan(Path(unit.path))
+def _tar_records(path: Path, left_out: Counter[str] | None) -> Iterator[Record]:
+    _, where = scan(path, left_out)
     for i in range(len(where.crc32)):
         places = zip(where.fields, where.offsets[i].tolist(), where.sizes[i].tolist(), strict=True)
-        found: dict[str, bytes | Ref] = {name: Ref(unit.path, offset, size) for name, offset, size in places if offset}
+        found: dict[str, bytes | Ref] = {name: Ref(str(path), offset, size) for name, offset, size in places if offset}
         yield Record(where.key(i).rsplit("/", 1)[-1], found, _identity(where.crc32[i].tobytes() + where.sizes[i].tobytes()))

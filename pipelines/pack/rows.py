@@ -24,7 +24,7 @@ class Span:
         return self.end - self.begin
 
 
-def fit(lengths: np.ndarray, block: int) -> tuple[list[list[Span]], int]:
+def fit(lengths: np.ndarray, block: int) -> list[list[Span]]:
     """Put documents into as few rows of at most `block` tokens as possible.
 
     Longest first, each into the fullest row that still takes it whole. Where that leaves rows less than
@@ -36,7 +36,7 @@ def fit(lengths: np.ndarray, block: int) -> tuple[list[list[Span]], int]:
         block: tokens of a full row.
 
     Returns:
-        The rows, and how many documents were cut.
+        The rows.
     """
     assert len(lengths) == 0 or 0 < int(lengths.min()) <= int(lengths.max()) <= block
     rows: list[list[Span]] = []
@@ -64,29 +64,27 @@ def fit(lengths: np.ndarray, block: int) -> tuple[list[list[Span]], int]:
     return _fill(rows, room, int(lengths.sum()), block)
 
 
-def _fill(rows: list[list[Span]], room: list[int], tokens: int, block: int) -> tuple[list[list[Span]], int]:
+def _fill(rows: list[list[Span]], room: list[int], tokens: int, block: int) -> list[list[Span]]:
     """Dissolve the emptiest rows into the gaps of the others, as many as the goal asks for."""
     wanted = max(-(-tokens // block), int(tokens / (GOAL * block)))  # at least what the tokens need
     if len(rows) <= wanted:
-        return rows, 0
+        return rows
     order = sorted(range(len(rows)), key=lambda r: (room[r], r))
     shortest = max(1, block // 128)  # a smaller gap is not worth cutting a document
     loose = [p for r in reversed(order[wanted:]) for p in rows[r]]
     gaps = [r for r in order[:wanted] if room[r] >= shortest]  # the widest last
     kept = [rows[r] for r in sorted(order[:wanted])]
-    cut: set[int] = set()
     while loose and gaps:
         span, row = loose.pop(), gaps[-1]
         if span.length > room[row]:
             middle = span.begin + room[row]
             loose.append(Span(span.document, middle, span.end))
             span = Span(span.document, span.begin, middle)
-            cut.add(span.document)
         rows[row].append(span)
         room[row] -= span.length
         if room[row] < shortest:
             gaps.pop()
-    return kept + _next_fit(loose, block), len(cut)
+    return kept + _next_fit(loose, block)
 
 
 def _next_fit(spans: list[Span], block: int) -> list[list[Span]]:
@@ -102,7 +100,7 @@ def _next_fit(spans: list[Span], block: int) -> list[list[Span]]:
     return rows
 
 
-def in_sequence(lengths: np.ndarray, block: int) -> tuple[list[list[Span]], int]:
+def in_sequence(lengths: np.ndarray, block: int) -> list[list[Span]]:
     """Lay documents end to end and cut every `block` tokens; only the last row may be shorter.
 
     Args:
@@ -110,14 +108,12 @@ def in_sequence(lengths: np.ndarray, block: int) -> tuple[list[list[Span]], int]
         block: tokens of a full row.
 
     Returns:
-        The rows, and how many documents were cut.
+        The rows.
     """
     ends = np.cumsum(lengths.astype(np.int64)).tolist()
     rows: list[list[Span]] = [[] for _ in range(-(-ends[-1] // block))]
-    cut = 0
     for document, (end, length) in enumerate(zip(ends, lengths.tolist(), strict=True)):
         begin = end - length
-        cut += begin // block != (end - 1) // block
         for row in range(begin // block, (end - 1) // block + 1):
             rows[row].append(Span(document, max(begin, row * block) - begin, min(end, (row + 1) * block) - begin))
-    return rows, cut
+    return rows

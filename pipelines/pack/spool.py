@@ -22,9 +22,9 @@ _RUN_BYTES = 64 << 20
 _DRAWN = 4096
 
 
-ROW = np.dtype([("number", "<u8"), ("size", "<u4"), ("identity", "<u8"), ("end", "<u8")])
+ROW = np.dtype([("number", "<u8"), ("size", "<u4"), ("identity", "<u8"), ("pieces", "<u4"), ("end", "<u8")])
 """A row of a run's table: the record's place in the order of everything, its bytes in a tar (or tokens), the
-hash of its content, and where it ends in the run's data."""
+hash of its content, of how many pieces its document is (0: it is a later one of them), and where it ends in the run's data."""
 
 
 def table(folder: Path, run: str) -> np.ndarray:
@@ -43,19 +43,19 @@ class Spool:
     def __init__(self, folder: Path, unit: int, seed: int | None) -> None:
         """Write runs `folder/UNIT-RUN.bin`; with `seed` None the records keep their order."""
         self._folder, self._unit, self._seed = folder, unit, seed
-        self._rows: list[tuple[int, int, int, bytes]] = []  # number, size, identity, data
+        self._rows: list[tuple[int, int, int, int, bytes]] = []  # number, size, identity, pieces, data
         self._bytes = self._count = 0
         self._bits = np.zeros(0, dtype=np.uint64)
         self.runs: list[str] = []
 
-    def add(self, record: Record, size: int) -> None:
-        """Take one record; `size` is what it will need in a shard."""
+    def add(self, record: Record, size: int, pieces: int = 1) -> None:
+        """Take one record; `size` is what it will need in a shard, `pieces` stands in its `ROW`."""
         place = self._count % _DRAWN
         if self._seed is not None and place == 0:
             self._bits = random_bits(_DRAWN, "pack", self._seed, self._unit, self._count)
         number = (self._unit << 40) + self._count if self._seed is None else int(self._bits[place])
         data = encode(record)
-        self._rows.append((number, size, int.from_bytes(record.identity, "little"), data))
+        self._rows.append((number, size, int.from_bytes(record.identity, "little"), pieces, data))
         self._count += 1
         self._bytes += len(data) + 64
         if self._bytes >= _RUN_BYTES:
@@ -68,14 +68,14 @@ class Spool:
         self._rows.sort(key=lambda row: row[0])  # stable: equal numbers keep their order
         name = f"{self._unit:06d}-{len(self.runs):04d}"
         rows = np.zeros(len(self._rows), dtype=ROW)
-        for i, column in enumerate(("number", "size", "identity")):
+        for i, column in enumerate(("number", "size", "identity", "pieces")):
             rows[column] = np.array([r[i] for r in self._rows], dtype=np.uint64)
-        rows["end"] = np.cumsum([len(r[3]) for r in self._rows])
+        rows["end"] = np.cumsum([len(r[4]) for r in self._rows])
         # under names of their own first: a worker taken for dead may still be writing the same run
         places = [self._folder / f"{name}.bin", self._folder / f"{name}.npy"]
         data, rows_file = (temporary_path(place) for place in places)
         with data.open("wb") as file:
-            file.writelines(r[3] for r in self._rows)
+            file.writelines(r[4] for r in self._rows)
         with rows_file.open("wb") as file:
             np.save(file, rows, allow_pickle=False)
         data.replace(places[0])

@@ -207,7 +207,7 @@ def test_webdataset_reads_what_we_write(tmp_path):
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(1, 64), max_size=200), st.sampled_from([64, 80]))
 def test_every_token_is_in_one_row_and_rows_are_full(lengths, block):
-    rows, cut = fit(np.array(lengths, dtype=np.int64), block)
+    rows = fit(np.array(lengths, dtype=np.int64), block)
     covered = {i: [] for i in range(len(lengths))}
     for row in rows:
         assert 0 < sum(p.length for p in row) <= block
@@ -216,14 +216,13 @@ def test_every_token_is_in_one_row_and_rows_are_full(lengths, block):
     for i, pieces in covered.items():
         pieces.sort()
         assert pieces[0][0] == 0 and pieces[-1][1] == lengths[i] and all(a[1] == b[0] for a, b in itertools.pairwise(pieces))
-    assert cut == sum(len(p) > 1 for p in covered.values())
     assert not rows or sum(lengths) > 0.99 * block * (len(rows) - 1) - block  # where few rows cannot be full, one may be short
 
 
 @pytest.mark.parametrize("lengths", [np.full(3000, 600), np.random.default_rng(0).integers(500, 1024, 4000),
                                      np.clip(np.random.default_rng(1).lognormal(5.3, 1, 20000), 1, 1024).astype(int)])
 def test_rows_of_a_thousand_tokens_are_99_percent_full(lengths):
-    rows, _ = fit(lengths, 1024)
+    rows = fit(lengths, 1024)
     assert sum(p.length for row in rows for p in row) == lengths.sum()
     assert lengths.sum() / (1024 * len(rows)) >= 0.99
 
@@ -271,11 +270,10 @@ def test_tokenising_needs_text(tmp_path):
 
 @given(st.lists(st.integers(1, 200), min_size=1, max_size=60), st.integers(8, 80))
 def test_rows_in_sequence_are_the_text_cut_every_block(lengths, block):
-    rows, cut = in_sequence(np.array(lengths, dtype=np.int64), block)
+    rows = in_sequence(np.array(lengths, dtype=np.int64), block)
     tokens = [(d, t) for row in rows for p in row for d, t in ((p.document, t) for t in range(p.begin, p.end))]
     assert tokens == [(d, t) for d, n in enumerate(lengths) for t in range(n)]
     assert [sum(p.length for p in row) for row in rows[:-1]] == [block] * (len(rows) - 1) and all(p.length for row in rows for p in row)
-    assert cut == sum(sum(p.document == d for row in rows for p in row) > 1 for d in range(len(lengths)))
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "byte-bpe"])
