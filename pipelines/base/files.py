@@ -127,6 +127,15 @@ def ending(path: Path) -> str:
     return Path(path.stem).suffix.lower() + last if last in COMPRESSED else last
 
 
+def visible_files(root: Path) -> list[Path]:
+    """The files under a folder that are not hidden, in the order of their paths' parts."""
+    found: list[Path] = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(folder, name) for name in names if not name.startswith(".")]
+    return sorted((path for path in found if path.is_file()), key=lambda path: path.parts)
+
+
 def kind_of_name(name: str) -> str:
     """What files that are left out are counted by: an ending, or a whole name that has none; `._*` for what macOS puts beside files."""
     base = name.rpartition("/")[2]

@@ -21,7 +21,8 @@ def classify(
     inputs: Annotated[list[str] | None, typer.Argument(
         metavar="[IMAGE|FOLDER|TEXT|FILE|-]...", show_default=False,
         help="Pictures (JPEG, PNG, WebP, GIF, TIFF, BMP), folders of them, or - for stdin: one picture, or paths, one a line. For a "
-             "model of texts: texts, files with one a line (txt, or jsonl with text and text_pair), or - for stdin.")] = None,
+             "model of texts: texts, files with one a line, tables (jsonl, csv, tsv, parquet) with text and perhaps text_pair, folders "
+             "of them, or - for stdin.")] = None,
     model: Annotated[str, typer.Option(help="Model directory, run, checkpoint, or hub id: a CLIP, a ViT, a fine-tuned BERT ...")
                      ] = ...,  # type: ignore[assignment]
     data: Annotated[str | None, typer.Option(help="Classify a packed data set (folder or address) instead, into --out. A killed run "
@@ -42,9 +43,10 @@ def classify(
 
     from ...shared.errors import UserError
     from ..base.console import Console
+    from ..base.inputs import documents
     from ..base.values import read_names
     from ..crew.pieces import Workers
-    from ..inference.texts import classify_texts, text_classifier, texts
+    from ..inference.texts import classify_texts, text_classifier
     from ..model.frontdoor import load
 
     console = Console(json=json)
@@ -66,7 +68,7 @@ def classify(
     loaded = load(model, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
     by_text = text_classifier(loaded, model, names, template or ())
     if by_text is not None:
-        given = texts(inputs)
+        given = [(d.text, d.pair) for d in documents(inputs, lines=True, pairs=True, warn=console.warn)]
         guesses = classify_texts(by_text, given, top=top, batch_size=batch_size, console=console)
         results = [{"text": text, **({} if pair is None else {"text_pair": pair}), "predictions": _named(row)}
                    for (text, pair), row in zip(given, guesses, strict=True)]
@@ -77,7 +79,7 @@ def classify(
     from ..inference.pictures import classifier, pictures
     from ..inference.pictures import classify as run
 
-    found = pictures(inputs)
+    found = pictures(inputs, console.warn)
     result = run(classifier(loaded, model, names, template or ()), found, top=top, batch_size=batch_size, console=console)
     if result.bad:
         console.warn(f"{len(result.bad)} of {len(found)} pictures could not be read")

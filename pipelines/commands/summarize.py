@@ -20,7 +20,8 @@ def register(app: typer.Typer) -> None:
 def summarize(
     inputs: Annotated[list[str] | None, typer.Argument(
         metavar="[FILE|FOLDER|TEXT|-]...", show_default=False,
-        help="Documents: files (one each; of a jsonl file, the field text of each line), folders of them, texts, or - for stdin.")] = None,
+        help="Documents: files (one each; of a table, jsonl, csv, tsv or parquet, the field text of each row), folders of them, texts, "
+             "or - for stdin.")] = None,
     model: Annotated[str, typer.Option(help="Model directory, run, checkpoint, or hub id: a fine-tuned T5, or a GPT-2.")] = ...,  # type: ignore[assignment]
     tokenizer: ModelTokenizer = None,
     lines: Annotated[bool, typer.Option("--lines", help="Every line of a file is a document.")] = False,
@@ -50,7 +51,7 @@ def summarize(
     from ..model.open import open_text_model
 
     console = Console(json=json)
-    found = documents(inputs, lines=lines)
+    found = documents(inputs, lines=lines, warn=console.warn)
     wanted = None if reference is None else read_references(reference, len(found))
     chosen = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens or None, "num_beams": num_beams,
               "no_repeat_ngram_size": no_repeat_ngram_size, "length_penalty": length_penalty}

@@ -10,6 +10,8 @@ import typer
 from ..base.options import DataOn, DataOnBad, DataWorkers, Device, Json, Model, ModelTokenizer, Quantize, RayAddress
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import nn
 
     from ...seq2seq.generation.options import GenerationSettings
@@ -48,10 +50,11 @@ def systems(
 def generate(
     inputs: Annotated[list[str] | None, typer.Argument(
         metavar="[FILE|FOLDER|TEXT|-]...", show_default=False,
-        help="Prompts: files with one a line (txt, or jsonl with a field text), folders of them, texts, or - for stdin. "
+        help="Prompts: files with one a line, tables (jsonl, csv, tsv, parquet) with a field text, folders of them, texts, or - for stdin. "
              "None on a terminal: asks for prompts until Ctrl-D.")] = None,
     model: Model = ...,  # type: ignore[assignment]
     tokenizer: ModelTokenizer = None,
+    whole: Annotated[bool, typer.Option("--whole", help="A file (or stdin) is one prompt, of all its lines.")] = False,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Default: 50, or what the model's positions leave.")] = None,
     min_new_tokens: Annotated[int, typer.Option(min=0, help="No end before so many tokens.")] = 0,
     do_sample: Annotated[bool, typer.Option("--do-sample", help="Draw tokens; else the most probable one each time.")] = False,
@@ -81,7 +84,7 @@ def generate(
     from ...seq2seq.generation.options import GenerationSettings
     from ...shared.errors import UserError
     from ..base.console import Console
-    from ..base.inputs import texts
+    from ..base.inputs import documents
     from ..model.open import open_text_model
 
     choices: dict[str, Any] = {"true": True, "false": False, "never": "never"}
@@ -94,7 +97,8 @@ def generate(
         stop_strings=tuple(s.replace("\\n", "\n").replace("\\t", "\t") for s in stop or ()))
     screen = not json and sys.stdout.isatty()
     interactive = not inputs and screen and sys.stdin.isatty()
-    prompts = [] if interactive else texts(inputs)
+    console = Console(json=json)
+    prompts = [] if interactive else [d.text for d in documents(inputs, lines=not whole, warn=console.warn)]
     loaded, vocabulary = open_text_model(model, tokenizer, device, quantize, prepack=True)
     if interactive:
         _converse(loaded, vocabulary, settings)
@@ -103,7 +107,6 @@ def generate(
     if screen and len(prompts) == 1 and settings.copies == 1:
         _stream(loaded, vocabulary, prompts[0], settings, "" if answers else prompts[0])
         return
-    console = Console(json=json)
     with console.progress("generating", len(prompts)) as bar:
         found = generate_texts(loaded, prompts, vocabulary, settings, batch_size=batch_size, advance=bar.advance)
     results: list[dict[str, Any]] = [
@@ -160,7 +163,7 @@ def _converse(model: nn.Module, tokenizer: Tokenizer, settings: GenerationSettin
 def embed(
     inputs: Annotated[list[str] | None, typer.Argument(
         metavar="[FILE|FOLDER|TEXT|-]...", show_default=False,
-        help="Files with one text a line (txt, or jsonl with a field text), folders of them, texts, or - for stdin; "
+        help="Files with one text a line, tables (jsonl, csv, tsv, parquet) with a field text, folders of them, texts, or - for stdin; "
              "pictures for CLIP.")] = None,
     model: Model = ...,  # type: ignore[assignment]
     tokenizer: ModelTokenizer = None,
@@ -178,7 +181,7 @@ def embed(
     """Turn texts (or pictures, with CLIP) into vectors."""
     from ...shared.errors import UserError
     from ..base.console import Console
-    from ..base.inputs import texts
+    from ..base.inputs import documents
     from ..crew.pieces import Workers
     from ..inference.bulk import full, opened, run_over, said
     from ..inference.embed import embed as run
@@ -204,14 +207,14 @@ def embed(
         return
     if of is not None or crew != Workers():
         raise UserError("--of, --workers and --on belong to --data: pack the files into a data set first, or leave these options out")
-    pictures = _pictures(inputs or [])
+    pictures = _pictures(inputs or [], console.warn)
     if pictures:
         names = [str(p) for p in pictures]
         loaded = open_model(model, device)
         with console.progress("embedding", len(names)) as bar:
             vectors = embed_pictures(loaded, pictures, batch_size=batch_size, normalize=not raw, advance=bar.advance)
     else:
-        names = texts(inputs)
+        names = [d.text for d in documents(inputs, lines=True, warn=console.warn)]
         loaded, vocabulary = open_text_model(model, tokenizer, device)
         limit = max_length or length_of(loaded)
         with console.progress("embedding", len(names)) as bar:
@@ -229,44 +232,45 @@ def embed(
 
 
 def _lines(kind: str, names: list[str], vectors: list[list[float]]) -> list[str]:
-    from json import dumps
+    from ..base.files import json_line
 
-    return [dumps({kind: n, "embedding": v}, ensure_ascii=False) for n, v in zip(names, vectors)]
+    return [json_line({kind: n, "embedding": v}) for n, v in zip(names, vectors)]
 
 
 def _write(out: Path, kind: str, names: list[str], vectors: Any) -> None:
-    """Write the vectors in one step: the file is complete or not there."""
-    import os
+    """Write the vectors in one step: the file is complete or not there. Beside an array, a file says what each row is of."""
+    import io
 
     import numpy as np
 
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            if out.suffix == ".npy":
-                np.save(file, vectors)
-            else:
-                file.write("".join(line + "\n" for line in _lines(kind, names, vectors.tolist())).encode("utf-8"))
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    from ..base.files import json_lines, write_atomic
+    from ..inference.bulk import keys_file
+
+    if out.suffix == ".npy":
+        write_atomic(keys_file(out), json_lines({"row": row, kind: name} for row, name in enumerate(names)).encode("utf-8"))
+        data = io.BytesIO()
+        np.save(data, vectors)
+        write_atomic(out, data.getvalue())
+    else:
+        write_atomic(out, "".join(line + "\n" for line in _lines(kind, names, vectors.tolist())).encode("utf-8"))
 
 
-def _pictures(inputs: list[str]) -> list[Path]:
+def _pictures(inputs: list[str], warn: Callable[[str], None]) -> list[Path]:
     """The picture files among the inputs, where they are pictures."""
     from ...shared.errors import UserError
-    from ..base.inputs import PICTURES, TEXTS, path_of
+    from ..base.files import ending, visible_files
+    from ..base.inputs import PICTURES, TEXTS, inside, path_of
 
     found: list[Path] = []
     others = 0
     for given in inputs:
         path = path_of(given)
         if path is not None and path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.is_file())
-            pictures = [p for p in inside if p.suffix.lower() in PICTURES]
-            found.extend(pictures)
-            others += any(p.suffix.lower() in TEXTS for p in inside)
-        elif path is not None and path.suffix.lower() in PICTURES:
+            endings = {ending(p) for p in visible_files(path)}
+            others += bool(endings & set(TEXTS))
+            if endings & set(PICTURES):
+                found.extend(inside(path, PICTURES, warn))
+        elif path is not None and ending(path) in PICTURES:
             found.append(path)
         else:
             others += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -22,11 +22,10 @@ from ...vision.classify import TrainedClassifier
 from ...vision.vit import ViT
 from ..base.console import Console
 from ..base.files import lines_of
-from ..base.inputs import PICTURES
+from ..base.inputs import PICTURES, STDIN, inside
 from ..model.frontdoor import tokenizer as load_tokenizer
 
 OPEN_CLIP_VOCABULARY = 49408
-STDIN = "-"
 
 
 class Classifier(Protocol):
@@ -80,24 +79,24 @@ def clip_tokenizer(model: CLIP, source: str) -> Tokenizer:
         return Tokenizer.load("open_clip")
 
 
-def pictures(inputs: Sequence[str]) -> list[tuple[str, bytes | Path]]:
+def pictures(inputs: Sequence[str], warn: Callable[[str], None] = lambda line: None) -> list[tuple[str, bytes | Path]]:
     """What to classify, by name: files, the pictures in folders (and below), or stdin for "-".
 
     Standard input holds one picture, or the paths of pictures, one a line. A path that is not there is the user's
-    mistake and stops everything before a model runs.
+    mistake and stops everything before a model runs. `warn` is told how many files of a folder are no pictures.
     """
     found: list[tuple[str, bytes | Path]] = []
     for text in inputs:
         if text == STDIN:
-            found.extend(_from_stdin(sys.stdin.buffer.read()))
+            found.extend(_from_stdin(sys.stdin.buffer.read(), warn))
         else:
-            found.extend(_from_path(text))
+            found.extend(_from_path(text, warn))
     if not found:
         raise UserError(f"no pictures in {', '.join(inputs)}: expected files ending in {', '.join(PICTURES)}")
     return found
 
 
-def _from_stdin(data: bytes) -> Iterator[tuple[str, bytes | Path]]:
+def _from_stdin(data: bytes, warn: Callable[[str], None]) -> Iterator[tuple[str, bytes | Path]]:
     if is_picture(data):
         yield "<stdin>", data
         return
@@ -107,14 +106,13 @@ def _from_stdin(data: bytes) -> Iterator[tuple[str, bytes | Path]]:
         raise UserError(f"standard input holds neither a picture ({EXPECTED}) nor lines with paths") from None
     for line in lines:
         if line.strip():
-            yield from _from_path(line.strip())
+            yield from _from_path(line.strip(), warn)
 
 
-def _from_path(text: str) -> Iterator[tuple[str, bytes | Path]]:
+def _from_path(text: str, warn: Callable[[str], None]) -> Iterator[tuple[str, bytes | Path]]:
     path = Path(text)
     if path.is_dir():
-        for inner in sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURES and p.is_file()):
-            yield str(inner), inner
+        yield from ((str(inner), inner) for inner in inside(path, PICTURES, warn))
     elif path.exists():
         yield text, path
     else:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...shared.errors import UserError, raise_problems
-from ..base.files import COMPRESSED, ending, kind_of_name
+from ..base.files import COMPRESSED, ending, kind_of_name, visible_files
 from ..base.inputs import PICTURES
 from ..base.tables import TABLE_ENDINGS, TABLES, class_names, columns, kind_of, parquet
 from ..data.index import INDEX
@@ -66,7 +66,7 @@ def find(paths: Sequence[str | Path], reading: Reading) -> Sources:
     problems: list[str] = []
     for root in roots:
         if root.is_dir():
-            found = _visible(root)
+            found = visible_files(root)
             if not found:
                 problems.append(f"folder {str(root)!r} is empty")
             files += [(p, root) for p in found]
@@ -138,15 +138,6 @@ def _beside(files: list[Path], endings: tuple[str, ...]) -> dict[tuple[Path, str
         if path.suffix.lower() in endings:
             found.setdefault((path.parent, path.stem), []).append(str(path))
     return found
-
-
-def _visible(root: Path) -> list[Path]:
-    """The files under a folder that are not hidden, in the order of their paths' parts."""
-    found: list[Path] = []
-    for folder, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(folder, name) for name in names if not name.startswith(".")]
-    return sorted((path for path in found if path.is_file()), key=lambda path: path.parts)
 
 
 def _state(path: Path, real: dict[Path, str]) -> tuple[str, int, int]:

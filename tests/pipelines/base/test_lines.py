@@ -7,7 +7,6 @@ from polymodal.pipelines.base.console import Console
 from polymodal.pipelines.base.files import lines_of
 from polymodal.pipelines.base.inputs import documents
 from polymodal.pipelines.base.values import read_names
-from polymodal.pipelines.inference.texts import texts
 
 
 def test_lines_end_at_newlines_only():
@@ -22,7 +21,6 @@ def test_a_record_or_line_with_another_separator_is_one_text(tmp_path, mark):
     lines.write_text(f"{text}\ncup\n", encoding="utf-8")
     for file in (rows, lines):
         assert [d.text for d in documents([str(file)], lines=True)] == [text, "cup"]
-        assert [t for t, _ in texts([str(file)])] == [text, "cup"]
 
 
 def test_a_byte_order_mark_is_no_part_of_a_class_name(tmp_path):

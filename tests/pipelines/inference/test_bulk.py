@@ -167,6 +167,14 @@ def test_classes_of_texts_and_pairs(capsys, tmp_path):
     assert code == 0 and answer["count"] == 40, err
     by = text_classifier(polymodal.load(model), model, None, ())
     expected = classify_texts(by, [(r["text"], r["second"]) for r in rows], top=2, batch_size=40, console=Console(quiet=True))
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "t.jsonl").write_text("".join(json.dumps({"text": r["text"], "text_pair": r["second"]}) + "\n" for r in rows[:3]))
+    code, answer, err = run(capsys, "classify", tmp_path / "in", "--model", model, "--top", 2)
+    assert code == 0 and [(r["text"], r["text_pair"], r["predictions"][0]["label"]) for r in answer["results"]] == [
+        (r["text"], r["second"], e[0][0]) for r, e in zip(rows, expected[:3])], err
+    Image.new("RGB", (4, 4)).save(tmp_path / "p.jpg")
+    code, answer, err = run(capsys, "classify", tmp_path / "p.jpg", "--model", model)
+    assert code == 2 and "is a picture" in err
     for i, (line, wanted) in enumerate(zip(lines(tmp_path / "c.jsonl"), expected, strict=True)):
         assert line["sample"] == i and [p["label"] for p in line["predictions"]] == [name for name, _ in wanted]
         assert [p["score"] for p in line["predictions"]] == pytest.approx([s for _, s in wanted], abs=1e-6)

@@ -82,6 +82,9 @@ def test_generate_from_texts_files_folders_and_stdin(models, tmp_path, capsys, m
         found = result(capsys, "generate", "--model", model, "--max-new-tokens", 5, *inputs)
         assert [r["text"] for r in found["results"]] == expected
         assert [r["prompt"] + r["continuation"] for r in found["results"]] == expected
+    whole = "\n".join(LINES) + "\n"
+    stdin(monkeypatch, whole.encode())
+    assert [r["prompt"] for r in result(capsys, "generate", "--model", model, "--max-new-tokens", 1, "--whole")["results"]] == [whole]
     code, out, _ = run(capsys, "generate", "--model", model, "--max-new-tokens", 5, LINES[0])
     assert code == 0 and out.rstrip("\n") == expected[0].rstrip("\n")
     drawn = ("generate", "--model", model, "--do-sample", "--seed", 1, "--max-new-tokens", 8, *LINES, "--batch-size")
@@ -178,7 +181,9 @@ def test_embed_writes_arrays_and_lines(models, tmp_path, capsys, monkeypatch):
     code, out, _ = run(capsys, "embed", "--model", models / "bert", *LINES)
     assert [json.loads(line) for line in out.splitlines()] == written and code == 0
     np.testing.assert_allclose([w["embedding"] for w in written], expected, atol=1e-6)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.jsonl", "x.npy"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.jsonl", "x.keys.jsonl", "x.npy"]
+    rows = [json.loads(line) for line in (tmp_path / "x.keys.jsonl").read_text().splitlines()]
+    assert rows == [{"row": i, "text": line} for i, line in enumerate(LINES)]
 
 
 def test_order_and_padding_do_not_matter(models):
@@ -222,6 +227,9 @@ def test_pictures_with_clip(tmp_path, capsys):
     ("generate", "gpt2", ["a", "--stop", ""], "stop string"), ("generate", "nowhere", ["text"], "no model directory"),
     ("embed", "bert", ["empty.txt"], "holds no text"), ("embed", "bert", ["latin.txt"], "not UTF-8"),
     ("embed", "bert", ["bad.jsonl"], "line 2"), ("embed", "bert", ["folder"], "holds no .txt"),
+    ("embed", "bert", ["gap.txt"], "line 2 is blank"), ("generate", "gpt2", ["gap.csv"], "line 3: the text is blank"),
+    ("generate", "gpt2", ["one.png"], "is a picture"), ("embed", "bert", ["missing.csv"], "no file 'missing.csv'"),
+    ("embed", "bert", ["a.docx"], "holds null bytes"), ("embed", "bert", [""], "is blank"),
     ("embed", "bert", ["one.png", "a text"], "pictures and texts"), ("embed", "bert", ["one.png"], "no picture vectors"),
     ("embed", "bert", ["a text", "--out", "x.pickle"], "must end in"), ("embed", "bert", ["a text", "--out", "no/x.npy"], "no folder"),
     ("embed", "bert", ["a text", "--device", "cuda:99"], "cannot be used"),
@@ -232,6 +240,9 @@ def test_mistakes_are_one_line_and_exit_code_2(models, tmp_path, monkeypatch, ca
     (tmp_path / "empty.txt").write_text("\n \n")
     (tmp_path / "latin.txt").write_bytes("déjà".encode("latin-1"))
     (tmp_path / "bad.jsonl").write_text('{"text": "fine"}\n{"txt": "wrong key"}\n')
+    (tmp_path / "gap.txt").write_text("one\n\nthree\n")
+    (tmp_path / "gap.csv").write_text('text\nfine\n"\u00a0"\n', encoding="utf-8")
+    (tmp_path / "a.docx").write_bytes(b"PK\x03\x04\x00\x00")
     (tmp_path / "folder").mkdir()
     Image.new("RGB", (4, 4)).save(tmp_path / "one.png")
     before = sorted(tmp_path.iterdir())

@@ -121,7 +121,7 @@ def test_bad_pictures_are_counted(capsys, vit, folder):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["nowhere.png"], "no picture or folder at 'nowhere.png'"),
-    (["EMPTY"], "no pictures in"),
+    (["EMPTY"], "holds no .jpg"),
     (["PICTURE", "--labels", "missing.txt"], "no such file"),
     (["PICTURE", "--labels", " , "], "names no class"),
     (["PICTURE", "--labels", "cat,cat"], "given twice"),
