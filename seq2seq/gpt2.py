@@ -47,7 +47,9 @@ from ..shared.stack import Stack
 from ..shared.system import Objective, Preview, Step, System, Term
 from ..shared.tokenizer import Tokenizer
 from .generation.decoder import DecoderInfo
+from .generation.defaults import defaults_files, read_defaults
 from .generation.generate import generate_ids
+from .generation.options import as_ids
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +82,10 @@ class GPT2Config(Config):
     """Standard deviation of fresh weights."""
     bos_token_id: int | None = 50256
     """Id a text starts from where there is no prompt."""
-    eos_token_id: int | None = 50256
-    """Id that ends a document."""
+    eos_token_id: int | tuple[int, ...] | None = 50256
+    """Id that ends a document, or several that do."""
     pad_token_id: int | None = None
-    """Id of padding; None takes `eos_token_id`."""
+    """Id of padding; None takes the (first) `eos_token_id`."""
 
     FIXED: ClassVar[Mapping[str, tuple[Any, ...]]] = MappingProxyType({
         "scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,),
@@ -230,7 +232,7 @@ class GPT2LMHeadModel(nn.Module):
         """Where generating starts and ends, and how long it may run."""
         c = self.config
         return DecoderInfo(max_positions=c.n_positions, num_layers=c.n_layer, bos_token_id=c.bos_token_id, eos_token_id=c.eos_token_id,
-                        pad_token_id=c.eos_token_id if c.pad_token_id is None else c.pad_token_id)
+                           pad_token_id=next(iter(as_ids(c.eos_token_id)), None) if c.pad_token_id is None else c.pad_token_id)
 
     def next_logits(self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor, cache: KVCache) -> Tensor:
         """Read new ids [B, S] after what the cache holds; logits [B, V] of the id that follows."""
@@ -403,7 +405,7 @@ NETS = (
         Tied("head.weight", "trunk.embed.word.weight"),
         BUFFERS,
         Legacy(r"^(?=(wte|wpe|h|ln_f)\.)", "transformer."),  # the released files hold the bare trunk
-    ))),
+    ), files=defaults_files, finish=read_defaults)),
     Net("GPT2Model", GPT2Model, transformers(lambda c: (*_trunk(c), BUFFERS))),
 )  # fmt: skip
 

@@ -43,6 +43,7 @@ from ..shared.tokenizer import Tokenizer
 from . import text2text
 from .encoder_decoder import EncoderDecoderLM, EncoderDecoderModel, TextEncoder, TextEncoderOutput
 from .generation.decoder import DecoderInfo
+from .generation.defaults import defaults_files, read_defaults
 from .spans import SpanObjective, SpanSettings
 from .teacher_forcing import Seq2SeqSystem
 
@@ -83,8 +84,8 @@ class T5Config(Config):
     """Whether the output is scaled by 1/sqrt(D) before the output matrix; None where that is the word table."""
     pad_token_id: int = 0
     """Id of padding."""
-    eos_token_id: int = 1
-    """Id that ends a text."""
+    eos_token_id: int | tuple[int, ...] = 1
+    """Id that ends a text, or several that do."""
     decoder_start_token_id: int | None = None
     """Id the decoder starts from; None takes `pad_token_id`."""
 
@@ -354,7 +355,8 @@ def _head(config: T5Config) -> tuple[Rule, ...]:
 
 
 NETS = (
-    Net("T5ForConditionalGeneration", T5ForConditionalGeneration, transformers(lambda c: (*prefixed(_trunk(c), ours="trunk."), *_head(c)))),
+    Net("T5ForConditionalGeneration", T5ForConditionalGeneration,
+        transformers(lambda c: (*prefixed(_trunk(c), ours="trunk."), *_head(c)), files=defaults_files, finish=read_defaults)),
     Net("T5Model", T5Model, transformers(_trunk)),
     Net("T5EncoderModel", T5EncoderModel, transformers(_encoder)),
 )

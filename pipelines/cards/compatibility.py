@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from ...multimodal import clip_formats
+from ...seq2seq.generation.defaults import GENERATION
 from ...shared.keys import Key, Keys
 from ...vision import processor_files
 from ...vision.vit import MODEL_ARGS, TIMM_KEYS
@@ -42,6 +43,10 @@ def compatibility_page() -> str:
 
 def sections() -> Iterator[Section]:
     """The sections of the page."""
+    yield Section("generation_config.json (transformers)",
+                  "Of GPT-2 and T5. These are the defaults of `polymodal generate` and `summarize` and of `polymodal.generate`; options "
+                  "win, and `--ignore-generation-config` leaves them out. Without the file, the same keys of config.json count. What is "
+                  "refused is refused when a text is asked for.", rows(GENERATION))
     intros = {
         "preprocessor_config.json, and image_processor in processor_config.json (transformers)":
             "Of CLIP and ViT. A null stands for the class's default. Where neither file is there, pictures are prepared as "

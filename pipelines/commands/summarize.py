@@ -35,6 +35,8 @@ def summarize(
     no_repeat_ngram_size: Annotated[int | None, typer.Option(
         min=0, help="So many tokens in a row never occur twice. Default: 3; for a decoder no limit.")] = None,
     length_penalty: Annotated[float | None, typer.Option(help="Of beams: above 0 favours long texts. Default: 0.6.")] = None,
+    ignore_generation_config: Annotated[bool, typer.Option(
+        "--ignore-generation-config", help="Leave out the model's generation_config.json, which else fills in these options.")] = False,
     reference: Annotated[Path | None, typer.Option(
         help="A file with the right summary of each document, one a line; of one document, all of it. Scores with ROUGE and BLEU.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pieces that run together.")] = 16,
@@ -58,7 +60,7 @@ def summarize(
     options: GenerationOptions = {name: value for name, value in chosen.items() if value is not None}  # type: ignore[assignment]
     loaded, vocabulary = open_text_model(model, tokenizer, device, quantize, prepack=True)
     written = summaries(loaded, [d.text for d in found], vocabulary, prefix=prefix, max_length=max_length, batch_size=batch_size,
-                        progress=console.progress, **options)
+                        progress=console.progress, ignore_generation_config=ignore_generation_config, **options)
     if empty := sum(not w.text for w in written):
         console.warn(f"{empty} of {len(written)} summaries are empty: was the model fine-tuned to write summaries, and with this prefix?")
     scores = {} if wanted is None else text_scores([w.text for w in written], wanted)

@@ -56,19 +56,27 @@ def generate(
     tokenizer: ModelTokenizer = None,
     whole: Annotated[bool, typer.Option("--whole", help="A file (or stdin) is one prompt, of all its lines.")] = False,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Default: 50, or what the model's positions leave.")] = None,
-    min_new_tokens: Annotated[int, typer.Option(min=0, help="No end before so many tokens.")] = 0,
-    do_sample: Annotated[bool, typer.Option("--do-sample", help="Draw tokens; else the most probable one each time.")] = False,
-    temperature: Annotated[float, typer.Option(help="Divides the logits before drawing.")] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Draw among the k most probable tokens; 0 for all.")] = 50,
-    top_p: Annotated[float, typer.Option(help="Draw among the most probable tokens that reach p.")] = 1.0,
-    min_p: Annotated[float, typer.Option(help="Draw among tokens with this fraction of the best one's probability.")] = 0.0,
-    repetition_penalty: Annotated[float, typer.Option(help="Above 1: tokens that occurred become less probable.")] = 1.0,
-    no_repeat_ngram_size: Annotated[int, typer.Option(min=0, help="So many tokens in a row never occur twice; 0 for no limit.")] = 0,
-    num_beams: Annotated[int, typer.Option(min=1, help="Search with so many beams.")] = 1,
-    num_return_sequences: Annotated[int, typer.Option(min=1, help="So many draws, or best beams, of each prompt.")] = 1,
-    length_penalty: Annotated[float, typer.Option(help="Of beams: above 0 favours long texts.")] = 1.0,
-    early_stopping: Annotated[str, typer.Option(
-        metavar="true|false|never", help="Of beams: end with enough texts, when a better one is unlikely, or impossible.")] = "false",
+    min_new_tokens: Annotated[int | None, typer.Option(min=0, help="No end before so many tokens. Default: 0.")] = None,
+    do_sample: Annotated[bool | None, typer.Option(
+        "--do-sample/--no-do-sample", help="Draw tokens; else the most probable one each time, which is the default.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Divides the logits before drawing. Default: 1.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Draw among the k most probable tokens; 0 for all. Default: 50.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Draw among the most probable tokens that reach p. Default: 1.")] = None,
+    min_p: Annotated[float | None, typer.Option(
+        help="Draw among tokens with this fraction of the best one's probability. Default: 0.")] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(
+        help="Above 1: tokens that occurred become less probable. Default: 1.")] = None,
+    no_repeat_ngram_size: Annotated[int | None, typer.Option(
+        min=0, help="So many tokens in a row never occur twice; 0, the default, for no limit.")] = None,
+    num_beams: Annotated[int | None, typer.Option(min=1, help="Search with so many beams. Default: 1.")] = None,
+    num_return_sequences: Annotated[int | None, typer.Option(
+        min=1, help="So many draws, or best beams, of each prompt. Default: 1.")] = None,
+    length_penalty: Annotated[float | None, typer.Option(help="Of beams: above 0 favours long texts. Default: 1.")] = None,
+    early_stopping: Annotated[str | None, typer.Option(
+        metavar="true|false|never",
+        help="Of beams: end with enough texts, when a better one is unlikely (the default), or impossible.")] = None,
+    ignore_generation_config: Annotated[bool, typer.Option(
+        "--ignore-generation-config", help="Leave out the model's generation_config.json, which else fills in these options.")] = False,
     stop: Annotated[list[str] | None, typer.Option(help="A text ends before this (\\n for a new line); may be repeated.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the draws.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts that run together.")] = 16,
@@ -80,26 +88,31 @@ def generate(
     import sys
 
     from ...seq2seq.generation.decoder import EncoderDecoder
+    from ...seq2seq.generation.defaults import settings_of
     from ...seq2seq.generation.generate import generate_texts
-    from ...seq2seq.generation.options import GenerationSettings
+    from ...seq2seq.generation.options import GenerationOptions
     from ...shared.errors import UserError
     from ..base.console import Console
     from ..base.inputs import documents
     from ..model.open import open_text_model
 
     choices: dict[str, Any] = {"true": True, "false": False, "never": "never"}
-    if early_stopping not in choices:
+    if early_stopping is not None and early_stopping not in choices:
         raise UserError(f"--early-stopping is {early_stopping!r}, expected true, false or never")
-    settings = GenerationSettings(
-        max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, do_sample=do_sample, temperature=temperature, top_k=top_k,
-        top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, no_repeat_ngram_size=no_repeat_ngram_size, num_beams=num_beams,
-        num_return_sequences=num_return_sequences, length_penalty=length_penalty, early_stopping=choices[early_stopping], seed=seed,
-        stop_strings=tuple(s.replace("\\n", "\n").replace("\\t", "\t") for s in stop or ()))
+    given = {
+        "max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens, "do_sample": do_sample, "temperature": temperature,
+        "top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty,
+        "no_repeat_ngram_size": no_repeat_ngram_size, "num_beams": num_beams, "num_return_sequences": num_return_sequences,
+        "length_penalty": length_penalty,
+        "early_stopping": None if early_stopping is None else choices[early_stopping], "seed": seed,
+        "stop_strings": tuple(s.replace("\\n", "\n").replace("\\t", "\t") for s in stop) if stop else None}
+    options: GenerationOptions = {name: value for name, value in given.items() if value is not None}  # type: ignore[assignment]
     screen = not json and sys.stdout.isatty()
     interactive = not inputs and screen and sys.stdin.isatty()
     console = Console(json=json)
     prompts = [] if interactive else [d.text for d in documents(inputs, lines=not whole, warn=console.warn)]
     loaded, vocabulary = open_text_model(model, tokenizer, device, quantize, prepack=True)
+    settings = settings_of(loaded, options, ignore=ignore_generation_config)
     if interactive:
         _converse(loaded, vocabulary, settings)
         return

@@ -9,7 +9,9 @@ from typing import Any, ClassVar, cast
 import numpy as np
 
 from ...seq2seq.generation.decoder import Decoder, EncoderDecoder
+from ...seq2seq.generation.defaults import options_of
 from ...seq2seq.generation.generate import generate
+from ...seq2seq.generation.options import DEFAULT_NEW_TOKENS, GenerationOptions
 from ...shared.errors import UserError
 from ...shared.sample import Sample
 from ...shared.system import Batch, Objective
@@ -86,10 +88,15 @@ class Scores(Measure):
     def __init__(self, task: Generation, model: Any, tokenizer: Tokenizer) -> None:
         self.model, self.tokenizer = model, tokenizer
         search = "greedy" if task.num_beams == 1 else f"{task.num_beams} beams"
-        self.method = f"{search}, at most {task.max_new_tokens or 50} new tokens"
         self.objective = _Pairs(task.prefix, tokenizer, task.max_source_tokens)
-        self.options = {"max_new_tokens": task.max_new_tokens, "num_beams": task.num_beams, "length_penalty": task.length_penalty,
-                        "no_repeat_ngram_size": task.no_repeat_ngram_size}
+        self.options: GenerationOptions = {"do_sample": False, "num_beams": task.num_beams, "length_penalty": task.length_penalty,
+                                           "no_repeat_ngram_size": task.no_repeat_ngram_size}
+        if task.max_new_tokens is not None:
+            self.options["max_new_tokens"] = task.max_new_tokens
+        brought = {key: value for key, value in options_of(model, self.options).items() if key not in self.options}
+        length = task.max_new_tokens or brought.get("default_new_tokens", DEFAULT_NEW_TOKENS)
+        limit = f"at most {brought['max_length']} tokens" if "max_length" in brought else f"at most {length} new tokens"
+        self.method = ", ".join([search, limit, *(f"{key} {value}" for key, value in sorted(brought.items()))])
         self.records: list[dict[str, Any]] = []
 
     def add(self, batch: _Sources) -> None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Unpack, cast, overload
@@ -26,8 +26,9 @@ from typing import Any, Unpack, cast, overload
 from torch import nn
 
 from ...seq2seq.generation.decoder import Decoder, EncoderDecoder
+from ...seq2seq.generation.defaults import options_of
 from ...seq2seq.generation.generate import generate_texts
-from ...seq2seq.generation.options import GenerationOptions, GenerationSettings
+from ...seq2seq.generation.options import FilledOptions, GenerationOptions, GenerationSettings
 from ...shared.errors import UserError
 from ...shared.tokenizer import Tokenizer
 from ..base.console import Bar, Console
@@ -103,12 +104,12 @@ def _json(path: Path) -> Mapping[str, Any]:
 @overload
 def summarize(  # pyright: ignore[reportOverlappingOverload]  (a str is a Sequence[str] too; the first match counts)
     model: nn.Module, texts: str, *, tokenizer: Tokenizer, prefix: str | None = None, max_length: int | None = None,
-    batch_size: int = 16, **options: Unpack[GenerationOptions],
+    batch_size: int = 16, ignore_generation_config: bool = False, **options: Unpack[GenerationOptions],
 ) -> str: ...
 @overload
 def summarize(
     model: nn.Module, texts: Sequence[str], *, tokenizer: Tokenizer, prefix: str | None = None, max_length: int | None = None,
-    batch_size: int = 16, **options: Unpack[GenerationOptions],
+    batch_size: int = 16, ignore_generation_config: bool = False, **options: Unpack[GenerationOptions],
 ) -> list[str]: ...
 def summarize(
     model: nn.Module,
@@ -118,6 +119,7 @@ def summarize(
     prefix: str | None = None,
     max_length: int | None = None,
     batch_size: int = 16,
+    ignore_generation_config: bool = False,
     **options: Unpack[GenerationOptions],
 ) -> str | list[str]:
     """Summarize texts of any length: longer ones are cut at sentences, and the summaries of the pieces merged.
@@ -131,7 +133,9 @@ def summarize(
         max_length: tokens that the model reads at once, prefix included; by default what it was trained with, or 512, or
             what a decoder's positions leave.
         batch_size: pieces that run together.
-        **options: as in `polymodal.generate`; `max_new_tokens` is the longest a summary may be. By default an
+        ignore_generation_config: leave out the model's generation_config.json.
+        **options: as in `polymodal.generate`; `max_new_tokens` is the longest a summary may be. What they leave open, the model's
+            generation_config.json says where it has one. By default an
             encoder-decoder has `num_beams=4, no_repeat_ngram_size=3, length_penalty=0.6` and summaries as long as it was
             trained with, or 128 tokens; a decoder has `do_sample=True, top_k=2, seed=0` and 100 tokens.
 
@@ -140,7 +144,8 @@ def summarize(
     """
     single = isinstance(texts, str)
     given = [texts] if isinstance(texts, str) else list(texts)
-    found = summaries(model, given, tokenizer, prefix=prefix, max_length=max_length, batch_size=batch_size, **options)
+    found = summaries(model, given, tokenizer, prefix=prefix, max_length=max_length, batch_size=batch_size,
+                      ignore_generation_config=ignore_generation_config, **options)
     return found[0].text if single else [s.text for s in found]
 
 
@@ -153,13 +158,14 @@ def summaries(
     max_length: int | None = None,
     batch_size: int = 16,
     progress: Progress | None = None,
+    ignore_generation_config: bool = False,
     **options: Unpack[GenerationOptions],
 ) -> list[Summary]:
     """The summaries of texts with the pieces that they were made of; arguments as in `summarize`.
 
     `progress(title, total)` is entered once a round and gives the bar to advance, as `Console.progress` does.
     """
-    reader = _Reader(model, tokenizer, prefix, max_length, options)
+    reader = _Reader(model, tokenizer, prefix, max_length, options_of(model, options, ignore=ignore_generation_config))
     progress = progress or Console(quiet=True).progress
     for number, text in enumerate(texts, 1):
         if not text.strip():
@@ -186,26 +192,28 @@ class _Reader:
     """How a model reads pieces and writes their summaries."""
 
     def __init__(
-        self, model: nn.Module, tokenizer: Tokenizer, prefix: str | None, max_length: int | None, options: GenerationOptions
+        self, model: nn.Module, tokenizer: Tokenizer, prefix: str | None, max_length: int | None, options: FilledOptions
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         known = trained(model)
         if isinstance(model, EncoderDecoder):
             self.before, self.after, defaults = known.prefix if prefix is None else prefix, "", ENCODER_DECODER
             limit = max_length or known.max_length or tokenizer.max_length or DEFAULT_INPUT
-            longest = known.max_target_length or min(128, limit // 4)
+            whole = options.get("max_length")
+            longest = whole - 1 if whole else options.get("default_new_tokens") or known.max_target_length or min(128, limit // 4)
         elif isinstance(model, Decoder):
             if prefix:
                 raise UserError('prefix is for encoder-decoders; a decoder gets "TL;DR:" behind the text')
             self.before, self.after, defaults = "", HINT, DECODER
             positions = model.decoder_info.max_positions
-            longest = min(100, positions // 4)
+            longest = options.get("default_new_tokens") or min(100, positions // 4)
             positions -= options.get("max_new_tokens") or longest
             limit = min(max_length or positions, positions)
         else:
             raise UserError(f"{type(model).__name__} writes no text: load a fine-tuned T5, or a GPT-2")
         self.longest = options.get("max_new_tokens") or longest
-        self.settings = replace(GenerationSettings(**_merged(defaults, options)), max_new_tokens=self.longest)
+        settings: FilledOptions = {**_merged(defaults, options), "max_new_tokens": self.longest}
+        self.settings = GenerationSettings(**settings)
         if self.settings.num_return_sequences > 1:
             raise UserError("a summary is one text: leave num_return_sequences out")
         self.room = limit - len(tokenizer.encode(self.before + self.after)) - 1  # one for a border that splits otherwise
@@ -264,9 +272,9 @@ def _packed(sizes: Sequence[int], room: int, share: float) -> list[list[int]]:
     return groups
 
 
-def _merged(defaults: GenerationOptions, options: GenerationOptions) -> GenerationOptions:
+def _merged(defaults: GenerationOptions, options: FilledOptions) -> FilledOptions:
     """The options over the defaults; to search beams means not to draw, and the other way round."""
-    merged: GenerationOptions = {**defaults, **options}
+    merged: FilledOptions = {**defaults, **options}
     if options.get("num_beams", 1) > 1 and "do_sample" not in options:
         merged["do_sample"] = False
     if (options.get("do_sample") or options.get("stop_strings")) and "num_beams" not in options:

@@ -20,8 +20,8 @@ class DecoderInfo:
     """Layers that keep keys and values."""
     bos_token_id: int | None = None
     """Starts a text that has no prompt."""
-    eos_token_id: int | None = None
-    """Ends a text."""
+    eos_token_id: int | tuple[int, ...] | None = None
+    """Ends a text, or each of several does."""
     pad_token_id: int | None = None
     """Fills what follows a text that has ended; None takes 0."""
 

@@ -9,9 +9,10 @@ Deviation: repeated n-grams are counted in the prompt without its padding, where
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import TYPE_CHECKING, Unpack, overload
 
 import torch
@@ -19,7 +20,8 @@ from torch import Tensor, nn
 
 from ...shared.errors import UserError
 from .decoder import Decoder, DecoderInfo, EncoderDecoder
-from .options import DEFAULT_NEW_TOKENS, GenerationOptions, GenerationSettings
+from .defaults import settings_of
+from .options import GenerationOptions, GenerationSettings, as_ids
 from .sampling import ScoreRules, uniform_draws
 from .search import DecodingState, TokenListener, beam_search, decode
 from .streamer import BatchStreamer, RowStreamer
@@ -45,6 +47,7 @@ def generate_ids(
     attention_mask: Tensor | None = None,
     *,
     first_stream: int = 0,
+    ignore_generation_config: bool = False,
     **options: Unpack[GenerationOptions],
 ) -> Tensor:
     """Continue sequences of ids.
@@ -54,13 +57,14 @@ def generate_ids(
         input_ids: prompts [B, S], padded on the left (on either side where an encoder reads them).
         attention_mask: [B, S], zero at the padding; by default there is none.
         first_stream: number of the first row's stream of draws, where a long list of prompts is cut into batches.
+        ignore_generation_config: leave out the defaults that the model brought along (`generate`).
         **options: the fields of `GenerationSettings`, such as `max_new_tokens=20, num_beams=4`; see `generate`.
 
     Returns:
         Prompts and continuations [B * num_return_sequences, S + N], of an encoder-decoder start id and output
         [B * num_return_sequences, 1 + N]; what follows an end is padding.
     """
-    settings = GenerationSettings(**options)
+    settings = settings_of(model, options, ignore=ignore_generation_config)
     if settings.stop_strings:
         raise UserError("stop strings are for texts: pass texts and a tokenizer to `generate`")
     return _generate_batch(model, input_ids, attention_mask, settings, range(first_stream, first_stream + len(input_ids)))[0]
@@ -75,17 +79,20 @@ def _no_progress(count: float) -> None: ...
 @overload
 def generate(  # pyright: ignore[reportOverlappingOverload]  (a str is a Sequence[str] too; the first match counts)
     model: nn.Module, prompts: str, *, tokenizer: Tokenizer, batch_size: int = 16, return_full_text: bool = True,
-    stream: TextListener | None = None, advance: Callable[[float], None] = _no_progress, **options: Unpack[GenerationOptions],
+    stream: TextListener | None = None, advance: Callable[[float], None] = _no_progress,
+    ignore_generation_config: bool = False, **options: Unpack[GenerationOptions],
 ) -> str: ...
 @overload
 def generate(
     model: nn.Module, prompts: Sequence[str], *, tokenizer: Tokenizer, batch_size: int = 16, return_full_text: bool = True,
-    stream: TextListener | None = None, advance: Callable[[float], None] = _no_progress, **options: Unpack[GenerationOptions],
+    stream: TextListener | None = None, advance: Callable[[float], None] = _no_progress,
+    ignore_generation_config: bool = False, **options: Unpack[GenerationOptions],
 ) -> list[str]: ...
 @overload
 def generate(
     model: nn.Module, prompts: Tensor, *, tokenizer: Tokenizer | None = None, batch_size: int = 16, return_full_text: bool = True,
-    stream: TextListener | None = None, advance: Callable[[float], None] = _no_progress, **options: Unpack[GenerationOptions],
+    stream: TextListener | None = None, advance: Callable[[float], None] = _no_progress,
+    ignore_generation_config: bool = False, **options: Unpack[GenerationOptions],
 ) -> Tensor: ...
 def generate(
     model: nn.Module,
@@ -96,11 +103,13 @@ def generate(
     return_full_text: bool = True,
     stream: TextListener | None = None,
     advance: Callable[[float], None] = _no_progress,
+    ignore_generation_config: bool = False,
     **options: Unpack[GenerationOptions],
 ) -> str | list[str] | Tensor:
     """Continue texts, or with an encoder-decoder answer them: strings in, strings out; a tensor of ids in, sequences out.
 
-    The options have the names of transformers' `generate`. Without any, the most probable token is taken each time.
+    The options have the names of transformers' `generate`. What they leave open, the model's generation_config.json says where it has one,
+    as in transformers; else the most probable token is taken each time.
 
     Args:
         model: a language model from `polymodal.load`.
@@ -110,9 +119,11 @@ def generate(
         return_full_text: put the prompt before each continuation; what an encoder-decoder writes stands alone.
         stream: called with each piece of new text as soon as it is final, never with a part of a character; for one prompt.
         advance: called with the number of texts that are done, for a progress bar.
+        ignore_generation_config: leave out the defaults that the model brought along; the end of a text is then config.json's.
         **options: any of
 
             - max_new_tokens: at most this many tokens; by default 50, or what the longest prompt leaves of the model's positions.
+            - min_length: at least this many tokens, prompt included.
             - min_new_tokens: at least this many tokens.
             - do_sample: draw tokens.
             - temperature: divides the logits before drawing.
@@ -123,23 +134,27 @@ def generate(
             - repetition_penalty: above 1 makes tokens that occurred less probable.
             - no_repeat_ngram_size: no sequence of this many tokens occurs twice (in prompt and continuation together; an
               encoder-decoder counts what it writes).
+            - bad_words_ids, suppress_tokens, begin_suppress_tokens: sequences and tokens that never occur, or not as the first.
+            - forced_bos_token_id, forced_eos_token_id: the first and the last token of a text that is as long as it may be.
+            - renormalize_logits: of beams, make probabilities of the scores again after these rules.
             - num_beams: number of beams of a beam search. Beams exclude do_sample, stop_strings and stream.
             - length_penalty: divide a beam's log-probability by length to this power; above 0 favours long texts.
             - early_stopping: end the search with `num_beams` ended texts (True), when a better one is unlikely (False),
               or when it is impossible ("never").
             - num_return_sequences: draws, or best beams, of each prompt, one behind the other in the list.
             - stop_strings: a text ends before the first of these.
-            - eos_token_id: ends a text; by default the model's; -1 for none.
+            - eos_token_id: ends a text, or each of several does; by default the model's; -1 for none.
+            - pad_token_id, bos_token_id, decoder_start_token_id: instead of the model's.
             - use_cache: False reads everything again for every token; for checks.
 
     Raises:
         UserError: an option is out of range, two exclude each other, or a prompt does not fit the model.
     """
-    settings = GenerationSettings(**options)
     if isinstance(prompts, Tensor):
-        if settings.stop_strings or stream is not None:
-            raise UserError("stop strings and streams are for texts: pass texts and a tokenizer")
-        return generate_ids(model, prompts, **options)
+        if stream is not None:
+            raise UserError("streams are for texts: pass texts and a tokenizer")
+        return generate_ids(model, prompts, ignore_generation_config=ignore_generation_config, **options)
+    settings = settings_of(model, options, ignore=ignore_generation_config)
     if tokenizer is None:
         raise UserError("generate got texts and no tokenizer: pass tokenizer=polymodal.tokenizer(source)")
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
@@ -174,17 +189,16 @@ def generate_texts(
     if answers:
         encoded = tokenizer.encode_batch(texts)
     elif isinstance(model, Decoder):
-        encoded = [_prompt_ids(model.decoder_info, tokenizer, text) for text in texts]
-        if settings.max_new_tokens is None and encoded:  # the same room for every batch
+        encoded = [_prompt_ids(model.decoder_info, tokenizer, text, settings) for text in texts]
+        if settings.max_new_tokens is None and settings.max_length is None and encoded:  # the same room for every batch
             settings = replace(settings, max_new_tokens=_new_tokens(model.decoder_info, max(map(len, encoded)), settings))
     else:
         raise _cannot(model)
     if empty := [text for text, ids in zip(texts, encoded) if not ids]:
         raise UserError(f"the text {empty[0]!r} gives no tokens: give at least one word")
     found: list[list[GeneratedText]] = [[] for _ in texts]
-    order = sorted(range(len(texts)), key=lambda i: -len(encoded[i]))
-    for first in range(0, len(texts), batch_size):
-        numbers = order[first:first + batch_size]
+    alike = not answers and (settings.min_length > 0 or (settings.max_new_tokens is None and settings.max_length is not None))
+    for numbers in _batches([len(ids) for ids in encoded], batch_size, alike):
         rows = [encoded[i] for i in numbers]
         befores = [[] if answers else row for row in rows for _ in range(settings.num_return_sequences)]
         streamer = None
@@ -195,8 +209,8 @@ def generate_texts(
         if streamer is not None:
             written = streamer.finish()
         else:
-            end = _end(model, settings)
-            tails = [_until(row, end) for row in new[:, 1 if answers else ids.shape[1]:].tolist()]
+            ends = _ends(model, settings)
+            tails = [_until(row, ends) for row in new[:, 1 if answers else ids.shape[1]:].tolist()]
             written = tokenizer.decode_batch(tails) if answers else [_continuation(tokenizer, *pair) for pair in zip(befores, tails)]
         values = [None] * len(written) if scores is None else scores.tolist()
         for place, (text, value) in enumerate(zip(written, values)):
@@ -219,6 +233,8 @@ def _generate_batch(
     with _evaluating(model):
         if isinstance(model, EncoderDecoder):
             decoder = model.decoder_for(input_ids, mask)
+            if settings.decoder_start_token_id is not None:
+                decoder.start = torch.full_like(decoder.start, settings.decoder_start_token_id)
             return _generate_batch(decoder, decoder.start, None, settings, streams, listener)
         if not isinstance(model, Decoder):
             raise _cannot(model)
@@ -228,9 +244,10 @@ def _generate_batch(
         if mask is not None and not bool(mask[:, -1].all()):
             raise UserError("prompts must be padded on the left: the last token of each row must be one of the prompt")
         new = _new_tokens(info, input_ids.shape[1], settings)
-        pad = 0 if info.pad_token_id is None else info.pad_token_id
+        pad = info.pad_token_id if settings.pad_token_id is None else settings.pad_token_id
+        pad = 0 if pad is None else pad
         state = DecodingState(model, input_ids, None if mask is None else mask.bool(), settings, new, pad)
-        rules = ScoreRules(settings, input_ids.shape[1], state.keep, _end(model, settings))
+        rules = ScoreRules(settings, input_ids.shape[1], state.max_length, state.keep, _ends(model, settings))
         if settings.num_beams > 1:
             return beam_search(state, settings, rules, pad)
         n = settings.num_return_sequences
@@ -251,11 +268,12 @@ def _evaluating(model: nn.Module) -> Generator[None]:
             model.train(training)
 
 
-def _end(model: nn.Module, settings: GenerationSettings) -> int | None:
-    """The id that ends a text."""
+def _ends(model: nn.Module, settings: GenerationSettings) -> tuple[int, ...]:
+    """The ids that end a text."""
     if settings.eos_token_id is not None:
-        return None if settings.eos_token_id < 0 else settings.eos_token_id
-    return model.decoder_info.eos_token_id if isinstance(model, Decoder) else None
+        return tuple(end for end in as_ids(settings.eos_token_id) if end >= 0)
+    info: DecoderInfo | None = getattr(model, "decoder_info", None)  # an encoder-decoder has it, too
+    return () if info is None else as_ids(info.eos_token_id)
 
 
 def _cannot(model: nn.Module) -> UserError:
@@ -267,8 +285,13 @@ def _new_tokens(info: DecoderInfo, length: int, settings: GenerationSettings) ->
     left, wanted = info.max_positions - length, settings.max_new_tokens
     if left < 1:
         raise UserError(f"the prompt has {length} tokens and the model {info.max_positions} positions: shorten the prompt")
+    if wanted is None and settings.max_length is not None:
+        wanted = min(settings.max_length - length, left)
+        if wanted < 1:
+            raise UserError(f"the prompt has {length} tokens, and max_length is {settings.max_length}, prompt included: raise it, "
+                            "or ask for max_new_tokens")
     if wanted is None:
-        wanted = min(max(DEFAULT_NEW_TOKENS, settings.min_new_tokens), left)
+        wanted = min(max(settings.default_new_tokens, settings.min_new_tokens), left)
     if max(wanted, settings.min_new_tokens) > left:
         raise UserError(f"a prompt of {length} tokens and {max(wanted, settings.min_new_tokens)} new tokens need more than the model's "
                         f"{info.max_positions} positions: ask for at most {left}")
@@ -278,11 +301,20 @@ def _new_tokens(info: DecoderInfo, length: int, settings: GenerationSettings) ->
 # ------------------------------------------------------------------------------------------ ids and texts
 
 
-def _prompt_ids(info: DecoderInfo, tokenizer: Tokenizer, text: str) -> list[int]:
+def _batches(lengths: Sequence[int], size: int, alike: bool) -> Iterator[list[int]]:
+    """The numbers of prompts in batches of like length, longest first; with `alike` of the same length."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    groups = [list(group) for _, group in groupby(order, key=lambda i: lengths[i])] if alike else [order]
+    for group in groups:
+        yield from (group[first : first + size] for first in range(0, len(group), size))
+
+
+def _prompt_ids(info: DecoderInfo, tokenizer: Tokenizer, text: str, settings: GenerationSettings) -> list[int]:
     ids = tokenizer.encode(text, add_special_tokens=False)
     if ids:
         return ids
-    start = info.bos_token_id if info.bos_token_id is not None else info.eos_token_id
+    starts = [settings.bos_token_id, info.bos_token_id, *as_ids(info.eos_token_id)]
+    start = next((start for start in starts if start is not None), None)
     if start is None:
         raise UserError("the prompt is empty, and this model has no token to start from: give a prompt")
     return [start]
@@ -295,9 +327,10 @@ def _left_padded(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-def _until(ids: list[int], end: int | None) -> list[int]:
-    """The ids before the first `end`."""
-    return ids[:ids.index(end)] if end is not None and end in ids else ids
+def _until(ids: list[int], ends: tuple[int, ...]) -> list[int]:
+    """The ids up to the first that ends the text; that one may have a text of its own, such as the end of a line."""
+    at = next((place for place, i in enumerate(ids) if i in ends), None)
+    return ids if at is None else ids[: at + 1]
 
 
 def _continuation(tokenizer: Tokenizer, prompt: list[int], tail: list[int]) -> str:

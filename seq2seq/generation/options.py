@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypedDict
 
@@ -15,9 +16,15 @@ class GenerationSettings:
     """How a text is continued. Names, order of effects and defaults are those of transformers' `generate`."""
 
     max_new_tokens: int | None = None
-    """At most this many tokens; None for 50, or what the model's positions leave."""
+    """At most this many tokens; None for `max_length`, or else `default_new_tokens`."""
+    max_length: int | None = None
+    """Tokens of the whole text, prompt included, where `max_new_tokens` is None; at most what the model's positions leave."""
+    default_new_tokens: int = DEFAULT_NEW_TOKENS
+    """Where neither is given: at most this many tokens, or what the model's positions leave."""
     min_new_tokens: int = 0
     """A text does not end before it has this many tokens."""
+    min_length: int = 0
+    """A text does not end before it has this many tokens, prompt included."""
     do_sample: bool = False
     """Draw from the distribution; else take the most probable token."""
     temperature: float = 1.0
@@ -32,6 +39,18 @@ class GenerationSettings:
     """Divides positive scores of tokens that occurred already and multiplies negative ones (Keskar et al. 2019)."""
     no_repeat_ngram_size: int = 0
     """No sequence of this many tokens occurs twice (Paulus et al. 2018); 0 for no limit."""
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()
+    """Sequences of tokens that never occur."""
+    suppress_tokens: tuple[int, ...] = ()
+    """Tokens that are never written."""
+    begin_suppress_tokens: tuple[int, ...] = ()
+    """Tokens that a text does not begin with."""
+    forced_bos_token_id: int | None = None
+    """The token behind a prompt of one token, such as what an encoder-decoder starts from."""
+    forced_eos_token_id: int | tuple[int, ...] | None = None
+    """The last token, or one of several, where a text is as long as it may be."""
+    renormalize_logits: bool = False
+    """Make probabilities of the scores after all these rules; of beams that changes the results."""
     num_beams: int = 1
     """Number of beams of a beam search (Graves 2012); 1 for none."""
     num_return_sequences: int = 1
@@ -41,8 +60,14 @@ class GenerationSettings:
     early_stopping: bool | Literal["never"] = False
     """End a beam search when there are `num_beams` ended texts (True), when a better one is unlikely (False), or when a
     better one is impossible ("never")."""
-    eos_token_id: int | None = None
-    """Ends a text; None for the model's, -1 for none."""
+    eos_token_id: int | tuple[int, ...] | None = None
+    """Ends a text, or each of several does; None for the model's, -1 for none."""
+    pad_token_id: int | None = None
+    """Follows an end; None for the model's."""
+    bos_token_id: int | None = None
+    """What a decoder starts from where there is no prompt; None for the model's."""
+    decoder_start_token_id: int | None = None
+    """What an encoder-decoder's text starts from; None for the model's."""
     seed: int | None = None
     """Seed of the draws. The draws of a prompt do not depend on the other prompts."""
     stop_strings: tuple[str, ...] = ()
@@ -54,10 +79,14 @@ class GenerationSettings:
         """Check ranges and combinations."""
         rules: list[tuple[bool, str]] = [
             (self.max_new_tokens is None or self.max_new_tokens >= 1, f"max_new_tokens is {self.max_new_tokens}, expected at least 1"),
+            (self.max_length is None or self.max_length >= 1, f"max_length is {self.max_length}, expected at least 1"),
+            (self.default_new_tokens >= 1, f"default_new_tokens is {self.default_new_tokens}, expected at least 1"),
+            (self.min_length >= 0, f"min_length is {self.min_length}, expected a number of tokens, or 0 for no limit"),
+            (all(self.bad_words_ids), "bad_words_ids holds an empty sequence: give at least one token"),
             (self.min_new_tokens >= 0, f"min_new_tokens is {self.min_new_tokens}, expected a number of tokens, or 0 for no limit"),
             (self.max_new_tokens is None or self.min_new_tokens <= max(self.max_new_tokens, 1),
              f"min_new_tokens is {self.min_new_tokens}, more than max_new_tokens, {self.max_new_tokens}"),
-            (self.temperature > 0, f"temperature is {self.temperature}, expected a number above 0 (without do_sample it has no effect)"),
+            (not self.do_sample or self.temperature > 0, f"temperature is {self.temperature}, expected a number above 0"),
             (self.top_k >= 0, f"top_k is {self.top_k}, expected a number of tokens, or 0 for all"),
             (0 < self.top_p <= 1, f"top_p is {self.top_p}, expected a probability above 0 and at most 1"),
             (0 <= self.min_p <= 1, f"min_p is {self.min_p}, expected a fraction from 0 to 1"),
@@ -85,10 +114,11 @@ class GenerationSettings:
 
 
 class GenerationOptions(TypedDict, total=False):
-    """The fields of `GenerationSettings` as keyword arguments."""
+    """The fields of `GenerationSettings` as keyword arguments, but those that only a model's file sets (`FilledOptions`)."""
 
     max_new_tokens: int | None
     min_new_tokens: int
+    min_length: int
     do_sample: bool
     temperature: float
     top_k: int
@@ -96,11 +126,32 @@ class GenerationOptions(TypedDict, total=False):
     min_p: float
     repetition_penalty: float
     no_repeat_ngram_size: int
+    bad_words_ids: tuple[tuple[int, ...], ...]
+    suppress_tokens: tuple[int, ...]
+    begin_suppress_tokens: tuple[int, ...]
+    forced_bos_token_id: int | None
+    forced_eos_token_id: int | tuple[int, ...] | None
+    renormalize_logits: bool
     num_beams: int
     num_return_sequences: int
     length_penalty: float
     early_stopping: bool | Literal["never"]
-    eos_token_id: int | None
+    eos_token_id: int | tuple[int, ...] | None
+    pad_token_id: int | None
+    bos_token_id: int | None
+    decoder_start_token_id: int | None
     seed: int | None
     stop_strings: tuple[str, ...]
     use_cache: bool
+
+
+class FilledOptions(GenerationOptions, total=False):
+    """The options, and what only a model's own file says."""
+
+    max_length: int | None
+    default_new_tokens: int
+
+
+def as_ids(given: int | Sequence[int] | None) -> tuple[int, ...]:
+    """One id, several, or None for none, as a tuple."""
+    return () if given is None else (given,) if isinstance(given, int) else tuple(given)

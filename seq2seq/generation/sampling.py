@@ -1,7 +1,7 @@
 """From the scores of the next token to a token: what is forbidden or made less probable, which tokens stay, and the draw.
 
-Everything comes in the order of transformers' `generate`: repetition penalty, repeated n-grams, smallest length; then,
-for draws alone, temperature, top-k, top-p, min-p.
+Everything comes in the order of transformers' `generate`: repetition penalty, repeated n-grams, bad words, smallest length, forced first
+and last token, suppressed tokens; then, for draws alone, temperature, top-k, top-p, min-p.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .options import GenerationSettings
+from ...shared.errors import UserError
+from .options import GenerationSettings, as_ids
 
 NEVER = float("-inf")
 
@@ -23,29 +24,64 @@ class ScoreRules:
     Args:
         settings: the penalties.
         prompt_length: tokens that were given.
+        max_length: tokens of the longest text, prompt included.
         keep: bool [R, S + N], False at padding, which counts as no token; None where there is none.
-        end: the id that ends a text; None for none.
+        ends: the ids that end a text.
     """
 
-    def __init__(self, settings: GenerationSettings, prompt_length: int, keep: Tensor | None, end: int | None) -> None:
+    def __init__(
+        self, settings: GenerationSettings, prompt_length: int, max_length: int, keep: Tensor | None, ends: tuple[int, ...]
+    ) -> None:
         self.settings = settings
         self.prompt_length = prompt_length
+        self.max_length = max_length
         self.keep = keep
-        self.end = end
+        self.ends = ends
+        self.bad_words = tuple(word for word in map(tuple, settings.bad_words_ids) if word not in {(end,) for end in ends})
+        later = prompt_length == 1 and settings.forced_bos_token_id is not None
+        self.first = prompt_length + later  # where a text's own tokens begin
 
     def __call__(self, scores: Tensor, ids: Tensor) -> Tensor:
         """The scores [R, V] (logits or log-probabilities) of what follows `ids` [R, L], after all rules."""
-        s = self.settings
+        s, length = self.settings, ids.shape[1]
         if s.repetition_penalty != 1.0:
             # padding is replaced by the newest token, which occurred
-            seen = ids if self.keep is None else torch.where(self.keep[:, :ids.shape[1]], ids, ids[:, -1:])
+            seen = ids if self.keep is None else torch.where(self.keep[:, :length], ids, ids[:, -1:])
             old = scores.gather(1, seen)
             scores = scores.scatter(1, seen, torch.where(old < 0, old * s.repetition_penalty, old / s.repetition_penalty))
-        if 0 < s.no_repeat_ngram_size <= ids.shape[1]:
+        if 0 < s.no_repeat_ngram_size <= length:
             scores = scores.masked_fill(self._repeated(ids, scores.shape[1]), NEVER)
-        if self.end is not None and ids.shape[1] - self.prompt_length < s.min_new_tokens:
-            scores = scores.index_fill(1, torch.tensor([self.end], device=scores.device), NEVER)
-        return scores
+        for word in self.bad_words:
+            scores = self._without(scores, ids, word)
+        if self.ends and (length - self.prompt_length < s.min_new_tokens or length < s.min_length):
+            scores = self._never(scores, self.ends)
+        if s.forced_bos_token_id is not None and length == 1:
+            scores = self._forced(scores, (s.forced_bos_token_id,))
+        if s.forced_eos_token_id is not None and length == self.max_length - 1:
+            scores = self._forced(scores, as_ids(s.forced_eos_token_id))
+        if s.suppress_tokens:
+            scores = self._never(scores, tuple(s.suppress_tokens))
+        if s.begin_suppress_tokens and length == self.first:
+            scores = self._never(scores, tuple(s.begin_suppress_tokens))
+        return scores.log_softmax(-1) if s.renormalize_logits else scores
+
+    def _never(self, scores: Tensor, ids: tuple[int, ...]) -> Tensor:
+        return scores.index_fill(1, _places(scores, ids), NEVER)
+
+    def _forced(self, scores: Tensor, ids: tuple[int, ...]) -> Tensor:
+        return torch.full_like(scores, NEVER).index_fill(1, _places(scores, ids), 0.0)
+
+    def _without(self, scores: Tensor, ids: Tensor, word: tuple[int, ...]) -> Tensor:
+        """The scores without the last token of `word` in rows that end with its other tokens."""
+        before, last = torch.tensor(word[:-1], device=ids.device, dtype=ids.dtype), word[-1]
+        if len(before) > ids.shape[1]:
+            return scores
+        start = ids.shape[1] - len(before)
+        rows = (ids[:, start:] == before).all(-1)
+        if self.keep is not None:
+            rows &= self.keep[:, start : ids.shape[1]].all(-1)
+        place = _places(scores, (last,))
+        return scores.index_copy(1, place, scores.index_select(1, place).masked_fill(rows[:, None], NEVER))
 
     def _repeated(self, ids: Tensor, size: int) -> Tensor:
         """The tokens that would complete an n-gram a second time, as bool [R, V]."""
@@ -58,6 +94,13 @@ class ScoreRules:
         # those that differ forbid an extra token behind the vocabulary
         forbidden = torch.zeros(len(ids), size + 1, dtype=torch.bool, device=ids.device)
         return forbidden.scatter_(1, torch.where(same, windows[..., -1], size), value=True)[:, :size]
+
+
+def _places(scores: Tensor, ids: tuple[int, ...]) -> Tensor:
+    """The columns of `ids` in scores [R, V]."""
+    if wrong := [i for i in ids if not 0 <= i < scores.shape[-1]]:
+        raise UserError(f"token {wrong[0]} of a generation option is not in the vocabulary, which has {scores.shape[-1]} entries")
+    return torch.tensor(ids, device=scores.device)
 
 
 def warp(logits: Tensor, settings: GenerationSettings) -> Tensor:

@@ -106,17 +106,18 @@ def decode(
         listener: sees every token and may end rows.
     """
     finished = torch.zeros_like(state.owner, dtype=torch.bool)
+    ends = torch.tensor(rules.ends, device=finished.device, dtype=torch.long)
     while state.length < state.max_length:
         scores = rules(state.logits(), state.ids)
         chosen = scores.argmax(-1) if uniform is None else draw(warp(scores, settings), uniform[:, state.length - state.prompt_length])
-        if rules.end is not None or listener is not None:
+        if rules.ends or listener is not None:
             chosen = torch.where(finished, pad, chosen)
         state.append(chosen)
-        if rules.end is not None:
-            finished = finished | (chosen == rules.end)
+        if rules.ends:
+            finished = finished | torch.isin(chosen, ends)
         if listener is not None:
             finished = finished | torch.tensor(listener(chosen.tolist(), finished.tolist()), device=finished.device)
-        if (rules.end is not None or listener is not None) and bool(finished.all()):
+        if (rules.ends or listener is not None) and bool(finished.all()):
             break
     return state.ids
 
@@ -124,9 +125,9 @@ def decode(
 def beam_search(state: DecodingState, settings: GenerationSettings, rules: ScoreRules, pad: int) -> tuple[Tensor, Tensor]:
     """Beam search, hypothesis for hypothesis that of transformers.
 
-    Each step looks at the best 2 K continuations of a prompt's K beams. Those among the first K that end become
-    results, if they beat the K results so far by their log-probability over length ** length_penalty; the best K that
-    do not end go on. `early_stopping` says when a prompt is done.
+    Each step looks at the best 2 K continuations of a prompt's K beams, or (1 + E) K where E > 1 tokens end a text. Those
+    among the first K that end become results, if they beat the K results so far by their log-probability over length **
+    length_penalty; the best K that do not end go on. `early_stopping` says when a prompt is done.
 
     Deviation: where results differ in length, the padding token fills the shorter ones (transformers takes the end's
     where the padding is token 0).
@@ -137,7 +138,9 @@ def beam_search(state: DecodingState, settings: GenerationSettings, rules: Score
     k, new, power = settings.num_beams, state.max_length - state.prompt_length, settings.length_penalty
     batch, device = len(state.prompts), state.out.device
     first = torch.arange(batch, device=device)[:, None] * k
-    near = torch.arange(2 * k, device=device) < k
+    ends_of_text = torch.tensor(rules.ends, device=device, dtype=torch.long)
+    wide = max(2, 1 + len(rules.ends))  # so many of which at least K do not end
+    near = torch.arange(wide * k, device=device) < k
     scores = torch.full((batch, k), LOW, device=device)
     scores[:, 0] = 0.0  # at first a prompt has one beam
     best = torch.full((batch, k), LOW, device=device)
@@ -148,10 +151,10 @@ def beam_search(state: DecodingState, settings: GenerationSettings, rules: Score
     for made in range(1, new + 1):
         chances = rules(state.logits().log_softmax(-1), state.ids)
         size = chances.shape[-1]
-        top, places = (chances.view(batch, k, size) + scores[..., None]).view(batch, -1).topk(2 * k)
-        parents, tokens = places // size, places % size  # [B, 2 K]
-        ends = torch.full_like(done, made == new).repeat(1, 2) if rules.end is None or made == new else tokens == rules.end
-        if made == new or (rules.end is not None and bool(ends.any())):
+        top, places = (chances.view(batch, k, size) + scores[..., None]).view(batch, -1).topk(wide * k)
+        parents, tokens = places // size, places % size  # [B, 2 K] or more
+        ends = torch.isin(tokens, ends_of_text) | (made == new)
+        if made == new or (rules.ends and bool(ends.any())):
             counts = ends & near & hopeful[:, None]
             if settings.early_stopping is True:
                 counts &= ~done.all(1, keepdim=True)

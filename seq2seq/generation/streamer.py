@@ -17,6 +17,12 @@ class RowStreamer:
     A token may end in the middle of a character, and a character may begin a stop string; both are held back until
     the next token tells.
 
+    Stop strings are looked for as in transformers: in the text of prompt and continuation together, special tokens spelled
+    as they stand in the vocabulary, and only where they end within a new token. So a stop string may be or hold a special
+    token, may begin in the prompt, and does not end a text for standing in the prompt.
+
+    Deviation: a character that takes several tokens is a character here; in transformers it does not match.
+
     Args:
         tokenizer: the vocabulary.
         before: the ids that come before the first one.
@@ -25,14 +31,19 @@ class RowStreamer:
 
     def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = (), stops: Sequence[str] = ()) -> None:
         self.tokenizer, self.stops = tokenizer, tuple(stops)
-        self.ids = list(before)[-CONTEXT:]
+        self.ids = [i for i in before if i not in tokenizer.special_ids][-CONTEXT:]
         self.start, self.read = 0, len(self.ids)  # ids before `read` are text already; those from `start` are their context
-        self.held = ""
+        self.held = tokenizer.decode(before[-4 * max(map(len, stops)) :], skip_special_tokens=False) if stops and before else ""
+        """What a stop string may still begin in, special tokens spelled."""
+        self.visible = [False] * len(self.held)
+        """Which characters of `held` are text of this row: no special tokens, and not the prompt."""
         self.text = ""
         self.stopped = False
 
     def push(self, token: int) -> str:
         """Add an id; returns the text that is final now, perhaps none."""
+        if token in self.tokenizer.special_ids:
+            return self._release(self.tokenizer.id_to_token(token) or "", visible=False) if self.stops else ""
         self.ids.append(token)
         added = self._unread()
         if added.endswith(UNFINISHED):
@@ -47,27 +58,30 @@ class RowStreamer:
             return ""
         out = self._release(self._unread())
         self.start = self.read = len(self.ids)
-        if not self.stopped:
-            self.text += self.held
-            out, self.held = out + self.held, ""
-        return out
+        return out if self.stopped else out + self._take(len(self.held))
 
     def _unread(self) -> str:
         known, whole = self.tokenizer.decode_batch([self.ids[self.start:self.read], self.ids[self.start:]])
         return whole[len(known):]
 
-    def _release(self, added: str) -> str:
+    def _release(self, added: str, *, visible: bool = True) -> str:
         """Of what is held and `added`, the part that no stop string can begin in."""
+        old = len(self.held)
         self.held += added
-        ends = [at for stop in self.stops if (at := self.held.find(stop)) >= 0]
-        if ends:
+        self.visible += [visible] * len(added)
+        # one that ended before `added` was none: it stands in the prompt
+        found = [at for stop in self.stops if (at := self.held.find(stop, max(0, old - len(stop) + 1))) >= 0]
+        if added and found:
             self.stopped = True
-            out, self.held = self.held[:min(ends)], ""
-        else:
-            keep = max((n for stop in self.stops for n in range(min(len(stop) - 1, len(self.held)), 0, -1)
-                        if self.held.endswith(stop[:n])), default=0)
-            out = self.held[:len(self.held) - keep]
-            self.held = self.held[len(self.held) - keep:]
+            return self._take(min(found))
+        keep = max((n for stop in self.stops for n in range(min(len(stop) - 1, len(self.held)), 0, -1) if self.held.endswith(stop[:n])),
+                   default=0)
+        return self._take(len(self.held) - keep)
+
+    def _take(self, count: int) -> str:
+        """Let go of the first `count` characters that are held; returns those that are text."""
+        out = "".join(c for c, shown in zip(self.held[:count], self.visible) if shown)
+        self.held, self.visible = self.held[count:], self.visible[count:]
         self.text += out
         return out
 
@@ -85,11 +99,13 @@ class BatchStreamer:
         self.closed = [False] * len(self.rows)
 
     def __call__(self, ids: list[int], finished: list[bool]) -> list[bool]:
-        """Take the next id of each row; returns which rows have met a stop string now or before."""
+        """Take the next id of each row, and which rows end with it; returns which have met a stop string now or before."""
         for number, (row, token, over) in enumerate(zip(self.rows, ids, finished)):
             if self.closed[number]:
                 continue
-            self._tell(row.finish() if over else row.push(token))  # the end itself is no text
+            self._tell(row.push(token))  # an end that is no special token has a text, such as the end of a line
+            if over:
+                self._tell(row.finish())
             self.closed[number] = over or row.stopped
         return [row.stopped for row in self.rows]
 

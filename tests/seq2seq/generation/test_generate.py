@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 from polymodal.seq2seq.generation.generate import generate_ids
-from polymodal.seq2seq.generation.options import GenerationOptions, GenerationSettings
+from polymodal.seq2seq.generation.options import FilledOptions, GenerationSettings
 from polymodal.seq2seq.generation.sampling import ScoreRules, draw, uniform_draws, warp
 from polymodal.shared.errors import UserError
 from transformers.generation import logits_process as reference
@@ -87,6 +87,11 @@ CASES = [
     {"num_beams": 3, "repetition_penalty": 1.4}, {"num_beams": 4, "min_new_tokens": 6},
     {"num_beams": 4, "num_return_sequences": 3, "early_stopping": True},
     {"num_beams": 4, "no_repeat_ngram_size": 3, "length_penalty": 0.6, "min_new_tokens": 4, "repetition_penalty": 1.2},
+    {"suppress_tokens": [9, 12, 15]}, {"begin_suppress_tokens": [8, 9, 10, 11, 12]},
+    {"bad_words_ids": [[9], [10, 11], [END], [12, 12, 13]]},
+    {"forced_eos_token_id": END, "min_new_tokens": 14}, {"forced_bos_token_id": 11, "begin_suppress_tokens": [11, 12, 13]},
+    {"min_length": 11}, {"num_beams": 3, "bad_words_ids": [[9], [8, 10]], "suppress_tokens": [14]},
+    {"num_beams": 3, "renormalize_logits": True, "suppress_tokens": [8, 9, 10]}, {"num_beams": 3, "forced_eos_token_id": [END]},
 ]
 
 
@@ -223,15 +228,15 @@ def test_padding_makes_no_ngram():
     bare, padded = torch.tensor([[5, 6, 5]]), torch.tensor([[5, 5, 5, 6, 5]])
     keep = torch.tensor([[False, False, True, True, True]])
     scores = torch.zeros(1, 9)
-    one, two = ScoreRules(settings, 3, None, None)(scores, bare), ScoreRules(settings, 5, keep, None)(scores, padded)
+    one, two = ScoreRules(settings, 3, 9, None, ())(scores, bare), ScoreRules(settings, 5, 9, keep, ())(scores, padded)
     assert torch.equal(one, two) and one[0].isinf().nonzero().tolist() == [[6]]
-    assert not ScoreRules(settings, 3, keep[:, 1:4], None)(scores, padded[:, 1:4]).isinf().any()  # nothing twice yet
+    assert not ScoreRules(settings, 3, 9, keep[:, 1:4], ())(scores, padded[:, 1:4]).isinf().any()  # nothing twice yet
 
 
 def test_options_are_the_fields_of_the_settings():
-    assert set(GenerationOptions.__annotations__) == {f.name for f in dataclasses.fields(GenerationSettings)}
+    assert set(FilledOptions.__annotations__) == {f.name for f in dataclasses.fields(GenerationSettings)}
     kinds = {f.name: f.type for f in dataclasses.fields(GenerationSettings)}
-    assert {name: getattr(value, "__forward_arg__", value) for name, value in GenerationOptions.__annotations__.items()} == kinds
+    assert {name: getattr(value, "__forward_arg__", value) for name, value in FilledOptions.__annotations__.items()} == kinds
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
