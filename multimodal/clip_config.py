@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Self
 
 from ..shared.config import Config
@@ -15,8 +16,11 @@ HIGHEST_ID = 2
 """The `eos_token_id` that means "pool at the highest id", as in transformers: OpenAI's files carry it."""
 
 
-TRANSFORMERS_OWN = frozenset({"projection_dim", "initializer_range", "initializer_factor", "dropout"})
-"""Keys of a tower's config in transformers that do not touch its outputs."""
+TRANSFORMERS_OWN: Mapping[str, str] = MappingProxyType({
+    "projection_dim": "the model's counts", "initializer_range": "about fresh weights", "initializer_factor": "about fresh weights",
+    "dropout": "transformers' CLIP has none",
+})
+"""Keys of a tower's config in transformers that do not touch its outputs, with the reasons."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +91,10 @@ class CLIPConfig(Config):
     lock_image: bool = False
     """Leave the image tower and its projection as they are (batch statistics included)."""
 
-    IGNORED = frozenset({"initializer_factor", "text_config_dict", "vision_config_dict"})
+    IGNORED = MappingProxyType({
+        "initializer_factor": "about fresh weights", "text_config_dict": "laid over text_config",
+        "vision_config_dict": "laid over vision_config",
+    })
 
     AT_LEAST_ONE = ("projection_dim",)
 

@@ -91,9 +91,10 @@ class GPT2Config(Config):
         "scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,),
         "tie_word_embeddings": (True,), "is_decoder": (False, True), "is_encoder_decoder": (False,),
     })
-    IGNORED: ClassVar[frozenset[str]] = frozenset({
-        "reorder_and_upcast_attn", "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type",
-        "summary_use_proj",
+    IGNORED: ClassVar[Mapping[str, str]] = MappingProxyType({
+        "reorder_and_upcast_attn": "about the precision of attention in fp16", **dict.fromkeys((
+            "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj",
+        ), "about multiple choice, which is not read here"),
     })
     SYNONYMS: ClassVar[Mapping[str, str]] = MappingProxyType({
         "hidden_size": "n_embd", "max_position_embeddings": "n_positions", "num_attention_heads": "n_head", "num_hidden_layers": "n_layer",

@@ -38,6 +38,7 @@ from ..shared.embed import TokenEmbedding
 from ..shared.errors import raise_problems
 from ..shared.family import Card, Context, Family, Net, Task, transformers
 from ..shared.heads import LMHead
+from ..shared.keys import Keys, honoured
 from ..shared.stack import Stack
 from ..shared.tokenizer import Tokenizer
 from . import text2text
@@ -89,7 +90,11 @@ class T5Config(Config):
     decoder_start_token_id: int | None = None
     """Id the decoder starts from; None takes `pad_token_id`."""
 
-    IGNORED: ClassVar[frozenset[str]] = frozenset({"n_positions", "is_encoder_decoder", "classifier_dropout"})
+    IGNORED: ClassVar[Mapping[str, str]] = MappingProxyType({
+        "is_encoder_decoder": "the network's name says it",
+        "n_positions": "positions are relative, so there is no longest text",
+        "classifier_dropout": "of a head that is not read here",
+    })
     SYNONYMS: ClassVar[Mapping[str, str]] = MappingProxyType({
         "hidden_size": "d_model", "num_attention_heads": "num_heads", "num_hidden_layers": "num_layers", "head_dim": "d_kv",
     })
@@ -118,6 +123,12 @@ class T5Config(Config):
             found.append(f"feed_forward_proj is {self.feed_forward_proj!r}, expected one of {', '.join(ACTIVATIONS)}, "
                          f"or one of them behind 'gated-'")
         return found
+
+    @classmethod
+    def keys(cls) -> Keys:
+        """What becomes of the keys of a config.json, the derived ones with them."""
+        derived = honoured("must say what feed_forward_proj says")
+        return {**super().keys(), "dense_act_fn": derived, "is_gated_act": derived}
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any], what: str = "config.json") -> Self:

@@ -55,9 +55,11 @@ class EncoderConfig(Config):
 
     FIXED: ClassVar[Mapping[str, tuple[Any, ...]]] = MappingProxyType({
         "is_decoder": (False,), "add_cross_attention": (False,), "is_encoder_decoder": (False,), "tie_word_embeddings": (True,),
-        "position_embedding_type": ("absolute", None), "chunk_size_feed_forward": (0,), "pruned_heads": ({}, None),
+        "position_embedding_type": ("absolute", None), "pruned_heads": ({}, None),
     })
-    IGNORED: ClassVar[frozenset[str]] = frozenset({"bos_token_id", "eos_token_id"})
+    IGNORED: ClassVar[Mapping[str, str]] = MappingProxyType({
+        "bos_token_id": "the tokenizer's files say it", "eos_token_id": "the tokenizer's files say it",
+    })
 
     AT_LEAST_ONE = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
                     "max_position_embeddings", "type_vocab_size")

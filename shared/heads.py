@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .block import activation as activation_called
+from .config import Config
 from .embed import normal_
 from .loss import SoftmaxGradient, linear_cross_entropy_sum, softmax_gradient_
 
@@ -100,3 +101,15 @@ class Pooler(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Pool sequences [B, S, D] by their first token, or rows [N, D] that were already selected."""
         return torch.tanh(self.dense(x[:, 0] if x.dim() == 3 else x))
+
+
+def class_scores(logits: Tensor, config: Config) -> Tensor:
+    """What a classifier says of its classes: logits [..., C] as transformers' pipelines show them.
+
+    Numbers as they are for a regression, a sigmoid for each class where a sample may have several (or where there is one
+    class), else the softmax.
+    """
+    if config.problem_type == "regression":
+        return logits
+    several = config.problem_type == "multi_label_classification" or logits.shape[-1] == 1
+    return logits.sigmoid() if several else logits.softmax(-1)

@@ -20,8 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..shared.config import need_one_class_each
 from ..shared.errors import UserError
 from ..shared.family import Context, Net, Task
+from ..shared.heads import class_scores
 from ..shared.loss import accuracy_sum, cross_entropy_sum
 from ..shared.packed import PackedBatch, joined, side_by_side
 from ..shared.sample import Sample
@@ -182,11 +184,11 @@ class TextClassifier:
 
     @torch.no_grad()
     def probabilities(self, texts: Sequence[tuple[str, str | None]]) -> Tensor:
-        """The softmax over the classes of texts, each with the second text of its pair or None: [N, classes], on the CPU."""
+        """The scores of the classes (`class_scores`) of texts, each with the second text of its pair or None: [N, classes], on the CPU."""
         device = next(self.model.parameters()).device
         batch = self._objective.collate([ClassifyExample(*self._objective.frame(*text), 0) for text in texts]).to(device)
         out = self.model(batch.input_ids, None, batch.token_type_ids, batch.position_ids, lengths=batch.lengths)
-        return out.logits.float().softmax(-1).cpu()
+        return class_scores(out.logits.float(), self.model.config).cpu()
 
 
 def class_names(config: Any) -> tuple[str, ...]:
@@ -212,6 +214,7 @@ def task(net: Net) -> Task:
         if context.classes is None and config.labels is None and not context.net_only:
             raise UserError("classification needs classes and the data set names none: pack it with --label-field, "
                             "or as folders of one class each")
+        need_one_class_each(config, "fine-tuning")
         objective = context.objective("classify", lambda tokenizer: objective_of(config, tokenizer, settings))
         return ClassifySystem(cast("SequenceClassifier", net.build(config)), objective, class_names(config))
 

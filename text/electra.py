@@ -63,8 +63,8 @@ class ElectraConfig(BertConfig):
     intermediate_size: int = 1024
     """Width of the feed-forward layer."""
 
-    IGNORED: ClassVar[frozenset[str]] = EncoderConfig.IGNORED | {
-        "summary_type", "summary_use_proj", "summary_activation", "summary_last_dropout"}
+    IGNORED: ClassVar[Mapping[str, str]] = {**EncoderConfig.IGNORED, **dict.fromkeys(
+        ("summary_type", "summary_use_proj", "summary_activation", "summary_last_dropout"), "about choices, which are not read here")}
 
     AT_LEAST_ONE = (*BertConfig.AT_LEAST_ONE, "embedding_size")
 

@@ -116,7 +116,10 @@ class TransfoXLConfig(Config):
     FIXED: ClassVar[Mapping[str, tuple[Any, ...]]] = MappingProxyType({
         "attn_type": (0,), "sample_softmax": (-1, 0), "ext_len": (0,), "is_encoder_decoder": (False,), "add_cross_attention": (False,),
     })
-    IGNORED: ClassVar[frozenset[str]] = frozenset({"trainer_compatible", "tgt_len", "bos_token_id", "task_specific_params"})
+    IGNORED: ClassVar[Mapping[str, str]] = MappingProxyType({
+        "trainer_compatible": "about the form of the reference's outputs", "tgt_len": "about the reference's training",
+        "bos_token_id": "no text starts with it",
+    })
     SYNONYMS: ClassVar[Mapping[str, str]] = MappingProxyType({
         "hidden_size": "d_model", "n_token": "vocab_size", "num_attention_heads": "n_head", "num_hidden_layers": "n_layer",
         "tie_weight": "tie_word_embeddings",

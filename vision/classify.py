@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ..shared.heads import class_scores
 from ..shared.sample import Sample
 from ..shared.system import Batch, Objective, Preview
 from .transforms import Augmentation, Normalize, Preprocessing
@@ -109,11 +110,12 @@ class TrainedClassifier:
         self.normalize = Normalize(model.preprocessing).to(model.head.weight.device)
 
     def probabilities(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """The softmax over the classes: [B, C], on the CPU."""
+        """The scores of the classes (`class_scores`): [B, C], on the CPU."""
         return self.of_pixels(torch.stack([self.model.preprocessing.pixels(p) for p in pictures]))
 
     @torch.no_grad()
     def of_pixels(self, pixels: Tensor) -> Tensor:
         """The same of pictures that are resized and cropped already: uint8 [B, 3, H, W]."""
         pixels = pixels.to(self.normalize.scale.device)
-        return self.model(self.normalize(pixels).to(self.model.head.weight.dtype)).logits.float().softmax(-1).cpu()
+        logits = self.model(self.normalize(pixels).to(self.model.head.weight.dtype)).logits.float()
+        return class_scores(logits, self.model.config).cpu()

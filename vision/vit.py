@@ -17,6 +17,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, cast
 
 import torch
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..shared.attention.mask import Mask
+from ..shared.config import need_one_class_each
 from ..shared.convert import Ignore, Legacy, Rename, Rule, affine, layers
 from ..shared.errors import UserError, raise_problems
 from ..shared.family import Card, Context, Family, Format, Net, Task, transformers
@@ -61,7 +63,10 @@ class ViTConfig(TowerConfig):
     AT_LEAST_ONE = (*TowerConfig.AT_LEAST_ONE, "num_labels")
     NOT_NEGATIVE = (*TowerConfig.NOT_NEGATIVE, "initializer_range")
     PROBABILITIES = ("hidden_dropout_prob", "attention_probs_dropout_prob")
-    IGNORED = frozenset({"encoder_stride", "pooler_act", "pooler_output_size"})
+    IGNORED = MappingProxyType({
+        "encoder_stride": "about masked-image pretraining", "pooler_act": "of the pooler, which a classifier has not",
+        "pooler_output_size": "of the pooler, which a classifier has not",
+    })
 
     def problems(self) -> list[str]:
         """What is wrong with the fields."""
@@ -381,6 +386,7 @@ def _some(names: tuple[str, ...] | None) -> str:
 
 def create(config: ViTConfig, settings: ViTSettings, context: Context) -> ViTSystem:
     """The pretraining system with fresh weights."""
+    need_one_class_each(config, "training")
     if None not in (context.classes, config.labels) and context.classes != config.labels:
         raise UserError(f"the model's classes are {_some(config.labels)}, the data's are {_some(context.classes)}: "
                         "set task=classify, which gives it a head for the data's")

@@ -10,7 +10,10 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from ...multimodal import clip_formats
+from ...multimodal.clip_config import CLIPTextConfig, CLIPVisionConfig
+from ...registry import families
 from ...seq2seq.generation.defaults import GENERATION
+from ...shared.config import COMMON
 from ...shared.keys import Key, Keys
 from ...vision import processor_files
 from ...vision.vit import MODEL_ARGS, TIMM_KEYS
@@ -43,6 +46,13 @@ def compatibility_page() -> str:
 
 def sections() -> Iterator[Section]:
     """The sections of the page."""
+    yield Section("config.json of every network (transformers)",
+                  "A family's own table comes before this one. Any other key is refused, unless its value switches it off (null, false, 0, "
+                  "empty).", rows(COMMON))
+    for entry in families().values():
+        yield Section(f"config.json of {entry.card.title} (transformers)", "", rows(entry.config.keys()))
+    for tower in (CLIPTextConfig, CLIPVisionConfig):
+        yield Section(f"config.json of CLIP: {tower.__name__} (transformers)", "", rows(tower.keys()))
     yield Section("generation_config.json (transformers)",
                   "Of GPT-2 and T5. These are the defaults of `polymodal generate` and `summarize` and of `polymodal.generate`; options "
                   "win, and `--ignore-generation-config` leaves them out. Without the file, the same keys of config.json count. What is "

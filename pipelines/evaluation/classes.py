@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...multimodal.clip import CLIP
 from ...multimodal.zero_shot import ZeroShotClassifier, templates
+from ...shared.config import need_one_class_each
 from ...shared.errors import UserError
 from ...shared.sample import Sample
 from ...shared.system import Batch, Objective
@@ -96,6 +97,7 @@ class ClassifyTexts:
         if not isinstance(model, SequenceClassifier):
             raise UserError(f"{subject.source} holds a {type(model).__name__}, which has no head that classifies texts: give a network "
                             "that was fine-tuned for it (task classify)")
+        need_one_class_each(model.config, "evaluation")
         by = TextClassifier(model, subject.tokenizer)
         labels, order = _same_classes(subject, by.labels)
         return {"": Classification(f"{len(labels)} classes", _Labelled(len(labels)),

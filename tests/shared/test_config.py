@@ -14,7 +14,7 @@ class Example(Config):
     num_labels: int = 2
     labels: tuple[str, ...] | None = None
     FIXED: ClassVar = MappingProxyType({"causal": (False,)})
-    IGNORED: ClassVar = frozenset({"summary"})
+    IGNORED: ClassVar = MappingProxyType({"summary": "of another head"})
     SYNONYMS: ClassVar = MappingProxyType({"hidden_size": "width"})
 
 

@@ -12,11 +12,17 @@ import timm
 import transformers
 from open_clip.transform import PreprocessCfg
 from polymodal.multimodal import clip_formats
+from polymodal.multimodal.clip_config import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from polymodal.pipelines.cards.compatibility import compatibility_page
+from polymodal.seq2seq.gpt2 import GPT2Config
+from polymodal.seq2seq.t5 import T5Config
+from polymodal.shared.config import COMMON
 from polymodal.shared.errors import UserError
-from polymodal.shared.keys import check_keys, honoured, no_effect, only
+from polymodal.shared.keys import check_keys, honoured, no_effect, only, same
+from polymodal.text.bert import BertConfig
+from polymodal.text.electra import ElectraConfig
 from polymodal.vision.processor_files import IMAGE_PROCESSOR, PREPROCESS_CFG, PRETRAINED_CFG, PROCESSOR_KEYS
-from polymodal.vision.vit import MODEL_ARGS, TIMM_KEYS
+from polymodal.vision.vit import MODEL_ARGS, TIMM_KEYS, ViTConfig
 from timm.models.vision_transformer import VisionTransformer
 
 CODE = {"embed_layer", "block_fn", "mlp_layer"}  # arguments of timm's network that are classes, and never in a file
@@ -66,3 +72,45 @@ def test_the_page_has_a_row_for_every_key():
     for table in (IMAGE_PROCESSOR, PRETRAINED_CFG, MODEL_ARGS, clip_formats.TEXT_CFG):
         assert all(f"| `{name}` | " in page for name in table)
     assert "| `do_pad` | only `false` or `null` |" in page
+
+
+CONFIGS = {
+    "BertConfig": BertConfig, "ElectraConfig": ElectraConfig, "GPT2Config": GPT2Config, "T5Config": T5Config, "ViTConfig": ViTConfig,
+    "CLIPConfig": CLIPConfig, "CLIPTextConfig": CLIPTextConfig, "CLIPVisionConfig": CLIPVisionConfig,
+}  # fmt: skip
+
+
+def other(value):
+    """Another value than this one, of a kind that may stand there."""
+    if isinstance(value, bool) or value is None:
+        return not value
+    if isinstance(value, (int, float)):
+        return value + 1
+    return f"{value}-x" if isinstance(value, str) else [*value, "x"] if isinstance(value, list) else {**value, "x": 1}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_key_of_a_config_is_in_a_table_and_does_what_it_says(name):
+    """Each key that is written, with another value: honoured ones are seen or refused, `only` refuses, the rest changes nothing."""
+    ours, written = CONFIGS[name], getattr(transformers, name)().to_dict()
+    table = {**COMMON, **ours.keys()}
+    assert not sorted(set(written) - set(table))
+    plain = ours.from_dict(written)
+    for key, value in written.items():
+        changed = {**written, key: other(value)}
+        if table[key].fate == "only" and not any(same(changed[key], v) for v in table[key].values):
+            with pytest.raises(UserError, match=key):
+                ours.from_dict(changed)
+        elif table[key].fate == "no effect" or key in ("id2label", "problem_type"):  # of networks that have classes; see below
+            assert key in ("id2label", "problem_type", "text_config_dict", "vision_config_dict") or ours.from_dict(changed) == plain, key
+        else:
+            try:
+                assert ours.from_dict(changed) != plain, key
+            except UserError as error:
+                assert str(error), key  # named, such as a width that the heads do not divide
+
+
+def test_an_unknown_problem_type_is_refused():
+    assert BertConfig.from_dict({"problem_type": "regression"}).problem_type == "regression"
+    with pytest.raises(UserError, match="problem_type is 'ranking'"):
+        BertConfig.from_dict({"problem_type": "ranking"})
