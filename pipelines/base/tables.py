@@ -11,11 +11,10 @@ import io
 import json
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ...shared.errors import BadSample, UserError
 from ...shared.unicode import half_character
@@ -66,8 +65,7 @@ def pick(row: Mapping[str, Any], name: str) -> Any:
     return value
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where a row is, as text: the file and the line (of parquet: the row), from 1."""
 
     path: Path
@@ -186,8 +184,9 @@ def _cells(path: Path, file: io.TextIOWrapper) -> Iterator[tuple[int, list[str]]
     """(number of its first line, cells) of each row that is not blank, the head among them."""
     if kind_of(path) == ".tsv" and (quotes := _quotes_by_line(path)) is not None:
         for number, line in enumerate(file, 1):
-            if cells := _split(line):
-                yield number, [_unquoted(cell) if quotes else cell for cell in cells]
+            if line := line.rstrip("\r\n"):
+                cells = line.split("\t")
+                yield number, [_unquoted(cell) for cell in cells] if quotes and '"' in line else cells
         return
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     reader = csv.reader(file, delimiter=_delimiter(path), strict=True)
@@ -207,20 +206,16 @@ def _cells(path: Path, file: io.TextIOWrapper) -> Iterator[tuple[int, list[str]]
 
 def _quotes_by_line(path: Path) -> bool | None:
     """Whether quote marks enclose cells of a tsv file that has a row on each line; None where some line has more or fewer cells."""
-    width, quotes = 0, True
+    tabs, quotes = 0, True
     with _text(path) as file:
         for line in file:
-            cells = _split(line)
-            width = width or len(cells)
-            if cells and (len(cells) != width or width == 1):
-                return None
-            quotes = quotes and all(_unquoted(cell) != cell for cell in cells if cell.startswith('"'))
+            if line := line.rstrip("\r\n"):
+                tabs = tabs or line.count("\t")
+                if not tabs or line.count("\t") != tabs:
+                    return None
+                if quotes and '"' in line:
+                    quotes = all(_unquoted(cell) != cell for cell in line.split("\t") if cell.startswith('"'))
     return quotes
-
-
-def _split(line: str) -> list[str]:
-    line = line.rstrip("\r\n")
-    return line.split("\t") if line else []
 
 
 def _unquoted(cell: str) -> str:

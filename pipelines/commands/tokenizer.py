@@ -70,9 +70,9 @@ def train(
                 bar.advance()
                 yield text
 
-        tok = Tokenizer.train(counted(iterate_texts(sources, split=split, text_field=text_field)), kind, size, style=chosen,
-                              lowercase=lowercase, strip_accents=strip_accents, chinese=chinese, coverage=coverage, min_count=min_count,
-                              split_punctuation=split_punctuation, max_length=max_length)
+        read = iterate_texts(sources, split=split, text_field=text_field, warn=console.warn)
+        tok = Tokenizer.train(counted(read), kind, size, style=chosen, lowercase=lowercase, strip_accents=strip_accents, chinese=chinese,
+                              coverage=coverage, min_count=min_count, split_punctuation=split_punctuation, max_length=max_length)
     tok.save(out)
     rows = tok.encode_batch(sample, add_special_tokens=False)
     tokens = sum(map(len, rows))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ...shared.errors import BadSample, UserError
 from ...shared.sample import Sample
+from ..base.files import told
 from .records import Ref, records
 from .settings import Reading
 from .sources import find
 
 
-def iterate_texts(sources: Sequence[str | Path], *, split: str = "blank", text_field: str = "text") -> Iterator[str]:
+def iterate_texts(sources: Sequence[str | Path], *, split: str = "blank", text_field: str = "text",
+                  warn: Callable[[str], None] = lambda line: None) -> Iterator[str]:
     """The texts of files, tables and WebDataset directories, in an order that depends on the input alone.
 
     A text that cannot be read is the user's mistake here: a vocabulary learnt from half a corpus is of no use.
@@ -21,6 +23,7 @@ def iterate_texts(sources: Sequence[str | Path], *, split: str = "blank", text_f
         sources: text, jsonl, csv, tsv and parquet files, folders of them, tars and WebDataset directories.
         split: where a plain text is cut into documents, as in `Reading`.
         text_field: column or JSON field with the text.
+        warn: told how many files of a folder are not read.
     """
     for source in sources:
         path = Path(source)
@@ -28,10 +31,12 @@ def iterate_texts(sources: Sequence[str | Path], *, split: str = "blank", text_f
         # a WebDataset directory also holds its index: its tars are its content
         reading = Reading(kind="tar" if tars or path.suffix.lower() == ".tar" else "text", split=split, text_field=text_field)
         try:
-            units = find(tars or [path], reading).units
+            found = find(tars or [path], reading)
         except UserError as error:
             raise UserError(str(error).removeprefix("nothing was packed: ")) from None
-        for unit in units:
+        if found.left_out:
+            warn(f"{sum(found.left_out.values())} files of {path} are not read: {told(found.left_out)}")
+        for unit in found.units:
             for record in records(unit, reading):
                 if isinstance(record, BadSample):
                     raise UserError(str(record))

@@ -114,7 +114,8 @@ def _wanted(kind: str, files: list[Path], heads: Mapping[Path, Mapping[str, Any]
         return TEXT_ENDINGS if kind == "text" else (".tar",)
     pictures = any(ending(p) in PICTURES for p in files)
     if kind == "images":
-        return TABLE_ENDINGS if not pictures and _having(heads, reading.image_field) else PICTURES
+        by_table = not pictures or reading.label_field is not None  # which has the classes; else the pictures are all there is to read
+        return TABLE_ENDINGS if by_table and _having(heads, reading.image_field) else PICTURES
     return PICTURES if pictures and not _having(heads, reading.image_field, reading.caption_field) else TABLE_ENDINGS
 
 
@@ -158,9 +159,10 @@ def _guess(files: list[Path], heads: Mapping[Path, Mapping[str, Any]], reading: 
         return "tar"
     if heads and len(_having(heads, reading.image_field, reading.caption_field)) == len(heads):
         return "pairs"
-    if len(_having(heads, reading.image_field)) == len(heads) > len(_having(heads, reading.text_field)) == 0 and not endings & set(TEXTS):
-        return "images"
     pictures = [p for p in files if ending(p) in PICTURES]
+    held = len(_having(heads, reading.image_field)) == len(heads) > len(_having(heads, reading.text_field)) == 0
+    if held and not endings & set(TEXTS) and (not pictures or reading.label_field is not None):
+        return "images"
     captions = _beside(files, (".txt",))
     if pictures and not heads and all((p.parent, p.stem) in captions for p in pictures):
         return "pairs"

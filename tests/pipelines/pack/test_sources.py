@@ -80,6 +80,9 @@ def test_compressed_files_are_read_and_others_told(tmp_path, capsys):
     (folder / ".hidden").write_text("not told")
     made = pack(folder, tmp_path / "out", IN_ORDER, console=Console())
     assert [s.text() for s in samples(tmp_path / "out")] == ["first", "second", "third", "fourth"]
+    warned = []
+    assert len(list(iterate_texts([folder], warn=warned.append))) == 4
+    assert warned == [f"2 files of {folder} are not read: 1 .json, 1 README"]
     assert "2 files are not read: 1 .json, 1 README" in capsys.readouterr().err and made.schema["left_out"] == {".json": 1, "README": 1}
 
 
@@ -126,6 +129,18 @@ def test_parquet_holds_pictures_captions_and_the_names_of_classes(tmp_path):
     pq.write_table(pa.table({"image": [b"no picture"], "caption": ["one"]}), tmp_path / "c.parquet")
     with pytest.raises(UserError, match="row 1: the picture cannot be decoded"):
         pack(tmp_path / "c.parquet", tmp_path / "no")
+
+
+def test_a_table_beside_its_pictures_has_their_classes(tmp_path):
+    (tmp_path / "in" / "pics").mkdir(parents=True)
+    for i in range(2):
+        (tmp_path / "in" / "pics" / f"{i}.jpg").write_bytes(jpeg((40 * i, 0, 0)))
+    (tmp_path / "in" / "train.csv").write_text("image,label\npics/0.jpg,dog\npics/1.jpg,cat\n")
+    with pytest.raises(UserError, match="say what is meant"):
+        pack(tmp_path / "in", tmp_path / "no")
+    made = pack(tmp_path / "in", tmp_path / "out", PackSettings(Reading(label_field="label"), shuffle=None))
+    assert made.kind == "images" and made.schema == {"classes": ["cat", "dog"]}
+    assert [s.label() for s in samples(tmp_path / "out")] == [1, 0]
 
 
 def test_a_list_of_captions_is_kept_whole(tmp_path):

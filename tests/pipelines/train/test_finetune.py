@@ -324,7 +324,7 @@ def test_finetune_and_classify_from_the_command_line(data, pretrained, tmp_path,
     assert cli.run(["finetune", "bert-classify-tiny", "--model", str(pretrained / "bert"), "--data", str(data.train), "--eval-data",
                     str(data.held), "--out", str(tmp_path / "run"), *sets]) == 0
     (tmp_path / "texts.jsonl").write_text('{"text": "the red cat runs"}\n{"text": "the hen", "text_pair": "sleeps"}\n')
-    (tmp_path / "lines.txt").write_text("the cow eats\n\nthe dog runs\n")
+    (tmp_path / "lines.txt").write_text("the cow eats\nthe dog runs\n")
     capsys.readouterr()
     assert cli.run(["classify", "--model", str(tmp_path / "run"), "the blue cow eats", str(tmp_path / "texts.jsonl"),
                     str(tmp_path / "lines.txt"), "--top", "2", "--json"]) == 0
