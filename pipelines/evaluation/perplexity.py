@@ -398,4 +398,5 @@ def _masked_network(subject: Subject) -> nn.Module:
         net = subject.model if not place else frontdoor.parts(subject.source, place)
         if net is not None and isinstance(getattr(net, "head", None), LMHead) and not isinstance(net, Decoder):
             return net.to(subject.device).eval()
-    raise UserError(f"{subject.source} holds a {type(subject.model).__name__}, which predicts no masked words: give a BERT or an ELECTRA")
+    raise UserError(f"{subject.source} holds a {type(subject.model).__name__}, which predicts no masked words: "
+                    "give a BERT, a RoBERTa or an ELECTRA")

@@ -75,6 +75,25 @@ def test_the_tower_gives_the_encoders_states(directory, pooling):
     assert torch.allclose(padded, expected, atol=1e-5) and torch.allclose(rows, expected, atol=1e-5)
 
 
+def test_a_tower_whose_positions_begin_behind_the_padding_id(tmp_path):
+    """RoBERTa: 20 rows are 18 positions, and packed texts have the places of padded ones."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "type_vocab_size": 1}
+    theirs = transformers.RobertaModel(transformers.RobertaConfig(vocab_size=40, max_position_embeddings=20, **shape)).eval()
+    theirs.save_pretrained(tmp_path)
+    described = describe(str(tmp_path), "mean")
+    assert described.max_position_embeddings == 18
+    tower = PretrainedText(described).eval()
+    load_weights(tower, str(tmp_path))
+    rows = [[0, *range(5, 21), 2], [0, 9, 2]]
+    packed, ids = side_by_side(rows), torch.nn.utils.rnn.pad_sequence([torch.tensor(r) for r in rows], batch_first=True, padding_value=1)
+    with torch.no_grad():
+        hidden = theirs(ids, (ids != 1).long()).last_hidden_state
+        expected = torch.stack([h[:len(r)].mean(0) for h, r in zip(hidden, rows)])
+        found = tower(packed.input_ids, None, packed.position_ids, lengths=packed.lengths), tower(ids, (ids != 1).long())
+    assert all(torch.allclose(f, expected, atol=1e-5) for f in found)
+
+
 def test_pooling_a_packed_row():
     hidden = torch.arange(10.0).view(5, 2)
     assert pool_packed(hidden, (2, 3), "mean").tolist() == [[1, 2], [6, 7]]
@@ -143,7 +162,7 @@ def test_config_survives_its_json(directory):
 def test_towers_that_do_not_serve(directory, tmp_path):
     with pytest.raises(UserError, match=r"no config\.json"):
         describe(str(tmp_path / "nothing"), "mean")
-    with pytest.raises(UserError, match=r"model_type 'gpt2'; known: bert, electra"):
+    with pytest.raises(UserError, match=r"model_type 'gpt2'; known: bert, electra, roberta"):
         describe(str(_with(directory, model_type="gpt2")), "mean")
     with pytest.raises(UserError, match="architectures"):
         describe(str(_with(directory, model_type="bert", architectures=["BertForSomething"])), "mean")

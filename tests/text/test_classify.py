@@ -1,4 +1,4 @@
-"""Fine-tuning BERT and ELECTRA to classify: framing, losses, metrics, export."""
+"""Fine-tuning BERT, ELECTRA and RoBERTa to classify: framing, losses, metrics, export."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_pair_that_is_too_long_loses_the_longer_ends_one_by_one():
                 assert shortened(list(range(first)), list(range(10, 10 + second)), room) == (a, b)
 
 
-@pytest.mark.parametrize("name", ["bert", "electra"])
+@pytest.mark.parametrize("name", ["bert", "electra", "roberta"])
 def test_loss_and_accuracy_are_those_of_each_text_alone(name, tokenizer):
     system = built(name, tokenizer).eval()
     step = system(batch_of(system, ROWS))
@@ -108,7 +108,8 @@ def test_macro_f1_adds_up_over_batches(tokenizer):
 
 
 @pytest.mark.parametrize(("name", "reference"), [
-    ("bert", "BertForSequenceClassification"), ("electra", "ElectraForSequenceClassification")])
+    ("bert", "BertForSequenceClassification"), ("electra", "ElectraForSequenceClassification"),
+    ("roberta", "RobertaForSequenceClassification")])
 def test_the_export_loads_in_transformers_with_the_same_logits_and_names(name, reference, tokenizer, tmp_path):
     system = built(name, tokenizer).eval()
     export_system(system, tmp_path / "out", tokenizer)
