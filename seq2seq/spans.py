@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -59,10 +60,10 @@ class SpanObjective(Seq2SeqObjective):
         if len(ids) < 2:
             raise sample.bad("a text of two tokens or more is needed")
         settings, eos = self.settings, [self.eos_id]
-        for start in range(0, len(ids) - 1, self.text_length):
-            piece = ids[start:start + self.text_length]
-            if len(piece) < 2:
-                return
+        borders = [*range(0, len(ids), self.text_length), len(ids)]
+        if borders[-1] - borders[-2] == 1:
+            borders[-2] -= 1  # one token is no text: the last piece has two
+        for piece in (ids[a:b] for a, b in itertools.pairwise(borders)):
             noise = noise_spans(len(piece), rng, noise_density=settings.noise_density, mean_span_length=settings.mean_noise_span_length)
             text, target = cut_spans(piece, noise, self.sentinels)
             yield Seq2SeqExample(np.concatenate([text, eos]), np.concatenate([target, eos]))

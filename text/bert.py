@@ -11,7 +11,10 @@ Deviations, each with its reason:
 * Sequences are packed side by side without padding; each sees only itself, so nothing changes but speed.
 * The random document is a neighbour in the shuffled stream, not any of the corpus: the stream is shuffled.
 * Raw text is cut into sentences at line ends and after . ! ? (the reference expects one sentence a line).
-* Pre-tokenised rows hold no sentences: pieces of an eighth of the sequence stand in for them.
+* Pre-tokenised rows hold no sentences: pieces of an eighth of the sequence stand in for them, and for a sentence
+  that is longer than half a sequence.
+* The tokens that a pair has no room for begin the next pair; the reference throws them away. So each token of a
+  document is read once in an epoch.
 * GELU is the exact one, as in transformers; the reference computes its tanh form (`hidden_act: gelu_new`).
 """
 

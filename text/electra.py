@@ -15,7 +15,8 @@ Deviations, each with its reason:
 * The noise of the sampling follows the example, not the micro-batch: `draw` says how.
 * Sequences are packed side by side without padding; each sees only itself, so nothing changes but speed.
 * Each document starts a sequence of its own; the reference starts a file of its own for each writer.
-* Raw text is cut into sentences, and pre-tokenised rows into pieces, as BERT's file says.
+* Raw text is cut into sentences, and pre-tokenised rows into pieces, as BERT's file says; what a sequence has no
+  room for begins the next one.
 * GELU is the exact one, as in transformers; the reference computes its tanh form.
 """
 
@@ -202,6 +203,9 @@ def segments(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Cut a document into neighbouring segments, as google-research/electra's `ExampleBuilder`.
 
+    Every token of the document is in one segment. (The reference throws away what makes a sequence too long; here the next one begins
+    with it.)
+
     Args:
         document: the document.
         max_length: tokens of a sequence with its special tokens.
@@ -217,11 +221,11 @@ def segments(
     def target_length() -> int:
         return int(rng.integers(5, max_length + 1)) if rng.random() < short_prob else max_length
 
-    target, chunk = target_length(), list[np.ndarray]()
-    for place, sentence in enumerate(document):
-        chunk.append(sentence)
-        if sum(map(len, chunk)) < target and place < len(document) - 1:
-            continue
+    ahead = list(reversed(document))  # the sentence that comes next is the last one
+    while ahead:
+        target, chunk = target_length(), [ahead.pop()]
+        while ahead and sum(map(len, chunk)) < target:
+            chunk.append(ahead.pop())
         wanted = math.inf if rng.random() < single_prob else (target - specials[1]) // 2
         first, second = list[np.ndarray](), list[np.ndarray]()
         length = 0
@@ -232,9 +236,11 @@ def segments(
                 length += len(part)
             else:
                 second.append(part)
-        a = np.concatenate(first)[:max_length - specials[0]]
-        yield a, np.concatenate([*second, a[:0]])[:max(0, max_length - len(a) - specials[1])]
-        target, chunk = target_length(), []
+        a, b = (np.concatenate([*parts, chunk[0][:0]]) for parts in (first, second))
+        ends = min(len(a), max_length - specials[0])
+        end = min(len(b), max(0, max_length - ends - specials[1]))
+        yield a[:ends], b[:end]
+        ahead += [rest for rest in (b[end:], a[ends:]) if len(rest)]
 
 
 class ElectraObjective(MaskingObjective[ElectraExample]):

@@ -29,26 +29,30 @@ _SENTENCE_END = re.compile(r"([.!?][\"'”’)\]]*(?=\s)|[。！？][”’」�
 def sentence_documents(sample: Sample, tokenizer: Tokenizer, room: int) -> list[Sentences]:
     """The documents of a sample, each as the ids of its sentences.
 
-    Pre-tokenised rows hold no sentences: pieces of an eighth of `room`, the tokens of a pair, stand in for them.
+    Pieces of an eighth of `room`, the tokens of a pair, stand in for sentences where there are none: in pre-tokenised rows, and in a
+    sentence longer than half of `room`, as text without sentence marks is.
     """
+    piece = max(1, room // 8)
     if not sample.tokenized:
         encoded = tokenizer.encode_batch(sentences(sample.text()), add_special_tokens=False)
-        document = [np.asarray(ids, dtype=np.int64) for ids in encoded if ids]
-        if not document:
+        whole = [np.asarray(ids, dtype=np.int64) for ids in encoded if ids]
+        if not whole:
             raise sample.bad("the tokenizer makes no tokens of the text")
-        return [document]
-    piece = max(1, room // 8)
-    made: list[Sentences] = []
-    for document in documents(sample, tokenizer):
-        size = min(piece, -(-len(document) // 2))  # at least two pieces, so that a pair can be made
-        made.append([document[i:i + size] for i in range(0, len(document), size)])
-    return made
+        return [[part for ids in whole for part in (_pieces(ids, piece) if len(ids) > room // 2 else [ids])]]
+    # at least two pieces, so that a pair can be made
+    return [_pieces(ids, min(piece, -(-len(ids) // 2))) for ids in documents(sample, tokenizer)]
+
+
+def _pieces(ids: np.ndarray, size: int) -> Sentences:
+    return [ids[i:i + size] for i in range(0, len(ids), size)]
 
 
 def pairs(
     document: Sentences, other: Sentences, max_tokens: int, short_prob: float, rng: np.random.Generator
 ) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
     """Cut a document into pairs of segments, as google-research/bert's `create_instances_from_document`.
+
+    Every token of the document is in one pair. (The reference throws away what makes a pair too long; here the next pair begins with it.)
 
     Args:
         document: the document.
@@ -61,26 +65,29 @@ def pairs(
         First segment, second segment, `IS_NEXT` or `IS_RANDOM`.
     """
     target = int(rng.integers(2, max_tokens + 1)) if rng.random() < short_prob else max_tokens
-    chunk: list[np.ndarray] = []
-    place = 0
-    while place < len(document):
-        chunk.append(document[place])
-        place += 1
-        if place < len(document) and sum(map(len, chunk)) < target:
-            continue
+    ahead = list(reversed(document))  # the sentence that comes next is the last one
+    while ahead:
+        chunk = [ahead.pop()]
+        while ahead and sum(map(len, chunk)) < target:
+            chunk.append(ahead.pop())
         cut = int(rng.integers(1, len(chunk))) if len(chunk) >= 2 else 1
-        a = np.concatenate(chunk[:cut])
-        if len(chunk) == 1 or rng.random() < 0.5:
-            label = IS_RANDOM
-            drawn: list[np.ndarray] = []
-            for segment in other[int(rng.integers(len(other))):]:
-                drawn.append(segment)
-                if sum(map(len, drawn)) >= target - len(a):
-                    break
-            b = np.concatenate(drawn)
-            place -= len(chunk) - cut  # the sentences that were not used come again
+        a, following = np.concatenate(chunk[:cut]), chunk[cut:]
+        if following and rng.random() >= 0.5:
+            b = np.concatenate(following)
+            fits = max_tokens - len(a)
+            rest = [b[fits:]]
+            yield a, b[:fits], IS_NEXT
         else:
-            label = IS_NEXT
-            b = np.concatenate(chunk[cut:])
-        yield *truncate_pair(a, b, max_tokens, rng), label
-        chunk = []
+            b = np.concatenate(_stretch(other, int(rng.integers(len(other))), target - len(a)))
+            shorter, b = truncate_pair(a, b, max_tokens, rng)
+            rest = [a[len(shorter):], *following]
+            yield a[:len(shorter)], b, IS_RANDOM
+        ahead += [part for part in reversed(rest) if len(part)]
+
+
+def _stretch(document: Sentences, first: int, length: int) -> Sentences:
+    """The sentences from one on until they have `length` tokens or the document ends; at least that one."""
+    last = first + 1
+    while last < len(document) and sum(map(len, document[first:last])) < length:
+        last += 1
+    return document[first:last]

@@ -6,18 +6,22 @@ What each property means stands in `checks.py`, that each can fail in `test_chec
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import fields
 
+import numpy as np
 import polymodal
 import pytest
 import torch
 from contract import checks
-from contract.cases import Case, batch_of, cases, config_of, samples_of, style_of, tokenizer
+from contract.cases import TOPICS, Case, batch_of, cases, config_of, samples_of, style_of, tokenizer
 from polymodal.pipelines.model.frontdoor import net_of, save
 from polymodal.pipelines.run.recipe import recipes
 from polymodal.registry import families, module_of
 from polymodal.shared.errors import UserError
-from polymodal.shared.family import Family, Format, Net
+from polymodal.shared.family import Context, Family, Format, Net
+from polymodal.shared.sample import Sample
 from polymodal.shared.system import System
+from polymodal.shared.tokenizer import STYLES, Tokenizer
 from torch import nn
 
 FEW = range(5)
@@ -42,6 +46,23 @@ def exact(case: Case) -> System:
 def test_the_objective_draws_from_its_generator_alone(case):
     system = case.build()
     checks.check_objective(system.objective, samples(case, system))
+
+
+@each_system
+def test_every_token_of_a_long_text_is_read(case):
+    """Without sentence marks: each word is an input or a target of some example. (Tasks and captions are cut, as they say.)"""
+    if not style_of(case) or case.recipe.task or case.sequential or case.coupled:
+        return
+    words = [f"w{a}{b}{c}" for a in "bcdfghjk" for b in "lmnpqrst" for c in "vwxyzaeioub"]
+    tok = Tokenizer.train([" ".join(words)] * 2, "word", 2000, style=STYLES[style_of(case)])
+    expected = set(tok.encode(" ".join(words), add_special_tokens=False))
+    assert len(expected) == len(words) == 704
+    system = case.recipe.build(case.family, Context(tok, TOPICS))
+    text, other = (Sample(name, {"txt": part.encode()}, n, "here") for n, (name, part) in enumerate([("long", " ".join(words)), ("other", "w")]))
+    text.pair_with(lambda: other)
+    read = {int(i) for e in system.objective.example(text, np.random.default_rng(0))
+            for f in fields(e) if isinstance(value := getattr(e, f.name), np.ndarray) for i in value.flat}
+    assert expected <= read, f"{len(expected - read)} of {len(expected)} are not"
 
 
 @each_system

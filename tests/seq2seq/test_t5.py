@@ -86,12 +86,14 @@ def test_documents_of_a_row_are_joined_and_texts_are_read_alone(tokenizer):
     assert [len(restored(p, tokenizer)) for p in pieces[:-1]] == [made.text_length] * (len(pieces) - 1) and len(pieces) > 1
 
 
-def test_a_text_of_one_token_is_a_bad_sample_and_a_last_piece_of_one_is_left_out(tokenizer):
+def test_a_text_of_one_token_is_a_bad_sample_and_a_last_piece_has_two_or_more(tokenizer):
     made = objective(tokenizer, max_length=32)
     for ids in ([7], [7, tokenizer.eos_id]):
         with pytest.raises(BadSample, match="two tokens"):
             list(made.example(row(ids), np.random.default_rng(0)))
-    assert len(list(made.example(row(np.full(made.text_length + 1, 7)), np.random.default_rng(0)))) == 1
+    pieces = list(made.example(row(np.full(made.text_length + 1, 7)), np.random.default_rng(0)))
+    read = [sum(int((part == 7).sum()) for part in (piece.input_ids, piece.labels)) for piece in pieces]
+    assert read == [made.text_length - 1, 2]
     assert len(list(made.example(row([7, 8]), np.random.default_rng(0)))) == 1
 
 

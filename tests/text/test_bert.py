@@ -65,23 +65,21 @@ def segments(lengths, start=0):
     return [np.arange(a, b) for a, b in pairwise(edges)]
 
 
-def test_pairs_cover_the_document_and_fit():
-    """What a random second segment replaces comes again, so no token is lost but by truncation."""
-    document, other = segments([5] * 20), segments([5] * 9, start=1000)
+@pytest.mark.parametrize("lengths", [[5] * 20, [29, 3, 28, 1, 14, 14, 14], [40, 2]], ids=["even", "uneven", "too long"])
+def test_pairs_cover_the_document_once_and_fit(lengths):
+    """What a random second segment replaces, and what a pair has no room for, comes again: each token is in one pair."""
+    document, other = segments(lengths), segments([5] * 9, start=1000)
     for seed in range(100):
-        seen = set()
-        for a, b, label in pairs(document, other, 29, 0.0, rng(seed)):
+        seen = []
+        for a, b, label in pairs(document, other, 29, 0.1, rng(seed)):
             assert len(a) >= 1 and len(b) >= 1 and len(a) + len(b) <= 29
             assert (np.diff(a) == 1).all() and (np.diff(b) == 1).all()
-            assert a.max() < 1000
             if label == IS_NEXT:
-                assert b.max() < 1000 and b[0] > a[-1]
-                seen |= set(a.tolist()) | set(b.tolist())
+                assert b[0] == a[-1] + 1
             else:
                 assert b.min() >= 1000
-                seen |= set(a.tolist())
-        missing = set(range(100)) - seen
-        assert len(missing) < 30
+            seen += [i for i in (*a, *b) if i < 1000]
+        assert seen == list(range(sum(lengths)))
 
 
 def test_half_are_random_and_a_short_target_happens_one_time_in_ten():

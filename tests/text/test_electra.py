@@ -62,12 +62,12 @@ def sentences(lengths):
     return np.split(np.arange(sum(lengths)), np.cumsum(lengths)[:-1])
 
 
-def test_segments_are_neighbours_and_cover_the_document():
+@pytest.mark.parametrize("lengths", [[5] * 21, [38, 3, 37, 1, 14, 14, 14]], ids=["even", "uneven"])
+def test_segments_cover_the_document_once_and_fit(lengths):
     for seed in range(100):
-        made = list(segments(sentences([5] * 21), 40, 0.05, 0.1, rng(seed)))
-        ids = np.concatenate([np.concatenate(pair) for pair in made])
+        made = list(segments(sentences(lengths), 40, 0.05, 0.1, rng(seed)))
         assert all(len(a) and len(a) + len(b) + 2 + (len(b) > 0) <= 40 for a, b in made)
-        assert (np.diff(ids) > 0).all() and len(ids) >= 105 - 5 * len(made)  # only the ends are trimmed
+        assert sorted(np.concatenate([np.concatenate(pair) for pair in made])) == list(range(sum(lengths)))
 
 
 def test_one_in_ten_is_one_segment_and_one_in_twenty_is_short():
@@ -81,9 +81,9 @@ def test_one_in_ten_is_one_segment_and_one_in_twenty_is_short():
     assert abs(np.mean(short) - 0.05 * 91 / 95) < 5 * np.sqrt(0.0475 / rounds)  # of the targets 5 ... 99, 91 stay below 96
 
 
-def test_a_sentence_longer_than_a_sequence_is_trimmed():
-    ((a, b),) = segments([np.arange(200)], 40, 0.0, 0.0, rng(0))
-    assert a.tolist() == list(range(38)) and len(b) == 0
+def test_the_rest_of_a_sentence_longer_than_a_sequence_begins_the_next():
+    made = list(segments([np.arange(100)], 40, 0.0, 0.0, rng(0)))
+    assert [(a[0], a[-1], len(b)) for a, b in made] == [(0, 37, 0), (38, 75, 0), (76, 99, 0)]
 
 
 def test_masking_is_that_of_the_paper(tok):
