@@ -299,6 +299,10 @@ class CausalObjective(Objective[CausalExample]):
             return row_documents(sample)
         return [np.append(ids, self.eos_id) for ids in documents(sample, self.tokenizer)]
 
+    def tokens_of(self, example: CausalExample) -> int:
+        """Those that are read."""
+        return len(example.ids) - 1
+
     def collate(self, examples: list[CausalExample]) -> CausalBatch:
         """Pack blocks side by side."""
         packed = side_by_side([e.ids[:-1] for e in examples])

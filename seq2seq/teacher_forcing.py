@@ -63,6 +63,10 @@ class Seq2SeqObjective(Objective[Seq2SeqExample]):
         self.start_id = start_id
         self.marks = special_inside(tokenizer)
 
+    def tokens_of(self, example: Seq2SeqExample) -> int:
+        """Of the text and its target."""
+        return len(example.input_ids) + len(example.labels)
+
     def collate(self, examples: list[Seq2SeqExample]) -> Seq2SeqBatch:
         """Pad texts and targets on the right."""
         return pad_pairs(examples, self.pad_id, self.start_id)

@@ -59,6 +59,12 @@ class Batch:
     """Samples that were skipped while this batch was made (set by the stream)."""
     reads: dict[str, float] = field(default_factory=dict)
     """What reading it cost, where the data is remote: sums by name, added up for the log (set by the stream)."""
+    rest: list[Batch] = field(default_factory=list)
+    """The rest of the micro-batch, where its examples have more tokens than one forward pass may have (set by the stream)."""
+
+    def passes(self) -> list[Batch]:
+        """The micro-batch as what is computed one after the other: this batch, and what is in `rest`."""
+        return [replace(self, rest=[]), *self.rest] if self.rest else [self]
 
     def to(self, device: torch.device | str) -> Self:
         """This batch with every tensor field on `device`; Fabric's own copy of a dataclass waits for a GPU, this does not."""
@@ -158,6 +164,10 @@ class Objective(ABC, Generic[ExampleT]):
         `rng` is keyed by (seed, epoch, sample): the same draws on any rank, worker or resume.
         Raises `BadSample` where the sample cannot be used.
         """
+
+    def tokens_of(self, example: ExampleT) -> int:
+        """Tokens of an example in a forward pass, by which one is kept small; 0 where its size is given and a batch cannot be divided."""
+        return 0
 
     @abstractmethod
     def collate(self, examples: list[ExampleT]) -> Batch:

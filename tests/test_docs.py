@@ -220,7 +220,7 @@ def test_the_example_system_keeps_the_contract(texts: Path, tmp_path: Path) -> N
     from polymodal.pipelines.data.stream import Stream
     from polymodal.pipelines.pack.pack import pack
     from polymodal.pipelines.run.optim import OptimSettings, build_optimizer
-    from polymodal.pipelines.train.loop import MicroBatch, ScaledLoss, count
+    from polymodal.pipelines.train.loop import MicroBatch, Pass, ScaledLoss, count
     from polymodal.shared.family import Context
 
     bag = example("bag_of_characters").FAMILIES[0]
@@ -235,7 +235,8 @@ def test_the_example_system_keeps_the_contract(texts: Path, tmp_path: Path) -> N
         losses = []
         for update in range(2):
             batches = [stream[update * layout.accumulate + part] for part in range(layout.accumulate)]
-            scale = {name: 1 / total for name, total in count(batches).items() if total}
+            totals = count([Pass(part, 0, batch) for part, batch in enumerate(batches)])
+            scale = {name: 1 / total for name, total in totals.items() if total}
             losses.append(0.0)
             for batch in batches:
                 loss = ScaledLoss(system)(MicroBatch(batch, None, scale))

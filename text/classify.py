@@ -96,6 +96,10 @@ class ClassifyObjective(Objective[ClassifyExample]):
         ids, types = self.framed(a, None if pair is None else b)
         return ids, types.clip(max=self.token_types - 1)
 
+    def tokens_of(self, example: ClassifyExample) -> int:
+        """The text's."""
+        return len(example.input_ids)
+
     def collate(self, examples: list[ClassifyExample]) -> ClassifyBatch:
         """Pack texts side by side."""
         packed = side_by_side([e.input_ids for e in examples])

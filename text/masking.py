@@ -191,6 +191,10 @@ class MaskingObjective(Objective[ExampleT]):
         noisy = self.replace(ids, self.choose(ids, rng), rng)
         return noisy.ids, types, noisy.positions, noisy.targets
 
+    def tokens_of(self, example: ExampleT) -> int:
+        """The sequence's."""
+        return len(example.input_ids)
+
     def collate(self, examples: list[ExampleT]) -> MaskedBatch:
         """Pack sequences side by side."""
         packed = side_by_side([e.input_ids for e in examples])

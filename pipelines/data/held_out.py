@@ -76,8 +76,8 @@ def lane_batches(samples: int, lanes: int, size: int, rank: int = 0, world: int 
 
 
 def evaluation_batches(data: DataSet, objective: Objective[Any], parts: Sequence[Sequence[int]], *, seed: int, on_bad: str = "raise",
-                       workers: int = 0) -> Iterator[Batch]:
-    """Batches of given samples.
+                       workers: int = 0, max_tokens: int | None = None) -> Iterator[Batch]:
+    """Batches of given samples; one with too many tokens for a forward pass comes in several.
 
     Args:
         data: the held-out data set.
@@ -86,15 +86,18 @@ def evaluation_batches(data: DataSet, objective: Objective[Any], parts: Sequence
         seed: of the draws.
         on_bad: as in `Stream`.
         workers: processes that read and prepare; 0 for none.
+        max_tokens: as in `Stream`.
     """
-    return load(_HeldOut(data, objective.evaluation(), parts, seed, on_bad), range(len(parts)), workers)
+    source = _HeldOut(data, objective.evaluation(), parts, seed, on_bad, max_tokens)
+    return itertools.chain.from_iterable(batch.passes() for batch in load(source, range(len(parts)), workers))
 
 
 class _HeldOut:
     """Batches of given samples, by number."""
 
-    def __init__(self, data: DataSet, objective: Objective[Any], parts: Sequence[Sequence[int]], seed: int, on_bad: str) -> None:
-        self._objective, self._parts, self._on_bad = objective, parts, on_bad
+    def __init__(self, data: DataSet, objective: Objective[Any], parts: Sequence[Sequence[int]], seed: int, on_bad: str,
+                 max_tokens: int | None) -> None:
+        self._objective, self._parts, self._on_bad, self._max_tokens = objective, parts, on_bad, max_tokens
         self._reader = SampleReader([data], seed, self._partner_of if objective.needs_partner else None)
         if objective.needs_partner and len(data) < 2:
             raise UserError("this objective pairs each sample with another one: a data set of one sample is not enough")
@@ -104,7 +107,7 @@ class _HeldOut:
         return self._reader.sets[0].read_costs()
 
     def __getitem__(self, number: int) -> Batch | None:
-        builder = BatchBuilder(self._objective, self._on_bad, self._reader)
+        builder = BatchBuilder(self._objective, self._on_bad, self._reader, self._max_tokens)
         for prepared in self._reader.prepare([SampleRef(0, i, 0, i) for i in self._parts[number]]):
             builder.add(prepared)
         return builder.batch() if builder.examples else None

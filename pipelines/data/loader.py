@@ -17,6 +17,9 @@ from ...shared.system import BadRecord, Batch, Objective
 from .ahead import ReadAhead
 from .samples import PreparedSample, SampleReader
 
+PASS = 2
+"""See `BatchBuilder`. Documents that fill a sequence on average, as rows do, keep below it, so their micro-batches stay whole."""
+
 
 class BatchSource(Protocol):
     """Batches by number; None where every sample of one is bad."""
@@ -29,10 +32,18 @@ class BatchSource(Protocol):
 
 
 class BatchBuilder:
-    """Collects the examples and the bad samples of one batch."""
+    """Collects the examples and the bad samples of one batch.
 
-    def __init__(self, objective: Objective[Any], on_bad: str, reader: SampleReader) -> None:
-        self.objective, self.on_bad = objective, on_bad
+    Args:
+        objective: makes examples and batches.
+        on_bad: as in `Stream`.
+        reader: of the samples.
+        max_tokens: of a forward pass; None for `PASS` times what as many sequences as there are samples, all as long as the longest
+            example, would hold. So the longest document does not decide about memory.
+    """
+
+    def __init__(self, objective: Objective[Any], on_bad: str, reader: SampleReader, max_tokens: int | None = None) -> None:
+        self.objective, self.on_bad, self.max_tokens = objective, on_bad, max_tokens
         self._reader = reader
         self.examples: list[Any] = []
         self.used: list[int] = []
@@ -58,10 +69,27 @@ class BatchBuilder:
             self.follows.append(follows)
 
     def batch(self) -> Batch:
-        """The batch, with what is known about its samples."""
-        batch = self.objective.collate(self.examples)
+        """The batch, with what is known about its samples; in several passes where it has too many tokens for one."""
+        batch, *rest = [self.objective.collate(part) for part in self._passes()]
+        batch.rest = rest
         batch.samples, batch.sample_ids, batch.follows, batch.bad = len(self.used), self.used, self.follows, self.bad
         return batch
+
+    def _passes(self) -> list[list[Any]]:
+        """The examples, cut where the next one would be too much."""
+        sizes = [self.objective.tokens_of(example) for example in self.examples]
+        limit = PASS * len(self.used) * max(sizes) if self.max_tokens is None else self.max_tokens
+        if sum(sizes) <= limit:
+            return [self.examples]
+        parts: list[list[Any]] = []
+        room = 0
+        for example, size in zip(self.examples, sizes, strict=True):
+            if size > room:
+                parts.append([])
+                room = limit
+            parts[-1].append(example)
+            room -= size
+        return parts
 
 
 class CountFrom(Sampler[int]):

@@ -44,17 +44,22 @@ class Stream:
         window: samples of a lane that are shuffled together (not for a sequential objective).
         on_bad: ``raise`` ends the run at the first bad sample, ``skip`` leaves it out and records it in `Batch.bad`.
         max_bad: share of bad samples at which a run ends even so.
+        max_tokens: of a forward pass; a micro-batch with more comes in several (`Batch.rest`). None: see `BatchBuilder`.
     """
 
     def __init__(self, data: DataSet | Mixture, objective: Objective[Any], layout: BatchLayout, *, seed: int = 0, lanes: int = 240,
-                 window: int = 4096, on_bad: str = "raise", max_bad: float = 0.01) -> None:
+                 window: int = 4096, on_bad: str = "raise", max_bad: float = 0.01, max_tokens: int | None = None) -> None:
         parts: Mixture = [(data, 1.0)] if isinstance(data, DataSet) else list(data)
         raise_problems(_problems(parts, lanes, window, on_bad, max_bad), "the stream cannot be set up")
         if objective.sequential and len(parts) > 1:
             raise UserError(f"this objective reads one text from its beginning to its end and got a mixture of {len(parts)} data sets: "
                             "pack the texts into one data set, or train on one of them")
+        if max_tokens is not None and type(objective).tokens_of is Objective.tokens_of:
+            raise UserError(f"data.max_tokens is {max_tokens}, and this objective's samples are not counted in tokens: "
+                            "leave it out, and set data.micro_batch")
         self.sets = tuple(d for d, _ in parts)
         self.objective, self.layout, self.on_bad, self.max_bad, self.seed = objective, layout, on_bad, max_bad, seed
+        self.max_tokens = max_tokens
         self.order = order_of(parts, seed, layout.global_batch if objective.sequential else lanes, window, objective.sequential)
         self._reader = SampleReader(self.sets, seed, self._partner_of if objective.needs_partner else None)
         if objective.needs_partner and any(len(d) < 2 for d in self.sets):
@@ -81,7 +86,7 @@ class Stream:
         """Micro-batch `number` of this rank."""
         update, part = divmod(number, self.layout.accumulate)
         refs = [self.order.locate(p) for p in self.layout.positions(update, part)]
-        builder = BatchBuilder(self.objective, self.on_bad, self._reader)
+        builder = BatchBuilder(self.objective, self.on_bad, self._reader, self.max_tokens)
         for prepared in self._reader.prepare(refs):
             builder.add(prepared, self._continues(prepared.ref))
         if not builder.examples:
@@ -94,7 +99,7 @@ class Stream:
 
     def batch_of_one(self, position: int) -> Batch | None:
         """The sample at a position as a batch of its own; None where it is bad."""
-        builder = BatchBuilder(self.objective, "skip", self._reader)
+        builder = BatchBuilder(self.objective, "skip", self._reader, self.max_tokens)
         for prepared in self.prepare([position]):
             builder.add(prepared)
         return builder.batch() if builder.examples else None

@@ -239,8 +239,11 @@ def _micro_batch(stream: Stream, index: int, part: int) -> dict[str, Any]:
         batch = stream[index * stream.layout.accumulate + part]
     except UserError as error:
         return {**facts, "bad": str(error)}
-    return {**facts, "samples": batch.sample_ids, "counts": batch.counts, "tokens": batch.tokens, "task": batch.task,
-            "skipped": [record.reason for record in batch.bad], **_tensors(batch)}
+    passes = batch.passes()
+    counts = {name: sum(p.counts[name] for p in passes if name in p.counts) for name in dict.fromkeys(n for p in passes for n in p.counts)}
+    return {**facts, "samples": batch.sample_ids, "counts": counts, "tokens": sum(p.tokens for p in passes), "task": batch.task,
+            "skipped": [record.reason for record in batch.bad], **({"passes": len(passes)} if len(passes) > 1 else {}),
+            **_tensors(passes[0])}
 
 
 def _tensors(batch: Batch) -> dict[str, Any]:

@@ -286,8 +286,9 @@ def sample_losses(state: TrainState, console: Console) -> list[dict[str, Any]]:
     system, layout, index = state.system, state.stream.layout, state.update
     counts: dict[str, int] = {}
     for part in range(layout.accumulate):
-        for name, count in state.stream[index * layout.accumulate + part].counts.items():
-            counts[name] = counts.get(name, 0) + count
+        for batch in state.stream[index * layout.accumulate + part].passes():
+            for name, count in batch.counts.items():
+                counts[name] = counts.get(name, 0) + count
     trained = [p for p in system.parameters() if p.requires_grad]
     found: list[dict[str, Any]] = []
     system.eval()
@@ -300,7 +301,7 @@ def sample_losses(state: TrainState, console: Console) -> list[dict[str, Any]]:
                     place = state.stream.order.locate(position)
                     key, shard = state.stream.key_and_shard(place)
                     found.append({"sample": state.stream.index(place), "key": key, "shard": shard, "position": position,
-                                  "tokens": batch.tokens, **_alone(state, batch, part, counts, trained)})
+                                  "tokens": sum(p.tokens for p in batch.passes()), **_alone(state, batch, part, counts, trained)})
     system.train()
     # what is not a number is what one looks for
     return sorted(found, key=lambda entry: -entry["loss"] if math.isfinite(entry["loss"]) else -math.inf)
@@ -309,16 +310,23 @@ def sample_losses(state: TrainState, console: Console) -> list[dict[str, Any]]:
 def _alone(state: TrainState, batch: Batch, part: int, counts: Mapping[str, int], trained: Sequence[Tensor]) -> dict[str, float]:
     """A sample's loss, and its parts of the update's loss and gradient."""
     seed_draws(state.recipe.seed, state.update, "sample", *batch.sample_ids)
-    with state.fabric.autocast():
-        step = state.system(batch.to(state.fabric.device), state.carries.get(part))
-    terms = step.terms.values()
-    share = sum(term.total * (term.weight / counts[term.count]) for term in terms if counts[term.count])
-    norm = 0.0
-    if isinstance(share, Tensor) and share.requires_grad:
-        gradients = torch.autograd.grad(share, trained, allow_unused=True)
-        norm = float(torch.stack([g.float().norm() for g in gradients if g is not None]).norm())
-    return {"loss": sum(term.weight * float(term.total.detach()) / batch.counts[term.count] for term in terms if batch.counts[term.count]),
-            "share": float(share.detach()) if isinstance(share, Tensor) else share, "gradient": norm}
+    passes = batch.passes()
+    gradient: dict[Tensor, Tensor] = {}
+    loss = whole = 0.0
+    for one in passes:
+        with state.fabric.autocast():
+            step = state.system(one.to(state.fabric.device), state.carries.get(part))
+        terms = [term for term in step.terms.values() if counts[term.count]]
+        share = sum(term.total * (term.weight / counts[term.count]) for term in terms)
+        if isinstance(share, Tensor) and share.requires_grad:
+            for p, g in zip(trained, torch.autograd.grad(share, trained, allow_unused=True), strict=True):
+                if g is not None:
+                    gradient[p] = gradient[p] + g if p in gradient else g
+        whole += float(share.detach()) if isinstance(share, Tensor) else share
+        own = {name: sum(p.counts.get(name, 0) for p in passes) for name in one.counts}
+        loss += sum(term.weight * float(term.total.detach()) / own[term.count] for term in terms if own[term.count])
+    norm = float(torch.stack([g.float().norm() for g in gradient.values()]).norm()) if gradient else 0.0
+    return {"loss": loss, "share": whole, "gradient": norm}
 
 
 # --- comparing -------------------------------------------------------------------------------------------------------

@@ -171,7 +171,8 @@ class _Draft:
         if not self.sets:
             return [synthetic_batch(self.recipe, self.entry, self.context, self.config, layout.size)]
         stream = build_stream(self.recipe, self.sets, system.objective, layout)
-        return [stream[number] for number in range(min(_LOOKED_AT, layout.accumulate * self.recipe.max_updates))]
+        numbers = range(min(_LOOKED_AT, layout.accumulate * self.recipe.max_updates))
+        return [batch for number in numbers for batch in stream[number].passes()]
 
 
 def _device(recipe: Recipe) -> torch.device:

@@ -38,6 +38,9 @@ class DataSettings:
     """Samples of one update, over all ranks."""
     micro_batch: int | None = None
     """Samples of one forward pass of one rank; null: the rank's whole share. The gradient does not depend on it."""
+    max_tokens: int | None = None
+    """Tokens of one forward pass: a micro-batch with more, as a long document makes it, is computed in several, with the same gradient.
+    null: twice what `micro_batch` sequences as long as its longest one hold."""
     workers: int = 0
     """Processes of each rank that read and prepare batches; 0 does it in the training process."""
     prefetch: int = 2
@@ -57,6 +60,7 @@ class DataSettings:
         wrong = [f"{name} is {value}, expected at least {least}" for name, value, least in (
             ("global_batch", self.global_batch, 1), ("micro_batch", self.micro_batch or 1, 1), ("workers", self.workers, 0),
             ("prefetch", self.prefetch, 1), ("lanes", self.lanes, 1), ("window", self.window, 1),
+            ("max_tokens", 1 if self.max_tokens is None else self.max_tokens, 1),
         ) if value < least]
         if self.micro_batch is not None and self.micro_batch > self.global_batch:
             wrong.append(f"micro_batch is {self.micro_batch}, more than global_batch {self.global_batch}")

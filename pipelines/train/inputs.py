@@ -51,4 +51,4 @@ def build_stream(recipe: Recipe, data: DataSet | Mixture, objective: Objective[A
     """What a run reads: `data` in the recipe's order, for one rank's share of each update."""
     settings = recipe.data
     return Stream(data, objective, layout, seed=recipe.seed, lanes=settings.lanes, window=settings.window, on_bad=settings.on_bad,
-                  max_bad=settings.max_bad)
+                  max_bad=settings.max_bad, max_tokens=settings.max_tokens)

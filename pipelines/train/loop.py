@@ -22,7 +22,8 @@ one global batch, however that is divided. On two ranks with three micro-batches
 
     between updates: what went wrong is acted upon (`rewind.py`), then log, evaluate, save
 
-So the gradient is that of the whole batch, on any number of ranks and micro-batches. The loop knows `Objective`, `Batch`, `Term`, `Step`
+So the gradient is that of the whole batch, on any number of ranks and micro-batches. A micro-batch with too many tokens for one forward
+pass, as a long document makes it, is computed in several (`Batch.passes`). The loop knows `Objective`, `Batch`, `Term`, `Step`
 and `System` and nothing else: it imports no family and branches on no name.
 
 The state of a run is its weights, the optimizer, and one integer, the number of updates made. The data follows from that integer
@@ -36,7 +37,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -234,7 +235,7 @@ def fit(state: TrainState, stop: Stop, logbook: Logbook | None, bar: Bar, trace:
 
 # --- one update ------------------------------------------------------------------------------------------------------
 
-_TOKENS, _BAD, _ASKED, _LATE, _ILL = ":tokens", ":bad", ":asked", ":late", ":ill"  # no count of a system starts with a colon
+_TOKENS, _BAD, _PASSES, _ASKED, _LATE, _ILL = ":tokens", ":bad", ":passes", ":asked", ":late", ":ill"  # no count of a system starts so
 
 
 def make_update(state: TrainState, stop: Stop | None = None) -> Ending | None:
@@ -248,11 +249,12 @@ def make_update(state: TrainState, stop: Stop | None = None) -> Ending | None:
     state.mark("reading")
     with state.clock.waiting():
         batches: list[Batch] = [next(state.batches) for _ in range(state.stream.layout.accumulate)]
+        passes = [Pass(part, number, batch) for part, micro in enumerate(batches) for number, batch in enumerate(micro.passes())]
 
     # 2. Add up the counts over micro-batches and ranks; wishes to stop, and what is wrong with earlier updates, travel with them.
     state.mark("counting")
     wishes = {_ASKED: int(stop is not None and stop.asked), _LATE: int(stop is not None and stop.late)}
-    totals = state.totals.add_up(count(batches) | wishes | {_ILL: int(health.has_found_trouble())})
+    totals = state.totals.add_up(count(passes) | wishes | {_ILL: int(health.has_found_trouble())})
     if totals[_ILL]:
         health.wait_for_norms()
         return None
@@ -261,7 +263,7 @@ def make_update(state: TrainState, stop: Stop | None = None) -> Ending | None:
 
     # 3. Learn from them, unless this update is left out.
     state.lr = recipe.optim.lr * factor(recipe.schedule, state.update, recipe.max_updates)
-    if health.is_left_out(state.update) or not learn(state, batches, totals):
+    if health.is_left_out(state.update) or not learn(state, passes, totals):
         health.mark_left_out(state.update)
 
     # 4. Advance.
@@ -275,16 +277,26 @@ def make_update(state: TrainState, stop: Stop | None = None) -> Ending | None:
     return None
 
 
-def count(batches: Sequence[Batch]) -> dict[str, int]:
-    """The denominators of the update's terms on this rank, its tokens, and its skipped samples."""
-    totals = {_TOKENS: sum(b.tokens for b in batches), _BAD: sum(len(b.bad) for b in batches)}
-    for batch in batches:
+class Pass(NamedTuple):
+    """One forward pass of an update: a micro-batch, or a part of one that has too many tokens."""
+
+    part: int
+    """The number of the micro-batch."""
+    number: int
+    """Of the pass within it."""
+    batch: Batch
+
+
+def count(passes: Sequence[Pass]) -> dict[str, int]:
+    """The denominators of the update's terms on this rank, its tokens, its skipped samples, and its forward passes."""
+    totals = {_TOKENS: sum(p.batch.tokens for p in passes), _BAD: sum(len(p.batch.bad) for p in passes), _PASSES: len(passes)}
+    for _, _, batch in passes:
         for name, number in batch.counts.items():
             totals[name] = totals.get(name, 0) + number
     return totals
 
 
-def learn(state: TrainState, batches: Sequence[Batch], totals: Mapping[str, int]) -> bool:
+def learn(state: TrainState, passes: Sequence[Pass], totals: Mapping[str, int]) -> bool:
     """Make a step; False, with the weights as they were, where the gradient is known to be wrong."""
     recipe, fabric, system = state.recipe, state.fabric, state.system
     layout, world = state.stream.layout, fabric.world_size
@@ -294,9 +306,10 @@ def learn(state: TrainState, batches: Sequence[Batch], totals: Mapping[str, int]
     scale = {name: world / total if total else 0.0 for name, total in totals.items()}
 
     # Forward and backward; gradients travel between ranks with the last micro-batch only.
-    for part, batch in enumerate(batches):
-        is_accumulating = part < layout.accumulate - 1
-        seed_draws(recipe.seed, state.update, *layout.rank_and_part(part))
+    idle = idle_passes(state, passes, totals)
+    for place, (part, number, batch) in enumerate(passes):
+        is_accumulating = place < len(passes) + idle - 1
+        seed_draws(recipe.seed, state.update, *layout.rank_and_part(part), *filter(None, [number]))
         micro = MicroBatch(batch.to(fabric.device), carries.get(part), scale)
         state.mark("forward", part)
         with fabric.no_backward_sync(state.module, enabled=world > 1 and is_accumulating):
@@ -304,8 +317,12 @@ def learn(state: TrainState, batches: Sequence[Batch], totals: Mapping[str, int]
             state.mark("backward", part)
             fabric.backward(loss)
         step = micro.result()
+        assert step.carry is None or not number, "what reads in sequence has one pass for each micro-batch"
         carries[part] = step.carry
         measured.add(step, batch.counts)
+    for missing in reversed(range(idle)):
+        with fabric.no_backward_sync(state.module, enabled=missing > 0):
+            fabric.backward(state.module(MicroBatch(passes[0].batch.to(fabric.device), None, dict.fromkeys(scale, 0.0))))
     if state.whole is not None:
         average_gradients(undivided(system))
 
@@ -329,6 +346,13 @@ def learn(state: TrainState, batches: Sequence[Batch], totals: Mapping[str, int]
     state.optimizer.zero_grad(set_to_none=True)
     system.after_update(state.update)
     return True
+
+
+def idle_passes(state: TrainState, passes: Sequence[Pass], totals: Mapping[str, int]) -> int:
+    """How many passes this rank makes for nothing: ranks that share their weights layer by layer must make equally many."""
+    if state.whole is None or totals[_PASSES] == state.stream.layout.accumulate * state.fabric.world_size:
+        return 0
+    return max(dist.gather_json(len(passes))) - len(passes)
 
 
 class MicroBatch:
@@ -427,7 +451,8 @@ def evaluate(state: TrainState, logbook: Logbook | None) -> None:
         parts = lane_batches(min(settings.limit or count, count), settings.batch or recipe.data.global_batch, each, rank, world)
     else:
         parts = shared_batches(chosen_samples(count, recipe.seed, settings.limit), each, rank, world, equal=system.coupled)
-    batches = evaluation_batches(state.held_out, system.objective, parts, seed=recipe.seed, on_bad=recipe.data.on_bad)
+    batches = evaluation_batches(state.held_out, system.objective, parts, seed=recipe.seed, on_bad=recipe.data.on_bad,
+                                 max_tokens=recipe.data.max_tokens)
     carry: Any = None
     for number, batch in enumerate(batches):  # a rank may have fewer batches than another, or none
         seed_draws(recipe.seed, number)

@@ -145,6 +145,11 @@ class Case:
         """Whether the loss of a sample depends on the others of its batch."""
         return _traits(self)[1]
 
+    @property
+    def counted(self) -> bool:
+        """Whether its examples are counted in tokens, so that a micro-batch can be computed in several passes."""
+        return _traits(self)[2]
+
     def build(self) -> System:
         """The system with fresh weights, as the recipe has it."""
         return self.recipe.build(self.family, self.context)
@@ -175,14 +180,15 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return {**base, **{k: _merge(base.get(k) or {}, v) if isinstance(v, Mapping) else v for k, v in over.items()}}
 
 
-_TRAITS: dict[str, tuple[bool, bool]] = {}
+_TRAITS: dict[str, tuple[bool, bool, bool]] = {}
 
 
-def _traits(case: Case) -> tuple[bool, bool]:
-    """Sequential and coupled; each case is built once to tell them."""
+def _traits(case: Case) -> tuple[bool, bool, bool]:
+    """Sequential, coupled and counted; each case is built once to tell them."""
     if case.name not in _TRAITS:
         system = case.build()
-        _TRAITS[case.name] = system.objective.sequential, system.coupled
+        counted = type(system.objective).tokens_of is not Objective.tokens_of
+        _TRAITS[case.name] = system.objective.sequential, system.coupled, counted
     return _TRAITS[case.name]
 
 

@@ -32,10 +32,15 @@ class Made:
     """Its metrics without times."""
 
 
-def short(recipe: Recipe, *, micro: int | None = None, updates: int = 2, **more: Any) -> Recipe:
+PASS = 48
+"""Tokens of a forward pass where a micro-batch of the contract's texts is to be computed in several."""
+
+
+def short(recipe: Recipe, *, micro: int | None = None, updates: int = 2, max_tokens: int | None = None, **more: Any) -> Recipe:
     """Some updates of 8 samples with plain gradient descent: what follows depends on the gradient alone."""
     return replace(recipe, **({
-        "data": DataSettings(global_batch=8, micro_batch=micro, lanes=4, window=16), "optim": OptimSettings("sgd", lr=0.05, momentum=0.0),
+        "data": DataSettings(global_batch=8, micro_batch=micro, max_tokens=max_tokens, lanes=4, window=16),
+        "optim": OptimSettings("sgd", lr=0.05, momentum=0.0),
         "schedule": ScheduleSettings("constant"), "max_updates": updates, "precision": "32", "accelerator": "cpu",
         "log": LogSettings(every=1, tensorboard=False), "evaluate": EvaluateSettings(batch=8), "checkpoint": CheckpointSettings(every=0),
     } | more))
@@ -110,7 +115,7 @@ def as_a_rank(root: Path, out: Path) -> None:
     """As one rank of two: train every case, and write what it computed."""
     torch.set_num_threads(1)
     for number, case in enumerate(divided()):
-        recipe = short(case.still().recipe, micro=None if case.coupled else 2, devices=2)
+        recipe = short(case.still().recipe, micro=None if case.coupled else 2, max_tokens=PASS if case.counted else None, devices=2)
         # from the second case on the ranks are connected, and nothing in between holds rank 0 back
         with _late() if number == 1 and loop.dist.rank() else contextlib.nullcontext():
             made = run(case, recipe, root, out / case.name, held=True)

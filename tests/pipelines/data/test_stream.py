@@ -61,6 +61,36 @@ def make(data, batch=12, micro=None, rank=0, world=1, objective=None, **options)
     return Stream(data, objective or Letters(), BatchLayout(batch, micro, rank, world), **({"lanes": 8, "window": 16} | options))
 
 
+class Words(Letters):
+    """As many examples of 10 tokens as the number says."""
+
+    def example(self, sample, rng):
+        return [(int(sample.text().split()[1]), k, -1) for k in range(int(sample.text().split()[1]))] or [(0, 0, -1)]
+
+    def tokens_of(self, example):
+        return 10
+
+
+@pytest.mark.parametrize(("max_tokens", "limit"), [(None, 240), (35, 30), (3, 10)])
+def test_a_micro_batch_with_too_many_tokens_comes_in_several_passes(data, max_tokens, limit):
+    """Of 12 samples of up to 210 examples of 10 tokens; by default a pass has at most twice 12 such examples."""
+    whole, parts = make(data, objective=Words(), max_tokens=10**9)[3], make(data, objective=Words(), max_tokens=max_tokens)[3]
+    first, *rest = parts.passes()
+    assert len(whole.passes()) == 1 and rest and not first.rest
+    assert all(10 * len(p.values) <= limit for p in (first, *rest)) and len(rest) + 1 == -(-10 * len(whole.values) // limit)
+    assert torch.equal(torch.cat([p.values for p in (first, *rest)]), whole.values)
+    assert sum(p.counts["n"] for p in (first, *rest)) == whole.counts["n"]
+    assert first.sample_ids == whole.sample_ids and not any(p.sample_ids or p.samples or p.bad for p in rest)
+    held = list(evaluation_batches(data, Words(), [range(12)], seed=0, max_tokens=max_tokens))
+    (together,) = evaluation_batches(data, Words(), [range(12)], seed=0, max_tokens=10**9)
+    assert torch.equal(torch.cat([p.values for p in held]), together.values) and max(len(p.values) for p in held) == limit // 10
+
+
+def test_tokens_of_a_pass_are_refused_where_samples_have_none(data):
+    with pytest.raises(UserError, match=r"data\.max_tokens is 9.*set data\.micro_batch"):
+        make(data, max_tokens=9)
+
+
 def take(iterator, count):
     found = [next(iterator) for _ in range(count)]
     iterator.close()
