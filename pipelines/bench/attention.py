@@ -220,7 +220,20 @@ def _case(work: Work, name: str, seen: str, mask: Callable[[Work], Mask], peer_n
     )
     kind = str(work.dtype).removeprefix("torch.")
     about = f"one layer, {work.length} tokens, {seen}, {kind}, forward and backward"
-    return Case(name, about, "tokens", work.length, sides, partial(agree, replace(work, dtype=torch.float32), mask, peer), precision=kind)
+    return Case(name, about, "tokens", work.length, sides, partial(agree, replace(work, dtype=torch.float32), mask, peer),
+                layer_flops(work, seen_pairs(mask(work), work)), kind)
+
+
+def seen_pairs(mask: Mask, work: Work) -> float:
+    """Pairs of a query and a key that it sees, of one sequence: the mean over the heads."""
+    if mask.blocks is not None:
+        return float(mask.blocks.table.float().sum()) / work.heads * work.reach**2
+    return work.length * (2 * work.reach + 1) - work.reach * (work.reach + 1)
+
+
+def layer_flops(work: Work, pairs: float) -> float:
+    """Of one layer on one sequence, forward and backward: the four projections, and two products for each pair; biases and norms aside."""
+    return 3.0 * (8 * work.length * work.hidden**2 + 4 * pairs * work.hidden)
 
 
 def _masked(work: Work, mask: Callable[[Work], Mask]) -> Side:

@@ -152,7 +152,30 @@ def writing_case(work: Work) -> Case:
     about = f"{work.batch} prompts of {work.prompt} tokens, {work.new} new tokens each, {str(work.dtype).removeprefix('torch.')}"
     sides = (Contender("polymodal", partial(ours, work), write), Contender("transformers", partial(theirs, work), write))
     name += " bf16" if work.dtype == torch.bfloat16 else ""
-    return Case(name, about, "tokens", work.batch * work.new, sides, partial(agree, work))
+    flops = gpt2_flops(work) if work.peer is GPT2 else t5_flops(work)
+    return Case(name, about, "tokens", work.batch * work.new, sides, partial(agree, work), flops, str(work.dtype).removeprefix("torch."))
+
+
+def gpt2_flops(work: Work) -> float:
+    """Of the matrix products and the attention: prompts are read once, then each beam's tokens one by one; the last is not read."""
+    c = work.config
+    steps = work.beams * (work.new - 1)
+    weights = c.n_layer * (4 * c.n_embd**2 + 2 * c.n_embd * (c.n_inner or 4 * c.n_embd))
+    pairs = work.prompt * (work.prompt + 1) / 2 + work.beams * sum(range(work.prompt + 1, work.prompt + work.new))
+    products = weights * (work.prompt + steps) + c.vocab_size * c.n_embd * (1 + steps)
+    return work.batch * (2.0 * products + 4.0 * c.n_layer * c.n_embd * pairs)
+
+
+def t5_flops(work: Work) -> float:
+    """The same of T5: the encoder reads a text once, so do the decoder's projections of it; the decoder begins with its start token."""
+    c = work.config
+    text, inner = work.prompt, c.num_heads * c.d_kv
+    steps = 1 + work.beams * (work.new - 1)
+    square, dense = c.d_model * inner, (3 if c.gated else 2) * c.d_model * c.d_ff
+    encoder = c.num_layers * ((4 * square + dense) * text + 2 * inner * text**2)
+    pairs = text * steps + 1 + work.beams * sum(range(2, work.new + 1))
+    decoder = c.decoder_layers * ((6 * square + dense) * steps + 2 * square * text + 2 * inner * pairs)
+    return 2.0 * work.batch * (encoder + decoder + c.vocab_size * c.d_model * steps)
 
 
 def gpu_cases(options: Options) -> Cases:

@@ -105,4 +105,12 @@ def cases(options: Options) -> Cases:
     about = (f"one layer, {work.batch} segments of {work.length} tokens, a memory of {work.memory}, {work.heads} heads of "
              f"{work.head_size}, float32, forward and backward")
     sides = (Contender("polymodal", partial(prepare, work, False), step), Contender("einsums", partial(prepare, work, True), step))
-    yield Case("attention by distance over a memory", about, "tokens", work.batch * work.length, sides, partial(agree, work))
+    yield Case("attention by distance over a memory", about, "tokens", work.batch * work.length, sides, partial(agree, work), flops(work))
+
+
+def flops(work: Work) -> float:
+    """Useful operations, forward and backward: the projections of tokens, memory and distances, and three products for each pair seen."""
+    width, keys = work.heads * work.head_size, work.memory + work.length
+    pairs = work.length * work.memory + work.length * (work.length + 1) / 2
+    projections = 2 * work.hidden * width * (work.batch * (2 * work.length + 2 * keys) + keys)
+    return 3.0 * (projections + 2 * 3 * work.batch * width * pairs)

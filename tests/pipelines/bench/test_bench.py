@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 from polymodal.pipelines.base.console import Console
-from polymodal.pipelines.bench import bench, gpu, machine, startup, systems, tokenize, train
+from polymodal.pipelines.bench import bench, generate, gpu, machine, startup, systems, tokenize, train
 from polymodal.pipelines.bench.case import Agreement, Case, Contender, Options
 from polymodal.pipelines.bench.race import peak_memory, race
 from polymodal.pipelines.bench.report import table
@@ -297,3 +297,15 @@ def test_published_tables_are_the_results_files() -> None:
     for file in files:
         assert table(json.loads(file.read_text())) in page, f"{file.name}: its table is not in benchmarks/README.md"
     assert page.count("| case |") == len(files)
+
+
+WRITTEN = [case for case in generate.cases(Options(quick=True)) if case.flops and "greedy" in case.name and "bf16" not in case.name]
+
+
+@pytest.mark.parametrize("case", WRITTEN, ids=lambda case: case.name)
+def test_operations_of_a_continuation(case):
+    """Beside what torch counts of the peer's products (it multiplies every pair of a prompt, which a causal mask need not)."""
+    writer = case.contenders[1].prepare()
+    with FlopCounterMode(display=False) as counter:
+        case.contenders[1].step(writer)
+    assert 0.9 <= case.flops / counter.get_total_flops() <= 1.02
