@@ -25,6 +25,8 @@ RayAddress = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="The c
 DataSets = Annotated[list[str], typer.Option("--data", help="Data set (directory or URL); several make a mixture: DIR=WEIGHT each.")]
 RecipeName = Annotated[str, typer.Argument(help="A recipe's name (gpt2-tiny, bert-base, clip-tiny ...) or a YAML file.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a value of the recipe; repeatable.")]
+ContinueFrom = Annotated[str | None, typer.Option(metavar="RUN|CHECKPOINT", help="Go on from the weights and the optimizer's state of a "
+                                                  "run of the same system, under this recipe.")]
 EvalData = Annotated[str | None, typer.Option(help="Held-out data set.")]
 RunTokenizer = Annotated[str | None, typer.Option(help="Tokenizer. Default: the model's, or the one in the data set.")]
 MaxUpdates = Annotated[int | None, typer.Option(help="Length of the run; the schedule follows.")]

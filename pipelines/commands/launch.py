@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..base.options import EvalData, Json, MaxUpdates, RecipeName, RunSeed, RunTokenizer, Set
+from ..base.options import ContinueFrom, EvalData, Json, MaxUpdates, RecipeName, RunSeed, RunTokenizer, Set
 
 ORDER = 42
 
@@ -23,6 +23,7 @@ def launch(
     data: Annotated[list[str], typer.Option(help="Data set as the ranks see it; several make a mixture: DIR=WEIGHT each.")],
     out: Annotated[str, typer.Option(help="The run's directory as the ranks see it, on a disk that all of them share.")],
     model: Annotated[str | None, typer.Option(help="Start from these weights: model directory, run, checkpoint or hub id.")] = None,
+    continue_from: ContinueFrom = None,
     eval_data: EvalData = None,
     tokenizer: RunTokenizer = None,
     max_updates: MaxUpdates = None,
@@ -61,7 +62,7 @@ def launch(
 
     overrides = [*(set_ or []), *(f"{key}={value}" for key, value in (("seed", seed), ("max_updates", max_updates)) if value is not None)]
     resolved = resolve(recipe, overrides)
-    named = [("--model", model), ("--eval-data", eval_data), ("--tokenizer", tokenizer), ("--out", out)]
+    named = [("--model", model), ("--continue-from", continue_from), ("--eval-data", eval_data), ("--tokenizer", tokenizer), ("--out", out)]
     arguments = [word for value in data for word in ("--data", value)]
     arguments += [word for option, value in named if value is not None for word in (option, value)]
     arguments += [word for value in overrides for word in ("--set", value)]

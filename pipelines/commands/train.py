@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..base.options import DataSets, EvalData, Json, MaxUpdates, RecipeName, RunSeed, RunTokenizer, Set
+from ..base.options import ContinueFrom, DataSets, EvalData, Json, MaxUpdates, RecipeName, RunSeed, RunTokenizer, Set
 
 ORDER = 40
 
@@ -30,13 +30,14 @@ Profile = Annotated[bool, typer.Option("--profile", help="Write a trace of three
 def pretrain(
     recipe: RecipeName, data: DataSets, out: Out,
     model: Annotated[str | None, typer.Option(help="Go on from these weights: model directory, run, checkpoint or hub id.")] = None,
+    continue_from: ContinueFrom = None,
     eval_data: EvalData = None, tokenizer: RunTokenizer = None, max_updates: MaxUpdates = None, max_seconds: MaxSeconds = None,
     seed: RunSeed = None, devices: Devices = None, resume: Resume = "auto", set_: Set = None, dry_run: DryRun = False,
     profile: Profile = False, json: Json = False,
 ) -> None:
     """Pretrain a system. A run that was stopped or killed continues when the same command is given again."""
-    train(recipe, data, out, model=model, eval_data=eval_data, tokenizer=tokenizer, max_seconds=max_seconds, resume=resume,
-          dry_run=dry_run, profile=profile, json=json, overrides=list(set_ or []),
+    train(recipe, data, out, model=model, continue_from=continue_from, eval_data=eval_data, tokenizer=tokenizer, max_seconds=max_seconds,
+          resume=resume, dry_run=dry_run, profile=profile, json=json, overrides=list(set_ or []),
           keys={"seed": seed, "devices": devices, "max_updates": max_updates})
 
 

@@ -31,6 +31,7 @@ from ..run import checkpoint
 from ..run.environment import describe_environment
 from ..run.recipe import Recipe
 from ..run.trees import join_rows
+from ..train.ancestor import recorded_ancestor
 from ..train.devices import build_fabric, seed_draws
 from ..train.events import rewind_decisions
 from ..train.inputs import build_stream
@@ -180,12 +181,17 @@ def _build(past: Past, sets: list[tuple[DataSet, float]], way: _Way, console: Co
         console.say(f"reading {model}, which the run began from")
         start = find_start(recipe, entry, model, run.directory, "never")
     else:
-        start = Start(model, run.config())
+        start = Start(model, run.config(), ancestor=recorded_ancestor(run), has_begun=way.start is not None)
+    if way.start is None and start.ancestor is not None:
+        console.say(f"reading {start.ancestor.checkpoint}, which the run began from")
+        start.ancestor.verify(run.directory)
     system, _ = build_system(recipe, run.context(), start, first.layout)
     state = set_up(recipe, fabric, system, _stream(first, sets, system), None, run, Console(quiet=True))
     state.health.rewound = [range(*pair) for pair in rewind_decisions(run)]
     if way.start is not None:
         state.restore(way.start)
+    elif start.ancestor is not None:
+        state.adopt(start.ancestor.place)
     return state
 
 

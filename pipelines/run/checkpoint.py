@@ -230,17 +230,19 @@ def all_checkpoints(directory: Path) -> list[Checkpoint]:
 
 def newest(directory: Path, warn: Callable[[str], None] = warnings.warn) -> Checkpoint | None:
     """The newest checkpoint that verifies; each newer, damaged one is told to `warn`. The same on every rank."""
-
-    def search() -> int | None:
-        for checkpoint in reversed(all_checkpoints(directory)):
-            reason = damage(checkpoint.path)
-            if reason is None:
-                return checkpoint.update
-            warn(f"checkpoint {checkpoint.path.name} is damaged ({reason}); trying the one before")
-        return None
-
-    update = dist.gather_json(search() if dist.rank() == 0 else None)[0]
+    found = newest_here(directory, warn) if dist.rank() == 0 else None
+    update = dist.gather_json(None if found is None else found.update)[0]
     return None if update is None else Checkpoint(directory / name_of(update), update)
+
+
+def newest_here(directory: Path, warn: Callable[[str], None] = warnings.warn) -> Checkpoint | None:
+    """As `newest`, for one rank alone."""
+    for checkpoint in reversed(all_checkpoints(directory)):
+        reason = damage(checkpoint.path)
+        if reason is None:
+            return checkpoint
+        warn(f"checkpoint {checkpoint.path.name} is damaged ({reason}); trying the one before")
+    return None
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -318,6 +320,15 @@ def load(path: Path, tensors: Mapping[str, Tensor], ignore: Callable[[str], bool
     """
     import torch.distributed.checkpoint as dcp
 
+    wanted = check_tensors(path, tensors, ignore)
+    with _reading(path), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        here = {name: tensor for name, tensor in wanted.items() if not tensor.is_meta}  # all ranks must come, even for nothing
+        dcp.load(here, storage_reader=dcp.HuggingFaceStorageReader(str(path)), no_dist=not dist.active())
+
+
+def check_tensors(path: Path, tensors: Mapping[str, Tensor], ignore: Callable[[str], bool] = lambda _: False) -> dict[str, Tensor]:
+    """Refuse a checkpoint whose names or shapes are not those of `tensors` (see `load`); gives what is to be read, each tensor once."""
     wanted = without_aliases(tensors)
     there = {name: entry for name, entry in stored(path).items() if not ignore(name)}
     problems = [f"missing {name}" for name in wanted if name not in there]
@@ -329,10 +340,7 @@ def load(path: Path, tensors: Mapping[str, Tensor], ignore: Callable[[str], bool
     if problems:
         more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
         raise UserError(f"checkpoint {path} does not fit the model: {'; '.join(problems[:8])}{more}; use the recipe it was made with")
-    with _reading(path), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        here = {name: tensor for name, tensor in wanted.items() if not tensor.is_meta}  # all ranks must come, even for nothing
-        dcp.load(here, storage_reader=dcp.HuggingFaceStorageReader(str(path)), no_dist=not dist.active())
+    return wanted
 
 
 def model_tensors(system: nn.Module) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """A run's directory: what a training run writes, and how everything else reads it.
 
     RUN/recipe.yaml        the resolved recipe; can be passed to `polymodal pretrain` again
-    RUN/system.json        family, task, config and class names: what is needed to build the network; the model it began with
+    RUN/system.json        family, task, config and class names: what is needed to build the network; the model or run it began with
     RUN/environment.json   versions, hardware, command, data, layout and recipe of every start
     RUN/metrics.jsonl      one JSON object a line: training ("split": "train") and evaluation ("split": "eval")
     RUN/samples.jsonl      what the model made of held-out examples at each evaluation; pictures in RUN/previews/
@@ -118,7 +118,7 @@ class Run:
         return family(described["system"]).config.from_dict(described["config"])
 
     def described(self) -> dict[str, Any]:
-        """What system.json says: family, task, config, objective and classes, and the model that the run began with."""
+        """What system.json says: family, task, config, objective and classes, and the model or run that it began with."""
         path = self.directory / SYSTEM
         try:
             return dict(json.loads(path.read_text(encoding="utf-8")))
@@ -173,7 +173,8 @@ def lock_run(directory: Path) -> IO[str]:
     return lock_file(directory / _LOCK, f"another process is training in {directory}: wait for it, stop it, or use another --out")
 
 
-def record_start(run: Run, resolved: Recipe, config: Any, context: Context, model: str, start: Mapping[str, Any]) -> None:
+def record_start(run: Run, resolved: Recipe, config: Any, context: Context, model: str, start: Mapping[str, Any],
+                 ancestor: Mapping[str, Any] | None = None) -> None:
     """Write recipe.yaml, system.json and the tokenizer, and add this start to environment.json.
 
     A kill at any moment leaves each file as it was or whole.
@@ -185,9 +186,10 @@ def record_start(run: Run, resolved: Recipe, config: Any, context: Context, mode
         context: what the data told the system.
         model: what the run began with; empty for fresh weights.
         start: what there is to know about this start.
+        ancestor: the checkpoint of another run that the run went on from, where there is one.
     """
     replace_durably(run.directory / RECIPE, resolved.to_yaml())
-    described = {"system": resolved.system, "task": resolved.task, "model": model, "config": config.to_dict(),
+    described = {"system": resolved.system, "task": resolved.task, "model": model, "ancestor": ancestor, "config": config.to_dict(),
                  "objective": resolved.objective, "classes": context.classes}
     replace_durably(run.directory / SYSTEM, json.dumps(described, indent=1, ensure_ascii=False))
     if context.tokenizer is not None:

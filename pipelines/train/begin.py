@@ -22,6 +22,7 @@ from ..run.recipe import Recipe
 from . import heartbeat
 from .devices import choose_precision
 from .rewind import drop_outdated
+from .start import Start
 
 if TYPE_CHECKING:
     from .fabric import Fabric
@@ -30,7 +31,7 @@ _FIXED = ("system", "task", "size", "model", "objective", "seed", "optim.name")
 """What a run keeps for life; anything else may change when it is continued."""
 
 
-def begin(run: Run, recipe: Recipe, system: System, context: Context, model: str, resume: str | Path, stream: Stream,
+def begin(run: Run, recipe: Recipe, system: System, context: Context, origin: Start, resume: str | Path, stream: Stream,
           held_out: DataSet | None, fabric: Fabric, console: Console) -> tuple[checkpoint.Checkpoint | None, Any]:
     """Take the directory, find the checkpoint to start from, and write what describes the run and this start of it.
 
@@ -39,7 +40,7 @@ def begin(run: Run, recipe: Recipe, system: System, context: Context, model: str
         recipe: of this start.
         system: what is trained; its network's config is recorded.
         context: what the data told the system.
-        model: where its first weights come from; empty for fresh ones.
+        origin: where its first weights come from.
         resume: see `pretrain`.
         stream: what the run reads.
         held_out: what it is evaluated on.
@@ -64,8 +65,9 @@ def begin(run: Run, recipe: Recipe, system: System, context: Context, model: str
             check_order(start.state()["order"], order_state(stream))
             console.say(f"resuming after update {start.update} from {start.path}")
         at = {"update": 0, "checkpoint": ""} if start is None else {"update": start.update, "checkpoint": str(start.path.absolute())}
-        record_start(run, recipe, cast("Any", system.net).config, context, model,
-                     {**describe_environment(), **at, **_describe_start(recipe, stream, held_out, fabric)})
+        record_start(run, recipe, cast("Any", system.net).config, context, origin.source,
+                     {**describe_environment(), **at, **_describe_start(recipe, stream, held_out, fabric)},
+                     ancestor=None if origin.ancestor is None else origin.ancestor.to_dict())
         return None if start is None else str(start.path)
 
     dist.barrier()  # until every rank has looked at the directory as it was

@@ -82,8 +82,8 @@ Ending = Literal["complete", "no progress", "out of time", "asked to stop"]
 
 
 def pretrain(
-    recipe: Recipe, data: Data, out: str | Path, *, model: str | Path | None = None, eval_data: str | Path | None = None,
-    tokenizer: str | Path | None = None,
+    recipe: Recipe, data: Data, out: str | Path, *, model: str | Path | None = None,
+    continue_from: str | Path | None = None, eval_data: str | Path | None = None, tokenizer: str | Path | None = None,
     max_updates: int | None = None, max_seconds: float | None = None, resume: str | Path = "auto", dry_run: bool = False,
     profile: bool = False, console: Console | None = None,
 ) -> dict[str, Any]:
@@ -94,6 +94,8 @@ def pretrain(
         data: a data set's directory or URL, or a mixture of (directory, weight).
         out: the run's directory: new, empty, or a run to be continued.
         model: a network to start from: a model directory, run, checkpoint or hub id of the recipe's family.
+        continue_from: a run or checkpoint of the same system, whose weights and optimizer state this run begins with; its updates, data and
+            schedule are its own.
         eval_data: held-out data.
         tokenizer: a tokenizer's directory; by default the model's, or the one that lies in the data set.
         max_updates: another length than the recipe's; the schedule follows.
@@ -118,7 +120,7 @@ def pretrain(
     mixture = open_sets(data)
     held_out = None if eval_data is None else DataSet.open(eval_data)
     with building(recipe, fabric.global_rank, fabric.world_size):
-        start = find_start(recipe, family(recipe.system), model, out, resume)
+        start = find_start(recipe, family(recipe.system), model, out, resume, continue_from)
     layout = BatchLayout(recipe.data.global_batch, recipe.data.micro_batch, fabric.global_rank, fabric.world_size)
     context = read_context([d for d, _ in mixture], held_out, tokenizer or start.tokenizer)
     system, origin = build_system(recipe, context, start, layout)
@@ -133,13 +135,15 @@ def pretrain(
 
     # 2. The run's directory, and where to start
     run = Run(out)
-    found, _lock = begin(run, recipe, system, context, start.source, resume, stream, held_out, fabric, console)
+    found, _lock = begin(run, recipe, system, context, start, resume, stream, held_out, fabric, console)
 
     # 3. Devices, optimizer, state
     state = set_up(recipe, fabric, system, stream, held_out, run, console)
     with state.heartbeat.start(run.directory, fabric.global_rank, fabric.world_size, recipe.health.heartbeat):
         if found is not None:
             state.restore(found)
+        elif start.ancestor is not None:
+            state.adopt(start.ancestor.place)
         return train(state, Stop(max_seconds), profile)
 
 
@@ -152,6 +156,8 @@ def build_system(recipe: Recipe, context: Context, start: Start, layout: BatchLa
     frozen = freeze(system, recipe.optim.freeze)
     if frozen:
         lines.append(f"frozen ({', '.join(recipe.optim.freeze)}): {len(frozen)} tensors")
+    if start.ancestor is not None and not start.has_begun:
+        lines += start.ancestor.check(system, context)
     return system, lines
 
 

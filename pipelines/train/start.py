@@ -2,7 +2,8 @@
 
 A run that starts from a model takes that model's config (the recipe's `model` may override what changes no shape, such
 as dropout) and its tokenizer, and copies what fits by our parameter names. Heads (`Family.heads`) that the model does
-not have, or has for other classes, are fresh; all else must be there. What happened is told in a few lines.
+not have, or has for other classes, are fresh; all else must be there. What happened is told in a few lines. A run that goes
+on from another run of the same system (`Ancestor`) takes its config and tokenizer in the same way, and its whole state later.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from ..model import frontdoor
 from ..run import checkpoint
 from ..run.directory import SYSTEM, open_run
 from ..run.recipe import Recipe
+from .ancestor import Ancestor, find_ancestor
 
 TRUNK = "trunk"
 
@@ -38,6 +40,10 @@ class Start:
     tokenizer: Tokenizer | None = None
     net: nn.Module | None = None
     """The model; None where the run goes on from a checkpoint of its own."""
+    ancestor: Ancestor | None = None
+    """The run whose state this one began with."""
+    has_begun: bool = False
+    """Whether the run goes on from a checkpoint of its own."""
 
     def fill(self, system: System, family: Family) -> list[str]:
         """Copy what fits into the system and say what was taken, what is fresh, and what was left over."""
@@ -61,21 +67,30 @@ class Start:
                     yield f"note: the model's {name} has {', '.join(other)}: set objective.* if that is not meant"
 
 
-def find_start(recipe: Recipe, family: Family, model: str | Path | None, out: Path, resume: str | Path) -> Start:
+def find_start(recipe: Recipe, family: Family, model: str | Path | None, out: Path, resume: str | Path,
+               continue_from: str | Path | None = None) -> Start:
     """Where the run's weights come from, before anything is built.
 
-    A run that goes on needs no model again: its directory holds the config and the tokenizer.
+    A run that goes on needs no model again: its directory holds the config and the tokenizer. Every rank must call it.
     """
+    if model is not None and continue_from is not None:
+        raise UserError("--model and --continue-from both say where the run begins: --continue-from takes a run's optimizer state with "
+                        "its weights, --model the weights alone")
+    ancestor = find_ancestor(continue_from, out, resume)
     directory = out if resume in ("auto", "never") else Path(resume).absolute().parent.parent
     if resume != "never" and checkpoint.all_checkpoints(directory / "checkpoints"):
         run = open_run(directory)
         source = run.described().get("model", "")
         if model is not None and not source:
-            raise UserError(f"{directory} began with fresh weights and cannot go on with those of {model}: use another --out, "
-                            "or leave --model out")
-        if not source:
-            return Start()
-        return Start(source, run.config(), run.tokenizer())
+            began = "with fresh weights" if ancestor is None else f"from {ancestor.run}"
+            raise UserError(f"{directory} began {began} and cannot go on with those of {model}: use another --out, or leave --model out")
+        if not source and ancestor is None:
+            return Start(has_begun=True)
+        return Start(source, run.config(), run.tokenizer(), ancestor=ancestor, has_begun=True)
+    if ancestor is not None:
+        ancestor.check_recipe(recipe)
+        run = open_run(ancestor.run)
+        return Start("", recipe.configure(family, run.config()), run.tokenizer(), ancestor=ancestor)
     if model is None and resume == "auto" and (out / SYSTEM).is_file():  # it ended before its first checkpoint
         model = open_run(out).described().get("model") or None
     if model is None:

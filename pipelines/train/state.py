@@ -126,11 +126,16 @@ class TrainState:
         }
         return {**checkpoint.model_tensors(self.system), **tensors, **carried}, record
 
-    def restore(self, start: checkpoint.Checkpoint) -> None:
-        """Continue from a checkpoint, on whatever ranks there are now."""
+    def adopt(self, start: checkpoint.Checkpoint) -> dict[str, Any]:
+        """Take the weights and the optimizer's state of a checkpoint, of this run or another one; the rest of what it holds."""
         record = start.state()
         checkpoint.load_model(start.path, self.system)
         checkpoint.load_optimizer_state(start.path, self.system, self.optimizer, record["optim"])
+        return record
+
+    def restore(self, start: checkpoint.Checkpoint) -> None:
+        """Continue from a checkpoint, on whatever ranks there are now."""
+        record = self.adopt(start)
         self.update, self.tokens, self.bad = record["update"], record["tokens"], record["bad"]
         self.clock.elapsed = record["elapsed_s"]
         if "best" in record:
