@@ -8,6 +8,7 @@ import os
 import shlex
 import shutil
 import sys
+import warnings
 from datetime import timedelta
 from typing import Literal
 
@@ -39,8 +40,10 @@ def build_fabric(recipe: Recipe) -> Fabric:
     if recipe.compile:
         _find_compiler(accelerator)
     precision = choose_precision(recipe.precision, accelerator)
-    fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=nodes, strategy=_strategy(recipe, world, accelerator),
-                    precision="32-true" if precision == "32" else precision)
+    with warnings.catch_warnings():  # where Slurm is installed, Fabric advises every run to use srun
+        warnings.filterwarnings("ignore", "The `srun` command is available", UserWarning)
+        fabric = Fabric(accelerator=accelerator, devices=devices, num_nodes=nodes, strategy=_strategy(recipe, world, accelerator),
+                        precision="32-true" if precision == "32" else precision)
     fabric.launch()
     if accelerator == "cpu":
         keep_freed_memory()

@@ -165,7 +165,7 @@ def test_what_it_began_with_must_be_there_until_its_first_checkpoint(data, phase
 
 def test_an_update_is_made_again_from_the_state_that_the_run_began_with(data, phase1, tmp_path):
     phase2(data, phase1, tmp_path / "run", "checkpoint.every=0", "log.every=3")
-    found = replay(Past.open(tmp_path / "run", 3), losses=False)
+    found = replay(Past(open_run(tmp_path / "run"), 3), losses=False)
     assert (found["from"], found["verdict"]) == (0, "bitwise"), found
 
 
