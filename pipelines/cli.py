@@ -1,6 +1,7 @@
 """`polymodal`: the command line. Commands live in `pipelines/commands/`; this file runs them.
 
-Exit code 0: done. 2: the user's mistake, told in one line. 1: a defect. Tracebacks only with `--debug`.
+Exit code 0: done. 2: the user's mistake, told in one line. 1: a defect. 75: a run was stopped by a signal and saved (`base/endings.py`).
+Tracebacks only with `--debug`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from functools import cache
 import typer
 
 from . import commands
+from .base.endings import leave_sign
 from .base.redact import redact
 
 app = typer.Typer(name="polymodal", no_args_is_help=True, rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False,
@@ -56,6 +58,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 0
     except Exception as error:
+        leave_sign("failed")
         if debug:
             raise
         code, line = _explain(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -58,6 +59,7 @@ def train(recipe: str, data: list[str], out: Path, *, overrides: list[str], keys
           **options: Any) -> None:
     """Resolve the recipe and run it; `keys` are shorthands for the recipe's own and win over `overrides`."""
     from ..base.console import Console
+    from ..base.endings import code_of_a_stop
     from ..base.values import parse_mixture
     from ..run.recipe import recipe as resolve
     from ..train.loop import pretrain as run
@@ -67,6 +69,9 @@ def train(recipe: str, data: list[str], out: Path, *, overrides: list[str], keys
     result = run(resolve(recipe, overrides), parse_mixture(data), out, console=console, **options)
     if result["rank"] == 0:
         console.finish(result)
+    if result.get("ending") == "asked to stop" and (result["rank"] == 0 or "TORCHELASTIC_RUN_ID" in os.environ):
+        # without torchrun the other ranks are rank 0's children: it speaks for them, and their 75 would be a failure to it
+        raise typer.Exit(code_of_a_stop())
 
 
 def export(

@@ -103,6 +103,15 @@ class Job:
         return ["torchrun", f"--nnodes={self.nnodes}", f"--nproc-per-node={self.gpus}", f"--max-restarts={self.max_restarts}",
                 *rendezvous, "-m", "polymodal", *self.program(recipe)]
 
+    def agent(self, *rendezvous: str, python: str = "python") -> list[str]:
+        """The same with exit codes that a scheduler can act on."""
+        return [python, "-m", "polymodal.pipelines.launch.agent", *self.torchrun(*rendezvous)[1:]]
+
+    @property
+    def cores(self) -> int:
+        """Processor cores on each machine: as the user says, or one for each rank and each of its loader's workers."""
+        return self.options.cpus or self.gpus * (1 + self.recipe.data.workers)
+
 
 class Target(Protocol):
     """One way to start a job."""

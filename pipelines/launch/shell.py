@@ -48,7 +48,7 @@ class Torchrun:
         """Agents that meet at an address of one of them."""
         # "localhost:0" takes a free port
         place = ["--rdzv-backend=c10d", f"--rdzv-endpoint={job.options.rendezvous or 'localhost:0'}", f"--rdzv-id={job.name}"]
-        return [sys.executable, "-m", "torch.distributed.run", *job.torchrun(*place)[1:]]
+        return job.agent(*place, python=sys.executable)
 
 
 class Slurm:
@@ -68,7 +68,7 @@ class Slurm:
         gpus = f"{o.gpu_type}:{job.gpus}" if o.gpu_type else str(job.gpus)
         settings = {
             "job-name": job.name, "nodes": str(job.nodes[1]), "ntasks-per-node": "1", "gpus-per-node": gpus if job.with_gpus else None,
-            "cpus-per-task": None if o.cpus is None else str(o.cpus), "time": o.time, "partition": o.partition, "account": o.account,
+            "cpus-per-task": str(job.cores), "time": o.time, "partition": o.partition, "account": o.account,
             # the batch shell hears of the time limit, and nobody else: it decides what is told to the ranks
             "signal": f"B:USR1@{job.grace}", "requeue": "", "open-mode": "append", "output": f"{o.logs or 'logs'}/%x-%j.out",
         }
@@ -76,7 +76,7 @@ class Slurm:
         exports = [f"export {name}={value}" for name, value in job.environment.items()]
         place = ["--rdzv-backend=c10d", ShellText('--rdzv-endpoint="$head:$port"'), ShellText('--rdzv-id="$SLURM_JOB_ID"')]
         script = _SCRIPT.format(mark=MARK, settings="\n".join(lines), exports="\n".join(exports), setup=o.setup or "# no --setup",
-                                command=words(job.torchrun(*place)))
+                                cores=job.cores, command=words(job.agent(*place)))
         return {f"{job.name}.sbatch": script}
 
     def command(self, job: Job, folder: Path = Path()) -> list[str]:
@@ -93,8 +93,9 @@ set -euo pipefail
 {exports}
 {setup}
 
-# Before the time limit this shell gets USR1 and asks the ranks to stop: each saves after its update. Then the job is queued again.
-# A preempted job is told by Slurm itself (SIGTERM to the ranks) and queued again because of --requeue.
+# Before the time limit this shell gets USR1 and asks the ranks to stop; of a preemption with a grace time Slurm tells them itself. They save
+# after their update and end with code 75, and the job is queued again. Where Slurm kills a job (no grace time, a lost machine), --requeue
+# does that. A user's scancel ends this shell, too: nothing is queued again.
 asked=
 stop() {{
     asked=1
@@ -104,7 +105,8 @@ trap stop USR1
 
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 port=$((20000 + SLURM_JOB_ID % 10000))
-srun --kill-on-bad-exit=1 {command} &
+# srun does not take the cores over from sbatch; --wait: when one machine has ended, the others get a minute to leave
+srun --cpus-per-task={cores} --wait=60 {command} &
 step=$!
 code=0
 wait "$step" || code=$?
@@ -112,7 +114,7 @@ while kill -0 "$step" 2> /dev/null; do  # a signal ends `wait` before the step h
     code=0
     wait "$step" || code=$?
 done
-if [ -n "$asked" ]; then
+if [ "$code" -eq 75 ] || {{ [ -n "$asked" ] && [ "$code" -ne 0 ]; }}; then
     scontrol requeue "$SLURM_JOB_ID"
     exit 0
 fi

@@ -99,8 +99,6 @@ def _find(source: str | Path | None, out: Path, resume: str | Path) -> dict[str,
         return None if began is None else began.to_dict()
     if source is None:
         return None
-    if _run_of(source) == out.resolve():
-        raise UserError(f"--continue-from {source} is the run in --out itself: leave it out to continue that run, or use another --out")
     run, at = open_run_or_checkpoint(source)
     if at is None:
         at = checkpoint.newest_here(run.checkpoints)

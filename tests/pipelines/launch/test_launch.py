@@ -12,11 +12,13 @@ import sys
 import time
 from pathlib import Path
 
+import processes
 import pytest
 import typer
 import yaml
 from polymodal.pipelines.base.console import Console
 from polymodal.pipelines.commands import launch as commands
+from polymodal.pipelines.launch import agent
 from polymodal.pipelines.launch import launch as launching
 from polymodal.pipelines.launch.job import Job, JobOptions, seconds_of, words
 from polymodal.pipelines.launch.launch import check, job_name, launch, nodes_of
@@ -55,7 +57,8 @@ def pretrain_arguments(words):
 def torchrun_arguments(command):
     from torch.distributed.run import parse_args
 
-    return parse_args(command[command.index("torchrun") + 1 if "torchrun" in command else command.index("torch.distributed.run") + 1:])
+    program = next(word for word in ("torchrun", "polymodal.pipelines.launch.agent") if word in command)
+    return parse_args(command[command.index(program) + 1:])
 
 
 # --- torchrun and this machine
@@ -108,15 +111,19 @@ def test_the_sbatch_script():
     # sbatch stops reading its options at the first command
     body = [line for line in script.splitlines() if line and not line.startswith("#")]
     assert script.index("#SBATCH --output") < script.index(body[0])
-    assert "gpus-per-node" not in sbatch_options(only_file(job(overrides=["accelerator=cpu"]), "slurm")[1])
+    options = sbatch_options(only_file(job(overrides=["accelerator=cpu", "data.workers=3"]), "slurm")[1])
+    assert "gpus-per-node" not in options
+    assert options["cpus-per-task"] == "32", "a core for each of 8 ranks and its 3 workers"
+    # srun does not take them over
+    assert "srun --cpus-per-task=64 " in script
 
 
 STUBS = {
     "scontrol": 'echo "$@" >> "$LOG"; if [ "$1" = show ]; then printf "host-a\\nhost-b\\n"; fi',
     "scancel": 'echo "scancel $@" >> "$LOG"; kill -TERM "$(cat "$LOG.pid")"',
-    "srun": 'shift; exec "$@"',
-    "torchrun": 'printf "%s\\n" "$@" > "$LOG.words"; echo $$ > "$LOG.pid"; trap "sleep 0.3; echo saved >> $LOG; exit 1" TERM; '
-                'if [ -n "${FAIL:-}" ]; then exit 3; fi; for i in $(seq 100); do sleep 0.1; done',
+    "srun": 'shift 2; exec "$@"',
+    "python": 'printf "%s\\n" "$@" > "$LOG.words"; echo $$ > "$LOG.pid"; trap "sleep 0.3; echo saved >> $LOG; exit 75" TERM; '
+              'if [ -n "${CODE:-}" ]; then exit $CODE; fi; for i in $(seq 100); do sleep 0.1; done',
 }
 
 
@@ -144,16 +151,41 @@ def test_the_script_saves_before_its_time_is_up_and_queues_itself(cluster, tmp_p
     said = log.read_text().splitlines()
     # it waits for the last checkpoint
     assert said == ["show hostnames host-[a-b]", "scancel --signal=TERM 123456", "saved", "requeue 123456"]
-    command = ["torchrun", *(tmp_path / "log.words").read_text().splitlines()]
+    command = (tmp_path / "log.words").read_text().splitlines()
     assert torchrun_arguments(command).rdzv_endpoint == f"host-a:{20000 + 123456 % 10000}"
     assert pretrain_arguments(command)["data"] == [ODD], "the shell took nothing apart"
 
 
-def test_a_run_that_fails_fails_the_job(cluster, tmp_path):
+@pytest.mark.parametrize(("code", "ends", "queued"), [("0", 0, False), ("1", 1, False), ("2", 2, False), ("75", 0, True)])
+def test_only_a_run_that_was_stopped_is_queued_again(cluster, tmp_path, code, ends, queued):
     log, environment = cluster
     (tmp_path / "job.sbatch").write_text(only_file(job(), "slurm")[1])
-    done = subprocess.run(["bash", str(tmp_path / "job.sbatch")], env=environment | {"FAIL": "1"}, check=False)
-    assert done.returncode == 3 and "requeue" not in log.read_text()
+    done = subprocess.run(["bash", str(tmp_path / "job.sbatch")], env=environment | {"CODE": code}, check=False)
+    assert done.returncode == ends and ("requeue 123456" in log.read_text()) == queued
+
+
+# --- the agent
+
+
+@pytest.mark.parametrize(("work", "code", "said"), [
+    ("pass", 0, ""),
+    ("from polymodal.pipelines.base.endings import code_of_a_stop; import sys; sys.exit(code_of_a_stop())", 75, ""),
+    ("from polymodal.pipelines.base.endings import code_of_a_stop, leave_sign; code_of_a_stop(); leave_sign('failed')", 1, ""),
+    ("import sys; sys.exit(2)", 2, "rank 0 ended with code 2, and its own lines say why"),
+    ("import os; os.kill(os.getpid(), 9)", 1, "rank 0 ended with code -9"),
+    # told to stop, and the rank does not even say that it saved: the same command goes on
+    ("import os, time; os.kill(os.getppid(), 15); time.sleep(60)", 75, ""),
+])
+def test_the_agents_exit_codes(tmp_path, work, code, said):
+    (tmp_path / "rank.py").write_text(work)
+    child = processes.call(_agent, tmp_path / "rank.py")
+    assert child.wait() == code, child.err
+    assert said in child.err and "ChildFailedError" not in child.err and "Traceback" not in child.err, child.err
+
+
+def _agent(script):
+    sys.exit(agent.main(["--nnodes=1", "--nproc-per-node=1", "--max-restarts=0", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0",
+                         str(script)]))
 
 
 # --- Kubernetes: the fields that its API knows, from the published schemas (batch/v1 Job, kubeflow.org/v1, trainer.kubeflow.org/v1alpha1)
