@@ -93,9 +93,9 @@ set -euo pipefail
 {exports}
 {setup}
 
-# Before the time limit this shell gets USR1 and asks the ranks to stop; of a preemption with a grace time Slurm tells them itself. They save
-# after their update and end with code 75, and the job is queued again. Where Slurm kills a job (no grace time, a lost machine), --requeue
-# does that. A user's scancel ends this shell, too: nothing is queued again.
+# Before the time limit this shell gets USR1 and asks the ranks to stop; of a preemption with a grace time Slurm tells them itself. They
+# save after their update and end with code 75, and the job is queued again. Where Slurm kills a job (no grace time, a lost machine),
+# --requeue does that. A user's scancel ends this shell, too: nothing is queued again.
 asked=
 stop() {{
     asked=1

@@ -191,11 +191,13 @@ def test_a_preempted_job_saves_and_comes_back_as_the_same_run(slurm, data, tmp_p
 
 def test_a_job_at_its_time_limit_comes_back_and_one_that_is_cancelled_does_not(slurm, data, tmp_path, monkeypatch):
     out = tmp_path / "run"
-    job = submitted(slurm, data, out, monkeypatch, tmp_path, grace=25, time="1")  # minutes are Slurm's grain: it is told after 35 seconds
-    wait_for(lambda: len(updates(out)) > 3)
-    wait_for(lambda: facts(slurm, job)["Restarts"] == "1", story=lambda: facts(slurm, job))
+    job = submitted(slurm, data, out, monkeypatch, tmp_path, grace=30, time="2")  # minutes are Slurm's grain: it is told after 90 seconds
+    log = tmp_path / "logs" / f"tiny-{job}.out"
+    story = lambda: f"{facts(slurm, job)}\n{log.read_text()[-3000:] if log.exists() else ''}"  # noqa: E731
+    wait_for(lambda: len(updates(out)) > 3, story=story)
+    wait_for(lambda: facts(slurm, job)["Restarts"] == "1", story=story)
     stopped = updates(out)[-1]
-    wait_for(lambda: updates(out)[-1] > stopped, story=lambda: facts(slurm, job))
+    wait_for(lambda: updates(out)[-1] > stopped, story=story)
     slurm.ask("scancel", job)
     wait_for(lambda: facts(slurm, job)["JobState"] == "CANCELLED")
     time.sleep(5)
