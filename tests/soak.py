@@ -1,19 +1,20 @@
 """Kill training runs at random and continue them on other ranks and workers; everything must be as if nothing had happened.
 
-    python tests/soak.py --trials 100 [--seed 0] [--only gpt2] [--exec] [--json] [--keep DIR]
+    python tests/soak.py --trials 100 [--minutes 30] [--seed 0] [--only gpt2] [--exec] [--json] [--keep DIR]
 
 A trial draws a tiny system, a layout (1 to 4 ranks, ddp or fsdp, micro-batch, workers, asynchronous saving or not) and one to
 three kills: SIGKILL for one rank (its agent starts the ranks again, or gives up), for the torchrun agent (its ranks go on for a moment
-without it) or for everything, at a random update, at any moment or while a checkpoint is being written. After each it goes on, on the same
-or on another layout, until the run is complete. Every rank writes down the samples that it is given. Then
+without it) or for everything; while a start writes recipe.yaml, system.json, environment.json or the tokenizer, at any moment of the
+updates, or while a checkpoint is being written. After each it goes on, on the same or on another layout, until the run is complete.
+Every rank writes down the samples that it is given. Then
 
 - every update must have had the samples of the uninterrupted run, in its order, and every epoch every sample exactly once;
 - losses, gradient norms and final weights must be those of the uninterrupted run: bit for bit where the layout stayed the same (with
   dropout), losses within 1e-5 relative to one process's otherwise (without dropout);
 - no checkpoint under its final name may be incomplete, at any time the run stands still.
 
-One line for each trial. The first difference ends the soak with exit code 1 and the command that repeats the trial (what the moment of a
-kill meets cannot be repeated exactly).
+One line for each trial, and at the end a table of what was killed at which moment, and what was being written then. The first difference
+ends the soak with exit code 1 and the command that repeats the trial (what the moment of a kill meets cannot be repeated exactly).
 
 Starting Python and torch takes longer than such a run. Therefore the agents are torchrun's own, run by a fork of this process, and their
 ranks are forks, too; `--exec` starts everything by torchrun's command line instead, as a user does.
@@ -34,6 +35,7 @@ import tempfile
 import time
 import traceback
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -42,8 +44,9 @@ from typing import Any
 os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
 sys.path.insert(0, str(Path(__file__).parent))
 
-SAMPLES, BATCH, UPDATES = 97, 12, 24
-"""The batch divides by 1 to 4 ranks and does not divide the samples, so that epochs end inside an update."""
+SAMPLES, BATCH, UPDATES = 41, 12, 10
+"""The batch divides by 1 to 4 ranks and does not divide the samples, so that epochs end inside an update; as few as show three epochs."""
+MOMENTS = ("start", "update", "save")
 COMMON = (f"data.global_batch={BATCH}", "data.lanes=12", "data.window=8", f"max_updates={UPDATES}", "log.every=1", "log.tensorboard=false",
           "precision=32", "accelerator=cpu", "optim.name=adamw", "optim.lr=1e-3", "optim.eps=1e-6", "optim.clip=0.5", "schedule.warmup=4",
           "evaluate.every=0", "checkpoint.keep_last=3")
@@ -116,15 +119,16 @@ class Kill:
     """rank, agent or all."""
     update: int
     """Not before this update is under way."""
-    inside: bool
-    """While a checkpoint is being written."""
+    moment: str
+    """Of `MOMENTS`: start, while the run's files are being written; update, at any time; save, while a checkpoint is being written."""
     delay: float
     restart: bool
     """rank: whether the agent starts the ranks again."""
 
     def __str__(self) -> str:
-        moment = "inside a checkpoint" if self.inside else f"{1000 * self.delay:.0f} ms"
-        return f"kill {self.victim}{' (restarted)' if self.restart else ''} {moment} after update {self.update}"
+        when = "at its start" if self.moment == "start" else f"after update {self.update}"
+        inside = " inside a checkpoint" if self.moment == "save" else f" {1000 * self.delay:.0f} ms"
+        return f"kill {self.victim}{' (restarted)' if self.restart else ''}{inside} {when}"
 
 
 @dataclass
@@ -147,12 +151,12 @@ def draw(seed: int, only: str = "") -> Trial:
     coupled = SYSTEMS[name].coupled
 
     def layout(like: Layout | None = None) -> Layout:
-        moving = {"workers": rng.choice([0, 0, 1, 2]), "asynchronous": rng.random() < 0.6, "every": rng.choice([2, 3, 5])}
+        moving = {"workers": rng.choice([0, 0, 1, 2]), "asynchronous": rng.random() < 0.6, "every": rng.choice([1, 2, 3])}
         if like is not None:
             return Layout(**{**asdict(like.arithmetic), **moving})
         world = rng.choice([1, 2, 2, 3, 4])
         share = BATCH // world
-        micro = None if coupled else rng.choice([None, *[m for m in range(1, share) if share % m == 0]][-3:])
+        micro = None if coupled else rng.choice([None, share // 3])
         fsdp = world > 1 and rng.random() < 0.4
         shards = rng.choice([None, 2]) if fsdp and world == 4 else None
         return Layout(world, micro, "fsdp" if fsdp else "auto", shards, **moving)
@@ -162,7 +166,7 @@ def draw(seed: int, only: str = "") -> Trial:
     for _ in range(rng.choice([1, 2, 2, 3])):
         reached = rng.randrange(reached, min(reached + UPDATES // 2, UPDATES - 3) + 1)
         victim = rng.choice(["rank", "agent", "all"])
-        kill = Kill(victim, reached, rng.random() < 0.5, rng.uniform(0, 0.15), victim == "rank" and rng.random() < 0.5)
+        kill = Kill(victim, reached, rng.choice(MOMENTS), rng.uniform(0, 0.15), victim == "rank" and rng.random() < 0.5)
         trial.parts.append((first if not trial.parts else layout(first if trial.same else None), kill))
     trial.parts.append((layout(first if trial.same else None), None))
     return trial
@@ -190,7 +194,7 @@ def rank_main(job: Job) -> None:
     import torch
     from polymodal.pipelines.base.console import Console
     from polymodal.pipelines.data.stream import Stream
-    from polymodal.pipelines.run import checkpoint
+    from polymodal.pipelines.run import checkpoint, directory
     from polymodal.pipelines.run.recipe import recipe
     from polymodal.pipelines.train import loop
 
@@ -198,7 +202,7 @@ def rank_main(job: Job) -> None:
     out = Path(job.out)
     rank, attempt = int(os.environ["RANK"]), int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     (out.parent / f"pid-{rank}").write_text(f"{job.part} {attempt} {os.getpid()}")
-    loader, write = Stream.loader, checkpoint.write
+    loader, write, replace = Stream.loader, checkpoint.write, directory.replace_durably
     book = (out.parent / f"samples-{rank}.jsonl").open("a")
 
     def watched(self: Stream, start_update: int = 0, **more: Any) -> Iterator[Any]:
@@ -214,7 +218,14 @@ def rank_main(job: Job) -> None:
         time.sleep(job.slow / 2)
         return entry
 
-    Stream.loader, checkpoint.write = watched, slowly
+    def noted(path: Path, text: str) -> None:
+        (out.parent / f"writing-{job.part}").write_text(path.name)  # what a kill meets
+        time.sleep(job.slow / 8)
+        replace(path, text)
+        time.sleep(job.slow / 8)
+        (out.parent / f"writing-{job.part}").write_text("the tokenizer" if path.name == directory.SYSTEM else "")
+
+    Stream.loader, checkpoint.write, directory.replace_durably = watched, slowly, noted
     loop.pretrain(recipe(job.recipe, job.overrides), job.data, out, tokenizer=job.tokenizer, console=Console(quiet=True))
 
 
@@ -376,7 +387,7 @@ class Soak:
         out = self.root / f"trial-{trial.seed}"
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir()
-        counts = {"kills": 0, "inside": 0}
+        counts: dict[str, Any] = {"kills": 0, "inside": 0, "points": []}
         for part, (where, accident) in enumerate(trial.parts):
             self.part(trial, out, part, where, accident, counts)
             check_checkpoints(out)
@@ -390,7 +401,7 @@ class Soak:
         return {"seed": trial.seed, "system": trial.system, "same": trial.same, **counts, "seconds": round(seconds, 1),
                 "story": trial.story}
 
-    def part(self, trial: Trial, out: Path, part: int, where: Layout, accident: Kill | None, counts: dict[str, int]) -> None:
+    def part(self, trial: Trial, out: Path, part: int, where: Layout, accident: Kill | None, counts: dict[str, Any]) -> None:
         """Start, or continue, and meet an accident."""
         job = self.job(trial.system, where, out, part, trial.same, 0.08 if accident else 0.0)
         pid = self.start(job, where.world, int(accident is not None and accident.restart), out / "log")
@@ -401,18 +412,22 @@ class Soak:
         checkpoints = out / "run" / "checkpoints"
 
         def ripe() -> bool:
+            if accident.moment == "start":
+                return (out / f"writing-{part}").exists()
             if last_update(out, part) < accident.update:
                 return False
-            return not accident.inside or any(checkpoints.glob(".tmp-update-*"))
+            return accident.moment == "update" or any(checkpoints.glob(".tmp-update-*"))
 
         if not self.wait(pid, out, ripe):
             trial.story.append(f"[ended before it: {accident}]")
             if newest(out) != UPDATES:
                 raise Difference(f"the run ended by itself after {newest(out)} updates:\n{self.tell(out)}")
             return
-        time.sleep(accident.delay / 5 if accident.inside else accident.delay)
+        time.sleep(accident.delay if accident.moment == "update" else accident.delay / 4)
         everything = family_of(pid)
         inside = any(checkpoints.glob(".tmp-update-*"))
+        note = out / f"writing-{part}"
+        writing = (note.read_text() if note.exists() else "") or ("a checkpoint" if inside else "nothing")
         if accident.victim == "rank":
             victim = random.Random(trial.seed).randrange(where.world)
             kill([int((out / f"pid-{victim}").read_text().split()[2])])
@@ -420,7 +435,8 @@ class Soak:
             kill([pid] if accident.victim == "agent" else everything)
         counts["kills"] += 1
         counts["inside"] += inside
-        trial.story.append(f"{accident}{' [met a write]' if inside else ''}")
+        counts["points"].append([accident.moment, accident.victim, writing])
+        trial.story.append(f"{accident}{f' [met a write of {writing}]' if writing != 'nothing' else ''}")
         if accident.victim == "rank":
             self.wait(pid, out, lambda: False)
             everything += [int(p.read_text().split()[2]) for p in out.glob("pid-*")]
@@ -548,6 +564,7 @@ def main() -> int:
     """Make trials; 1 where one found a difference."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=10)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="no trial begins after this time")
     parser.add_argument("--seed", type=int, default=0, help="of the first trial; the next ones count on")
     parser.add_argument("--only", default="", help="systems whose name contains this")
     parser.add_argument("--exec", action="store_true", help="start everything by torchrun's command line")
@@ -563,7 +580,10 @@ def main() -> int:
     root.mkdir(parents=True, exist_ok=True)
     soak = Soak(root, given.exec)
     results: list[dict[str, Any]] = []
+    end = time.monotonic() + 60 * given.minutes
     for seed in range(given.seed, given.seed + given.trials):
+        if time.monotonic() > end:
+            break
         trial = draw(seed, given.only)
         try:
             results.append(soak.run(trial))
@@ -579,8 +599,14 @@ def main() -> int:
               f"{'equal bit for bit' if last['same'] else 'equal within 1e-5'}, {last['seconds']} s", flush=True)
     if given.keep is None:
         shutil.rmtree(root)
+    points = Counter(tuple(point) for r in results for point in r["points"])
+    if not given.json:
+        print(f"\n{'moment':8}{'killed':8}{'was being written':20}times")
+        for (moment, victim, writing), times in sorted(points.items()):
+            print(f"{moment:8}{victim:8}{writing:20}{times:5}")
     total = {"trials": len(results), "kills": sum(r["kills"] for r in results), "inside": sum(r["inside"] for r in results),
-             "bit_for_bit": sum(r["same"] for r in results), "seconds": round(sum(r["seconds"] for r in results), 1)}
+             "points": [[*point, times] for point, times in sorted(points.items())], "bit_for_bit": sum(r["same"] for r in results),
+             "seconds": round(sum(r["seconds"] for r in results), 1)}
     print(json.dumps(total) if given.json else f"{total['trials']} trials with {total['kills']} kills, {total['inside']} of them inside a "
           f"checkpoint's writing: no difference ({total['bit_for_bit']} compared bit for bit), {total['seconds']} s")
     return 0
