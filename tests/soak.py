@@ -423,7 +423,7 @@ class Soak:
             if newest(out) != UPDATES:
                 raise Difference(f"the run ended by itself after {newest(out)} updates:\n{self.tell(out)}")
             return
-        time.sleep(accident.delay if accident.moment == "update" else accident.delay / 4)
+        time.sleep(accident.delay / 4 if accident.moment == "save" else accident.delay)
         everything = family_of(pid)
         inside = any(checkpoints.glob(".tmp-update-*"))
         note = out / f"writing-{part}"
