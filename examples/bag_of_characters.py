@@ -131,7 +131,7 @@ class BagSystem(System[Bag, BagObjective]):
 
 
 def create(config: BagConfig, settings: BagSettings, context: Context) -> BagSystem:
-    """Build the system with fresh weights. `context` brings a tokenizer or class names to systems that need them."""
+    """Build the system with randomly initialized weights. `context` brings a tokenizer or class names to systems that need them."""
     return BagSystem(Bag(config), BagObjective(settings))
 
 

@@ -26,7 +26,7 @@ STDLIB = "stdlib"
 LEFT_OUT = {"test", "tests", "testing", "idlelib", "lib2to3", "site-packages", "dist-packages", "_vendor", "externals", "pydoc_data"}
 FIRST = re.compile(r"(?s)^(.*?[.!?])(?:\s|$)")
 WORDS, BODY_WORDS = (4, 40), 20
-"""A summary has so many words, from ... to; a body has at least so many."""
+"""Words of a summary (minimum, maximum), and the minimum of a body."""
 
 
 def folder(package: str) -> Path:

@@ -337,7 +337,7 @@ def adapt(config: CLIPConfig, context: Context) -> CLIPConfig:
 
 
 def create(config: CLIPConfig, settings: CLIPSettings, context: Context) -> CLIPSystem:
-    """The pretraining system: fresh weights, and the text tower's own where `text_tower` names one."""
+    """The pretraining system: randomly initialized weights, and the text tower's own where `text_tower` names one."""
     if config.text_tower is not None:
         own = Tokenizer.load(config.text_tower)
         if context.tokenizer is not None and context.tokenizer.fingerprint != own.fingerprint:

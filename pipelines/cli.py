@@ -72,6 +72,8 @@ def _explain(error: Exception) -> tuple[int, str]:
 
     if isinstance(error, UserError):
         return 2, f"error: {' '.join(str(error).split())}"
+    if type(error).__name__ == "NoArgsIsHelpError":  # a command without its subcommand: the help itself
+        return 2, error.format_message()  # type: ignore[attr-defined]
     if hasattr(error, "format_message"):  # click's and typer's usage errors
         return 2, f"error: {' '.join(error.format_message().split())}; see `polymodal --help`"  # type: ignore[attr-defined]
     if isinstance(error, OSError):

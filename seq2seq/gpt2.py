@@ -79,7 +79,7 @@ class GPT2Config(Config):
     layer_norm_epsilon: float = 1e-5
     """Epsilon of every layer norm."""
     initializer_range: float = 0.02
-    """Standard deviation of fresh weights."""
+    """Standard deviation of the initial weights."""
     bos_token_id: int | None = 50256
     """Id a text starts from where there is no prompt."""
     eos_token_id: int | tuple[int, ...] | None = 50256
@@ -362,7 +362,7 @@ class GPT2System(System[GPT2LMHeadModel, CausalObjective]):
 
 
 def create(config: GPT2Config, settings: CausalSettings, context: Context) -> GPT2System:
-    """Build GPT-2 with fresh weights and its objective."""
+    """Build GPT-2 with randomly initialized weights and its objective."""
     length = settings.max_length or config.n_positions
     if length > config.n_positions:
         raise UserError(f"objective.max_length is {length}, the model has {config.n_positions} positions: "

@@ -304,7 +304,7 @@ class T5System(Seq2SeqSystem):
 
 
 def create(config: T5Config, settings: SpanSettings, context: Context) -> T5System:
-    """Build T5 with fresh weights and its objective."""
+    """Build T5 with randomly initialized weights and its objective."""
 
     def objective(tokenizer: Tokenizer) -> SpanObjective:
         return SpanObjective(tokenizer.fitting(config.vocab_size), settings, config.start_id)

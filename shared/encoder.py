@@ -47,7 +47,7 @@ class EncoderConfig(Config):
     type_vocab_size: int = 2
     """Rows of the token-type table (segments A and B)."""
     initializer_range: float = 0.02
-    """Standard deviation of fresh weights."""
+    """Standard deviation of the initial weights."""
     layer_norm_eps: float = 1e-12
     """Epsilon of every layer norm."""
     pad_token_id: int | None = 0

@@ -121,7 +121,7 @@ class Net:
 
     Args:
         architecture: the class name in config.json's `architectures` ("BertForMaskedLM").
-        build: config -> module with fresh weights.
+        build: config -> module with randomly initialized weights.
         formats: how libraries lay it out. It is written in the first that suits its config, where none is asked for.
     """
 
@@ -159,7 +159,7 @@ class Task:
     Args:
         objective: in a few words.
         settings: the frozen dataclass of the objective's settings (`mask_prob`, `max_length` ...).
-        create: (config, settings, context) -> a system with fresh weights.
+        create: (config, settings, context) -> a system with randomly initialized weights.
         name: what recipes and `--set task=` call it: "classify", "text2text"; pretraining has the empty name.
         adapt: fit the config of a network, fresh or loaded, to the data: the number and names of classes. The vocabulary stays.
         architecture: `Net.architecture` of the network that is trained; empty where the settings decide.
@@ -173,7 +173,7 @@ class Task:
     architecture: str = ""
 
     def build(self, config: Any, settings: Mapping[str, Any], context: Context) -> System:
-        """A system with fresh weights; `settings` are those of a recipe's `objective`."""
+        """A system with randomly initialized weights; `settings` are those of a recipe's `objective`."""
         return self.create(config, build_settings(self.settings, settings, f"{self.name or 'pretraining'} objective"), context)
 
 
@@ -216,7 +216,7 @@ class Family:
     """What its networks are fine-tuned for."""
     nets: tuple[Net, ...] = ()
     heads: tuple[str, ...] = ()
-    """Parts of its networks that get fresh weights where a run starts from a network without them, or with others.
+    """Parts of its networks that are randomly initialized where a run starts from a network without them, or with others.
     All else must be there: a network that is the trunk alone, or has it as `trunk`, fits every other."""
     model_type: str = ""
     """config.json's `model_type` in transformers' format; empty where there is none."""

@@ -26,7 +26,7 @@ CACHED_LOGITS = 1 << 19
 """Of these, how many a CPU makes into gradients at a time (2 MiB in fp32)."""
 
 ROW_LOGITS = 64
-"""Rows of logits begin at multiples of so many: with an odd vocabulary (50257) products of unaligned rows are slower."""
+"""Rows of logits begin at multiples of this number of elements: with an odd vocabulary (50257) products of unaligned rows are slower."""
 
 
 def at_least_fp32(x: Tensor) -> Tensor:

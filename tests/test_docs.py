@@ -168,6 +168,25 @@ def test_commands_and_options_exist(page: Path) -> None:
             raise AssertionError(f"{shlex.join(words)}: {message}") from None
 
 
+@pytest.mark.parametrize("command", [[], ["evaluate"], ["tokenizer"]])
+def test_a_command_without_its_subcommand_shows_its_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    from polymodal.pipelines import cli
+
+    assert cli.run(command) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(" ".join(["Usage: polymodal", *command])) and "\nCommands:\n" in said and "error" not in said.splitlines()[0]
+
+
+def test_examples_in_help_keep_their_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    from polymodal.pipelines import cli
+
+    assert cli.run(["evaluate", "perplexity", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "\\b" not in said and "\n  polymodal evaluate perplexity --model RUN --data held-out\n" in said
+    page = (DOCS / "commands.md").read_text(encoding="utf-8")
+    assert "\\b" not in page and "\b" not in page and "```sh\npolymodal evaluate perplexity --model RUN --data held-out\n" in page
+
+
 def test_the_check_of_commands_can_fail() -> None:
     for line in ("polymodal pretrian gpt2-tiny", "polymodal pretrain gpt2-tiny --data D --out R --sed 1", "polymodal pretrain gpt2-tiny"):
         with pytest.raises(Exception):  # noqa: B017  (the parser's own kinds)

@@ -57,5 +57,5 @@ def test_the_walk_through(tmp_path: Path) -> None:
     for name in ("calm", "run"):
         assert [row["update"] for row in Run(tmp_path / "work" / name).metrics("train")] == list(range(1, 81))
     assert "the contact with another rank broke" in logs and "internal error" not in logs
-    assert "complete after update 80" in logs.split("launch-2.log")[1], "the run was complete before it could be continued"
+    assert "training finished at update 80" in logs.split("launch-2.log")[1], "the run was complete before it could be continued"
     assert (tmp_path / "work/model/config.json").is_file()

@@ -220,7 +220,7 @@ class BertSystem(MaskedLMSystem[BertForPreTraining | BertForMaskedLM, BertObject
 
 
 def create(config: BertConfig, settings: BertSettings, context: Context) -> BertSystem:
-    """Build BERT with fresh weights and its objective."""
+    """Build BERT with randomly initialized weights and its objective."""
     length = longest(config, settings.max_length)
     if settings.nsp and config.type_vocab_size < 2:
         raise UserError("next sentence prediction needs two token types: set model.type_vocab_size to 2 or objective.nsp to false")

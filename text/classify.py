@@ -33,7 +33,7 @@ from .framing import Frame, longest
 from .tasks import SequenceClassifier
 
 LISTED = 50
-"""Up to so many classes have an F1 of their own in the metrics."""
+"""With at most this many classes, the metrics have an F1 for each."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class ClassifyObjective(Objective[ClassifyExample]):
     """A text, or a pair, and its class."""
 
     def __init__(self, tokenizer: Tokenizer, labels: tuple[str, ...], max_length: int, token_types: int = 2) -> None:
-        """Make the data side for the classes `labels`, texts of at most `max_length` tokens and a trunk with so many token types."""
+        """Make the data side for the classes `labels`, texts of at most `max_length` tokens and a trunk with `token_types` token types."""
         self.framed = Frame(tokenizer, "classification")
         self.tokenizer = tokenizer
         self.labels = labels

@@ -413,7 +413,7 @@ def generator_config(config: ElectraConfig, settings: ElectraSettings) -> Electr
 
 
 def create(config: ElectraConfig, settings: ElectraSettings, context: Context) -> ElectraSystem:
-    """Build ELECTRA with fresh weights and its objective."""
+    """Build ELECTRA with randomly initialized weights and its objective."""
     length = longest(config, settings.max_length)
     if config.type_vocab_size < 2:
         raise UserError("ELECTRA's two segments need two token types: set model.type_vocab_size to 2")

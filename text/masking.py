@@ -106,7 +106,7 @@ class MaskingSettings:
     max_length: int | None = None
     """Tokens of a sequence, special ones included; None takes the model's positions."""
     max_predictions: int | None = None
-    """At most so many predictions in a sequence; None for no limit (the paper's 20 at length 128 and 80 at 512 never bind at 15%)."""
+    """Upper limit of predictions in a sequence; None for no limit (the paper's 20 at length 128 and 80 at 512 never bind at 15%)."""
 
     PROBABILITIES: ClassVar[tuple[str, ...]] = ("mask_prob",)
 

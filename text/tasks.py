@@ -44,7 +44,7 @@ class TaskConfig(Protocol):
 
     @property
     def initializer_range(self) -> float:
-        """Standard deviation of fresh weights."""
+        """Standard deviation of the initial weights."""
         ...
 
 

@@ -75,7 +75,7 @@ class TransfoXLConfig(Config):
     d_inner: int = 4096
     """Width of the feed-forward layer."""
     div_val: int = 4
-    """Each cluster's word vectors are so many times narrower than those of the one before; 1: one table for all."""
+    """Factor by which each cluster's word vectors are narrower than those of the cluster before; 1: one table for all."""
     pre_lnorm: bool = False
     """Normalise before each part instead of after it."""
     n_layer: int = 18
@@ -97,13 +97,13 @@ class TransfoXLConfig(Config):
     untie_r: bool = True
     """Each layer has its own u and v; False: all share them, as in the paper."""
     init: Literal["normal", "uniform"] = "normal"
-    """Distribution of fresh weights."""
+    """Distribution of the initial weights."""
     init_range: float = 0.01
     """uniform: weights lie between - and + this."""
     proj_init_std: float = 0.01
     """Standard deviation of fresh projections of words."""
     init_std: float = 0.02
-    """normal: standard deviation of fresh weights; of layer norms around 1 in any case."""
+    """normal: standard deviation of the initial weights; of layer norms around 1 in any case."""
     layer_norm_epsilon: float = 1e-5
     """Epsilon of every layer norm."""
     tie_word_embeddings: bool = True
@@ -270,7 +270,7 @@ class TransfoXLModel(nn.Module):
 
     @torch.no_grad()
     def _remember(self, states: list[Tensor], mems: Memory | None, keep: Tensor | None) -> Memory | None:
-        """The last `memory_length` states of each row that are no padding; always so many, masked before the beginning."""
+        """The last `memory_length` states of each row that are no padding; places before the beginning are masked."""
         wanted = self.memory_length
         if not wanted:
             return None
@@ -315,7 +315,7 @@ class TransfoXLLMHeadModel(nn.Module):
 
 
 def initialise(module: nn.Module, config: TransfoXLConfig) -> None:
-    """Draw fresh weights as the reference does: projections of words, norms around 1, biases 0, all else by `init`."""
+    """Draw the initial weights as the reference does: projections of words, norms around 1, biases 0, all else by `init`."""
     norms = {id(part.weight) for part in module.modules() if isinstance(part, nn.LayerNorm)}
     for name, parameter in module.named_parameters():
         if id(parameter) in norms:
@@ -467,7 +467,7 @@ class TransformerXLSystem(System[TransfoXLLMHeadModel, SegmentObjective]):
 
 
 def create(config: TransfoXLConfig, settings: SegmentSettings, context: Context) -> TransformerXLSystem:
-    """Build Transformer-XL with fresh weights and its objective."""
+    """Build Transformer-XL with randomly initialized weights and its objective."""
     rows = max(1, config.mem_len)  # the paper trains with memory and segments of one length
     objective = context.objective("transformer_xl",
                                   lambda tokenizer: SegmentObjective(tokenizer.fitting(config.vocab_size), settings, rows))

@@ -30,7 +30,7 @@ HALF = (0.5, 0.5, 0.5)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _LONGEST = 16
-"""A longer side of at most so many crops is resized as a whole."""
+"""A picture whose longer side is at most this many crops is resized as a whole."""
 _MODES = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 

@@ -48,7 +48,7 @@ class ViTConfig(TowerConfig):
     attention_probs_dropout_prob: float = 0.0
     """Dropout of the attention weights."""
     initializer_range: float = 0.02
-    """Standard deviation of fresh weights."""
+    """Standard deviation of the initial weights."""
     layer_norm_eps: float = 1e-12
     """Epsilon of every layer norm. This is transformers' default; the paper's code, timm and the named sizes use 1e-6."""
     qkv_bias: bool = True
@@ -385,7 +385,7 @@ def _some(names: tuple[str, ...] | None) -> str:
 
 
 def create(config: ViTConfig, settings: ViTSettings, context: Context) -> ViTSystem:
-    """The pretraining system with fresh weights."""
+    """The pretraining system with randomly initialized weights."""
     need_one_class_each(config, "training")
     if None not in (context.classes, config.labels) and context.classes != config.labels:
         raise UserError(f"the model's classes are {_some(config.labels)}, the data's are {_some(context.classes)}: "

@@ -20,7 +20,7 @@ class Options:
     """The peer; None takes the benchmark's usual ones."""
     repetitions: int = 5
     seconds: float | None = None
-    """After so many seconds no further case is begun; what was left out is recorded."""
+    """Seconds after which no further case starts; what was left out is recorded."""
     only: str = ""
     """Run the cases whose name contains this."""
 

@@ -21,7 +21,7 @@ from .case import Contender
 from .machine import MIB, Memory, cpu_time, synchronize, use_threads, watch_memory
 
 LAP = 0.3
-"""On CUDA a repetition is as many steps as fill about so many seconds: a host that runs ahead of its device is part of training."""
+"""On CUDA a repetition takes as many steps as fit in about this many seconds: a host that runs ahead of its device is part of training."""
 
 
 @dataclass

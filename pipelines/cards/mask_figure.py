@@ -7,7 +7,7 @@ import torch
 from ...shared.attention.mask import Mask
 
 LENGTH = 16
-"""Keys of a figure: every field of a drawn mask is made for so many."""
+"""Number of keys in a figure: every field of a drawn mask has this length."""
 CELL, EDGE = 11, 18
 """Pixels of a cell and before the first one."""
 

@@ -139,7 +139,10 @@ def commands_page() -> str:
         options = [p for p in command.params if p.param_type_name == "option"]
         needed = [f"{p.opts[0]} {_value(p, hints)}" for p in options if p.required]
         usage = " ".join(["polymodal", name, *(_value(p, hints) for p in arguments), *needed, "[OPTIONS]"])
-        lines += [f"\n## {name}\n\n", f"{' '.join((command.help or '').split())}\n\n", f"```text\n{usage}\n```\n\n"]
+        told, _, examples = (command.help or "").partition("\b")  # what follows keeps its lines: see click
+        lines += [f"\n## {name}\n\n", f"{' '.join(told.split())}\n\n", f"```text\n{usage}\n```\n\n"]
+        if examples:
+            lines.append(f"```sh\n{inspect.cleandoc(examples)}\n```\n\n")
         rows = [(f"`{_value(p, hints)}`", _help(p), "") for p in arguments]
         rows += [(_names(p, hints), _help(p), "required" if p.required else _shown(p)) for p in options]
         lines.append(table(("argument or option", "meaning", "default"), rows))

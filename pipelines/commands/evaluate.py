@@ -25,7 +25,7 @@ Force = Annotated[bool, typer.Option("--force", help="Overwrite these files.")]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Samples that run together. Default: by task.")]
 Device = Annotated[str, typer.Option(metavar="auto|cpu|cuda|mps", help="What to run on; auto takes a GPU where there is one.")]
 Devices = Annotated[int | None, typer.Option(min=1, help="Processes on this machine. Default: one for each GPU, or one.")]
-Precision = Annotated[str, typer.Option(metavar="32|bf16-mixed|auto", help="Number format.")]
+Precision = Annotated[str, typer.Option(metavar="32|bf16-mixed|bf16-true|auto", help="Number format. bf16-true: weights in bf16 too.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes of each rank that read and decode.")]
 Labels = Annotated[str | None, typer.Option(metavar="cat,dog|FILE", help="Names in place of the data's, in the order of their numbers.")]
 
@@ -56,7 +56,7 @@ def perplexity(
     precision: Precision = "32", workers: Workers = 0,
     quantize: Quantize = None, json: Json = False,
 ) -> None:
-    r"""How well texts are predicted: by the system's own objective, by a sliding window, or masking each word alone.
+    """How well texts are predicted: by the system's own objective, by a sliding window, or masking each word alone.
 
     \b
     polymodal evaluate perplexity --model RUN --data held-out
@@ -81,7 +81,7 @@ def zero_shot(
     predictions: Predictions = None, force: Force = False, batch_size: BatchSize = None, device: Device = "auto", devices: Devices = None,
     precision: Precision = "32", workers: Workers = 0, json: Json = False,
 ) -> None:
-    r"""Classify labelled pictures by the names of their classes, with a CLIP: top-1, top-5, each class.
+    """Classify labelled pictures by the names of their classes, with a CLIP: top-1, top-5, each class.
 
     \b
     polymodal evaluate zero-shot --model RUN --data flowers --template "a photo of a {}, a flower."
@@ -103,7 +103,7 @@ def retrieval(
     precision: Precision = "32", workers: Workers = 0,
     json: Json = False,
 ) -> None:
-    r"""Find captions by pictures and pictures by captions, with a CLIP: recall at 1, 5, 10, median rank.
+    """Find captions by pictures and pictures by captions, with a CLIP: recall at 1, 5, 10, median rank.
 
     \b
     polymodal evaluate retrieval --model RUN --data pairs --out retrieval.json
@@ -120,7 +120,7 @@ def classify(
     predictions: Predictions = None, force: Force = False, batch_size: BatchSize = None, device: Device = "auto", devices: Devices = None,
     precision: Precision = "32", workers: Workers = 0, json: Json = False,
 ) -> None:
-    r"""Classify labelled pictures or texts by a trained head: accuracy, F1, precision, recall, confusion.
+    """Classify labelled pictures or texts by a trained head: accuracy, F1, precision, recall, confusion.
 
     \b
     polymodal evaluate classify --model RUN --data held-out --predictions guesses.jsonl
@@ -144,7 +144,7 @@ def generate(
     predictions: Predictions = None, force: Force = False, batch_size: BatchSize = None, device: Device = "auto", devices: Devices = None,
     precision: Precision = "32", workers: Workers = 0, quantize: Quantize = None, json: Json = False,
 ) -> None:
-    r"""Let a model write a text for each sample and compare it with the target: ROUGE, BLEU.
+    """Let a model write a text for each sample and compare it with the target: ROUGE, BLEU.
 
     \b
     polymodal evaluate generate --model RUN --data held-out --prefix "summarize: " --num-beams 4 --predictions texts.jsonl

@@ -56,7 +56,7 @@ def generate(
     tokenizer: ModelTokenizer = None,
     whole: Annotated[bool, typer.Option("--whole", help="A file (or stdin) is one prompt, of all its lines.")] = False,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Default: 50, or what the model's positions leave.")] = None,
-    min_new_tokens: Annotated[int | None, typer.Option(min=0, help="No end before so many tokens. Default: 0.")] = None,
+    min_new_tokens: Annotated[int | None, typer.Option(min=0, help="Do not end a text before N tokens. Default: 0.")] = None,
     do_sample: Annotated[bool | None, typer.Option(
         "--do-sample/--no-do-sample", help="Draw tokens; else the most probable one each time, which is the default.")] = None,
     temperature: Annotated[float | None, typer.Option(help="Divides the logits before drawing. Default: 1.")] = None,
@@ -67,10 +67,10 @@ def generate(
     repetition_penalty: Annotated[float | None, typer.Option(
         help="Above 1: tokens that occurred become less probable. Default: 1.")] = None,
     no_repeat_ngram_size: Annotated[int | None, typer.Option(
-        min=0, help="So many tokens in a row never occur twice; 0, the default, for no limit.")] = None,
-    num_beams: Annotated[int | None, typer.Option(min=1, help="Search with so many beams. Default: 1.")] = None,
+        min=0, help="No N tokens in a row occur twice; 0, the default: no limit.")] = None,
+    num_beams: Annotated[int | None, typer.Option(min=1, help="Number of beams. Default: 1, no beam search.")] = None,
     num_return_sequences: Annotated[int | None, typer.Option(
-        min=1, help="So many draws, or best beams, of each prompt. Default: 1.")] = None,
+        min=1, help="Texts for each prompt: draws, or the best beams. Default: 1.")] = None,
     length_penalty: Annotated[float | None, typer.Option(help="Of beams: above 0 favours long texts. Default: 1.")] = None,
     early_stopping: Annotated[str | None, typer.Option(
         metavar="true|false|never",
@@ -184,7 +184,8 @@ def embed(
                                              "continues when it is run again.")] = None,
     of: Annotated[str | None, typer.Option(metavar="text|image", help="With --data: what becomes vectors. Default: what there is.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the vectors to a .npy array [N, D] or to .jsonl instead of stdout.")] = None,
-    max_length: Annotated[int | None, typer.Option(min=1, help="Cut texts to so many tokens. Default: what the model takes.")] = None,
+    max_length: Annotated[int | None, typer.Option(min=1, help="At most N tokens of a text; the rest is cut off. Default: the "
+                                                             "model's limit.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Leave the vectors' lengths as they are, instead of 1.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts that run together.")] = 32,
     device: Device = None,

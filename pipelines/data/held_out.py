@@ -20,7 +20,7 @@ from .samples import SampleReader
 
 
 def chosen_samples(samples: int, seed: int, limit: int | None = None) -> list[int]:
-    """The numbers of `limit` samples (None: of all) out of so many, drawn by the seed, in the order of the evaluation."""
+    """The numbers of `limit` samples (None: all) of `samples`, drawn by the seed, in the order of the evaluation."""
     return permutation(samples, "evaluation", seed)[: limit or samples].tolist()
 
 

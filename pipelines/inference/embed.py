@@ -56,7 +56,7 @@ def embed(
         model: from `polymodal.load`: a text encoder, or a network with a text encoder as its trunk.
         texts: the texts.
         tokenizer: the model's.
-        max_length: longer texts are cut to so many tokens; by default what the model takes.
+        max_length: at most this many tokens of a text, the rest is cut off; by default the maximum of the model.
         batch_size: texts that run together.
         normalize: scale each vector to length 1.
         advance: called with the number of texts that are done, for a progress bar.

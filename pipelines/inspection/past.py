@@ -187,7 +187,7 @@ def show(stream: Stream, index: int, limit: int | None = None, chosen: Sequence[
     Args:
         stream: of the run; with `BatchLayout.replays`, the micro-batches of all ranks are shown.
         index: number of the update.
-        limit: decode so many samples; None for all.
+        limit: decode at most this many samples; None for all.
         chosen: decode these samples instead.
 
     Raises:

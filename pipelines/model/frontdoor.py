@@ -54,7 +54,7 @@ def system(
     objective: Mapping[str, Any] | None = None,
     **config_overrides: Any,
 ) -> System:
-    """Build a system with fresh weights: `.net`, `.objective`, and `system(batch)` -> `Step`.
+    """Build a system with randomly initialized weights: `.net`, `.objective`, and `system(batch)` -> `Step`.
 
     Args:
         name: one of `systems()`.

@@ -92,7 +92,7 @@ def pack(sources: Sequence[str | Path] | str | Path, out: str | Path, settings: 
     for folder in reversed(folders):
         shutil.rmtree(folder / WORK, ignore_errors=True)
     for folder, index in zip(folders, indexes, strict=True):
-        fill = f", rows {index.schema['fill']:.4f} full" if "fill" in index.schema else ""
+        fill = f", rows {index.schema['fill']:.2%} full" if "fill" in index.schema else ""
         skipped = f", {index.schema['skipped']} skipped" if "skipped" in index.schema else ""
         repeats = f", {index.schema['repeats']} repeat another" if "repeats" in index.schema else ""
         console.say(f"{folder}: {index.samples} samples in {len(index.shards)} shards{fill}{skipped}{repeats}")

@@ -184,7 +184,7 @@ def record_start(run: Run, resolved: Recipe, config: Any, context: Context, mode
         resolved: the recipe.
         config: of the network.
         context: what the data told the system.
-        model: what the run began with; empty for fresh weights.
+        model: what the run began with; empty for randomly initialized ones.
         start: what there is to know about this start.
         ancestor: the checkpoint of another run that the run went on from, where there is one.
     """

@@ -89,10 +89,10 @@ class EvaluateSettings:
     every: int = 0
     """Updates between two evaluations; 0: only at the end."""
     batch: int | None = None
-    """Samples of one evaluation batch over all ranks; null: as in training. A system that reads in sequence has so many lanes (null: one
-    for each sample of an update): each begins without a memory, so fewer lanes suit a small data set."""
+    """Samples of one evaluation batch over all ranks; null: as in training. For a system that reads in sequence: its lanes (null:
+    one for each sample of an update); each begins without a memory, so fewer lanes suit a small data set."""
     limit: int | None = None
-    """At most so many samples; null: all."""
+    """Upper limit of samples; null: all."""
     previews: int = 4
     """Examples of what the model does, written to samples.jsonl at every evaluation."""
     monitor: str = "loss"
@@ -100,7 +100,7 @@ class EvaluateSettings:
     mode: Literal["auto", "min", "max"] = "auto"
     """Whether a lower or a higher number is better; auto: higher for accuracy, F1, AUC, recall, ROUGE ..., else lower."""
     patience: int = 0
-    """The run ends after so many evaluations without a better one; 0: never."""
+    """Evaluations in a row without a better one after which the run ends; 0: it never ends for this reason."""
     min_delta: float = 0.0
     """By how much an evaluation must be better to count."""
 
@@ -130,15 +130,15 @@ class HealthSettings:
     """raise ends the run. skip leaves the weights as they are and goes on. rewind goes back to the last checkpoint before it and leaves
     out the updates that led there."""
     spike: float | None = None
-    """A gradient norm more than so many times the median of the last `window` ones is wrong too; null: only one that is not finite."""
+    """An update is also bad if its gradient norm exceeds this factor times the median of the last `window` norms; null: no such check."""
     window: int = 100
     """Gradient norms that a spike is compared with; before there are as many, nothing is a spike."""
     skip_updates: int = 1
     """rewind: updates to leave out; the last of them is the one that went wrong."""
     max_rewinds: int = 10
-    """rewind: after so many, the next one ends the run."""
+    """rewind: rewinds allowed in a run; one more ends the run."""
     max_skips: int = 10
-    """skip: after so many in a row, the next one ends the run."""
+    """skip: skipped updates allowed in a row; one more ends the run."""
     leave_out: tuple[tuple[int, int], ...] = ()
     """Updates that make no step, as [first, last] pairs of numbers as the log has them: their samples are read and counted only."""
     heartbeat: float = 10.0
@@ -227,7 +227,7 @@ class Recipe:
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
 
     def build(self, family: Family, context: Context, config: Any = None) -> System:
-        """The system with fresh weights, drawn from `seed`.
+        """The system with randomly initialized weights, drawn from `seed`.
 
         Args:
             family: the registry entry of `system`.

@@ -504,5 +504,6 @@ def export(state: TrainState, ending: Ending) -> None:
         state.console.say(f"the best {monitor} was {state.best.value:.4f}, after update {best.update}: that is exported")
     state.mark("exporting")
     finished = state.whole_system()
+    said = "training finished" if ending == "complete" else f"training stopped ({ending})"
     dist.on_rank_0(lambda: export_system(finished, state.run.export, state.run.tokenizer()))
-    state.console.say(f"{ending} after update {state.update}; the network is in {state.run.export}")
+    state.console.say(f"{said} at update {state.update}; exported to {state.run.export}")

@@ -52,7 +52,8 @@ def preflight(recipe: Recipe, system: System, stream: Stream, held_out: DataSet 
         f"{_divided(recipe, fabric)}",
         *plan_lines(stream),
         f"run: {recipe.max_updates:,} updates = {samples:,} samples = {samples / stream.samples_per_epoch:.2f} epochs; "
-        f"{recipe.optim.name}, peak rate {recipe.optim.lr:g}, {recipe.schedule.name} after {recipe.schedule.warmup} updates of warmup",
+        f"{recipe.optim.name}, peak learning rate {recipe.optim.lr:g}, "
+        f"{recipe.schedule.name} after {recipe.schedule.warmup} updates of warmup",
     ]
     if recipe.schedule.warmup >= recipe.max_updates:
         lines.append(f"note: the run ends within the warmup of {recipe.schedule.warmup} updates (schedule.warmup)")

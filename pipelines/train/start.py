@@ -34,9 +34,9 @@ class Start:
     """Where a run's weights come from."""
 
     source: str = ""
-    """The model's directory or hub id; empty for a run with fresh weights."""
+    """The model's directory or hub id; empty for a run with randomly initialized weights."""
     config: Any = None
-    """The model's config, with the recipe's overrides; None for a run with fresh weights."""
+    """The model's config, with the recipe's overrides; None for a run with randomly initialized weights."""
     tokenizer: Tokenizer | None = None
     net: nn.Module | None = None
     """The model; None where the run goes on from a checkpoint of its own."""
@@ -53,7 +53,7 @@ class Start:
         for place, net in system.exports().items():
             found = self.net if not place else frontdoor.parts(self.source, place)
             name = f"{self.source}{f' ({place})' if place else ''}"
-            lines += [f"weights of {name}: {place} has fresh weights"] if found is None else copy_weights(net, found, family, name)
+            lines += [f"weights of {name}: {place} is randomly initialized"] if found is None else copy_weights(net, found, family, name)
         return [*lines, *self._files(system.net)]
 
     def _files(self, net: nn.Module) -> Iterable[str]:
@@ -82,7 +82,7 @@ def find_start(recipe: Recipe, family: Family, model: str | Path | None, out: Pa
         run = open_run(directory)
         source = run.described().get("model", "")
         if model is not None and not source:
-            began = "with fresh weights" if ancestor is None else f"from {ancestor.run}"
+            began = "with randomly initialized weights" if ancestor is None else f"from {ancestor.run}"
             raise UserError(f"{directory} began {began} and cannot go on with those of {model}: use another --out, or leave --model out")
         if not source and ancestor is None:
             return Start(has_begun=True)
@@ -134,17 +134,17 @@ def copy_weights(target: nn.Module, source: nn.Module, family: Family, name: str
     if problems:
         more = f"; and {len(problems) - 6} more" if len(problems) > 6 else ""
         raise UserError(f"the weights of {name} do not fit this network: {'; '.join(problems[:6])}{more}: leave overrides of model.* "
-                        "that change its shape out, or start with fresh weights")
+                        "that change its shape out, or start from randomly initialized weights")
     with torch.no_grad():
         for key in taken:
             tensors[key].copy_(given[key])
     left = [key for key in given if key not in taken]
     size = sum(tensors[key].numel() for key in taken)
-    lines = [f"weights of {name}: {len(taken)} tensors taken, {size:,} numbers"]
+    lines = [f"weights of {name}: loaded {len(taken)} tensors ({size:,} parameters)"]
     if fresh:
-        lines.append(f"fresh weights: {_parts(fresh, family)}")
+        lines.append(f"randomly initialized: {_parts(fresh, family)}")
     if left:
-        lines.append(f"left over: {_parts(left, family)}")
+        lines.append(f"not used: {_parts(left, family)}")
     return lines
 
 

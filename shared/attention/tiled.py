@@ -22,7 +22,7 @@ TILE = 1 << 18
 FEW = 64
 """Keys below which a single row of bf16 is as fast as two."""
 _REHEARSED = 8
-"""Tiles of tensors without numbers, at most about so many."""
+"""At most about this many tiles on the meta device."""
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, causal: bool = False,

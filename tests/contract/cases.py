@@ -151,7 +151,7 @@ class Case:
         return _traits(self)[2]
 
     def build(self) -> System:
-        """The system with fresh weights, as the recipe has it."""
+        """The system with randomly initialized weights, as the recipe has it."""
         return self.recipe.build(self.family, self.context)
 
     def still(self) -> Case:

@@ -62,7 +62,7 @@ class Response:
     tag: str
     """Names this version of the file, so that no other one is taken for its rest; empty where the server has no such name."""
     read: Callable[[int], bytes]
-    """At most so many of the next bytes, nothing at the end. Raises `TransientError`."""
+    """At most `size` of the next bytes; empty at the end. Raises `TransientError`."""
     close: Callable[[], object]
 
 

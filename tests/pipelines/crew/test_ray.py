@@ -104,7 +104,7 @@ def hands():
 
 @contextlib.contextmanager
 def a_kill(folder, pattern, finished):
-    """Kill a worker's process as soon as so many files are there."""
+    """Kill a worker's process as soon as `finished` files match `pattern`."""
     killed, stop, before = [], threading.Event(), set(hands())  # some may still be leaving from what was done before
 
     def watch():

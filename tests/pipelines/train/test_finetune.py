@@ -96,8 +96,8 @@ def test_a_bert_without_pooler_gives_its_trunk(data, pretrained, tmp_path):
     for key in trunk:
         torch.testing.assert_close(net[key], source[key], atol=1e-9, rtol=1e-6)
     told = "\n".join(said)
-    assert f"{len(trunk)} tensors taken" in told
-    assert "fresh weights: trunk.pooler (2 tensors), classifier (2 tensors)" in told and "left over: head (5 tensors)" in told
+    assert f"loaded {len(trunk)} tensors (" in told
+    assert "randomly initialized: trunk.pooler (2 tensors), classifier (2 tensors)" in told and "not used: head (5 tensors)" in told
     assert result["updates"] == 1
     config = json.loads((tmp_path / "run" / "export" / "config.json").read_text())
     assert config["num_hidden_layers"] == 2 and config["hidden_size"] == 16, "the size is the model's, not the recipe's"
@@ -106,14 +106,14 @@ def test_a_bert_without_pooler_gives_its_trunk(data, pretrained, tmp_path):
 def test_a_head_is_taken_where_it_has_the_same_classes_and_is_fresh_where_it_has_others(data, pretrained, tmp_path):
     finetune(data, tmp_path / "first", pretrained / "bert", "max_updates=2")
     _, said = finetune(data, tmp_path / "again", tmp_path / "first", dry_run=True)
-    assert not any("fresh" in line for line in said) and any("tensors taken" in line for line in said)
+    assert not any("randomly" in line for line in said) and any("loaded" in line for line in said)
     (tmp_path / "two.jsonl").write_text("".join(json.dumps({"text": t, "label": v == "runs"}) + "\n" for t, v in sentences(20, 1)))
     pack(tmp_path / "two.jsonl", tmp_path / "two", PackSettings(Reading(label_field="label"), holdout=4, holdout_out=tmp_path / "two-held"),
          workers=Workers(1))
     console = Listener()
     pretrain(recipe("bert-classify-tiny", SHORT), tmp_path / "two", tmp_path / "other", model=tmp_path / "first", console=console,
              dry_run=True, eval_data=tmp_path / "two-held")
-    assert "fresh weights: classifier (2 tensors)" in console.lines and "left over: classifier (2 tensors)" in console.lines
+    assert "randomly initialized: classifier (2 tensors)" in console.lines and "not used: classifier (2 tensors)" in console.lines
 
 
 def test_a_directory_of_transformers_with_the_bare_trunk_is_a_start(data, tmp_path):
@@ -123,7 +123,7 @@ def test_a_directory_of_transformers_with_the_bare_trunk_is_a_start(data, tmp_pa
     theirs.save_pretrained(tmp_path / "theirs")
     data.tokenizer.save(tmp_path / "theirs")
     _, said = finetune(data, tmp_path / "run", tmp_path / "theirs", "max_updates=1", "optim.lr=1e-12")
-    assert "fresh weights: classifier (2 tensors)" in said
+    assert "randomly initialized: classifier (2 tensors)" in said
     again = transformers.BertForSequenceClassification.from_pretrained(tmp_path / "run" / "export")
     for name, tensor in theirs.state_dict().items():
         torch.testing.assert_close(again.bert.state_dict()[name], tensor, atol=1e-9, rtol=1e-6)
@@ -132,7 +132,7 @@ def test_a_directory_of_transformers_with_the_bare_trunk_is_a_start(data, tmp_pa
 def test_electras_discriminator_head_is_no_classification_head(data, pretrained, tmp_path):
     """Both have a layer `head.dense` of one shape, and it means different things."""
     _, said = finetune(data, tmp_path / "run", pretrained / "electra", base="electra-classify-tiny", dry_run=True)
-    assert "fresh weights: head (4 tensors)" in said and "left over: head (4 tensors)" in said
+    assert "randomly initialized: head (4 tensors)" in said and "not used: head (4 tensors)" in said
 
 
 def test_pretraining_goes_on_with_every_network_of_a_run(data, pretrained, tmp_path):
@@ -140,7 +140,7 @@ def test_pretraining_goes_on_with_every_network_of_a_run(data, pretrained, tmp_p
     chosen = recipe("electra-tiny", [*SMALL, *SHORT, "model.embedding_size=16", "objective.generator_hidden_size=1.0", "max_updates=1",
                                      "optim.lr=1e-12"])
     pretrain(chosen, data.raw, tmp_path / "run", model=pretrained / "electra", console=console)
-    assert not any("fresh" in line for line in console.lines)
+    assert not any("randomly" in line for line in console.lines)
     for place in ("", "generator"):
         before, after = (polymodal.load(root / "export" / place) for root in (pretrained / "electra", tmp_path / "run"))
         for (name, old), new in zip(before.state_dict().items(), after.state_dict().values()):
@@ -280,14 +280,14 @@ def test_a_model_of_pictures_gets_a_head_for_other_classes_and_is_told_of_other_
         pretrain(recipe("vit-tiny", settings), tmp_path / "data", tmp_path / "run", model=tmp_path / "vit", console=Listener())
     console = Listener()
     pretrain(recipe("vit-tiny", [*settings, "task=classify"]), tmp_path / "data", tmp_path / "run", model=tmp_path / "vit", console=console)
-    assert "fresh weights: head (2 tensors)" in console.lines
+    assert "randomly initialized: head (2 tensors)" in console.lines
     assert any("preprocessor_config.json has image_mean [0.1, 0.2, 0.3] (here [0.5, 0.5, 0.5])" in line for line in console.lines)
     assert polymodal.load(tmp_path / "run").config.labels == ("cat", "dog")
 
 
 def test_a_run_with_fresh_weights_takes_no_model_later(data, pretrained, tmp_path):
     finetune(data, tmp_path / "run", None, *SMALL, "max_updates=5")
-    with pytest.raises(UserError, match="began with fresh weights and cannot go on with those of"):
+    with pytest.raises(UserError, match="began with randomly initialized weights and cannot go on with those of"):
         finetune(data, tmp_path / "run", pretrained / "bert", *SMALL, "max_updates=9")
 
 

@@ -251,7 +251,7 @@ def test_a_skipped_update_is_skipped_again_after_a_kill(tmp_path, data, told, mo
 
 
 class Late:
-    """A norm on its way from a GPU: it has arrived when it was asked for so many times."""
+    """A norm on its way from a GPU: it arrives after it was asked for a given number of times."""
 
     def __init__(self, polls):
         self.polls = polls
