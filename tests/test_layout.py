@@ -113,6 +113,23 @@ def test_a_room_says_at_its_door_what_it_may_import() -> None:
         assert f"May import: {wanted}." in text, f"the docstring of pipelines/{name} must end with 'May import: {wanted}.'"
 
 
+def test_the_picture_of_the_house_is_true() -> None:
+    """CONTRIBUTING shows every room once, on a floor above all that the table lets it import."""
+    from polymodal.pipelines.cards import house
+
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert text == house.with_picture(text), "run `make docs`: the picture of the house in CONTRIBUTING.md is old"
+    assert house.picture() in text
+    rooms = {room: set(names.split()) for room, names in ROOMS.items()}
+    assert {room: house.allowed(door) for room, door in house.doors().items()} == rooms
+    floors = house.floors(rooms)
+    height = {room: number for number, floor in enumerate(floors) for room in floor}
+    assert sorted(room for floor in floors for room in floor) == sorted(ROOMS)
+    assert all(height[other] < height[room] for room, names in ROOMS.items() for other in names.split())
+    with pytest.raises(AssertionError, match="circle: a, b"):
+        house.floors({"a": {"b"}, "b": {"a"}})
+
+
 def test_no_file_repeats_the_name_of_its_folder() -> None:
     for path in FILES:
         assert not path.stem.strip("_").startswith(f"{path.parent.name}_"), f"{path}: the folder says {path.parent.name} already"

@@ -236,7 +236,7 @@ class Trunk(Protocol):
     """Builds a family's trunk, such as the class `Encoder`."""
 
     def __call__(self, config: Any, *, pooler: bool) -> Encoder:
-        """With fresh weights."""
+        """With randomly initialized weights."""
         ...
 
 

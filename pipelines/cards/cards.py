@@ -19,6 +19,7 @@ from ...shared.settings import build_settings
 from ..base.markdown import table
 from ..run.recipe import recipes
 from .compatibility import compatibility_page
+from .house import with_picture
 from .mask_figure import draw
 from .reference import NOTE, commands_page, recipe_keys_page, settings_table
 
@@ -158,8 +159,11 @@ def _paragraphs(text: str) -> list[str]:
 def write(docs: Path) -> list[Path]:
     """Write the pages; returns those that changed."""
     changed: list[Path] = []
-    for name, text in pages().items():
-        path = docs / name
+    contributing = docs.parent / "CONTRIBUTING.md"
+    made = {docs / name: text for name, text in pages().items()}
+    if contributing.is_file():
+        made[contributing] = with_picture(contributing.read_text(encoding="utf-8"))
+    for path, text in made.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             path.write_text(text, encoding="utf-8")
