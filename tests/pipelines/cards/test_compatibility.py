@@ -21,6 +21,7 @@ from polymodal.shared.errors import UserError
 from polymodal.shared.keys import check_keys, honoured, no_effect, only, same
 from polymodal.text.bert import BertConfig
 from polymodal.text.electra import ElectraConfig
+from polymodal.text.roberta import RobertaConfig
 from polymodal.vision.processor_files import IMAGE_PROCESSOR, PREPROCESS_CFG, PRETRAINED_CFG, PROCESSOR_KEYS
 from polymodal.vision.vit import MODEL_ARGS, TIMM_KEYS, ViTConfig
 from timm.models.vision_transformer import VisionTransformer
@@ -76,7 +77,7 @@ def test_the_page_has_a_row_for_every_key():
 
 CONFIGS = {
     "BertConfig": BertConfig, "ElectraConfig": ElectraConfig, "GPT2Config": GPT2Config, "T5Config": T5Config, "ViTConfig": ViTConfig,
-    "CLIPConfig": CLIPConfig, "CLIPTextConfig": CLIPTextConfig, "CLIPVisionConfig": CLIPVisionConfig,
+    "RobertaConfig": RobertaConfig, "CLIPConfig": CLIPConfig, "CLIPTextConfig": CLIPTextConfig, "CLIPVisionConfig": CLIPVisionConfig,
 }  # fmt: skip
 
 
