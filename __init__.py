@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
+    from .pipelines.data.own_loop.stream import stream
     from .pipelines.inference.summarize import summarize
     from .pipelines.model.frontdoor import load, save, system, tokenizer
     from .pipelines.model.listing import systems
@@ -18,14 +19,15 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "generate": ".seq2seq.generation.generate", "load": ".pipelines.model.frontdoor", "save": ".pipelines.model.frontdoor",
+    "stream": ".pipelines.data.own_loop.stream",
     "summarize": ".pipelines.inference.summarize", "system": ".pipelines.model.frontdoor", "systems": ".pipelines.model.listing",
     "tokenizer": ".pipelines.model.frontdoor",
 }
-__all__ = ["__version__", "generate", "load", "save", "summarize", "system", "systems", "tokenizer"]
+__all__ = ["__version__", "generate", "load", "save", "stream", "summarize", "system", "systems", "tokenizer"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `load`, `save`, `tokenizer`, `generate`, `summarize`, `system` and `systems` when they are first used."""
+    """Import `load`, `save`, `tokenizer`, `generate`, `stream`, `summarize`, `system` and `systems` when they are first used."""
     if name in _WHERE:
         return getattr(importlib.import_module(_WHERE[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

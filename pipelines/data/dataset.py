@@ -99,6 +99,10 @@ class DataSet:
         """The folder or address it was opened by; without secrets, so not for opening it again."""
         return self._location.root
 
+    def address(self, shard: str) -> str:
+        """The path or address of a shard; without secrets, as `directory`."""
+        return self._location.address(shard)
+
     @property
     def tokenizer_dir(self) -> Path | None:
         """The tokenizer of a pre-tokenised data set, else None."""

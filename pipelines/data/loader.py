@@ -103,7 +103,7 @@ class CountFrom(Sampler[int]):
 
 
 @dataclass(frozen=True)
-class _Mistake:
+class Mistake:
     """A user's error that a worker hands over: an exception that crosses processes carries a traceback in its text."""
 
     message: str
@@ -119,7 +119,7 @@ class _Loaded(Dataset[Any]):
         try:
             return self._source[number], self._source.read_costs()
         except UserError as error:
-            return _Mistake(str(error))
+            return Mistake(str(error))
 
 
 def added(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
@@ -143,7 +143,7 @@ def load(source: BatchSource, numbers: Sampler[int] | range, workers: int, prefe
         if ahead is not None:
             ahead.start()
         for found in made:
-            if isinstance(found, _Mistake):
+            if isinstance(found, Mistake):
                 raise UserError(found.message)
             batch, costs = found
             if batch is not None:

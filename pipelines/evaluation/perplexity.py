@@ -110,6 +110,9 @@ class _Counted(Objective[tuple[Any, int, int]]):
         for number, example in enumerate(made):
             yield (example, len(text.split()), len(text.encode())) if not number else (example, 0, 0)
 
+    def tokens_of(self, example: tuple[Any, int, int]) -> int:
+        return self.inner.tokens_of(example[0])
+
     def collate(self, examples: list[tuple[Any, int, int]]) -> Batch:
         batch = self.inner.collate([e for e, _, _ in examples])
         batch.counts = {**batch.counts, _WORDS: sum(w for _, w, _ in examples), _BYTES: sum(b for _, _, b in examples)}

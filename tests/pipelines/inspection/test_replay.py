@@ -29,6 +29,7 @@ from polymodal.pipelines.run.directory import Run, open_run
 from polymodal.pipelines.run.recipe import recipe
 from polymodal.pipelines.train import loop
 from polymodal.shared.errors import UserError
+from polymodal.shared.system import Objective
 from polymodal.shared.tokenizer import Tokenizer
 
 LOOP = ["data.global_batch=8", "data.micro_batch=4", "log.every=5", "log.tensorboard=false", "checkpoint.every=7", "checkpoint.keep_last=9",
@@ -129,9 +130,7 @@ def test_micro_batches_and_samples_add_up_to_the_update(data, tmp_path):
 
 
 def test_the_micro_batches_of_all_ranks_are_made_by_one(data):
-    class Texts:
-        needs_partner = sequential = False
-
+    class Texts(Objective):
         def example(self, sample, rng):
             yield sample.text(), rng.random()
 
