@@ -28,7 +28,8 @@ from .samples import PreparedSample, SampleReader
 Mixture = Sequence[tuple[DataSet, float]]
 _GRACE = 1000
 """The `max_bad` fraction is taken of at least this many samples, so that the first bad one does not end a run."""
-_STAND_INS = 1000
+STAND_INS = 1000
+"""Neighbours that are tried where every sample of a micro-batch is bad."""
 
 
 class Stream:
@@ -128,7 +129,7 @@ class Stream:
     def _add_stand_in(self, ref: SampleRef, builder: BatchBuilder) -> None:
         """Where every sample of a micro-batch is bad: the nearest good neighbour in the shuffle window."""
         _, window, at = self.order.sources[ref.source].window_of(ref.position)
-        for step in range(1, min(len(window), _STAND_INS)):
+        for step in range(1, min(len(window), STAND_INS)):
             near = ref._replace(sample=int(window[(at + step) % len(window)]))
             for prepared in self._reader.prepare([near]):
                 builder.add(prepared, -1 if self.objective.sequential else None)

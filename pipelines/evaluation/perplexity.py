@@ -146,11 +146,15 @@ class OwnObjective(Measure):
         self.meter.add(step, batch.counts)
         self.weights = {name: term.weight for name, term in step.terms.items()}
         pairs = {name: (term.total, batch.counts[term.count]) for name, term in step.terms.items()} | step.metrics
-        self.records.append({
-            "index": batch.sample_ids[0], "sums": {k: [float(total), float(count)] for k, (total, count) in pairs.items()},
+        found: dict[str, Any] = {
+            "sums": {k: [float(total), float(count)] for k, (total, count) in pairs.items()},
             "labelled": [name for name, term in step.terms.items() if term.labels is not None],
             "tokens": batch.tokens, "words": batch.counts[_WORDS], "bytes": batch.counts[_BYTES],
-        })
+        }
+        if batch.sample_ids:
+            self.records.append({"index": batch.sample_ids[0], **found})
+        else:  # the rest of the batch before
+            _add(self.records[-1], found)
 
     def result(self) -> Numbers:
         """Means as in the run's own evaluations; bits, perplexities and intervals of cross-entropies."""
@@ -182,6 +186,16 @@ class OwnObjective(Measure):
                 _rates(found, sums[name][0], words, size, before)
         found.details["counts"] = {"tokens": tokens, "words": words, "bytes": size, **{n: int(sums[n][1]) for n in labelled}}
         return found
+
+
+def _add(record: dict[str, Any], more: Mapping[str, Any]) -> None:
+    """Add another forward pass of the same batch to its record."""
+    for name, (total, count) in more["sums"].items():
+        before = record["sums"].get(name, (0.0, 0.0))
+        record["sums"][name] = [before[0] + total, before[1] + count]
+    record["labelled"] = list(dict.fromkeys((*record["labelled"], *more["labelled"])))
+    for name in ("tokens", "words", "bytes"):
+        record[name] += more[name]
 
 
 def _rates(found: Numbers, nats: float, words: int, size: int, before: str = "") -> None:

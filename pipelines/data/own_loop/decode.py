@@ -48,9 +48,10 @@ class Decoder:
     def _field(self, sample: Sample, name: str) -> Any:
         if self.decode is None:
             return sample.fields[name]
-        alone = Sample(sample.key, {name: sample.fields[name]}, sample.index, sample.source)
-        kind = name.rpartition(".")[2]
-        if name in IMAGE_FIELDS:
+        kind = name.rpartition(".")[2]  # of left.png: png
+        picture = kind in IMAGE_FIELDS
+        alone = Sample(sample.key, {kind if picture else name: sample.fields[name]}, sample.index, sample.source)
+        if picture:
             return alone.image() if self.decode == "pil" else alone.pixels()
         read = _READERS.get(kind)
         return sample.fields[name] if read is None else read(alone, name)

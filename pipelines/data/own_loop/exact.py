@@ -21,7 +21,7 @@ from ....shared.sample import Sample
 from ..ahead import ReadAhead
 from ..dataset import DataSet
 from ..loader import Mistake, prepare_worker
-from ..stream import order_of
+from ..stream import STAND_INS, order_of
 from .decode import Decoder, decoded
 
 OnBad = Literal["raise", "skip"]
@@ -42,12 +42,11 @@ class ExactSamples(IterableDataset[Any]):
         self._order = order_of([(data, 1.0)], seed, lanes if shuffle else 1, window, sequential=not shuffle)
         how = {"lanes": lanes, "window": window} if shuffle else {}
         self._settings = {"data": data.fingerprint[:16], "seed": seed, "shuffle": shuffle, **how}
-        self._position = 0
-        # set by a DataLoader's worker, which hands out samples that this process never hears of
-        self._elsewhere = torch.zeros(1, dtype=torch.int64).share_memory_()
+        # shared with the workers of a DataLoader: where an iteration begins; whether they hand out what this process never hears of
+        self._state = torch.zeros(2, dtype=torch.int64).share_memory_()
 
     def __repr__(self) -> str:
-        return f"ExactSamples({self._data.directory!r}, {len(self._data)} samples, position {self._position})"
+        return f"ExactSamples({self._data.directory!r}, {len(self._data)} samples, position {self.position})"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_given": self.ranks()}  # a process that is started anew knows no process group
@@ -60,7 +59,7 @@ class ExactSamples(IterableDataset[Any]):
     @property
     def epoch(self) -> float:
         """Epochs that all ranks together have handed out."""
-        return self._position / len(self._data)
+        return self.position / len(self._data)
 
     def ranks(self) -> tuple[int, int]:
         """(number of this rank, number of ranks): as given, of the process group, or of the launcher's environment."""
@@ -81,10 +80,10 @@ class ExactSamples(IterableDataset[Any]):
 
     def state_dict(self) -> dict[str, Any]:
         """`position`, the state; and what the order depends on, to be compared when it is loaded."""
-        if self._elsewhere.item():
+        if self._state[1]:
             raise UserError("a DataLoader with workers has read from this stream, so how far the loop is, it cannot know: use "
                             "stream(...).loader(batch_size, num_workers=...), whose state_dict() counts the batches that were handed out")
-        return {"position": self._position, **self._settings}
+        return {"position": self.position, **self._settings}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go to where a state was taken, on any number of ranks and workers."""
@@ -116,35 +115,44 @@ class ExactSamples(IterableDataset[Any]):
     def __iter__(self) -> Iterator[Any]:
         """The samples of this rank, one by one; those of a worker, where a plain DataLoader has some."""
         info = get_worker_info()
+        positions = self._mine(self.position)
         if info is not None:
-            self._elsewhere.fill_(1)
-        positions = self._mine() if info is None else itertools.islice(self._mine(), info.id, None, info.num_workers)
+            self._state[1] = 1
+            positions = itertools.islice(positions, info.id, None, info.num_workers)
         while together := list(itertools.islice(positions, _READ_TOGETHER)):
             for sample in self._read(together):
                 if info is None:
                     self.advance(1)
                 yield from self._decoded([sample])
 
-    def _mine(self) -> Iterator[int]:
-        """The positions of this rank from the state on."""
+    def _mine(self, state: int) -> Iterator[int]:
+        """The positions of this rank from a state on."""
         rank, world = self.ranks()
-        first = self._position + rank
-        return itertools.count(first, world) if self._end is None else iter(range(first, self._last_end(world), world))
+        if self._end is None:
+            return itertools.count(state + rank, world)
+        end = self._end - (max(0, self._end - state) % world if self._drop_last else 0)
+        return iter(range(state + rank, end, world))
 
-    def _last_end(self, world: int) -> int:
-        """Where the last sample of any rank has been handed out."""
-        assert self._end is not None
-        return self._end - (max(0, self._end - self._position) % world if self._drop_last else 0)
+    def blocks(self, state: int, size: int, worker: int, workers: int) -> Iterator[tuple[list[Any], int]]:
+        """From a state on every `workers`-th batch of this rank, beginning with number `worker`; each with its number of positions.
 
-    def blocks(self, size: int, worker: int, workers: int) -> Iterator[tuple[list[Any], int]]:
-        """Every `workers`-th batch of this rank from number `worker` on, each with its number of positions: bad samples are left out."""
-        positions = self._mine()
+        Bad samples are left out. Where all of a batch are bad, a good neighbour stands in, so that every rank hands out equally many.
+        """
+        positions = self._mine(state)
         for number in itertools.count():
             block = list(itertools.islice(positions, size))
             if not block:
                 return
             if number % workers == worker:
-                yield self._decoded(self._read(block)), len(block)
+                yield self._decoded(self._read(block)) or self._stand_in(block[0]), len(block)
+
+    def _stand_in(self, position: int) -> list[Any]:
+        """The nearest good sample in the shuffle window of a position."""
+        _, window, at = self._order.sources[0].window_of(position)
+        for step in range(1, min(len(window), STAND_INS)):
+            if found := self._decoded(self._data.read_many([int(window[(at + step) % len(window)])])):
+                return found
+        raise UserError(f"no usable sample near position {position} of {self._data.directory}")
 
     def _read(self, positions: list[int]) -> list[Sample | BadSample]:
         return self._data.read_many([self._order.locate(p).sample for p in positions])
@@ -154,23 +162,21 @@ class ExactSamples(IterableDataset[Any]):
         return decoded(samples, urls, self._decoder, self._on_bad)
 
     def _go_to(self, position: int) -> None:
-        self._position = position
-        self._elsewhere.zero_()
+        self._state[0] = position
 
     def advance(self, positions: int) -> None:
         """Count what was handed out on this rank, and as much on the others."""
-        self._position += positions * self.ranks()[1]
-        if self._end is not None:
-            self._position = min(self._position, self._end)
+        reached = self.position + positions * self.ranks()[1]
+        self._go_to(reached if self._end is None else min(reached, self._end))
 
     def read_ahead(self) -> ReadAhead | None:
         """What fetches the shards of remote data before they are needed."""
-        return ReadAhead.of([self._data], self._order, self._position, *self.ranks())
+        return ReadAhead.of([self._data], self._order, self.position, *self.ranks())
 
     @property
     def position(self) -> int:
         """The state: positions that all ranks together have handed out."""
-        return self._position
+        return int(self._state[0])
 
 
 class _Batches(IterableDataset[Any]):
@@ -179,12 +185,14 @@ class _Batches(IterableDataset[Any]):
     def __init__(self, samples: ExactSamples, size: int, collate: Callable[[list[Any]], Any]) -> None:
         super().__init__()
         self._samples, self._size, self._collate = samples, size, collate
+        self._begin = samples.position  # a worker that starts late must not begin where the loop is by then
 
     def __iter__(self) -> Iterator[Any]:
         info = get_worker_info()
         try:
-            for items, positions in self._samples.blocks(self._size, *((0, 1) if info is None else (info.id, info.num_workers))):
-                yield (self._batch(items) if items else None), positions
+            place = (0, 1) if info is None else (info.id, info.num_workers)
+            for items, positions in self._samples.blocks(self._begin, self._size, *place):
+                yield self._batch(items), positions
         except UserError as error:
             yield Mistake(str(error)), 0
 
@@ -229,8 +237,6 @@ class ExactLoader:
                 self.samples.advance(positions)
                 if ahead is not None:
                     ahead.reached(self.samples.position)
-                if batch is None:  # all of its samples were bad
-                    continue
                 yield batch
                 handed_out += 1
                 if handed_out == self.steps:

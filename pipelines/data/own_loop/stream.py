@@ -51,7 +51,8 @@ def stream(
         decode: pictures as RGB `PIL.Image` ("pil") or uint8 [H, W, 3] ("rgb"), texts, JSON, numbers and arrays as such; None: bytes.
         fields: to get tuples of these fields ("jpg;png" takes the first that is there) in place of dictionaries.
         transform: applied to each dictionary or tuple, in the workers.
-        on_bad: "raise" ends at a sample that cannot be read, "skip" leaves it out.
+        on_bad: "raise" ends at a sample that cannot be read, "skip" leaves it out: of a batch of `loader`, whose ranks still hand out
+            equally many batches, or of the samples one by one, which then are fewer on that rank.
         rank: number of this process; by default that of torch.distributed, or of the environment (RANK).
         world_size: number of processes; by default likewise (WORLD_SIZE).
         cache: where remote shards are kept; by default POLYMODAL_CACHE, or the user's cache folder.

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import lzma
 import tarfile
 import urllib.request
 import warnings
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 from webdataset.filters import detshuffle
 from webdataset.gopen import gopen_pipe
@@ -23,7 +27,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from ....shared.errors import UserError
 from ....shared.sample import Sample
-from ..loader import prepare_worker
+from ..loader import Mistake, prepare_worker
 from .decode import Decoder, decoded
 
 PROMISE = ("{source} has no index: shards go through webdataset's pipeline. Its order depends on ranks and workers, ranks may get "
@@ -82,9 +86,10 @@ class WeakSamples(IterableDataset[Any]):
                collate_fn: Callable[[list[Any]], Any] = default_collate, prefetch_factor: int = 2,
                pin_memory: bool = False) -> Iterable[Any]:
         """Batches; the arguments are those of `ExactSamples.loader`."""
-        made: DataLoader[Any] = DataLoader(self, batch_size, num_workers=num_workers, collate_fn=collate_fn, pin_memory=pin_memory,
-                                           prefetch_factor=prefetch_factor if num_workers else None, worker_init_fn=prepare_worker)
-        return made if steps is None else _Part(made, steps)
+        made: DataLoader[Any] = DataLoader(
+            _Guarded(self), batch_size, num_workers=num_workers, collate_fn=partial(_collated, collate_fn), pin_memory=pin_memory,
+            prefetch_factor=prefetch_factor if num_workers else None, worker_init_fn=prepare_worker, generator=torch.Generator())
+        return _Batches(made, steps)
 
     def state_dict(self) -> dict[str, Any]:
         """There is none."""
@@ -96,20 +101,35 @@ class WeakSamples(IterableDataset[Any]):
         self.state_dict()
 
 
-class _Part:
-    """The first batches of a loader, at each iteration."""
+class _Guarded(IterableDataset[Any]):
+    """The samples; a user's error becomes a value: an exception that crosses processes carries a traceback in its text."""
 
-    def __init__(self, loader: DataLoader[Any], steps: int) -> None:
-        self._loader, self._steps = loader, steps
-
-    def __len__(self) -> int:
-        return self._steps
+    def __init__(self, samples: WeakSamples) -> None:
+        super().__init__()
+        self._samples = samples
 
     def __iter__(self) -> Iterator[Any]:
-        for number, batch in enumerate(self._loader, 1):
+        try:
+            yield from self._samples
+        except UserError as error:
+            yield Mistake(str(error))
+
+
+def _collated(collate: Callable[[list[Any]], Any], items: list[Any]) -> Any:
+    return items[-1] if isinstance(items[-1], Mistake) else collate(items)
+
+
+class _Batches:
+    """The batches of a loader, at each iteration at most `steps`."""
+
+    def __init__(self, loader: DataLoader[Any], steps: int | None) -> None:
+        self._loader, self._steps = loader, steps
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in itertools.islice(self._loader, self._steps):
+            if isinstance(batch, Mistake):
+                raise UserError(batch.message)
             yield batch
-            if number == self._steps:
-                return
 
 
 def expand(source: str | Iterable[str]) -> list[str]:
@@ -133,7 +153,8 @@ def _told(samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """The samples; a shard that cannot be read is a user's error."""
     try:
         yield from samples
-    except (OSError, tarfile.TarError) as error:  # webdataset puts the address behind what the error says
+    except (OSError, tarfile.TarError, ValueError, EOFError, zlib.error, lzma.LZMAError) as error:
+        # webdataset puts the address behind what the error says
         what, *_, url = error.args if len(error.args) > 1 else (error, "a shard")
         raise UserError(f"{url} cannot be read: {what}") from None
 
@@ -147,7 +168,33 @@ def _opened(urls: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         except OSError as error:
             raise UserError(f"{url} cannot be read: {error}") from None
         with contextlib.closing(stream):
-            yield {**entry, "stream": stream}
+            whole = _Tail(stream)
+            yield {**entry, "stream": whole}
+            if not whole.ended:
+                raise UserError(f"{url} ends before its end mark: it was cut; fetch it again")
+
+
+class _Tail:
+    """A shard's bytes, and whether they end as a tar does. (tarfile reads one that was cut between members without a word.)"""
+
+    _PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
+    """What compressed tars begin with: those complain themselves."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._first = self._last = b""
+
+    def read(self, size: int = -1) -> bytes:
+        """As the stream does."""
+        data: bytes = self._stream.read(size)
+        self._first = self._first or data[:6]
+        self._last = (self._last + data[-512:])[-512:]
+        return data
+
+    @property
+    def ended(self) -> bool:
+        """Whether an empty block was the last thing read."""
+        return self._first.startswith(self._PACKED) or not any(self._last)
 
 
 def _open(url: str) -> Any:

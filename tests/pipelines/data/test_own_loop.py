@@ -126,8 +126,14 @@ def test_a_plain_loader_reads_everything_once_but_has_no_state_with_workers(data
     assert sorted(items(DataLoader(stream, 5, num_workers=2))) == list(range(COUNT))
     with pytest.raises(UserError, match=r"use stream\(\.\.\.\)\.loader"):
         stream.state_dict()
-    stream.load_state_dict(plain.state_dict())
-    assert stream.state_dict() == plain.state_dict()
+    stream.set_epoch(0)
+    with pytest.raises(UserError, match=r"use stream\(\.\.\.\)\.loader"):
+        stream.state_dict()
+    kept = numbers(source=data, epochs=1, shuffle=False)
+    again = DataLoader(kept, 5, num_workers=1, persistent_workers=True)
+    assert items(again) == list(range(COUNT))
+    kept.load_state_dict({**numbers(source=data, shuffle=False).state_dict(), "position": 30})
+    assert items(again) == list(range(30, COUNT)), "workers that stay see the new state"
 
 
 def test_ranks_come_from_the_launcher(data, monkeypatch):
@@ -147,8 +153,13 @@ def test_bad_samples(tmp_path):
     good = [n for n in range(12) if n not in (3, 4, 5, 8)]
     assert list(numbers(**pictures, on_bad="skip")) == good
     loader = numbers(**pictures, on_bad="skip").loader(3, num_workers=2)
-    assert [batch.tolist() for batch in loader] == [[0, 1, 2], [6, 7], [9, 10, 11]], "batches stay where they are"
+    assert [batch.tolist() for batch in loader] == [[0, 1, 2], [0], [6, 7], [9, 10, 11]], "batches stay where they are"
     assert loader.state_dict()["position"] == 12
+    ranks = [numbers(**pictures, on_bad="skip", rank=rank, world_size=2).loader(1, steps=2) for rank in range(2)]
+    ranks[0].load_state_dict({**ranks[0].state_dict(), "position": 2})
+    ranks[1].load_state_dict({**ranks[1].state_dict(), "position": 2})
+    assert [items(loader) for loader in ranks] == [[2, 6], [0, 6]], "a neighbour stands in where a whole batch is bad"
+    assert [loader.state_dict()["position"] for loader in ranks] == [6, 6]
 
 
 def test_mistakes_are_told(data, tmp_path):
@@ -217,6 +228,14 @@ def test_commands_run_only_where_that_is_allowed(tars):
         with pytest.raises(UserError, match="drop_last and cache"):
             numbers(source=tars, drop_last=True)
     assert list(weak(command, epochs=1, shuffle=False, allow_pipe=True)) == list(range(20))
+    whole = Path(tars.replace("{0..1}", "0")).read_bytes()
+    members = 512 * (1 + 1) * 4  # four files of less than a block, each behind its header
+    for cut, message in ((whole[:3 * members], "it was cut; fetch it again"), (whole[:900], "cannot be read")):
+        Path(tars.replace("{0..1}", "0")).write_bytes(cut)
+        with pytest.raises(UserError, match=message) as told:
+            list(weak(tars, epochs=1).loader(4, num_workers=1))
+        assert "Traceback" not in str(told.value)
+    Path(tars.replace("{0..1}", "0")).write_bytes(whole)
     with pytest.raises(UserError, match=r"pipe:head -c 900.* cannot be read"):
         list(weak(command.replace("cat", "head -c 900"), epochs=1, allow_pipe=True))
 
