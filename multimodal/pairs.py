@@ -114,7 +114,8 @@ class Memo:
             if key not in known:
                 missing.setdefault(key, row)
         if missing:
-            known.update(zip(missing, compute(list(missing.values())).detach(), strict=True))
+            # copies: a row that is kept must not keep the features of its whole batch
+            known.update((key, row.clone()) for key, row in zip(missing, compute(list(missing.values())).detach(), strict=True))
         self._kept.update(known)  # at the end: the order of a dict is that of insertion
         while len(self._kept) > self.limit:
             del self._kept[next(iter(self._kept))]

@@ -323,6 +323,14 @@ def test_a_locked_text_tower_reads_each_caption_once():
     assert first.requires_grad
 
 
+def test_a_kept_feature_keeps_nothing_of_its_batch():
+    memo = Memo(1)
+    rows = torch.randn(64, 8)
+    memo([bytes([n]) for n in range(64)], lambda missing: rows[missing])
+    (kept,) = memo._kept.values()
+    assert kept.untyped_storage().nbytes() == 8 * 4 and torch.equal(kept, rows[63])
+
+
 def test_the_memo_forgets_what_was_unused_longest():
     memo = Memo(2)
     calls = []
