@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from ....shared.errors import BadSample, UserError
 from ....shared.sample import IMAGE_FIELDS, Sample
 
@@ -52,9 +54,14 @@ class Decoder:
         picture = kind in IMAGE_FIELDS
         alone = Sample(sample.key, {kind if picture else name: sample.fields[name]}, sample.index, sample.source)
         if picture:
-            return alone.image() if self.decode == "pil" else alone.pixels()
+            return alone.image() if self.decode == "pil" else _own(alone.pixels())
         read = _READERS.get(kind)
         return sample.fields[name] if read is None else read(alone, name)
+
+
+def _own(pixels: np.ndarray) -> np.ndarray:
+    """Pixels that the loop may write to, as torch wants them."""
+    return pixels if pixels.flags.writeable else pixels.copy()
 
 
 def _text(sample: Sample, name: str) -> str:

@@ -63,7 +63,7 @@ def test_a_sample_is_a_dictionary_as_webdataset_gives_it(data):
     assert found.pop("png").getpixel((0, 0)) == (0, 0, 0)
     assert found == {"__key__": "000", "__url__": str(data / "a.tar"), "__index__": 0, "txt": "text 0", "cls": 0, "json": {"n": 0}}
     pixels, text = next(iter(polymodal.stream(data, shuffle=False, decode="rgb", fields=("jpg;png", "txt"))))
-    assert isinstance(pixels, np.ndarray) and pixels.shape == (3, 4, 3) and text == "text 0"
+    assert isinstance(pixels, np.ndarray) and pixels.shape == (3, 4, 3) and pixels.flags.writeable and text == "text 0"
     assert next(iter(polymodal.stream(data, shuffle=False, decode=None)))["cls"] == b"0"
 
 
