@@ -122,6 +122,10 @@ class BagSystem(System[Bag, BagObjective]):
         loss = Term(cross_entropy_sum(logits, batch.targets), "targets")
         return Step({"next": loss}, {"accuracy": (accuracy_sum(logits, batch.targets), len(batch.targets))})
 
+    def measured(self) -> tuple[str, ...]:
+        """The names of all numbers of an evaluation but `loss`."""
+        return "next", "accuracy", "bits_per_byte"
+
     def derive(self, means: Mapping[str, float]) -> dict[str, float]:
         """Bits for each byte."""
         return {"bits_per_byte": means["next"] / math.log(2)} if "next" in means else {}

@@ -31,7 +31,7 @@ from ..shared.block import Block, FeedForward, LayerNorm
 from ..shared.dist import all_gather_with_grad, first_dims, rank
 from ..shared.embed import TokenEmbedding
 from ..shared.errors import UserError
-from ..shared.family import Card, Context, Family, Format, Net, Task, transformers
+from ..shared.family import Card, Context, Family, Format, Net, Task, Vocabulary, transformers
 from ..shared.loss import accuracy_sum, at_least_fp32, contrastive_sum
 from ..shared.packed import Packed
 from ..shared.stack import Stack
@@ -255,6 +255,10 @@ class CLIPSystem(System[CLIP, ImageTextPairs]):
             }
         return Step({"contrastive": Term(total, "pairs", labels=targets)}, metrics)
 
+    def measured(self) -> tuple[str, ...]:
+        """See `System.measured`."""
+        return "contrastive", "contrastive_chance", "image_to_text", "text_to_image", "logit_scale"
+
     def undivided(self) -> Iterable[nn.Module]:
         """A locked text tower: captions that this rank knows may be new to another."""
         return () if self.memo is None else (self.net.text_trunk,)
@@ -408,5 +412,6 @@ FAMILIES = (
                        files=formats.open_clip_files, finish=formats.finish_open_clip)),
         ),
         model_type="clip",
+        vocabulary=Vocabulary("byte-bpe", "clip", lowercase=True, strip_accents=False),
     ),
 )  # fmt: skip

@@ -17,7 +17,7 @@ HIGHEST_ID = 2
 
 
 TRANSFORMERS_OWN: Mapping[str, str] = MappingProxyType({
-    "projection_dim": "the model's counts", "initializer_range": "about fresh weights", "initializer_factor": "about fresh weights",
+    "projection_dim": "the model's counts", "initializer_range": "about initial weights", "initializer_factor": "about initial weights",
     "dropout": "transformers' CLIP has none",
 })
 """Keys of a tower's config in transformers that do not touch its outputs, with the reasons."""
@@ -92,7 +92,7 @@ class CLIPConfig(Config):
     """Leave the image tower and its projection as they are (batch statistics included)."""
 
     IGNORED = MappingProxyType({
-        "initializer_factor": "about fresh weights", "text_config_dict": "laid over text_config",
+        "initializer_factor": "about initial weights", "text_config_dict": "laid over text_config",
         "vision_config_dict": "laid over vision_config",
     })
 

@@ -8,16 +8,35 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..shared.errors import UserError
 from ..shared.tokenizer import Tokenizer
-from ..vision.transforms import Normalize
-from .clip import CLIP
+from ..vision.transforms import Normalize, Preprocessing
+
+
+@runtime_checkable
+class ImageTextModel(Protocol):
+    """A network with vectors of pictures and of texts in one space (CLIP)."""
+
+    config: Any
+    """Has `text_config` with `max_position_embeddings` and `vocab_size`."""
+    preprocessing: Preprocessing
+    logit_scale: nn.Parameter
+
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        """[B, D] of normalised pixels [B, 3, H, W]."""
+        ...
+
+    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """[N, D] of ids [N, S]."""
+        ...
+
 
 Template = Callable[[str], str]
 DEFAULT_TEMPLATE = "a photo of a {}."
@@ -57,7 +76,7 @@ class _Filled:
 
 
 @torch.no_grad()
-def class_weights(model: CLIP, tokenizer: Tokenizer, names: Sequence[str], prompts: Sequence[Template]) -> Tensor:
+def class_weights(model: ImageTextModel, tokenizer: Tokenizer, names: Sequence[str], prompts: Sequence[Template]) -> Tensor:
     """One unit vector for each class: [C, projection_dim]."""
     device = model.logit_scale.device
     limit = min(model.config.text_config.max_position_embeddings, 77)
@@ -74,13 +93,15 @@ class ZeroShotClassifier:
     """Classifies pictures by class names that the model was never trained on.
 
     Args:
-        model: a CLIP, in eval mode.
+        model: in eval mode.
         tokenizer: its tokenizer.
         labels: class names, all different.
         prompts: templates, see `templates`.
     """
 
-    def __init__(self, model: CLIP, tokenizer: Tokenizer, labels: Sequence[str], prompts: Sequence[Template] | None = None) -> None:
+    def __init__(
+        self, model: ImageTextModel, tokenizer: Tokenizer, labels: Sequence[str], prompts: Sequence[Template] | None = None
+    ) -> None:
         if not labels:
             raise UserError("zero-shot classification needs class names: pass at least one label")
         twice = sorted(name for name, times in Counter(labels).items() if times > 1)

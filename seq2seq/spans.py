@@ -13,11 +13,11 @@ from ..shared.documents import documents
 from ..shared.errors import UserError, raise_problems
 from ..shared.sample import Sample
 from ..shared.tokenizer import Tokenizer
-from .teacher_forcing import Seq2SeqExample, Seq2SeqObjective
+from .teacher_forcing import Seq2SeqExample, Seq2SeqObjective, SmoothingSettings
 
 
 @dataclass(frozen=True)
-class SpanSettings:
+class SpanSettings(SmoothingSettings):
     """What of the objective can be set."""
 
     max_length: int = 512
@@ -36,7 +36,7 @@ class SpanSettings:
             problems.append(f"noise_density is {self.noise_density}, expected a fraction between 0 and 1")
         if not self.mean_noise_span_length >= 1:
             problems.append(f"mean_noise_span_length is {self.mean_noise_span_length}, expected at least 1 token")
-        raise_problems(problems)
+        raise_problems([*problems, *self.smoothing_problems()])
 
 
 class SpanObjective(Seq2SeqObjective):
@@ -62,7 +62,7 @@ class SpanObjective(Seq2SeqObjective):
         settings, eos = self.settings, [self.eos_id]
         borders = [*range(0, len(ids), self.text_length), len(ids)]
         if borders[-1] - borders[-2] == 1:
-            borders[-2] -= 1  # one token is no text: the last piece has two
+            borders[-2] -= 1  # one token is not a text: the last piece has two
         for piece in (ids[a:b] for a, b in itertools.pairwise(borders)):
             noise = noise_spans(len(piece), rng, noise_density=settings.noise_density, mean_span_length=settings.mean_noise_span_length)
             text, target = cut_spans(piece, noise, self.sentinels)

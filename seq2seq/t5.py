@@ -11,8 +11,8 @@ Deviations, each with its reason:
 * The documents of a pre-tokenised row are joined and cut, as the paper does; raw texts are cut one by one,
   because a sample is all that an objective sees. `pack --tokenize` with the block that fills the input
   (`span_lengths`: 568 for 512) wastes nothing.
-* Batches are padded, not packed: full blocks have one length, and a bias that relates every position of a
-  packed row to every other costs more than the padding of the last pieces.
+* Texts and targets of a batch are packed, each in one row, and see only their own; the bias of the longest one serves all,
+  because it depends on the distance alone.
 * The output matrix of version 1.1 starts at 1/sqrt(D) as in Mesh TensorFlow; transformers draws it from N(0, 1).
 * Nothing is clamped for fp16, which this library does not train in.
 """
@@ -34,17 +34,17 @@ from ..shared.attention.position import BucketBias
 from ..shared.block import ACTIVATIONS, Block, FeedForward, RMSNorm
 from ..shared.config import Config
 from ..shared.convert import Alias, Fuse, Ignore, Rename, Rule, Tied, Untied, layers, prefixed
+from ..shared.decoder import DecoderInfo
 from ..shared.embed import TokenEmbedding
 from ..shared.errors import raise_problems
-from ..shared.family import Card, Context, Family, Net, Task, transformers
+from ..shared.family import Card, Context, Family, Net, Task, Vocabulary, transformers
+from ..shared.generation_config import defaults_files, read_defaults
 from ..shared.heads import LMHead
 from ..shared.keys import Keys, honoured
 from ..shared.stack import Stack
 from ..shared.tokenizer import Tokenizer
 from . import text2text
 from .encoder_decoder import EncoderDecoderLM, EncoderDecoderModel, TextEncoder, TextEncoderOutput
-from .generation.decoder import DecoderInfo
-from .generation.defaults import defaults_files, read_defaults
 from .spans import SpanObjective, SpanSettings
 from .teacher_forcing import Seq2SeqSystem
 
@@ -258,9 +258,9 @@ class T5EncoderModel(TextEncoder):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, *, output_hidden_states: bool = False
     ) -> TextEncoderOutput:
-        """Encode texts [B, S]; `attention_mask` [B, S] is nonzero where there is no padding."""
+        """Encode texts [B, S]; `attention_mask` [B, S] is nonzero where there is not padding."""
         kept: list[Tensor] | None = [] if output_hidden_states else None
-        memory = self.encode(input_ids, attention_mask, kept)
+        memory = self.encode(input_ids, attention_mask, hidden_states=kept)
         return TextEncoderOutput(memory, None if kept is None else tuple(kept))
 
 
@@ -309,7 +309,7 @@ def create(config: T5Config, settings: SpanSettings, context: Context) -> T5Syst
     def objective(tokenizer: Tokenizer) -> SpanObjective:
         return SpanObjective(tokenizer.fitting(config.vocab_size), settings, config.start_id)
 
-    return T5System(T5ForConditionalGeneration(config), context.objective("t5", objective))
+    return T5System(T5ForConditionalGeneration(config), context.objective("t5", objective), settings.label_smoothing)
 
 
 def adapt(config: T5Config, context: Context) -> T5Config:
@@ -396,5 +396,6 @@ FAMILIES = (
         nets=NETS,
         heads=("head",),
         model_type="t5",
+        vocabulary=Vocabulary("unigram", "t5"),
     ),
 )

@@ -6,7 +6,7 @@ What the two texts are is the objective's matter: spans cut out of a text (T5), 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +15,25 @@ import torch
 from torch import Tensor, nn
 
 from ..shared.loss import accuracy_sum, cross_entropy_sum, perplexity
-from ..shared.system import Batch, Objective, Preview, Step, System, Term
+from ..shared.packed import PackedBatch, side_by_side, starts
+from ..shared.system import Objective, Preview, Step, System, Term
 from ..shared.tokenizer import Tokenizer
+from ..shared.tokenizer.styles import FIRST
 from .encoder_decoder import EncoderDecoderLM
 from .generation.generate import generate_ids
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmoothingSettings:
+    """What of every loss of targets can be set."""
+
+    label_smoothing: float = 0.0
+    """Share of the target's probability that is spread over the whole vocabulary while training."""
+
+    def smoothing_problems(self) -> list[str]:
+        """What is wrong with it."""
+        fine = 0 <= self.label_smoothing < 1
+        return [] if fine else [f"label_smoothing is {self.label_smoothing}, expected a fraction from 0 up to 1"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,21 +47,17 @@ class Seq2SeqExample:
 
 
 @dataclass(kw_only=True)
-class Seq2SeqBatch(Batch):
-    """Padded texts and targets. B examples, M target tokens."""
+class Seq2SeqBatch(PackedBatch):
+    """Texts packed in one row of S tokens, and their N targets in one row of T tokens: no padding on either side."""
 
-    input_ids: Tensor
-    """[B, S]"""
-    attention_mask: Tensor
-    """bool [B, S]"""
     decoder_input_ids: Tensor
-    """[B, T]"""
-    target_rows: Tensor
-    """[M]: places that are no padding, counted over the flattened targets."""
+    """[1, T]"""
+    decoder_position_ids: Tensor
+    """[1, T], from 0 in each target."""
+    decoder_lengths: tuple[int, ...]
+    """N lengths of the targets, their sum T."""
     targets: Tensor
-    """[M]: the ids to predict there."""
-    lengths: tuple[int, ...]
-    """B lengths of the targets, their sum M."""
+    """[T]: the ids to predict."""
 
 
 class Seq2SeqObjective(Objective[Seq2SeqExample]):
@@ -62,14 +73,33 @@ class Seq2SeqObjective(Objective[Seq2SeqExample]):
         self.tokenizer = tokenizer
         self.start_id = start_id
         self.marks = special_inside(tokenizer)
+        parts = [token for token, _ in tokenizer.framing.single.parts]
+        at = parts.index(FIRST)
+        self.before, self.after = parts[:at], parts[at + 1:]
+        if self.eos_id not in self.after:
+            self.after.append(self.eos_id)
+
+    @property
+    def specials(self) -> int:
+        """Special tokens around a text."""
+        return len(self.before) + len(self.after)
+
+    def framed(self, ids: np.ndarray | Sequence[int]) -> np.ndarray:
+        """A text or target with the special tokens around it, int64: behind it at least the end-of-text token."""
+        return np.concatenate([self.before, ids, self.after]).astype(np.int64)
+
+    def written(self, ids: np.ndarray | Sequence[int]) -> np.ndarray:
+        """A target, int64: framed, without what the decoder starts from."""
+        framed = self.framed(ids)
+        return framed[1:] if framed[0] == self.start_id else framed
 
     def tokens_of(self, example: Seq2SeqExample) -> int:
         """Of the text and its target."""
         return len(example.input_ids) + len(example.labels)
 
     def collate(self, examples: list[Seq2SeqExample]) -> Seq2SeqBatch:
-        """Pad texts and targets on the right."""
-        return pad_pairs(examples, self.pad_id, self.start_id)
+        """Pack texts, and targets, side by side."""
+        return packed_pairs(examples, self.start_id)
 
     def readable(self, ids: np.ndarray) -> str:
         """A text with the special tokens that stand inside it (T5's sentinels), without those around it."""
@@ -94,27 +124,30 @@ def special_inside(tokenizer: Tokenizer) -> dict[int, str]:
     return {i: tokenizer.id_to_token(i) or f"<{i}>" for i in tokenizer.special_ids if i not in roles}
 
 
-def pad_pairs(examples: list[Seq2SeqExample], pad_id: int, start_id: int) -> Seq2SeqBatch:
-    """Pad texts and targets on the right; the decoder reads the target behind `start_id`."""
-    texts, labels = [e.input_ids for e in examples], [e.labels for e in examples]
-    sizes, lengths = torch.tensor([len(t) for t in texts]), torch.tensor([len(t) for t in labels])
-    input_ids, targets = _padded(texts, pad_id), _padded(labels, pad_id)
-    rows = (torch.arange(targets.shape[1]) < lengths[:, None]).flatten().nonzero()[:, 0]
-    total = len(rows)
+def packed_pairs(examples: Sequence[Seq2SeqExample], start_id: int) -> Seq2SeqBatch:
+    """Texts side by side, and targets side by side; the decoder reads each target behind `start_id`."""
+    texts, targets = side_by_side([e.input_ids for e in examples]), side_by_side([e.labels for e in examples])
+    begins = starts(targets.lengths)
+    decoder_input_ids = targets.input_ids.roll(1, dims=1)
+    decoder_input_ids[:, begins] = start_id
     return Seq2SeqBatch(
-        counts={"targets": total},
-        tokens=int(sizes.sum()) + total,
-        input_ids=input_ids,
-        attention_mask=torch.arange(input_ids.shape[1]) < sizes[:, None],
-        decoder_input_ids=torch.cat([torch.full((len(examples), 1), start_id), targets[:, :-1]], dim=1),
-        target_rows=rows,
-        targets=targets.flatten()[rows],
-        lengths=tuple(lengths.tolist()),
+        counts={"targets": sum(targets.lengths)},
+        tokens=sum(texts.lengths) + sum(targets.lengths),
+        input_ids=texts.input_ids,
+        position_ids=texts.position_ids,
+        lengths=texts.lengths,
+        decoder_input_ids=decoder_input_ids,
+        decoder_position_ids=targets.position_ids,
+        decoder_lengths=targets.lengths,
+        targets=targets.input_ids[0],
     )
 
 
-def _padded(rows: list[np.ndarray], filled: int) -> Tensor:
-    return nn.utils.rnn.pad_sequence([torch.from_numpy(r) for r in rows], batch_first=True, padding_value=filled)
+def padded(row: Tensor, lengths: Sequence[int], filled: int) -> tuple[Tensor, Tensor]:
+    """Texts packed in a row [1, S] as padded rows [N, L], and where these hold a text, bool [N, L]."""
+    rows = nn.utils.rnn.pad_sequence(list(row[0].split(list(lengths))), batch_first=True, padding_value=filled)
+    sizes = torch.tensor(lengths, device=row.device)
+    return rows, torch.arange(rows.shape[1], device=row.device) < sizes[:, None]
 
 
 class Seq2SeqSystem(System[EncoderDecoderLM, Seq2SeqObjective]):
@@ -135,10 +168,7 @@ class Seq2SeqSystem(System[EncoderDecoderLM, Seq2SeqObjective]):
 
     def forward(self, batch: Seq2SeqBatch, carry: Any = None) -> Step:
         """Cross-entropy of the targets, summed; the vocabulary is scored only where there is a target."""
-        trunk, head = self.net.trunk, self.net.head
-        memory = trunk.encode(batch.input_ids, batch.attention_mask)
-        hidden = trunk.decode(batch.decoder_input_ids, memory, batch.attention_mask)
-        rows = hidden.flatten(0, 1)[batch.target_rows]  # [M, D]
+        head, rows = self.net.head, self.states(batch)
         if not self.training:
             logits = head(rows)
             return Step({"lm": Term(cross_entropy_sum(logits, batch.targets), "targets", labels=batch.targets)},
@@ -147,21 +177,37 @@ class Seq2SeqSystem(System[EncoderDecoderLM, Seq2SeqObjective]):
             return Step({"lm": Term(head.loss(rows, batch.targets), "targets", labels=batch.targets)})
         return Step({"lm": Term(smoothed_sum(head(rows), batch.targets, self.label_smoothing), "targets", labels=batch.targets)})
 
+    def states(self, batch: Seq2SeqBatch) -> Tensor:
+        """The decoder's states, from which the targets are predicted: [T, D]."""
+        memory = self.net.trunk.encode(batch.input_ids, position_ids=batch.position_ids, lengths=batch.lengths)
+        return self.net.trunk.decode(batch.decoder_input_ids, memory, decoder_position_ids=batch.decoder_position_ids,
+                                     lengths=batch.decoder_lengths, memory_lengths=batch.lengths)[0]
+
+    def measured(self) -> tuple[str, ...]:
+        """See `System.measured`."""
+        return "lm", "lm_chance", "accuracy", "perplexity"
+
     def derive(self, means: Mapping[str, float]) -> dict[str, float]:
         """Perplexity of the target tokens."""
         return {"perplexity": perplexity(means["lm"])} if "lm" in means else {}
 
+    def writer(self, batch: Seq2SeqBatch, count: int) -> nn.Module:
+        """What writes for the first `count` texts of a batch."""
+        return self.net
+
     @torch.no_grad()
     def preview(self, batch: Seq2SeqBatch, limit: int = 4) -> list[Preview]:
         """Texts, their targets, and what the network writes, greedily."""
-        readable = self.objective.readable
-        ids, mask = batch.input_ids[:limit], batch.attention_mask[:limit]
-        written = generate_ids(self.net, ids, mask, max_new_tokens=max(batch.lengths[:limit]))[:, 1:].cpu().numpy()
-        targets = [t.cpu().numpy() for t in batch.targets.split(list(batch.lengths))[:limit]]
-        return [
-            Preview(tuple((name, readable(part)) for name, part in zip(self.captions, (row[keep].cpu().numpy(), target, guess))))
-            for row, keep, target, guess in zip(ids, mask, targets, written)
-        ]
+        readable, pad = self.objective.readable, self.objective.pad_id
+        texts = batch.input_ids[0].split(list(batch.lengths))[:limit]
+        targets = batch.targets.split(list(batch.decoder_lengths))[:limit]
+        sizes = [len(text) for text in texts]
+        ids, mask = padded(batch.input_ids[:, :sum(sizes)], sizes, pad)
+        room = self.net.decoder_info.max_positions - 1  # behind the start id
+        net = self.writer(batch, len(texts))
+        written = generate_ids(net, ids, mask, max_new_tokens=min(room, max(len(target) for target in targets)))[:, 1:]
+        return [Preview(tuple((name, readable(part.cpu().numpy())) for name, part in zip(self.captions, parts)))
+                for parts in zip(texts, targets, written)]
 
 
 def smoothed_sum(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:

@@ -54,7 +54,8 @@ COMMON: Keys = MappingProxyType({
 })  # fmt: skip
 """Keys of every config.json; a family may say otherwise."""
 
-PROBLEM_TYPES = (None, "single_label_classification", "multi_label_classification", "regression")
+MULTI_LABEL = "multi_label_classification"
+PROBLEM_TYPES = (None, "single_label_classification", MULTI_LABEL, "regression")
 
 OFF = (None, False, "", 0, [], {}, ())  # values with which an unknown switch is switched off
 
@@ -153,7 +154,8 @@ class Config:
         record = {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name not in ("extra", "labels", "num_labels")}
         labels: tuple[str, ...] | None = getattr(self, "labels", None)
         count: int | None = getattr(self, "num_labels", None)
-        if count is not None and (labels is not None or count != 2):
+        assumed = next((f.default for f in fields(self) if f.name == "num_labels"), None)  # by readers of a file that names no classes
+        if count is not None and (labels is not None or count != assumed):
             labels = labels or tuple(f"LABEL_{i}" for i in range(count))
             record |= {"id2label": {str(i): n for i, n in enumerate(labels)}, "label2id": {n: i for i, n in enumerate(labels)}}
         return {**aside, **record}
@@ -161,7 +163,7 @@ class Config:
 
 def need_one_class_each(config: Config, what: str) -> None:
     """Refuse a classifier with several labels for a sample, or with a number: `what` knows one class of several alone."""
-    if config.problem_type in ("multi_label_classification", "regression"):
+    if config.problem_type in (MULTI_LABEL, "regression"):
         raise UserError(f"{what} is for models that tell classes apart, one for each sample; config.json says problem_type "
                         f"{config.problem_type}, which is only for `classify`")
 

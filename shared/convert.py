@@ -223,6 +223,31 @@ class Alias(Rule):
         """See `to_theirs`, which copies `of`."""
         return ()
 
+    def of_source(self, source: Tensor) -> Tensor:
+        """What must stand under the second name, from what stands under the first."""
+        return source
+
+    @property
+    def reason(self) -> str:
+        """Why a file with something else is refused."""
+        return f"{self.theirs} and {self.of} are tied in this architecture and differ in the file"
+
+
+@dataclass(frozen=True)
+class Zeros(Alias):
+    """A buffer [1, V] of theirs that adds nothing: zeros, as many as `of` [V, D] has rows; with other numbers the file is refused."""
+
+    written: bool = True
+
+    def of_source(self, source: Tensor) -> Tensor:
+        """The zeros."""
+        return source.new_zeros(1, source.shape[0])
+
+    @property
+    def reason(self) -> str:
+        """Why a file with something else is refused."""
+        return f"{self.theirs} is not zero for each row of {self.of}: such a bias is not computed here"
+
 
 @dataclass(frozen=True)
 class Tied(Rule):
@@ -348,8 +373,8 @@ def to_ours(rules: Sequence[Rule], theirs: State, what: str = "the checkpoint") 
         missing.extend(absent)
         if isinstance(rule, Alias):
             used.add(rule.theirs)
-            if rule.theirs in theirs and rule.of in theirs and not _same(theirs[rule.theirs], theirs[rule.of]):
-                problems.append(f"{rule.theirs} and {rule.of} are tied in this architecture and differ in the file")
+            if rule.theirs in theirs and rule.of in theirs and not _same(theirs[rule.theirs], rule.of_source(theirs[rule.of])):
+                problems.append(rule.reason)
         elif not absent:
             result.update(zip(rule.our_keys, rule.read([theirs[k] for k in rule.their_keys])))
     for rule in rules:
@@ -374,7 +399,7 @@ def to_theirs(rules: Sequence[Rule], ours: State, what: str = "the model") -> di
             result.update(zip(rule.their_keys, rule.write([ours[k] for k in rule.our_keys])))
     for rule in rules:
         if isinstance(rule, Alias) and rule.written and rule.of in result:
-            result[rule.theirs] = result[rule.of]
+            result[rule.theirs] = rule.of_source(result[rule.of])
     _report(what, missing, [k for k in ours if k not in used], [])
     return {k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in result.items()}
 

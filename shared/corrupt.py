@@ -53,6 +53,7 @@ def replace_places(
     words: int | np.ndarray,
     replaced_by_mask: float = 0.8,
     replaced_at_random: float = 0.1,
+    units: np.ndarray | None = None,
 ) -> Masked:
     """Corrupt the chosen places, each on its own, as google-research/bert does it: 80% become [MASK], 10% a random id, 10% stay.
 
@@ -66,32 +67,16 @@ def replace_places(
         words: the ids to draw random ones from, int64, or how many ids there are (BERT's whole vocabulary, special ids included).
         replaced_by_mask: fraction of the places that become [MASK].
         replaced_at_random: fraction of the places that become a random id; the rest stays.
+        units: int64 [M], from 0, the unit that a place belongs to: of a unit, all places become [MASK], a random id each, or stay.
     """
     targets, count = ids[positions], len(positions)
-    kind = rng.random(count)
+    kind = rng.random(count) if units is None else rng.random(units.max(initial=-1) + 1)[units]
     drawn = rng.integers(words if isinstance(words, int) else len(words), size=count)
     random_ids = drawn if isinstance(words, int) else words[drawn]
     noisy = ids.copy()
     changed = np.where(kind < replaced_by_mask + replaced_at_random, random_ids, targets)
     noisy[positions] = np.where(kind < replaced_by_mask, mask_id, changed)
     return Masked(noisy, positions, targets)
-
-
-def truncate_pair(
-    a: np.ndarray, b: np.ndarray, max_length: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Shorten the longer of two segments, id by id, at a random end each time, until both fit.
-
-    At equal lengths the second one is shortened. The result is the middle of each segment.
-    """
-    start, stop = [0, 0], [len(a), len(b)]
-    for _ in range(max(0, len(a) + len(b) - max_length)):
-        which = 0 if stop[0] - start[0] > stop[1] - start[1] else 1
-        if rng.random() < 0.5:
-            start[which] += 1
-        else:
-            stop[which] -= 1
-    return a[start[0]:stop[0]], b[start[1]:stop[1]]
 
 
 def random_composition(total: int, parts: int, rng: np.random.Generator) -> np.ndarray:

@@ -79,11 +79,14 @@ class TokenEmbedding(nn.Module):
         Returns:
             [B, S, D].
         """
-        x = self.word(input_ids)
+        return self.placed(self.word(input_ids), position_ids, token_type_ids, offset)
+
+    def placed(self, x: Tensor, position_ids: Tensor | None = None, token_type_ids: Tensor | None = None, offset: int = 0) -> Tensor:
+        """`forward` for vectors [B, S, D] that stand in place of the words'."""
         if self.position is not None:
             if position_ids is None:
-                stop = self.fitting(offset + input_ids.shape[1])
-                position_ids = torch.arange(offset, stop, device=input_ids.device)[None]
+                stop = self.fitting(offset + x.shape[1])
+                position_ids = torch.arange(offset, stop, device=x.device)[None]
             x = x + self.position(position_ids + self.position_offset)
         if self.token_type is not None:
             x = x + (self.token_type.weight[0] if token_type_ids is None else self.token_type(token_type_ids))
@@ -129,6 +132,12 @@ class PatchEmbedding(nn.Module):
         self.projection = nn.Linear(channels * patch_size * patch_size, hidden_size, bias=bias)
         normal_(self)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Embed images [B, C, H, W] as patches [B, P, D]."""
-        return self.projection(patchify(images, self.patch_size))
+    def forward(self, images: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Embed images [B, C, H, W] as patches [B, P, D], or as those that `keep`, int64 [B, K], numbers: [B, K, D]."""
+        patches = patchify(images, self.patch_size)
+        return self.projection(patches if keep is None else chosen_rows(patches, keep))
+
+
+def chosen_rows(x: Tensor, places: Tensor) -> Tensor:
+    """The rows of x [B, N, D] that `places`, int64 [B, K], numbers: [B, K, D]."""
+    return x.gather(1, places[..., None].expand(-1, -1, x.shape[-1]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -89,6 +89,16 @@ class EncoderConfig(Config):
         """Tokens of the longest text that there are positions for."""
         return self.max_position_embeddings - self.position_offset
 
+    @property
+    def summary_token(self) -> Literal["first", "last"]:
+        """Which token of a text holds what the network makes of the whole."""
+        return "first"
+
+    @property
+    def question_first(self) -> bool:
+        """Whether a question stands before the text that answers it."""
+        return True
+
 
 @dataclass
 class EncoderOutput:
@@ -111,7 +121,7 @@ class EncoderOutput:
 class Encoder(nn.Module):
     """Embeddings of words, positions and segments; post-norm blocks; perhaps a pooler.
 
-    A descendant overrides what it has otherwise: `block`, `mask`, `default_positions`; the sizes are its config's.
+    A descendant overrides what it has otherwise: `block`, `blocks`, `mask`, `default_positions`; the sizes are its config's.
 
     Args:
         config: the sizes.
@@ -126,7 +136,7 @@ class Encoder(nn.Module):
                                     norm=lambda: LayerNorm(config.table_size, eps=config.layer_norm_eps),
                                     dropout=config.hidden_dropout_prob, position_offset=config.position_offset,
                                     output_size=config.hidden_size)
-        self.stack = Stack([self.block(number) for number in range(config.num_hidden_layers)])
+        self.stack = Stack(self.blocks(), num_layers=config.num_hidden_layers)
         self.pooler = Pooler(config.hidden_size) if pooler else None
         normal_(self, config.initializer_range)
 
@@ -138,6 +148,10 @@ class Encoder(nn.Module):
             FeedForward(c.hidden_size, c.intermediate_size, c.hidden_act),
             norm=lambda: LayerNorm(c.hidden_size, eps=c.layer_norm_eps), order="post", dropout=c.hidden_dropout_prob,
         )  # fmt: skip
+
+    def blocks(self) -> list[Block]:
+        """The blocks of the stack, one for each layer; with fewer, as many consecutive layers share each (ALBERT)."""
+        return [self.block(number) for number in range(self.config.num_hidden_layers)]
 
     def mask(self, input_ids: Tensor, attention_mask: Tensor | None, lengths: tuple[int, ...] | None) -> Mask | Sequence[Mask]:
         """Which keys a token sees, for all layers or in turns; arguments as in `forward`."""
@@ -155,26 +169,28 @@ class Encoder(nn.Module):
         position_ids: Tensor | None = None,
         *,
         lengths: tuple[int, ...] | None = None,
+        mask: Mask | None = None,
         output_hidden_states: bool = False,
     ) -> EncoderOutput:
         """Encode a padded batch, or documents packed in one row.
 
         Args:
             input_ids: [B, S].
-            attention_mask: [B, S], nonzero where there is no padding; None sees everything.
+            attention_mask: [B, S], nonzero where there is not padding; None sees everything.
             token_type_ids: [B, S]; by default zeros.
             position_ids: [B, S], counted from 0 in every family (`EncoderConfig.position_offset` is added here); by default 0, 1, ... ,
                 which restart in packed documents.
             lengths: lengths of packed documents, which do not see each other (then B is 1 and
                 `position_ids` restarts in each); excludes `attention_mask`.
+            mask: which keys a token sees, instead of all that are no padding and in its document; excludes `attention_mask`.
             output_hidden_states: keep the output of every block.
         """
-        assert lengths is None or attention_mask is None, "packed documents need no padding mask"
+        assert attention_mask is None or (lengths is None and mask is None), "packed documents, and other masks, need no padding mask"
         if position_ids is None:
             position_ids = self.default_positions(input_ids) if lengths is None else document_positions(lengths, input_ids.device)
-        mask = self.mask(input_ids, attention_mask, lengths)
+        seen = self.mask(input_ids, attention_mask, lengths) if mask is None else mask
         kept: list[Tensor] | None = [] if output_hidden_states else None
-        x = self.stack(self.embed(input_ids, position_ids, token_type_ids), mask, hidden_states=kept)
+        x = self.stack(self.embed(input_ids, position_ids, token_type_ids), seen, hidden_states=kept)
         pooled = None if self.pooler is None else self.pooler(first_tokens(x, lengths))
         return EncoderOutput(x, pooled, None if kept is None else tuple(kept))
 
@@ -184,6 +200,26 @@ def first_tokens(x: Tensor, lengths: tuple[int, ...] | None) -> Tensor:
     if lengths is None:
         return x[:, 0]
     return x[0, torch.tensor(starts(lengths)).to(x.device, non_blocking=True)]
+
+
+def last_tokens(x: Tensor, attention_mask: Tensor | None, lengths: tuple[int, ...] | None) -> Tensor:
+    """The last token of each sequence of x [B, S, D] that is not padding: [B, D], or of packed documents [N, D]."""
+    if lengths is not None:
+        return x[0, torch.tensor(lengths).cumsum(0).sub(1).to(x.device, non_blocking=True)]
+    if attention_mask is None:
+        return x[:, -1]
+    places = torch.arange(x.shape[1], device=x.device)
+    last = (attention_mask.bool() * places).argmax(1)
+    return x.take_along_dim(last[:, None, None], 1)[:, 0]
+
+
+EMBEDDINGS: tuple[Rule, ...] = (
+    Rename("embeddings.word_embeddings.weight", "embed.word.weight"),
+    Rename("embeddings.position_embeddings.weight", "embed.position.weight"),
+    Rename("embeddings.token_type_embeddings.weight", "embed.token_type.weight"),
+    *affine("embeddings.LayerNorm", "embed.norm"),
+)
+"""The names of the embeddings in transformers' `BertModel`."""
 
 
 def encoder_rules(config: EncoderConfig, *, pooler: bool = True) -> tuple[Rule, ...]:
@@ -197,10 +233,7 @@ def encoder_rules(config: EncoderConfig, *, pooler: bool = True) -> tuple[Rule, 
         *affine("encoder.layer.{i}.output.LayerNorm", "stack.blocks.{i}.feed_forward_residual.norm"),
     )
     return (
-        Rename("embeddings.word_embeddings.weight", "embed.word.weight"),
-        Rename("embeddings.position_embeddings.weight", "embed.position.weight"),
-        Rename("embeddings.token_type_embeddings.weight", "embed.token_type.weight"),
-        *affine("embeddings.LayerNorm", "embed.norm"),
+        *EMBEDDINGS,
         *layers(config.num_hidden_layers, layer),
         *(affine("pooler.dense", "pooler.dense") if pooler else ()),
     )

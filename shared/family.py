@@ -10,15 +10,16 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from .attention.mask import Mask
+from .config import Config
 from .convert import Rule
 from .errors import UserError
 from .sample import Sample
@@ -54,8 +55,10 @@ class Context:
     tokenizer: Tokenizer | None = None
     classes: tuple[str, ...] | None = None
     """Class names in the order of their numbers, where the data set is labelled."""
+    several_labels: bool = False
+    """Each sample has any number of these classes, not one."""
     net_only: bool = False
-    """The system is built for its network: a tokenizer that is lacking is no mistake, and the objective is `NoData`."""
+    """The system is built for its network: a tokenizer that is lacking is not a mistake, and the objective is `NoData`."""
 
     def objective(self, system: str, make: Callable[[Tokenizer], ObjectiveT]) -> ObjectiveT:
         """The objective that `make` builds with the tokenizer, or `NoData` under `net_only`: then nobody may use it as another."""
@@ -89,7 +92,7 @@ class Format:
         read: (those contents, the directory) -> config.
         write: net -> those contents; raises `UserError` where the library has no such network.
         files: net -> further JSON files, by name relative to the directory.
-        finish: (net, the contents of `config_file`, directory): take over what is no config, such as the preprocessing of pictures.
+        finish: (net, the contents of `config_file`, directory): take over what is not a config, such as the preprocessing of pictures.
         suits: config -> whether a network of this config is written in this format where none is asked for.
     """
 
@@ -114,6 +117,39 @@ def transformers(
 ) -> Format:
     """Transformers' format with a rule table; see `Format` for the arguments."""
     return Format("transformers", rules, files=files, finish=finish, suits=suits)
+
+
+def or_our_own(net: Net, config: type[Config], model_type: str, beyond: Callable[[Any], str]) -> Net:
+    """A network in transformers' format where that library has all of it, else in one of ours, called "polymodal".
+
+    Ours has the same keys under another `model_type`, by which transformers refuses it: it would compute something else.
+
+    Args:
+        net: with transformers' format alone.
+        config: its class.
+        model_type: of our format.
+        beyond: config -> what transformers does not have, such as "sharing attention"; empty where it has all.
+    """
+    (theirs,) = net.formats
+
+    def rules(c: Any) -> Sequence[Rule]:
+        if lacking := beyond(c):
+            raise UserError(f"transformers' {net.architecture} cannot hold this network, which has {lacking}: write it as polymodal")
+        return theirs.rules(c)
+
+    return Net(net.architecture, net.build, replace(theirs, rules=rules, suits=lambda c: not beyond(c)),
+               our_own(theirs, net.architecture, config, model_type))
+
+
+def our_own(theirs: Format, architecture: str, config: type[Config], model_type: str) -> Format:
+    """A format of ours, "polymodal": the keys of transformers' format `theirs` for a network that transformers has not."""
+
+    def write(model: Any) -> Mapping[str, Any]:  # every field, also those that the config leaves out for transformers
+        return {**Config.to_dict(model.config), "model_type": model_type, "architectures": [architecture]}
+
+    return replace(theirs, name="polymodal", write=write,
+                   read=lambda record, directory: config.from_dict(record, f"{directory}/config.json"),
+                   recognises=lambda record: record.get("model_type") == model_type and architecture in record.get("architectures", []))
 
 
 class Net:
@@ -177,6 +213,20 @@ class Task:
         return self.create(config, build_settings(self.settings, settings, f"{self.name or 'pretraining'} objective"), context)
 
 
+@dataclass(frozen=True)
+class Adopt:
+    """How a network begins with the weights of another family's, or of one of its own in another shape.
+
+    Args:
+        weights: (the other network's tensors by our names, the network that begins) -> the tensors that go into it. What has no place in
+            it may stay among them; what is missing must belong to `Family.heads`.
+        config: the other network's config -> ours.
+    """
+
+    weights: Callable[[Mapping[str, Tensor], Any], Mapping[str, Tensor]] = lambda tensors, net: tensors
+    config: Callable[[Any], Any] = lambda config: config
+
+
 # -------------------------------------------------------------------------------------------------- entry
 
 
@@ -196,6 +246,23 @@ class Card:
     """The attention masks of training, over 16 keys, by what they are for; drawn in the documentation."""
     reference: str
     """The library and class that parity is measured against."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """How a vocabulary for a family is learnt: `polymodal tokenizer train --for` reads it.
+
+    Args:
+        kind: of `Tokenizer.train`, such as "wordpiece".
+        style: the special tokens and the template, a name of `STYLES`.
+        lowercase: fold case.
+        strip_accents: remove accents; None means where `lowercase` does.
+    """
+
+    kind: str
+    style: str
+    lowercase: bool = False
+    strip_accents: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,8 +285,12 @@ class Family:
     heads: tuple[str, ...] = ()
     """Parts of its networks that are randomly initialized where a run starts from a network without them, or with others.
     All else must be there: a network that is the trunk alone, or has it as `trunk`, fits every other."""
+    starts: Mapping[str, Adopt] = field(default_factory=dict)
+    """The families, by name, whose networks its own may begin with where more is to be done than to copy tensors of one name and shape."""
     model_type: str = ""
     """config.json's `model_type` in transformers' format; empty where there is none."""
+    vocabulary: Vocabulary | None = None
+    """The paper's kind of vocabulary; None for a family that reads no text."""
 
     def task(self, name: str) -> Task:
         """The task called `name`; pretraining has the empty name."""

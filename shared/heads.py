@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .block import activation as activation_called
-from .config import Config
+from .config import MULTI_LABEL, Config
 from .embed import normal_
 from .loss import SoftmaxGradient, linear_cross_entropy_sum, softmax_gradient_
 
@@ -111,5 +111,5 @@ def class_scores(logits: Tensor, config: Config) -> Tensor:
     """
     if config.problem_type == "regression":
         return logits
-    several = config.problem_type == "multi_label_classification" or logits.shape[-1] == 1
+    several = config.problem_type == MULTI_LABEL or logits.shape[-1] == 1
     return logits.sigmoid() if several else logits.softmax(-1)

@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -24,10 +24,21 @@ from .unicode import half_character, is_blank
 IMAGE_FIELDS = ENDINGS
 TEXT_FIELDS = ("txt", "text", "caption")
 PAIR_FIELD, TARGET_FIELD = "pair.txt", "target.txt"
+UNITS_FIELD = "units.u8"
+WORD, ENTITY = 1, 2
+"""Bits of `Sample.units`: here a word begins; here begins an entity, or a word that is in none."""
 _INTEGER = re.compile(r"\s*[+-]?[0-9]{1,19}\s*", re.ASCII)
 MAX_PIXELS = 64 * 1024 * 1024  # a decoded RGB image of 192 MiB; anything larger is taken for an image bomb
 
 T = TypeVar("T")
+
+
+class Answer(NamedTuple):
+    """An answer in a text."""
+
+    text: str
+    start: int
+    """Its first character."""
 
 
 @dataclass(slots=True)
@@ -46,6 +57,7 @@ class Sample:
     """Name of the shard (or file) the sample came from; for messages only."""
     _find_partner: Callable[[], Sample | None] | None = field(default=None, init=False, repr=False, compare=False)
     _partner: Sample | None = field(default=None, init=False, repr=False, compare=False)
+    _find_next: Callable[[], Sample | None] | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def partner(self) -> Sample | None:
@@ -60,6 +72,18 @@ class Sample:
     def pair_with(self, find: Callable[[], Sample | None]) -> None:
         """Say how the partner is found."""
         self._find_partner, self._partner = find, None
+
+    @property
+    def next(self) -> Sample | None:
+        """The sample behind this one in its data set, where `Objective.needs_next` asks for it; read each time it is asked for.
+
+        None behind the last one, or where it is damaged, as with `partner`.
+        """
+        return None if self._find_next is None else self._find_next()
+
+    def followed_by(self, find: Callable[[], Sample | None]) -> None:
+        """Say how the next sample is found."""
+        self._find_next = find
 
     def _first(self, names: tuple[str, ...]) -> tuple[str, bytes] | None:
         for name in names:
@@ -164,6 +188,63 @@ class Sample:
             raise self.bad(f"no whole number as class in field 'cls' or json 'label', got {found}")
         return value
 
+    def score(self) -> float:
+        """The number `score` of `json`."""
+        value = self.json().get("score")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e30:
+            raise self.bad(f"no number as 'score' in field 'json', got {'nothing' if value is None else repr(value)[:40]} "
+                           "(`polymodal pack --kind score` writes it)")
+        return float(value)
+
+    def labels(self) -> list[str | int]:
+        """The list `labels` of `json`: the classes of a sample that may have several, or none, by their names or their numbers."""
+        found = (self.json() if "json" in self.fields else {}).get("labels")
+        if not isinstance(found, list) or not all(isinstance(name, (str, int)) and not isinstance(name, bool) for name in found):
+            raise self.bad("no list of names or numbers as 'labels' in field 'json' (`polymodal pack --kind labels` writes it)")
+        if twice := [name for name in found if found.count(name) > 1]:
+            raise self.bad(f"the label {twice[0]!r} stands twice")
+        return found
+
+    def tags(self) -> tuple[list[str], list[str | int]]:
+        """The lists `words` and `tags` of `json`: at least one word, and a tag for each, by its name or its number."""
+        record = self.json()
+        words, tags = record.get("words"), record.get("tags")
+        if not isinstance(words, list) or not words or not all(isinstance(w, str) and not is_blank(w) for w in words):
+            raise self.bad("no list of words, none of them blank, as 'words' in field 'json' (`polymodal pack --kind tag` writes it)")
+        if not isinstance(tags, list) or not all(isinstance(t, (str, int)) and not isinstance(t, bool) for t in tags):
+            raise self.bad("no list of names or numbers as 'tags' in field 'json'")
+        if len(words) != len(tags):
+            raise self.bad(f"{len(words)} words and {len(tags)} tags: each word needs one")
+        return words, tags
+
+    def choices(self) -> list[str]:
+        """The list `choices` of `json`: at least two texts. The number of the right one, from 0, is the `label`."""
+        found = self.json().get("choices")
+        if not isinstance(found, list) or len(found) < 2 or not all(isinstance(t, str) and not is_blank(t) for t in found):
+            raise self.bad("no list of two or more texts, none of them blank, as 'choices' in field 'json' "
+                           "(`polymodal pack --kind choice` writes it)")
+        return found
+
+    def answers(self) -> tuple[str, list[Answer]]:
+        """The `question` of `json` about the text, and its `answers`: each a mapping of `text` and `answer_start`; none is no answer."""
+        record, text = self.json(), self.text()
+        question, given = record.get("question"), record.get("answers")
+        if not isinstance(question, str) or is_blank(question):
+            raise self.bad("no text as 'question' in field 'json' (`polymodal pack --kind span` writes it)")
+        if not isinstance(given, list):
+            raise self.bad("no list as 'answers' in field 'json', expected mappings of 'text' and 'answer_start', or none of them")
+        found: list[Answer] = []
+        for entry in given:
+            answer, start = (entry.get("text"), entry.get("answer_start")) if isinstance(entry, dict) else (None, None)
+            if not isinstance(answer, str) or is_blank(answer) or type(start) is not int:
+                raise self.bad(f"the answer {str(entry)[:60]!r}, expected a mapping of 'text' and 'answer_start' (a character, from 0)")
+            if start < 0 or text[start:start + len(answer)] != answer:
+                there = text[start:start + len(answer)][:40] if 0 <= start < len(text) else ""
+                there = f"where {there!r} stands" if there else f"which has {len(text)} characters"
+                raise self.bad(f"the answer {answer[:40]!r} is not at character {start} of the text, {there}")
+            found.append(Answer(answer, start))
+        return question, found
+
     def tokens(self) -> tuple[np.ndarray, np.ndarray]:
         """A pre-tokenised row: ids int64 [T] and document lengths int64 [documents], their sum T.
 
@@ -186,6 +267,20 @@ class Sample:
         if int(lengths.sum()) != len(ids) or bool((lengths == 0).any()):
             raise self.bad(f"document lengths add up to {int(lengths.sum())}, the row has {len(ids)} tokens")
         return ids, lengths
+
+    def units(self) -> np.ndarray | None:
+        """Where words and entities begin: uint8, the bits `WORD` and `ENTITY` for each character of the text or token of the row.
+
+        No bit `ENTITY` at all: only words are known. None where the data says nothing. Written by `polymodal pack` with `--kind words` or
+        `--segment`.
+        """
+        if UNITS_FIELD not in self.fields:
+            return None
+        found = np.frombuffer(self.fields[UNITS_FIELD], dtype=np.uint8)
+        length, what = (len(self.tokens()[0]), "tokens") if self.tokenized else (len(self.text()), "characters")
+        if len(found) != length:
+            raise self.bad(f"field {UNITS_FIELD!r} has {len(found)} bytes, expected one for each of the {length} {what}")
+        return found
 
     @property
     def tokenized(self) -> bool:

@@ -68,7 +68,8 @@ class Stack(nn.Module):
                 With a cache, the positions it holds come on top of `offset`, and `keep` covers them.
             memory: [B, Lk, D], an encoder's output, for blocks with cross-attention; or [B / n, Lk, D], where
                 n rows of `x`, one behind the other, share each.
-            memory_mask: for cross-attention, usually `Mask(keep=...)`; by default everything is seen.
+            memory_mask: for cross-attention, usually `Mask(keep=...)`, of packed texts `Mask(lengths=..., key_lengths=...)`; by default
+                everything is seen.
             cache: earlier positions; the new ones are added to it.
             hidden_states: a list that receives the input and every layer's output (the last one after
                 `final_norm`).
@@ -98,7 +99,10 @@ class Stack(nn.Module):
         if past:
             mask = replace(mask, offset=mask.offset + past)
         keys = length + mask.offset
-        bias = self.position_bias(length, keys, mask.offset) if self.position_bias is not None else None
+        bias = None
+        if self.position_bias is not None:  # packed documents have the same distances
+            longest = length if mask.lengths is None else max(mask.lengths)
+            bias = self.position_bias(longest, keys if mask.lengths is None else longest, mask.offset)
         return make_plan(mask, batch, length, keys, x.device, bias)
 
     def _memory_plan(

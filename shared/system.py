@@ -14,8 +14,9 @@ micro-batch size, accumulation, rank count, padding or packing.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from types import MappingProxyType
 from typing import Any, ClassVar, Generic, Self, cast
 
 import numpy as np
@@ -49,7 +50,7 @@ class Batch:
     tokens: int = 0
     """Useful tokens (not padding), for throughput; 0 where the family has none."""
     task: str = ""
-    """The task of this update, where a family draws one (UNITER, UniLM); else empty."""
+    """The task of this update, where several take turns (`Objective.turns`; set by the stream); else empty."""
     sample_ids: list[int] = field(default_factory=list)
     """`Sample.index` of each sample (set by the stream); identity for logs and feature memoisation."""
     follows: list[int] = field(default_factory=list)
@@ -138,6 +139,11 @@ class Preview:
     image: np.ndarray | None = None
 
 
+def named(task: str, name: str) -> str:
+    """What the log calls a number of a task; without turns its own name."""
+    return f"{task}/{name}" if task else name
+
+
 ExampleT = TypeVar("ExampleT")
 
 
@@ -149,6 +155,8 @@ class Objective(ABC, Generic[ExampleT]):
 
     needs_partner: bool = False
     """Whether `Sample.partner` must be filled (a random other sample: next sentence, image-text matching)."""
+    needs_next: bool = False
+    """Whether `Sample.next` must be filled (where rows of tokens overlap: each example has the beginning of the next row, too)."""
     sequential: bool = False
     """Whether consecutive samples of the data set must follow each other in each row of the batch (segments of one long text, with
     a memory). The stream then shuffles nothing: row g of every update is the next sample of lane g. Each sample makes one row, and
@@ -156,6 +164,17 @@ class Objective(ABC, Generic[ExampleT]):
     row_length: int | None = None
     """Tokens of a row where it reads rows of tokens alone (`polymodal pack --tokenize`); None where it reads what `Sample` holds as it is.
     A run that is planned without data has rows of this length."""
+    turns: Mapping[str, int] = MappingProxyType({})
+    """Tasks that take turns, each with the number of updates that it has in a cycle; empty where all updates have one task. An update has
+    one task, on all ranks and in all its micro-batches, dealt by its number (`polymodal.pipelines.data.turns`). `by_turn` gives the
+    objectives that make their batches; nothing is trained on what the objective itself makes. In the log, the numbers of a task have its
+    name before them ("seq2seq/mlm"), and held-out data is read once for each. What a task does not use of the network has to run on no
+    rows all the same: then it has a gradient, of zeros, and strategies that wait for the gradient of each parameter do not hang."""
+    inputs: Mapping[str, str] = MappingProxyType({})
+    """What it reads beside the data: by the setting that names a file, the file's sha256. All ranks must read the same, and so must a run
+    that goes on, or that is loaded again."""
+    notes: Sequence[str] = ()
+    """Lines for people about these files, told before a run begins."""
 
     @abstractmethod
     def example(self, sample: Sample, rng: np.random.Generator) -> Iterable[ExampleT]:
@@ -173,8 +192,12 @@ class Objective(ABC, Generic[ExampleT]):
     def collate(self, examples: list[ExampleT]) -> Batch:
         """Put examples (at least one) together, with `counts` and `tokens` set."""
 
+    def by_turn(self) -> Mapping[str, Objective[Any]]:
+        """The objectives of the tasks of `turns` by name; without turns the objective itself, under the empty name."""
+        return {"": self}
+
     def evaluation(self) -> Objective[ExampleT]:
-        """The variant for held-out data: no augmentation. By default the objective itself."""
+        """The variant for held-out data: no augmentation. By default the objective itself. Of tasks that take turns, each has its own."""
         return self
 
     def describe(self, example: ExampleT) -> Preview:
@@ -220,9 +243,26 @@ class System(nn.Module, ABC, Generic[NetT, ObjectiveT]):
     def after_update(self, update: int) -> None:
         """Run after optimizer update number `update` (counted from 0): clamp, moving average ..."""
 
+    def measured(self) -> Collection[str] | None:
+        """The names of the numbers of an evaluation beside `loss`, known before the run.
+
+        Terms, metrics, what `derive` makes of them, and `{term}_chance` of terms with labels. Where tasks take turns, each name has its
+        task before it ("seq2seq/mlm"), and each task has a `loss`. None (by default) where they are not known.
+        """
+        return None
+
     def derive(self, means: Mapping[str, float]) -> dict[str, float]:
-        """Numbers computed from the reduced means of terms and metrics, such as a perplexity."""
+        """Numbers computed from the reduced means of terms and metrics, such as a perplexity. Where tasks take turns: from those of one."""
         return {}
+
+    def derived(self, means: Mapping[str, float]) -> dict[str, float]:
+        """What `derive` makes of the means of each task, under the names that the log has."""
+        found: dict[str, float] = {}
+        for task in self.objective.turns or ("",):
+            before = named(task, "")
+            own = {name.removeprefix(before): mean for name, mean in means.items() if name.startswith(before)}
+            found |= {named(task, name): value for name, value in self.derive(own).items()}
+        return found
 
     def exports(self) -> Mapping[str, nn.Module]:
         """The networks of an export by subdirectory; "" is the export itself. By default `net` alone."""

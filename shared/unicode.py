@@ -1,4 +1,4 @@
-"""Strings that are no text: Python's can hold halves of characters, which no tokenizer and no file takes, or nothing that can be seen."""
+"""Strings that are not text: Python's can hold halves of characters, which no tokenizer and no file takes, or nothing that can be seen."""
 
 from __future__ import annotations
 

@@ -233,6 +233,7 @@ def _serve() -> tuple[str | None, str, tuple[Any, ...]] | None:
         if not pid:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets its background jobs ignore it
             os.setsid()
             for number, name in ((0, os.devnull), (1, f"{folder}/out"), (2, f"{folder}/err")):
                 opened = os.open(name, os.O_RDWR | os.O_CREAT | os.O_APPEND)

@@ -291,7 +291,7 @@ def kill(pids: list[int]) -> None:
 
 
 def alive(pid: int) -> bool:
-    """Whether it runs (and is no zombie)."""
+    """Whether it runs (and is not a zombie)."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
@@ -391,10 +391,10 @@ class Soak:
         for part, (where, accident) in enumerate(trial.parts):
             self.part(trial, out, part, where, accident, counts)
             check_checkpoints(out)
-            if newest(out) == UPDATES:
+            if complete(out):
                 break
-        if newest(out) != UPDATES:
-            raise Difference(f"the run ended after {newest(out)} updates of {UPDATES}:\n{self.tell(out)}")
+        if not complete(out):
+            raise Difference(f"the run ended after {newest(out)} updates of {UPDATES}, or without its export:\n{self.tell(out)}")
         compare(out, expected, trial.same)
         seconds = time.monotonic() - began
         shutil.rmtree(out)
@@ -458,6 +458,11 @@ def newest(out: Path) -> int:
     """The update of the newest checkpoint."""
     found = [int(p.name.removeprefix("update-")) for p in (out / "run" / "checkpoints").glob("update-*")]
     return max(found, default=0)
+
+
+def complete(out: Path) -> bool:
+    """Whether a run has its last checkpoint and its export: ranks whose agent is killed after the one may end before the other."""
+    return newest(out) == UPDATES and (out / "run" / "export").is_dir()
 
 
 def last_update(out: Path, part: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -239,7 +240,8 @@ def test_the_example_system_keeps_the_contract(texts: Path, tmp_path: Path) -> N
     from polymodal.pipelines.data.stream import Stream
     from polymodal.pipelines.pack.pack import pack
     from polymodal.pipelines.run.optim import OptimSettings, build_optimizer
-    from polymodal.pipelines.train.loop import MicroBatch, Pass, ScaledLoss, count
+    from polymodal.pipelines.train.loop import count
+    from polymodal.pipelines.train.passes import MicroBatch, Pass, ScaledLoss
     from polymodal.shared.family import Context
 
     bag = example("bag_of_characters").FAMILIES[0]
@@ -300,6 +302,30 @@ def test_the_script_that_generates(texts: Path, tmp_path: Path, capsys: pytest.C
     assert capsys.readouterr().out == first, "the seeds make the draws"
 
 
+def test_the_scripts_with_examples(texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import polymodal
+    from polymodal.pipelines.crew.pieces import Workers
+    from polymodal.pipelines.pack.pack import pack
+    from polymodal.pipelines.pack.settings import PackSettings, Reading
+    from polymodal.shared.tokenizer import Tokenizer
+
+    tok = Tokenizer.train([texts.read_text(), "Answer: => \n"], "byte-bpe", 280)
+    torch.manual_seed(0)
+    net = polymodal.system("gpt2", size="tiny", tokenizer=tok, n_embd=16, n_layer=1, n_positions=192).net
+    polymodal.save(net, tmp_path / "model", tokenizer=tok)
+    (tmp_path / "pairs.csv").write_text("prompt,answer\nthe cat =>,sat\nthe dog =>,run\n")
+    example("generate_with_examples").main(str(tmp_path / "model"), tmp_path / "pairs.csv", "the house =>")
+    assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()] == ["0 examples", "1 examples", "2 examples"]
+    (tmp_path / "questions.jsonl").write_text("".join(
+        json.dumps({"text": f"the {a} saw", "choices": ["the mat", "a red house"], "label": n % 2}) + "\n"
+        for n, a in enumerate(["cat", "dog", "mat", "house", "word"])))
+    pack(tmp_path / "questions.jsonl", tmp_path / "questions", PackSettings(Reading("choice")), workers=Workers(1))
+    example("ask_with_examples").main(str(tmp_path / "model"), str(tmp_path / "questions"))
+    said = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in said[:3]] == ["0 examples", "1 examples", "4 examples"]
+    assert all("guessing reaches 0.500" in line for line in said[:3]) and all(line.startswith("question ") for line in said[3:])
+
+
 def test_the_script_that_summarizes(texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import polymodal
     from polymodal.shared.tokenizer import STYLES, Tokenizer
@@ -311,6 +337,35 @@ def test_the_script_that_summarizes(texts: Path, tmp_path: Path, capsys: pytest.
     first = capsys.readouterr().out.splitlines()
     assert sum(line.startswith("round 1, ") for line in first) > 3
     assert not first[-1].startswith("round")
+
+
+def test_the_scripts_that_summarize_a_folder_and_translate_a_file(texts: Path, tmp_path: Path) -> None:
+    import polymodal
+    from polymodal.shared.errors import UserError
+    from polymodal.shared.tokenizer import STYLES, Tokenizer
+
+    tok = Tokenizer.train([texts.read_text()], "unigram", 30, style=STYLES["albert"], max_length=60)
+    sizes = {"d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "max_position_embeddings": 64}
+    for name, options in (("summaries", {}), ("languages", {"languages": ("old", "new")})):
+        net = polymodal.system("mass", size="tiny", tokenizer=tok, **sizes, **options).net
+        polymodal.save(net, tmp_path / name, tokenizer=tok)
+    (tmp_path / "folder" / "inner").mkdir(parents=True)
+    for name in ("a.txt", "inner/b.md"):
+        (tmp_path / "folder" / name).write_text(texts.read_text()[:200])
+    example("summarize_folder").main(str(tmp_path / "summaries"), str(tmp_path / "folder"), str(tmp_path / "out.jsonl"))
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [Path(line["source"]).name for line in lines] == ["a.txt", "b.md"] and all("summary" in line for line in lines)
+
+    (tmp_path / "old.txt").write_text("the cat\nthe dog\n")
+    given = [str(tmp_path / "languages"), str(tmp_path / "old.txt"), str(tmp_path / "new.txt")]
+    with pytest.raises(UserError, match="expected one of old, new"):
+        example("translate_file").main(*given, "old", "greek")
+    example("translate_file").main(*given, "old", "new")
+    assert len((tmp_path / "new.txt").read_text().splitlines()) == 2
+    for script, arguments in (("translate_file", given), ("summarize_folder", [str(tmp_path / "summaries"), str(tmp_path / "folder"),
+                                                                              str(tmp_path / "out.jsonl")])):
+        with pytest.raises(UserError, match="exists: give a new file"):
+            example(script).main(*arguments)
 
 
 def test_the_script_that_classifies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

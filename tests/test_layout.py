@@ -17,7 +17,7 @@ ALLOWED = {
     "shared": {"shared"},
     "text": {"shared", "text"},
     "vision": {"shared", "vision"},
-    "seq2seq": {"shared", "seq2seq"},
+    "seq2seq": {"shared", "text", "seq2seq"},
     "multimodal": {"shared", *FAMILIES},
     "pipelines": {*CODE, "registry", "_version"},
 }

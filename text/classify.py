@@ -1,134 +1,94 @@
 """Fine-tuning to classify texts and pairs of texts, and the classifier that comes of it.
 
 Devlin et al. 2018, section 4.1: [CLS] text [SEP], or [CLS] text [SEP] second text [SEP] with the second token type, or as the
-tokenizer's template has it (RoBERTa's); a new output layer on the trunk's first token; cross-entropy; everything is trained.
+tokenizer's template has it (RoBERTa's); a new output layer on the trunk's first token (XLNet's last); cross-entropy; everything is trained.
 The network is the family's (`Family.nets`), such as `BertForSequenceClassification`.
 
 Faithful: truncation as in google-research/bert's `run_classifier.py` (of a pair that is too long, the longer
 text loses its last token, until both fit; at equal lengths the second one).
 
 Deviation: texts are packed side by side without padding; each sees only itself, so nothing changes but speed.
+
+Where each text may have several classes, or none, the loss and the measures are those of `labels`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..shared.config import need_one_class_each
-from ..shared.errors import UserError
-from ..shared.family import Context, Net, Task
+from ..shared.config import MULTI_LABEL, need_one_class_each
+from ..shared.family import Context
 from ..shared.heads import class_scores
 from ..shared.loss import accuracy_sum, cross_entropy_sum
-from ..shared.packed import PackedBatch, joined, side_by_side
 from ..shared.sample import Sample
-from ..shared.system import Objective, Preview, Step, System, Term
+from ..shared.system import Preview, Step, Term
 from ..shared.tokenizer import Tokenizer
-from .framing import Frame, longest
+from .encoder_task import (
+    EncoderTask,
+    FramedBatch,
+    FramedExample,
+    FramedObjective,
+    TaskSettings,
+    TaskSystem,
+    class_names,
+    fitting,
+    need_classes,
+    packed,
+    read,
+    with_labels,
+)
+from .framing import SummaryToken
+from .labels import LISTED, LabelsObjective, LabelsSystem
 from .tasks import SequenceClassifier
-
-LISTED = 50
-"""With at most this many classes, the metrics have an F1 for each."""
-
-
-@dataclass(frozen=True)
-class ClassifySettings:
-    """What of the objective can be set."""
-
-    max_length: int | None = None
-    """Tokens of a text or pair, special ones included, the rest is cut off; None takes the model's positions."""
-
-    def __post_init__(self) -> None:
-        """Check the range."""
-        if self.max_length is not None and self.max_length < 8:
-            raise UserError(f"max_length is {self.max_length}, expected at least 8 tokens")
 
 
 @dataclass(frozen=True, slots=True)
-class ClassifyExample:
+class ClassifyExample(FramedExample):
     """A framed text or pair."""
 
-    input_ids: np.ndarray
-    """int64 [S]"""
-    token_type_ids: np.ndarray
-    """int64 [S]"""
     label: int
 
 
 @dataclass(kw_only=True)
-class ClassifyBatch(PackedBatch):
-    """Packed texts. T tokens, N texts."""
+class ClassifyBatch(FramedBatch):
+    """Packed texts, N of them."""
 
-    token_type_ids: Tensor
-    """[1, T]"""
     labels: Tensor
     """[N]"""
 
 
-class ClassifyObjective(Objective[ClassifyExample]):
+class ClassifyObjective(FramedObjective[ClassifyExample]):
     """A text, or a pair, and its class."""
 
-    def __init__(self, tokenizer: Tokenizer, labels: tuple[str, ...], max_length: int, token_types: int = 2) -> None:
-        """Make the data side for the classes `labels`, texts of at most `max_length` tokens and a trunk with `token_types` token types."""
-        self.framed = Frame(tokenizer, "classification")
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, labels: tuple[str, ...], max_length: int, token_types: int = 2,
+                 summary: SummaryToken = "first") -> None:
+        """Make the data side for the classes `labels`; the other arguments as in `FramedObjective`."""
+        super().__init__(tokenizer, "classification", max_length, token_types, summary)
         self.labels = labels
-        self.max_length = max_length
-        self.token_types = token_types
 
     def example(self, sample: Sample, rng: np.random.Generator) -> Iterator[ClassifyExample]:
         """Yield the one example of a sample."""
         label = sample.label()
         if not 0 <= label < len(self.labels):
             raise sample.bad(f"class {label}, the model has {len(self.labels)}")
-        ids, types = self.frame(sample.text(), sample.pair())
-        yield ClassifyExample(ids, types, label)
-
-    def frame(self, text: str, pair: str | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and token types, int64 [S] each, of a text or pair, cut to `max_length`."""
-        a, b = ([] if t is None else self.tokenizer.encode(t, add_special_tokens=False) for t in (text, pair))
-        a, b = shortened(a, b, self.framed.room(self.max_length, pair is not None))
-        ids, types = self.framed(a, None if pair is None else b)
-        return ids, types.clip(max=self.token_types - 1)
-
-    def tokens_of(self, example: ClassifyExample) -> int:
-        """The text's."""
-        return len(example.input_ids)
+        yield ClassifyExample(*self.frame(sample.text(), sample.pair()), label)
 
     def collate(self, examples: list[ClassifyExample]) -> ClassifyBatch:
         """Pack texts side by side."""
-        packed = side_by_side([e.input_ids for e in examples])
-        return ClassifyBatch(
-            counts={"texts": len(examples)},
-            tokens=sum(packed.lengths),
-            input_ids=packed.input_ids,
-            position_ids=packed.position_ids,
-            lengths=packed.lengths,
-            token_type_ids=joined([e.token_type_ids for e in examples]),
-            labels=torch.tensor([e.label for e in examples]),
-        )
+        return ClassifyBatch(counts={"texts": len(examples)}, **packed(examples), labels=torch.tensor([e.label for e in examples]))
 
     def describe(self, example: ClassifyExample) -> Preview:
         """The framed text and the name of its class."""
         return Preview((("input", self.tokenizer.show(example.input_ids)), ("class", self.labels[example.label])))
 
 
-def shortened(a: Sequence[int], b: Sequence[int], room: int) -> tuple[Sequence[int], Sequence[int]]:
-    """Cut the ends of two texts until both fit into `room` together; each time the longer one loses a token, else the second."""
-    first, second = len(a), len(b)
-    if first + second > room:
-        # the shorter one keeps all it has up to half of the room; the larger half is the first one's
-        second = min(second, max(room // 2, room - first))
-        first = room - second
-    return a[:first], b[:second]
-
-
-class ClassifySystem(System[SequenceClassifier, ClassifyObjective]):
+class ClassifySystem(TaskSystem[SequenceClassifier, ClassifyObjective]):
     """A trunk with an output layer for classes, and cross-entropy."""
 
     def __init__(self, net: SequenceClassifier, objective: ClassifyObjective, labels: tuple[str, ...]) -> None:
@@ -137,11 +97,10 @@ class ClassifySystem(System[SequenceClassifier, ClassifyObjective]):
 
     def logits(self, batch: ClassifyBatch) -> Tensor:
         """[N, classes]."""
-        return self.net(batch.input_ids, None, batch.token_type_ids, batch.position_ids, lengths=batch.lengths).logits
+        return read(self.net, batch).logits
 
-    def forward(self, batch: ClassifyBatch, carry: Any = None) -> Step:
+    def judged(self, logits: Tensor, batch: ClassifyBatch) -> Step:
         """Cross-entropy over the texts, how many are right, and in evaluations the F1 of each class."""
-        logits = self.logits(batch)
         step = Step({"classification": Term(cross_entropy_sum(logits, batch.labels), "texts", labels=batch.labels)},
                     {"accuracy": (accuracy_sum(logits, batch.labels), len(batch.labels))})
         if not self.training and len(self.labels) <= LISTED:
@@ -151,6 +110,11 @@ class ClassifySystem(System[SequenceClassifier, ClassifyObjective]):
             # F1 is 2 right / (guessed + true): a sum over a count, so it adds up over batches and ranks
             step.metrics |= {f"f1/{name}": (2 * r, e) for name, r, e in zip(self.labels, right, either)}
         return step
+
+    def measured(self) -> tuple[str, ...]:
+        """See `System.measured`."""
+        return ("classification", "classification_chance", "accuracy", *self.beside_names(), *(() if len(self.labels) > LISTED else (
+            "macro_f1", *(f"f1/{label}" for label in self.labels))))
 
     def derive(self, means: Mapping[str, float]) -> dict[str, float]:
         """Macro-F1: the mean over all classes; one that neither occurs nor is guessed counts as 0."""
@@ -191,35 +155,35 @@ class TextClassifier:
         """The scores of the classes (`class_scores`) of texts, each with the second text of its pair or None: [N, classes], on the CPU."""
         device = next(self.model.parameters()).device
         batch = self._objective.collate([ClassifyExample(*self._objective.frame(*text), 0) for text in texts]).to(device)
-        out = self.model(batch.input_ids, None, batch.token_type_ids, batch.position_ids, lengths=batch.lengths)
-        return class_scores(out.logits.float(), self.model.config).cpu()
+        return class_scores(read(self.model, batch).logits.float(), self.model.config).cpu()
 
 
-def class_names(config: Any) -> tuple[str, ...]:
-    """The names of a config's classes; LABEL_0, LABEL_1 ... where it has none, as in transformers."""
-    return config.labels or tuple(f"LABEL_{i}" for i in range(config.num_labels))
-
-
-def objective_of(config: Any, tokenizer: Tokenizer, settings: ClassifySettings | None = None) -> ClassifyObjective:
+def objective_of(config: Any, tokenizer: Tokenizer, settings: TaskSettings | None = None) -> ClassifyObjective:
     """The data side for a network with this config."""
-    length = longest(config, (settings or ClassifySettings()).max_length)
-    return ClassifyObjective(tokenizer.fitting(config.vocab_size), class_names(config), length, config.type_vocab_size)
+    vocabulary, length = fitting(tokenizer, config, (settings or TaskSettings()).max_length)
+    return ClassifyObjective(vocabulary, class_names(config), length, config.type_vocab_size, config.summary_token)
 
 
-def with_classes(config: Any, context: Context) -> Any:
-    """The config with the classes of the data, where that is labelled."""
-    return config if context.classes is None else replace(config, num_labels=len(context.classes), labels=context.classes)
+def with_one_or_several(config: Any, context: Context) -> Any:
+    """The config with the classes of the data, where that is labelled, and whether a text may have several."""
+    return config if context.classes is None else with_labels(config, context.classes, MULTI_LABEL if context.several_labels else None)
 
 
-def task(net: Net) -> Task:
-    """The task `classify` of a family whose network for it is `net`, a `SequenceClassifier`."""
+def create(net: SequenceClassifier, settings: TaskSettings, context: Context) -> ClassifySystem | LabelsSystem:
+    """The system of a network."""
+    config = net.config
+    need_classes(config, context, "classification", "pack it with --label-field, or as folders of one class each")
+    if config.problem_type == MULTI_LABEL:
 
-    def create(config: Any, settings: ClassifySettings, context: Context) -> ClassifySystem:
-        if context.classes is None and config.labels is None and not context.net_only:
-            raise UserError("classification needs classes and the data set names none: pack it with --label-field, "
-                            "or as folders of one class each")
-        need_one_class_each(config, "fine-tuning")
-        objective = context.objective("classify", lambda tokenizer: objective_of(config, tokenizer, settings))
-        return ClassifySystem(cast("SequenceClassifier", net.build(config)), objective, class_names(config))
+        def objective(tokenizer: Tokenizer) -> LabelsObjective:
+            vocabulary, length = fitting(tokenizer, config, settings.max_length)
+            return LabelsObjective(vocabulary, class_names(config), length, config.type_vocab_size, config.summary_token)
 
-    return Task("a class for a text or a pair of texts", ClassifySettings, create, "classify", with_classes, net.architecture)
+        return LabelsSystem(net, context.objective("classify", objective))
+    need_one_class_each(config, "fine-tuning")
+    return ClassifySystem(net, context.objective("classify", lambda tokenizer: objective_of(config, tokenizer, settings)),
+                          class_names(config))
+
+
+TASK = EncoderTask("classify", "a class, or several labels, for a text or a pair of texts", "SequenceClassification", TaskSettings,
+                   with_one_or_several, create)

@@ -15,8 +15,9 @@ Deviations, each with its reason:
 * The noise of the sampling follows the example, not the micro-batch: `draw` says how.
 * Sequences are packed side by side without padding; each sees only itself, so nothing changes but speed.
 * Each document starts a sequence of its own; the reference starts a file of its own for each writer.
-* Raw text is cut into sentences, and pre-tokenised rows into pieces, as BERT's file says; what a sequence has no
-  room for begins the next one.
+* Raw text is cut into sentences as BERT's file says. Pre-tokenised rows hold none: pieces of an eighth of the sequence
+  stand in for them, and for a sentence that is longer than half a sequence. What a sequence has no room for begins the
+  next one.
 * GELU is the exact one, as in transformers; the reference computes its tanh form.
 """
 
@@ -37,15 +38,16 @@ from ..shared.attention.plan import outside_graphs
 from ..shared.block import activation
 from ..shared.convert import Rule, affine, prefixed
 from ..shared.embed import normal_
-from ..shared.encoder import LEGACY, Encoder, EncoderConfig, encoder_rules
+from ..shared.encoder import LEGACY, Encoder, encoder_rules, first_tokens
 from ..shared.errors import UserError
-from ..shared.family import Card, Context, Family, Net, Task, transformers
+from ..shared.family import Card, Context, Family, Net, Task, Vocabulary, transformers
 from ..shared.loss import accuracy_sum, at_least_fp32, cross_entropy_sum, perplexity
 from ..shared.sample import Sample
 from ..shared.system import Preview, Step, System, Term
 from ..shared.tokenizer import Tokenizer
-from . import classify, tasks
+from . import tasks
 from .bert import BertConfig, adapt
+from .encoder_tasks import encoder_tasks
 from .framing import longest
 from .masking import MaskedBatch, MaskedExample, MaskedLM, MaskingObjective, MaskingSettings, head_rules
 from .sentences import Sentences, sentence_documents
@@ -64,9 +66,13 @@ class ElectraConfig(BertConfig):
     intermediate_size: int = 1024
     """Width of the feed-forward layer."""
 
-    IGNORED: ClassVar[Mapping[str, str]] = {**EncoderConfig.IGNORED, **dict.fromkeys(
-        ("summary_type", "summary_use_proj", "summary_activation", "summary_last_dropout"), "about choices, which are not read here")}
+    summary_last_dropout: float = 0.1
+    """Dropout before the score of a choice."""
 
+    FIXED: ClassVar[Mapping[str, tuple[Any, ...]]] = {**BertConfig.FIXED, "summary_type": ("first",), "summary_use_proj": (True,),
+                                                      "summary_activation": ("gelu",)}
+
+    PROBABILITIES = (*BertConfig.PROBABILITIES, "summary_last_dropout")
     AT_LEAST_ONE = (*BertConfig.AT_LEAST_ONE, "embedding_size")
 
     @property
@@ -142,6 +148,28 @@ class ElectraForMaskedLM(MaskedLM):
 
     def __init__(self, config: ElectraConfig) -> None:
         super().__init__(Encoder(config, pooler=False), config, activation="gelu")
+
+
+class ElectraForMultipleChoice(tasks.MultipleChoice):
+    """Each text scored from its first token, by a dense layer, a GELU and one number."""
+
+    def __init__(self, config: ElectraConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.trunk = Encoder(config, pooler=False)
+        self.summary = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.summary_last_dropout)
+        self.classifier = nn.Linear(config.hidden_size, 1)
+        for layer in (self.summary, self.classifier):
+            normal_(layer, config.initializer_range)
+
+    def scored(self, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None, position_ids: Tensor | None,
+               lengths: tuple[int, ...] | None, output_hidden_states: bool) -> tasks.ClassifierOutput:
+        """See `MultipleChoice.scored`."""
+        out = self.trunk(input_ids, attention_mask, token_type_ids, position_ids,
+                         lengths=lengths, output_hidden_states=output_hidden_states)
+        summary = F.gelu(self.summary(first_tokens(out.last_hidden_state, lengths)))
+        return tasks.ClassifierOutput(self.classifier(self.dropout(summary)), out.hidden_states)
 
 
 # ------------------------------------------------------------------------------------------ the data side
@@ -257,7 +285,8 @@ class ElectraObjective(MaskingObjective[ElectraExample]):
     def example(self, sample: Sample, rng: np.random.Generator) -> Iterator[ElectraExample]:
         """Yield every sequence that a document, or a row of documents, gives."""
         specials = self.frame.single.specials, self.frame.pair.specials
-        for document in sentence_documents(sample, self.tokenizer, self.frame.room(self.max_length, pair=True)):
+        room = self.frame.room(self.max_length, pair=True)
+        for document in sentence_documents(sample, self.tokenizer, room, units=self.settings.whole_words):
             for a, b in segments(document, self.max_length, self.short_prob, self.single_prob, rng, specials):
                 yield ElectraExample(*self.masked(a, b if len(b) else None, rng), int(rng.integers(2**63)))
 
@@ -368,6 +397,11 @@ class ElectraSystem(System[ElectraForPreTraining, ElectraObjective]):
             metrics["rtd_auc"] = ordered_pairs(verdicts, replaced, batch.lengths)
         return Step(terms, metrics)
 
+    def measured(self) -> tuple[str, ...]:
+        """See `System.measured`."""
+        return ("mlm", "mlm_chance", "mlm_perplexity", "generator_accuracy", "rtd", "rtd_chance", "replaced", "rtd_accuracy",
+                "rtd_trivial_accuracy", "rtd_precision", "rtd_recall", "rtd_auc")
+
     def derive(self, means: Mapping[str, float]) -> dict[str, float]:
         """Perplexity of the generator, and the accuracy of calling every token original."""
         derived = {"mlm_perplexity": perplexity(means["mlm"])} if "mlm" in means else {}
@@ -428,7 +462,11 @@ def _trunk(config: ElectraConfig, theirs: str = "electra.", ours: str = "trunk."
 
 _HEAD = head_rules("generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head.bias",
                    "generator_lm_head", "electra.embeddings.word_embeddings.weight")
-_TASKS = tasks.task_nets("Electra", Encoder, lambda c, pooler: _trunk(c), first_token="gelu", choice=False)
+_TASKS = (
+    *tasks.task_nets("Electra", Encoder, lambda c, pooler: _trunk(c), first_token="gelu", choice=False),
+    Net("ElectraForMultipleChoice", ElectraForMultipleChoice, transformers(
+        lambda c: (*_trunk(c), *affine("sequence_summary.summary", "summary"), *affine("classifier", "classifier")))),
+)
 
 NETS = (
     Net("ElectraForPreTraining", ElectraForPreTraining, transformers(lambda c: (
@@ -463,9 +501,10 @@ FAMILIES = (
         sizes=SIZES,
         adapt=adapt,
         pretraining=Task("replaced-token detection", ElectraSettings, create),
-        tasks=(classify.task(_TASKS[0]),),
+        tasks=encoder_tasks(_TASKS),
         nets=NETS,
-        heads=("head", "classifier"),
+        heads=("head", "summary", "classifier"),
         model_type="electra",
+        vocabulary=Vocabulary("wordpiece", "bert", lowercase=True),
     ),
 )

@@ -1,12 +1,13 @@
 """Masked words: the settings, the data side, the head and the loss that BERT and its descendants share.
 
-What an objective may have otherwise is a method of `MaskingObjective`: how places are chosen (`choose`) and what becomes of them
-(`replace`); what a sequence is, its `example` says.
+What an objective may have otherwise is a method of `MaskingObjective`: what is chosen together (`bounds`), how places are chosen
+(`choose`) and what becomes of them (`replace`); what a sequence is, its `example` says. Whole-word masking is a setting of all of them:
+google-research/bert, README, "Whole Word Masking".
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -18,15 +19,18 @@ from typing_extensions import TypeVar
 from ..shared.block import LayerNorm
 from ..shared.convert import Alias, Rename, Rule, Tied, affine
 from ..shared.corrupt import Masked, choose_places, prediction_count, replace_places
+from ..shared.documents import apart, documents
 from ..shared.embed import normal_
 from ..shared.encoder import Encoder, EncoderConfig, EncoderOutput
 from ..shared.errors import UserError
 from ..shared.heads import LMHead, Transform
 from ..shared.loss import accuracy_sum, cross_entropy_sum, perplexity
 from ..shared.packed import PackedBatch, joined, side_by_side, starts
+from ..shared.sample import WORD, Sample
 from ..shared.system import Objective, Preview, Step, System, Term
 from ..shared.tokenizer import Tokenizer
 from .framing import Frame
+from .words import choose_words, unit_starts, word_bounds
 
 # ---------------------------------------------------------------------------------------------- networks
 
@@ -107,6 +111,9 @@ class MaskingSettings:
     """Tokens of a sequence, special ones included; None takes the model's positions."""
     max_predictions: int | None = None
     """Upper limit of predictions in a sequence; None for no limit (the paper's 20 at length 128 and 80 at 512 never bind at 15%)."""
+    whole_words: bool = False
+    """Whether the tokens of a word are predicted together. A word with more tokens than are still to be predicted is skipped. What words
+    are, the data says (`pack --kind words`, `--segment`), else the vocabulary, to which every Chinese character is a word."""
 
     PROBABILITIES: ClassVar[tuple[str, ...]] = ("mask_prob",)
 
@@ -163,6 +170,10 @@ class MaskingObjective(Objective[ExampleT]):
     """Share of the drawn places that become [MASK]."""
     replaced_at_random: ClassVar[float] = 0.1
     """Share of the drawn places that become a random token; the rest stay."""
+    ngrams: tuple[float, ...] = (1.0,)
+    """With whole words: the shares of n-grams of 1, 2, ... words that are predicted together."""
+    level: int = WORD
+    """With whole words: what the data calls a word, `WORD` or `ENTITY`."""
 
     def __init__(self, tokenizer: Tokenizer, settings: MaskingSettings, max_length: int) -> None:
         self.cls_id, self.sep_id, self.mask_id = tokenizer.need("masking", "cls", "sep", "mask")
@@ -173,12 +184,34 @@ class MaskingObjective(Objective[ExampleT]):
         self.words: int | np.ndarray = tokenizer.vocab_size
         """The ids that random tokens are drawn from, or their number."""
 
-    def choose(self, ids: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def documents(self, sample: Sample) -> list[np.ndarray]:
+        """The documents of a sample as ids int64 [T], with their words, where whole words are predicted and the data knows them."""
+        return documents(sample, self.tokenizer, units=self.settings.whole_words)
+
+    def maskable(self, ids: np.ndarray) -> np.ndarray:
+        """Which places of a framed sequence [S] may be predicted, bool [S]: never [CLS] or [SEP]."""
+        return (ids != self.cls_id) & (ids != self.sep_id)
+
+    def bounds(self, ids: np.ndarray, units: np.ndarray) -> np.ndarray:
+        """Where words begin and end in a framed sequence [S], int64 [W, 2]: what may be predicted together; else each token is one.
+
+        Args:
+            ids: int64 [S].
+            units: uint8 [S], what the data says of it (`apart`).
+        """
+        maskable = self.maskable(ids)
+        if not self.settings.whole_words:
+            return word_bounds(np.ones(len(ids), dtype=bool), maskable)
+        return word_bounds(unit_starts(units, self.level, self.tokenizer.whole_words(ids), maskable), maskable)
+
+    def choose(self, ids: np.ndarray, bounds: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """The places of a framed sequence [S] that are to be predicted, int64 [M], ascending: never [CLS] or [SEP], which count, though."""
         count = prediction_count(len(ids), self.settings.mask_prob, self.settings.max_predictions)
-        return choose_places((ids != self.cls_id) & (ids != self.sep_id), count, rng)
+        if self.settings.whole_words:
+            return choose_words(bounds, count, rng, self.ngrams)
+        return choose_places(self.maskable(ids), count, rng)
 
-    def replace(self, ids: np.ndarray, positions: np.ndarray, rng: np.random.Generator) -> Masked:
+    def replace(self, ids: np.ndarray, positions: np.ndarray, bounds: np.ndarray, rng: np.random.Generator) -> Masked:
         """Corrupt the chosen places."""
         return replace_places(ids, positions, rng, mask_id=self.mask_id, words=self.words,
                               replaced_by_mask=self.replaced_by_mask, replaced_at_random=self.replaced_at_random)
@@ -187,8 +220,10 @@ class MaskingObjective(Objective[ExampleT]):
         self, a: np.ndarray, b: np.ndarray | None, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """A text, or both segments of a pair, framed and masked: the four fields of a `MaskedExample`."""
-        ids, types = self.frame(a, b)
-        noisy = self.replace(ids, self.choose(ids, rng), rng)
+        framed, types = self.frame(a, b)
+        ids, units = apart(framed)
+        bounds = self.bounds(ids, units)
+        noisy = self.replace(ids, self.choose(ids, bounds, rng), bounds, rng)
         return noisy.ids, types, noisy.positions, noisy.targets
 
     def tokens_of(self, example: ExampleT) -> int:
@@ -214,6 +249,17 @@ class MaskingObjective(Objective[ExampleT]):
         """The corrupted sequence and what must be predicted."""
         words = ", ".join(f"{p}: {self.tokenizer.show([t])}" for p, t in zip(example.positions, example.targets))
         return Preview((("input", self.tokenizer.show(example.input_ids)), ("predict", words)))
+
+
+class SingleTexts(MaskingObjective[MaskedExample]):
+    """What objectives over single texts of one document share (SpanBERT, ERNIE)."""
+
+    def example(self, sample: Sample, rng: np.random.Generator) -> Iterator[MaskedExample]:
+        """Yield the sequences of each document."""
+        room = self.frame.room(self.max_length, pair=False)
+        for document in self.documents(sample):
+            for start in range(0, len(document), room):
+                yield MaskedExample(*self.masked(document[start:start + room], None, rng))
 
 
 # ------------------------------------------------------------------------------------------ the loss side
@@ -245,6 +291,10 @@ class MaskedLMSystem(System[NetT, ObjectiveT]):
     def forward(self, batch: Any, carry: Any = None) -> Step:
         """Cross-entropy of the masked words of a `MaskedBatch`."""
         return self.predict(self.read(batch), batch)
+
+    def measured(self) -> tuple[str, ...]:
+        """See `System.measured`."""
+        return "mlm", "mlm_chance", "mlm_accuracy", "mlm_perplexity"
 
     def derive(self, means: Mapping[str, float]) -> dict[str, float]:
         """Perplexity of the masked words."""

@@ -30,13 +30,13 @@ from torch import Tensor
 
 from ..shared.attention.mask import Mask
 from ..shared.convert import Ignore, Rule, prefixed
-from ..shared.documents import documents
 from ..shared.encoder import LEGACY, Encoder, encoder_rules
-from ..shared.family import Card, Context, Family, Net, Task, transformers
+from ..shared.family import Card, Context, Family, Net, Task, Vocabulary, transformers
 from ..shared.sample import Sample
 from ..shared.tokenizer import Tokenizer
-from . import classify, masking, tasks
+from . import masking, tasks
 from .bert import BertConfig, adapt
+from .encoder_tasks import encoder_tasks
 from .framing import longest
 from .masking import MaskedExample, MaskedLM, MaskedLMSystem, MaskingObjective, MaskingSettings
 
@@ -77,7 +77,7 @@ class RobertaModel(Encoder):
     """BERT's trunk; padding has no position, wherever it stands."""
 
     def default_positions(self, input_ids: Tensor) -> Tensor:
-        """0, 1, ... over what is no padding; -1 at padding, whose row of the table is that of its id."""
+        """0, 1, ... over what is not padding; -1 at padding, whose row of the table is that of its id."""
         self.embed.fitting(input_ids.shape[1])
         keep = input_ids != self.config.pad_token_id
         return keep.cumsum(1) * keep - 1
@@ -100,7 +100,7 @@ class RobertaObjective(MaskingObjective[MaskedExample]):
 
     def example(self, sample: Sample, rng: np.random.Generator) -> Iterator[MaskedExample]:
         """Yield the sequences that a sample's documents give, one behind the other with a separator between them."""
-        text = np.concatenate([part for document in documents(sample, self.tokenizer) for part in ([self.sep_id], document)])[1:]
+        text = np.concatenate([part for document in self.documents(sample) for part in ([self.sep_id], document)])[1:]
         room = self.frame.room(self.max_length, pair=False)
         for start in range(0, len(text), room):
             yield MaskedExample(*self.masked(text[start:start + room], None, rng))
@@ -111,7 +111,7 @@ class RobertaSystem(MaskedLMSystem[RobertaForMaskedLM, RobertaObjective]):
 
 
 def create(config: RobertaConfig, settings: MaskingSettings, context: Context) -> RobertaSystem:
-    """Build RoBERTa with fresh weights and its objective."""
+    """Build RoBERTa with randomly initialized weights and its objective."""
     length = longest(config, settings.max_length)
     objective = context.objective("roberta", lambda tokenizer: RobertaObjective(tokenizer.fitting(config.vocab_size), settings, length))
     return RobertaSystem(RobertaForMaskedLM(config), objective)
@@ -152,9 +152,10 @@ FAMILIES = (
         sizes=SIZES,
         adapt=adapt,
         pretraining=Task("masked words", MaskingSettings, create),
-        tasks=(classify.task(_TASKS[0]),),
+        tasks=encoder_tasks(_TASKS),
         nets=NETS,
         heads=("head", "classifier", "trunk.pooler"),
         model_type="roberta",
+        vocabulary=Vocabulary("byte-bpe", "roberta"),
     ),
 )

@@ -1,13 +1,15 @@
-"""Task heads over a BERT-shaped trunk: a class for a text or pair, for each token, an answer span, a choice.
+"""Task heads over a trunk: a class for a text or pair, for each token, an answer span, a choice.
 
-The heads are BERT's (https://arxiv.org/abs/1810.04805, section 4), and for a class the one that RoBERTa and ELECTRA have instead.
-Each network takes what its trunk takes and returns logits; losses belong to fine-tuning.
+The heads are BERT's (https://arxiv.org/abs/1810.04805, section 4), and for a class the one that RoBERTa and ELECTRA have instead. A trunk
+is called as an `Encoder` is, and gives an `EncoderOutput`. Each network takes what its trunk takes and returns logits; losses belong to
+fine-tuning.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -53,7 +55,7 @@ class ClassifierOutput:
     """Outputs of the classification and choice heads."""
 
     logits: Tensor
-    """[B, classes], [B, S, classes] for tokens, [B, choices] for a choice."""
+    """[B, classes], [B, S, classes] for tokens, [B, choices] for a choice; of packed choices [M]."""
     hidden_states: tuple[Tensor, ...] | None = None
 
 
@@ -77,7 +79,7 @@ def init_head(module: nn.Linear, std: float) -> None:
 class _Task(nn.Module):
     """A trunk, dropout and one linear map."""
 
-    def __init__(self, trunk: Encoder, config: TaskConfig, classes: int, dropout: float) -> None:
+    def __init__(self, trunk: nn.Module, config: TaskConfig, classes: int, dropout: float) -> None:
         super().__init__()
         self.config = config
         self.trunk = trunk
@@ -96,10 +98,16 @@ class SequenceClassifier(nn.Module):
     config: Any
 
 
-class SequenceClassification(_Task, SequenceClassifier):
-    """A class for a text or a pair of texts, from the pooled first token."""
+class TokenClassifier(nn.Module):
+    """A network whose forward maps texts to logits [B, S, classes]; `config` names the classes."""
 
-    def __init__(self, trunk: Encoder, config: TaskConfig) -> None:
+    config: Any
+
+
+class SequenceClassification(_Task, SequenceClassifier):
+    """A class for a text or a pair of texts, from the pooled token that the trunk reads its summary off."""
+
+    def __init__(self, trunk: nn.Module, config: TaskConfig) -> None:
         super().__init__(trunk, config, config.num_labels, _dropout(config))
 
     def forward(
@@ -118,8 +126,8 @@ class SequenceClassification(_Task, SequenceClassifier):
         return ClassifierOutput(self.classifier(self.dropout(out.pooled)), out.hidden_states)
 
 
-class FirstTokenHead(nn.Module):
-    """Classes from the first token [D]: a dense layer and an activation where BERT has its pooler, then the classes."""
+class DenseHead(nn.Module):
+    """Classes from one token [D]: a dense layer and an activation where BERT has its pooler, then the classes."""
 
     def __init__(self, config: TaskConfig, activation: str) -> None:
         super().__init__()
@@ -134,20 +142,20 @@ class FirstTokenHead(nn.Module):
         return self.out(self.dropout(self.activation(self.dense(self.dropout(x)))))
 
 
-class FirstTokenClassification(SequenceClassifier):
-    """A class for a text or a pair of texts, from the first token of a trunk without pooler (RoBERTa, ELECTRA).
+class DenseClassification(SequenceClassifier):
+    """A class for a text or a pair of texts, from one token through a dense layer: the first (RoBERTa, ELECTRA), or what the trunk pools.
 
     Args:
-        trunk: without pooler.
+        trunk: without pooler, or one that hands on a token's state (BART: the last one's).
         config: the trunk's.
         activation: of the head.
     """
 
-    def __init__(self, trunk: Encoder, config: TaskConfig, activation: str) -> None:
+    def __init__(self, trunk: nn.Module, config: TaskConfig, activation: str) -> None:
         super().__init__()
         self.config = config
         self.trunk = trunk
-        self.head = FirstTokenHead(config, activation)
+        self.head = DenseHead(config, activation)
 
     def forward(
         self,
@@ -162,14 +170,21 @@ class FirstTokenClassification(SequenceClassifier):
         """Map ids [B, S] to logits [B, classes], or N texts packed in one row to [N, classes]; see `Encoder.forward`."""
         out: EncoderOutput = self.trunk(input_ids, attention_mask, token_type_ids, position_ids,
                                         lengths=lengths, output_hidden_states=output_hidden_states)
-        return ClassifierOutput(self.head(first_tokens(out.last_hidden_state, lengths)), out.hidden_states)
+        token = first_tokens(out.last_hidden_state, lengths) if out.pooler_output is None else out.pooler_output
+        return ClassifierOutput(self.head(token), out.hidden_states)
 
 
-class TokenClassification(_Task):
-    """A class for each token: tagging, named entities."""
+class TokenClassification(_Task, TokenClassifier):
+    """A class for each token: tagging, named entities.
 
-    def __init__(self, trunk: Encoder, config: TaskConfig) -> None:
-        super().__init__(trunk, config, config.num_labels, _dropout(config))
+    Args:
+        trunk: any.
+        config: the trunk's.
+        dropout: before the head; by default the config's.
+    """
+
+    def __init__(self, trunk: nn.Module, config: TaskConfig, dropout: float | None = None) -> None:
+        super().__init__(trunk, config, config.num_labels, _dropout(config) if dropout is None else dropout)
 
     def forward(
         self,
@@ -178,17 +193,19 @@ class TokenClassification(_Task):
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
         *,
+        lengths: tuple[int, ...] | None = None,
         output_hidden_states: bool = False,
     ) -> ClassifierOutput:
-        """Map ids [B, S] to logits [B, S, classes]."""
-        out: EncoderOutput = self.trunk(input_ids, attention_mask, token_type_ids, position_ids, output_hidden_states=output_hidden_states)
+        """Map ids [B, S] to logits [B, S, classes]; see `Encoder.forward`."""
+        out: EncoderOutput = self.trunk(input_ids, attention_mask, token_type_ids, position_ids,
+                                        lengths=lengths, output_hidden_states=output_hidden_states)
         return ClassifierOutput(self.classifier(self.dropout(out.last_hidden_state)), out.hidden_states)
 
 
 class QuestionAnswering(_Task):
     """Start and end of the answer within the input. No dropout before the head."""
 
-    def __init__(self, trunk: Encoder, config: TaskConfig) -> None:
+    def __init__(self, trunk: nn.Module, config: TaskConfig) -> None:
         super().__init__(trunk, config, 2, 0.0)
 
     def forward(
@@ -198,19 +215,25 @@ class QuestionAnswering(_Task):
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
         *,
+        lengths: tuple[int, ...] | None = None,
         output_hidden_states: bool = False,
     ) -> QuestionAnsweringOutput:
-        """Map ids [B, S] to start and end logits [B, S]."""
-        out: EncoderOutput = self.trunk(input_ids, attention_mask, token_type_ids, position_ids, output_hidden_states=output_hidden_states)
+        """Map ids [B, S] to start and end logits [B, S]; see `Encoder.forward`."""
+        out: EncoderOutput = self.trunk(input_ids, attention_mask, token_type_ids, position_ids,
+                                        lengths=lengths, output_hidden_states=output_hidden_states)
         start, end = self.classifier(self.dropout(out.last_hidden_state)).unbind(-1)
         return QuestionAnsweringOutput(start, end, out.hidden_states)
 
 
-class MultipleChoice(_Task):
-    """One of several texts, each scored by one number from its pooled first token."""
+class MultipleChoice(nn.Module, ABC):
+    """One of several texts, each scored by one number; `config` is the trunk's."""
 
-    def __init__(self, trunk: Encoder, config: TaskConfig) -> None:
-        super().__init__(trunk, config, 1, _dropout(config))
+    config: Any
+
+    @abstractmethod
+    def scored(self, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None, position_ids: Tensor | None,
+               lengths: tuple[int, ...] | None, output_hidden_states: bool) -> ClassifierOutput:
+        """Map ids [M, S], or M texts packed in one row, to logits [M, 1]; arguments as in `Encoder.forward`."""
 
     def forward(
         self,
@@ -219,17 +242,35 @@ class MultipleChoice(_Task):
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
         *,
+        lengths: tuple[int, ...] | None = None,
         output_hidden_states: bool = False,
     ) -> ClassifierOutput:
-        """Map ids [B, choices, S] to logits [B, choices]."""
+        """Map ids [B, choices, S] to logits [B, choices], or M texts packed in one row to [M]; see `Encoder.forward`."""
+        if lengths is not None:
+            out = self.scored(input_ids, attention_mask, token_type_ids, position_ids, lengths, output_hidden_states)
+            return replace(out, logits=out.logits[:, 0])
         batch, choices, _ = input_ids.shape
 
         def flat(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.flatten(0, 1)
 
-        out: EncoderOutput = self.trunk(input_ids.flatten(0, 1), flat(attention_mask), flat(token_type_ids), flat(position_ids),
-                                        output_hidden_states=output_hidden_states)
-        return ClassifierOutput(self.classifier(self.dropout(out.pooled)).view(batch, choices), out.hidden_states)
+        out = self.scored(input_ids.flatten(0, 1), flat(attention_mask), flat(token_type_ids), flat(position_ids), None,
+                          output_hidden_states)
+        return replace(out, logits=out.logits.view(batch, choices))
+
+
+class PooledChoice(_Task, MultipleChoice):
+    """Each text scored from the pooled token that the trunk reads its summary off."""
+
+    def __init__(self, trunk: nn.Module, config: TaskConfig) -> None:
+        super().__init__(trunk, config, 1, _dropout(config))
+
+    def scored(self, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None, position_ids: Tensor | None,
+               lengths: tuple[int, ...] | None, output_hidden_states: bool) -> ClassifierOutput:
+        """See `MultipleChoice.scored`."""
+        out: EncoderOutput = self.trunk(input_ids, attention_mask, token_type_ids, position_ids,
+                                        lengths=lengths, output_hidden_states=output_hidden_states)
+        return ClassifierOutput(self.classifier(self.dropout(out.pooled)), out.hidden_states)
 
 
 class Trunk(Protocol):
@@ -249,7 +290,7 @@ def task_nets(
         prefix: what the architectures begin with: "Bert" of "BertForSequenceClassification".
         trunk: builds the family's trunk.
         rules: (config, whether there is a pooler) -> the table of the trunk, as it lies below a head.
-        first_token: activation of a `FirstTokenClassification`; by default the classes are read off the pooler.
+        first_token: activation of a `DenseClassification`; by default the classes are read off the pooler.
         choice: whether the reference's head for multiple choice is BERT's.
     """
 
@@ -261,12 +302,12 @@ def task_nets(
         classes = net("SequenceClassification", SequenceClassification, "classifier", pooler=True)
     else:
         classes = Net(f"{prefix}ForSequenceClassification",
-                      lambda c: FirstTokenClassification(trunk(c, pooler=False), c, first_token),
+                      lambda c: DenseClassification(trunk(c, pooler=False), c, first_token),
                       transformers(lambda c: (*rules(c, False), *affine("classifier.dense", "head.dense"),
                                               *affine("classifier.out_proj", "head.out"))))  # fmt: skip
     return (
         classes,
         net("TokenClassification", TokenClassification, "classifier", pooler=False),
         net("QuestionAnswering", QuestionAnswering, "qa_outputs", pooler=False),
-        *((net("MultipleChoice", MultipleChoice, "classifier", pooler=True),) if choice else ()),
+        *((net("MultipleChoice", PooledChoice, "classifier", pooler=True),) if choice else ()),
     )

@@ -20,7 +20,7 @@ Deviations, each with its reason:
   padding never enters its memory.
 * The adaptive softmax wants ids sorted by frequency. Tokenizers of words (`--kind word`) are sorted; merges and pieces are so roughly.
 * `mem_len` 0 with `same_length` hides every key in the references; here the segment is attended to.
-* No text is generated: `polymodal generate` keeps the keys and values of everything it reads, which is no memory of `mem_len` states.
+* No text is generated: `polymodal generate` keeps the keys and values of everything it reads, which is not a memory of `mem_len` states.
 
 Data: `polymodal pack --tokenize TOKENIZER --block N --in-order` writes the rows, N tokens of a segment each; row g of every update goes on
 from row g of the update before, whatever the micro-batch and the ranks.
@@ -37,23 +37,22 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..shared.attention.mask import Mask, on_device
+from ..shared.attention.mask import Mask
 from ..shared.attention.plan import Shape
 from ..shared.attention.position import sinusoids
 from ..shared.block import FeedForward, LayerNorm
 from ..shared.config import Config
 from ..shared.convert import Alias, Ignore, Rename, Rule, Tied, affine, layers, prefixed
 from ..shared.errors import UserError
-from ..shared.family import Card, Context, Family, Net, Task, transformers
+from ..shared.family import Card, Context, Family, Net, Task, Vocabulary, transformers
 from ..shared.loss import IGNORE, perplexity
 from ..shared.sample import Sample
 from ..shared.system import Batch, Objective, Preview, Step, System, Term
 from ..shared.tokenizer import Tokenizer
 from ._adaptive import AdaptiveEmbedding, AdaptiveSoftmax
-from ._relative import RecurrentBlock, Relative, RelativeAttention
+from ._relative import Memory, RecurrentBlock, Relative, RelativeAttention, continued, remember
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,16 +177,6 @@ SIZES: dict[str, dict[str, Any]] = {
 # ---------------------------------------------------------------------------------------------- networks
 
 
-@dataclass(frozen=True)
-class Memory:
-    """What a network remembers of earlier segments, detached."""
-
-    states: tuple[Tensor, ...]
-    """The input of each layer, [B, M, D]."""
-    keep: Tensor
-    """bool [B, M]: false before the beginning of a text."""
-
-
 @dataclass
 class TransfoXLOutput:
     """Outputs of the trunk."""
@@ -242,7 +231,7 @@ class TransfoXLModel(nn.Module):
         Args:
             input_ids: [B, S].
             mems: what the segments before left; None at the beginning of a text.
-            attention_mask: [B, S], nonzero where there is no padding, which stands on the right.
+            attention_mask: [B, S], nonzero where there is not padding, which stands on the right.
             output_hidden_states: keep the input of every block.
         """
         length = input_ids.shape[1]
@@ -256,10 +245,11 @@ class TransfoXLModel(nn.Module):
             x = layer(x, plan, None if mems is None else mems.states[number])
         x = self.dropout(x)
         kept = (*states, x) if output_hidden_states else None
-        return TransfoXLOutput(x, self._remember(states, mems, None if attention_mask is None else attention_mask.bool()), kept)
+        keep = x.new_ones(x.shape[:2], dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        return TransfoXLOutput(x, remember(states, mems, keep, self.memory_length), kept)
 
     def _plan(self, x: Tensor, mems: Memory | None, past: int, length: int) -> Relative:
-        keep = None if mems is None else F.pad(mems.keep, (0, length), value=True)  # padding on the right is hidden by the order
+        keep = None if mems is None else mems.in_front(length)  # padding on the right is hidden by the order
         window = (self.memory_length - 1, 0) if self.config.same_length and self.memory_length else None
         mask = Mask(causal=True, window=window, keep=keep, offset=past)
         distances = torch.arange(past + length - 1, -1, -1, device=x.device)
@@ -267,22 +257,6 @@ class TransfoXLModel(nn.Module):
             distances = distances.clamp(max=self.config.clamp_len)
         positions = self.dropout(sinusoids(distances, self.config.d_model, interleaved=False).to(x.dtype))
         return Relative(mask, Shape(x.shape[0], length, past + length, x.device), positions=positions)
-
-    @torch.no_grad()
-    def _remember(self, states: list[Tensor], mems: Memory | None, keep: Tensor | None) -> Memory | None:
-        """The last `memory_length` states of each row that are no padding; places before the beginning are masked."""
-        wanted = self.memory_length
-        if not wanted:
-            return None
-        batch, length = states[0].shape[:2]
-        keep = states[0].new_ones(batch, length, dtype=torch.bool) if keep is None else keep
-        past = 0 if mems is None else mems.keep.shape[1]
-        seen = keep if mems is None else torch.cat([mems.keep, keep], 1)
-        place = (past - wanted + keep.sum(1))[:, None] + torch.arange(wanted, device=keep.device)  # [B, wanted]
-        index = place.clamp(min=0)
-        kept = seen.gather(1, index) & (place >= 0)
-        whole = (s if mems is None else torch.cat([m, s], 1) for m, s in zip(mems.states if mems else states, states, strict=True))
-        return Memory(tuple(s.gather(1, index[:, :, None].expand(-1, -1, s.shape[2])) for s in whole), kept)
 
 
 class TransfoXLLMHeadModel(nn.Module):
@@ -362,7 +336,7 @@ class SegmentBatch(Batch):
     keep: Tensor
     """bool [B, S]: no padding."""
     full: bool
-    """Whether there is no padding."""
+    """Whether there is not padding."""
 
 
 class SegmentObjective(Objective[SegmentExample]):
@@ -436,18 +410,16 @@ class TransformerXLSystem(System[TransfoXLLMHeadModel, SegmentObjective]):
     def _continued(self, batch: SegmentBatch, carry: Any) -> tuple[Tensor, Memory | None]:
         """The token before each row [B], and the rows' memory."""
         eos = self.net.config.eos_token_id or 0
-        place: dict[int, int] = {sample: row for row, sample in enumerate(carry["ids"])} if carry is not None else {}
-        rows = [place.get(sample, -1) for sample in batch.follows or [sample - 1 for sample in batch.sample_ids]]
-        if carry is None or max(rows, default=-1) < 0:
+        found = continued(batch, carry)
+        if found is None:
             return torch.full_like(batch.ids[:, 0], eos), None
-        last, keep, states = carry["last"], carry["keep"], carry["states"]
-        if rows != list(range(len(last))):  # else they stand as they stood
-            index = on_device([max(row, 0) for row in rows], last.device)
-            new = on_device([row < 0 for row in rows], last.device)
-            last = last[index].masked_fill(new, eos)
-            keep = keep[index] & ~new[:, None]
-            states = tuple(state[index] for state in states)
-        return last, Memory(tuple(states), keep)
+        there, new = found
+        last = there["last"] if new is None else there["last"].masked_fill(new, eos)
+        return last, Memory(tuple(there["states"]), there["keep"])
+
+    def measured(self) -> tuple[str, ...]:
+        """See `System.measured`."""
+        return "lm", "lm_chance", "perplexity"
 
     def derive(self, means: Mapping[str, float]) -> dict[str, float]:
         """Perplexity."""
@@ -565,5 +537,6 @@ FAMILIES = (
         pretraining=Task("next token, with a memory", SegmentSettings, create),
         nets=NETS,
         model_type="transfo-xl",
+        vocabulary=Vocabulary("word", "plain"),
     ),
 )

@@ -1,9 +1,9 @@
-"""The image Transformer that ViT, CLIP and their relatives share.
+"""The image Transformer that ViT, MAE, CLIP and their relatives share.
 
     picture                [B, 3, H, W]
-      | cut into P patches, each through one linear layer
+      | cut into P patches (MAE leaves most of them out), each through one linear layer
     patches                [B, P, D]
-      | class token in front, learned positions added
+      | class token in front, positions added, learned or fixed
     tokens                 [B, 1 + P, D]
       | pre-norm blocks; a norm before the first (CLIP) or after the last (ViT)
     states                 [B, 1 + P, D]
@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from ..shared.attention.mask import Mask
 from ..shared.block import Block, FeedForward, LayerNorm
 from ..shared.config import Config
 from ..shared.convert import Rename, Reshape, Rule, affine, fused
-from ..shared.embed import PatchEmbedding
+from ..shared.embed import PatchEmbedding, chosen_rows
 from ..shared.errors import UserError
 from ..shared.keys import shown
 from ..shared.stack import Stack
@@ -100,7 +100,7 @@ def square_side(size: Any, what: str) -> int:
 
 
 class ImageEmbedding(nn.Module):
-    """Patches, a class token in front of them, and learned positions for both.
+    """Patches, a class token in front of them, and positions for both.
 
     Args:
         image_size: side of the pictures in pixels, a multiple of `patch_size`.
@@ -108,21 +108,35 @@ class ImageEmbedding(nn.Module):
         hidden_size: D.
         bias: whether the linear layer of the patches has a bias.
         dropout: probability after the sum.
+        learned_positions: whether the positions are trained; else they are `sine_positions`, saved with the weights.
     """
 
-    no_decay: ClassVar[tuple[str, ...]] = ("cls_token", "position_embeddings")
-
-    def __init__(self, image_size: int, patch_size: int, hidden_size: int, *, bias: bool = True, dropout: float = 0.0) -> None:
+    def __init__(self, image_size: int, patch_size: int, hidden_size: int, *, bias: bool = True, dropout: float = 0.0,
+                 learned_positions: bool = True) -> None:  # fmt: skip
         super().__init__()
         self.patch_size = patch_size
         self.grid = image_size // patch_size
         self.patches = PatchEmbedding(patch_size, hidden_size, bias=bias)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, hidden_size))
-        self.position_embeddings = nn.Parameter(torch.zeros(1, self.grid**2 + 1, hidden_size))
+        self.position_embeddings: Tensor
+        if learned_positions:
+            self.position_embeddings = nn.Parameter(torch.zeros(1, self.grid**2 + 1, hidden_size))
+        else:
+            self.register_buffer("position_embeddings", sine_positions(self.grid, hidden_size))
+        self.no_decay = ("cls_token", "position_embeddings") if learned_positions else ("cls_token",)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> Tensor:
-        """[B, 3, H, W] -> [B, 1 + P, D]; other sizes than the config's need `interpolate_pos_encoding`."""
+    def forward(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False, *, keep: Tensor | None = None) -> Tensor:
+        """Make the tokens of pictures.
+
+        Args:
+            pixel_values: [B, 3, H, W].
+            interpolate_pos_encoding: resample the positions, as other sizes than the config's need it.
+            keep: int64 [B, K], numbers of patches in any order: no others become tokens. None for all, in their order.
+
+        Returns:
+            [B, 1 + K, D].
+        """
         height, width = (side // self.patch_size for side in pixel_values.shape[-2:])
         positions = self.position_embeddings
         if interpolate_pos_encoding:
@@ -131,9 +145,26 @@ class ImageEmbedding(nn.Module):
             side = self.grid * self.patch_size
             raise UserError(f"pictures of {pixel_values.shape[-2]}x{pixel_values.shape[-1]} pixels, the model was made for {side}x{side}: "
                             "resize them or pass interpolate_pos_encoding=True")
-        patches = self.patches(pixel_values)
+        if keep is not None:
+            kept = chosen_rows(positions[:, 1:].expand(len(keep), -1, -1), keep)
+            positions = torch.cat([positions[:, :1].expand(len(keep), -1, -1), kept], dim=1)
+        patches = self.patches(pixel_values, keep)
         tokens = torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1)
         return self.dropout(tokens + positions)
+
+
+def sine_positions(side: int, hidden_size: int) -> Tensor:
+    """Fixed positions of a class token and a square grid: [1, 1 + side^2, D], zeros for the class token.
+
+    The first half of a row depends on the patch's column alone, the second half on its row: sines, then cosines, of the number times
+    10000^(-4 i / D). That order is MAE's own code's (https://arxiv.org/abs/2111.06377), on which its published weights depend.
+    """
+    rate = 10000.0 ** -(torch.arange(hidden_size // 4, dtype=torch.float64) / (hidden_size // 4))
+    angle = torch.arange(side, dtype=torch.float64)[:, None] * rate
+    line = torch.cat([angle.sin(), angle.cos()], dim=1)  # [side, D / 2]
+    rows, columns = line[:, None].expand(side, side, -1), line[None].expand(side, side, -1)
+    table = torch.cat([columns, rows], dim=-1).reshape(side * side, hidden_size)
+    return torch.cat([table.new_zeros(1, hidden_size), table]).float()[None]
 
 
 def interpolate_positions(positions: Tensor, grid: tuple[int, int], *, antialias: bool = False) -> Tensor:
@@ -152,9 +183,10 @@ def interpolate_positions(positions: Tensor, grid: tuple[int, int], *, antialias
 
 
 def pre_norm_stack(
-    config: TransformerConfig, *, final_norm: bool, qkv_bias: bool = True, dropout: float = 0.0, attention_dropout: float = 0.0
-) -> Stack:
-    """The pre-norm blocks of ViT and of both CLIP towers.
+    config: TransformerConfig, *, final_norm: bool, qkv_bias: bool = True, dropout: float = 0.0, attention_dropout: float = 0.0,
+    drop_path: float = 0.0,
+) -> Stack:  # fmt: skip
+    """The pre-norm blocks of ViT, of MAE's encoder and decoder, and of both CLIP towers.
 
     Args:
         config: their shape.
@@ -162,6 +194,7 @@ def pre_norm_stack(
         qkv_bias: whether queries, keys and values have biases.
         dropout: probability before each residual sum.
         attention_dropout: probability for the attention weights.
+        drop_path: probability of leaving a part of the last block out (stochastic depth); it rises evenly from 0 in the first block.
     """
     c = config
 
@@ -169,12 +202,13 @@ def pre_norm_stack(
         return LayerNorm(c.hidden_size, eps=c.layer_norm_eps)
 
     blocks: list[Block] = []
-    for _ in range(c.num_hidden_layers):
+    for number in range(c.num_hidden_layers):
+        depth = number / max(1, c.num_hidden_layers - 1)
         attention = Attention(c.hidden_size, c.num_attention_heads, dropout=attention_dropout)
         if not qkv_bias:
             attention.qkv = nn.Linear(c.hidden_size, 3 * c.hidden_size, bias=False)
         feed_forward = FeedForward(c.hidden_size, c.intermediate_size, c.hidden_act)
-        blocks.append(Block(attention, feed_forward, norm=norm, order="pre", dropout=dropout))
+        blocks.append(Block(attention, feed_forward, norm=norm, order="pre", dropout=dropout, drop_path=depth * drop_path))
     return Stack(blocks, final_norm=norm() if final_norm else None)
 
 
@@ -194,19 +228,21 @@ class ImageTower(nn.Module):
         self.stack = stack
 
     def forward(
-        self, pixel_values: Tensor, interpolate_pos_encoding: bool = False, *, hidden_states: list[Tensor] | None = None
-    ) -> Tensor:
+        self, pixel_values: Tensor, interpolate_pos_encoding: bool = False, *, keep: Tensor | None = None,
+        hidden_states: list[Tensor] | None = None,
+    ) -> Tensor:  # fmt: skip
         """Read normalised pictures.
 
         Args:
             pixel_values: [B, 3, H, W].
             interpolate_pos_encoding: resample the positions for pictures of another size than the config's.
+            keep: int64 [B, K], the patches to read; by default all.
             hidden_states: a list that receives the blocks' input and every block's output.
 
         Returns:
-            [B, 1 + P, D], the class token first.
+            [B, 1 + K, D], the class token first.
         """
-        tokens = self.embed(pixel_values, interpolate_pos_encoding)
+        tokens = self.embed(pixel_values, interpolate_pos_encoding, keep=keep)
         if self.pre_norm is not None:
             tokens = self.pre_norm(tokens)
         return self.stack(tokens, Mask(), hidden_states=hidden_states)

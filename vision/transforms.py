@@ -18,7 +18,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageEnhance
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,12 +31,16 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _LONGEST = 16
 """A picture whose longer side is at most this many crops is resized as a whole."""
+_MAGNITUDES = 31
+"""RandAugment's magnitudes are counted from 0 to 30."""
+_HUE = 3
+"""The place of the hue in `Augmentation.jitter`."""
 _MODES = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 @cache
 def _torchvision() -> Any:
-    """The functions of torchvision, imported with the first change of colours: they bring torch's compiler, which takes seconds.
+    """The functions of torchvision, imported with the first change of hue: they bring torch's compiler, which takes seconds.
 
     Their annotations leave out Pillow's pictures, which they take too; hence `Any`.
     """
@@ -100,6 +104,10 @@ class Augmentation:
     """Probability that the colours change at all."""
     grayscale: float = 0.0
     """Probability of dropping the colours."""
+    rand_augment: tuple[int, int] = (0, 9)
+    """RandAugment (Cubuk et al. 2019): how many changes, drawn from torchvision's 14, and their magnitude, 0 to 30."""
+    erase: float = 0.0
+    """Random erasing (Zhong et al. 2017): probability that 2 to 33 % of the picture become noise around the mean colour."""
 
     def __post_init__(self) -> None:
         low, high = self.crop_scale
@@ -107,8 +115,10 @@ class Augmentation:
             raise UserError(f"crop_scale is {self.crop_scale}: expected two shares with 0 < smallest <= largest <= 1")
         if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
             raise UserError(f"crop_ratio is {self.crop_ratio}: expected two positive ratios, the smaller one first")
-        if any(not 0 <= p <= 1 for p in (self.flip, self.jitter_prob, self.grayscale)):
-            raise UserError("flip, jitter_prob and grayscale are probabilities: expected numbers from 0 to 1")
+        if any(not 0 <= p <= 1 for p in (self.flip, self.jitter_prob, self.grayscale, self.erase)):
+            raise UserError("flip, jitter_prob, grayscale and erase are probabilities: expected numbers from 0 to 1")
+        if self.rand_augment[0] < 0 or not 0 <= self.rand_augment[1] < _MAGNITUDES:
+            raise UserError(f"rand_augment is {self.rand_augment}: expected a number of changes, 0 or more, and a magnitude from 0 to 30")
         if len(self.jitter) != 4 or any(j < 0 for j in self.jitter) or self.jitter[3] > 0.5:
             raise UserError(f"jitter is {self.jitter}: expected brightness, contrast, saturation >= 0 and hue from 0 to 0.5")
 
@@ -124,7 +134,38 @@ class Augmentation:
             view = to_tensor(jitter_colours(to_picture(view), self.jitter, rng))
         if rng.random() < self.grayscale:
             view = to_tensor(to_picture(view).convert("L").convert("RGB"))
+        if self.rand_augment[0]:
+            view = rand_augment(view, *self.rand_augment, rng)
+        if self.erase and rng.random() < self.erase:
+            view = erased(view, preprocessing, rng)
         return view.contiguous()
+
+
+def rand_augment(view: Tensor, changes: int, magnitude: int, rng: np.random.Generator) -> Tensor:
+    """What torchvision's RandAugment makes of uint8 [3, H, W]; it draws from torch's global generator, which is lent and given back."""
+    state = torch.get_rng_state()
+    try:
+        torch.default_generator.manual_seed(int(rng.integers(2**63)))
+        return _rand_augment(changes, magnitude)(view)
+    finally:
+        torch.set_rng_state(state)
+
+
+@cache
+def _rand_augment(changes: int, magnitude: int) -> Any:
+    from torchvision.transforms import v2
+
+    return v2.RandAugment(changes, magnitude, _MAGNITUDES, interpolation=v2.InterpolationMode.BILINEAR, fill=128)
+
+
+def erased(view: Tensor, preprocessing: Preprocessing, rng: np.random.Generator) -> Tensor:
+    """uint8 [3, H, W] with a box of normal noise: mean and deviation are those by which pixels are normalised (timm's mode "pixel")."""
+    top, left, height, width = crop_box(view.shape[1], view.shape[2], (0.02, 1 / 3), (0.3, 1 / 0.3), rng)
+    mean, std = (np.array(values)[:, None, None] * 255 for values in (preprocessing.image_mean, preprocessing.image_std))
+    noise = np.clip(rng.normal(mean, std, (3, height, width)).round(), 0, 255).astype(np.uint8)
+    view = view.clone()
+    view[:, top : top + height, left : left + width] = torch.from_numpy(noise)
+    return view
 
 
 def crop_box(
@@ -152,14 +193,16 @@ def crop_box(
 
 
 def jitter_colours(picture: Image.Image, jitter: tuple[float, float, float, float], rng: np.random.Generator) -> Image.Image:
-    """Change brightness, contrast, saturation and hue by random factors, in random order, as torchvision's ColorJitter does."""
-    tv = _torchvision()
-    changes = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue)
+    """Change brightness, contrast, saturation and hue by random factors, in random order, as torchvision's ColorJitter does.
+
+    The first three are Pillow's, as in torchvision.
+    """
+    enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
     centres = (1.0, 1.0, 1.0, 0.0)
     factors = [rng.uniform(max(0.0, c - j) if c else -j, c + j) for c, j in zip(centres, jitter, strict=True)]
     for i in rng.permutation(4):
         if jitter[i]:
-            picture = changes[i](picture, factors[i])
+            picture = _torchvision().adjust_hue(picture, factors[i]) if i == _HUE else enhancers[i](picture).enhance(factors[i])
     return picture
 
 

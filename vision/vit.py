@@ -6,7 +6,9 @@ pretrained with labels: softmax cross entropy, or a sigmoid per class as in the 
 
 Faithful: patch embedding with bias, class token first, learned positions for it and the patches, final norm on all
 tokens, linear head on the class token; `pooling="mean"` is big_vision's variant (mean of the patch tokens after the
-final norm). Positions of other resolutions are interpolated. Deviations: the optional tanh layer before the head
+final norm), and with `fc_norm` MAE's and timm's (mean, then a norm). A run that starts from a model at another resolution
+resamples its positions. A run may also start from MAE's encoder. Deviations: positions are resampled bicubically, as in
+transformers (the authors' code does it bilinearly); the optional tanh layer before the head
 (`pre_logits`) is left out, as the authors' later code does; weights start truncated-normal(0.02) as in
 transformers and timm (the original starts linear maps Xavier-uniform). Parity: transformers and timm.
 """
@@ -15,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, cast
@@ -25,17 +27,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..shared.attention.mask import Mask
+from ..shared.block import LayerNorm
 from ..shared.config import need_one_class_each
 from ..shared.convert import Ignore, Legacy, Rename, Rule, affine, layers
 from ..shared.errors import UserError, raise_problems
-from ..shared.family import Card, Context, Family, Format, Net, Task, transformers
+from ..shared.family import Adopt, Card, Context, Family, Format, Net, Task, transformers
 from ..shared.keys import Keys, honoured, key_problems, no_effect, only, shown
-from ..shared.loss import accuracy_sum, cross_entropy_sum
+from ..shared.loss import accuracy_sum, at_least_fp32, cross_entropy_sum
 from ..shared.settings import build_settings
 from ..shared.system import Preview, Step, System, Term
-from .classify import ImageBatch, ImageClassification
+from .classify import ImageBatch, ImageClassification, Mixing
 from .processor_files import PRETRAINED_CFG, from_timm, reads_preprocessing, to_timm, to_transformers
-from .tower import ImageEmbedding, ImageTower, TowerConfig, block_rules, patch_rule, pre_norm_stack, square_side
+from .tower import ImageEmbedding, ImageTower, TowerConfig, block_rules, interpolate_positions, patch_rule, pre_norm_stack, square_side
 from .transforms import HALF, Augmentation, Normalize, Preprocessing
 
 
@@ -59,10 +62,14 @@ class ViTConfig(TowerConfig):
     """Class names in the order of their numbers (`id2label`)."""
     pooling: Literal["cls", "mean"] = "cls"
     """What the head reads: the class token, or the mean of the patch tokens (not known to transformers)."""
+    fc_norm: bool = False
+    """Whether the final norm stands behind the mean instead of before it (timm's name)."""
+    drop_path_rate: float = 0.0
+    """Stochastic depth: in training, the probability of leaving a part of the last block out for a picture; it rises evenly from 0."""
 
     AT_LEAST_ONE = (*TowerConfig.AT_LEAST_ONE, "num_labels")
     NOT_NEGATIVE = (*TowerConfig.NOT_NEGATIVE, "initializer_range")
-    PROBABILITIES = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+    PROBABILITIES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate")
     IGNORED = MappingProxyType({
         "encoder_stride": "about masked-image pretraining", "pooler_act": "of the pooler, which a classifier has not",
         "pooler_output_size": "of the pooler, which a classifier has not",
@@ -73,13 +80,18 @@ class ViTConfig(TowerConfig):
         found = super().problems()
         if self.labels is not None and len(self.labels) != self.num_labels:
             found.append(f"{len(self.labels)} labels for num_labels {self.num_labels}: expected one name for each class")
+        if self.fc_norm and self.pooling != "mean":
+            found.append(f"fc_norm is a norm of the mean, and pooling is {self.pooling!r}: expected pooling 'mean', or fc_norm false")
+        if self.drop_path_rate == 1:
+            found.append("drop_path_rate is 1, expected less: the last block would never be there")
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """The keys of config.json; `pooling` only where it is not transformers' own."""
+        """The keys of config.json; those that transformers does not know only where they say something."""
         record = super().to_dict()
-        if self.pooling == "cls":
-            record.pop("pooling")
+        for name, usual in (("pooling", "cls"), ("fc_norm", False), ("drop_path_rate", 0.0)):
+            if record[name] == usual:
+                record.pop(name)
         return record
 
 
@@ -104,7 +116,7 @@ class ImageClassifierOutput:
     logits: Tensor
     """[B, num_labels]."""
     last_hidden_state: Tensor
-    """[B, 1 + P, D], after the final norm."""
+    """[B, 1 + P, D], after the final norm (which stands behind the mean with `fc_norm`)."""
     pooler_output: Tensor
     """[B, D], what the head read."""
     hidden_states: tuple[Tensor, ...] | None = None
@@ -121,9 +133,10 @@ class ViT(nn.Module):
                                            image_mean=HALF, image_std=HALF)  # fmt: skip
         self.trunk = ImageTower(
             ImageEmbedding(c.image_size, c.patch_size, c.hidden_size, dropout=c.hidden_dropout_prob),
-            pre_norm_stack(c, final_norm=True, qkv_bias=c.qkv_bias, dropout=c.hidden_dropout_prob,
-                           attention_dropout=c.attention_probs_dropout_prob),
+            pre_norm_stack(c, final_norm=not c.fc_norm, qkv_bias=c.qkv_bias, dropout=c.hidden_dropout_prob,
+                           attention_dropout=c.attention_probs_dropout_prob, drop_path=c.drop_path_rate),
         )  # fmt: skip
+        self.fc_norm = LayerNorm(c.hidden_size, eps=c.layer_norm_eps) if c.fc_norm else None
         self.head = nn.Linear(c.hidden_size, c.num_labels)
         self.apply(self._init)
 
@@ -143,8 +156,16 @@ class ViT(nn.Module):
         """Classify normalised pictures [B, 3, H, W]."""
         states: list[Tensor] | None = [] if output_hidden_states else None
         hidden = self.trunk(pixel_values, interpolate_pos_encoding, hidden_states=states)
-        pooled = hidden[:, 0] if self.config.pooling == "cls" else hidden[:, 1:].mean(1)
+        pooled = self._pooled(hidden)
         return ImageClassifierOutput(self.head(pooled), hidden, pooled, None if states is None else tuple(states))
+
+    def _pooled(self, hidden: Tensor) -> Tensor:
+        pooled = hidden[:, 0] if self.config.pooling == "cls" else hidden[:, 1:].mean(1)
+        return pooled if self.fc_norm is None else self.fc_norm(pooled)
+
+    def get_image_features(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> Tensor:
+        """Vectors of pictures [B, 3, H, W]: what the head reads, [B, D]."""
+        return self._pooled(self.trunk(pixel_values, interpolate_pos_encoding))
 
 
 @dataclass(frozen=True)
@@ -155,12 +176,24 @@ class ViTSettings:
     """`sigmoid`: an independent binary cross entropy for each class (the paper's ImageNet-21k and JFT runs)."""
     head_bias: float | None = None
     """Initial bias of the head; None is 0 for softmax and -10 for sigmoid, so that no class starts likely."""
+    head_std: float | None = None
+    """Standard deviation of the head's initial weights: 0 in the paper's fine-tuning, 2e-5 in MAE's; None is `initializer_range`."""
     augmentation: Augmentation = field(default_factory=lambda: Augmentation(crop_scale=(0.05, 1.0), flip=0.5))
     """Inception's crop and a flip, as in the paper."""
+    mixing: Mixing = field(default_factory=Mixing)
+    """mixup and CutMix."""
+    label_smoothing: float = 0.0
+    """Share of a class's probability that is spread over all classes in training."""
     image_mean: tuple[float, float, float] = HALF
     """Subtracted from each colour, of pixels from 0 to 1."""
     image_std: tuple[float, float, float] = HALF
     """Each colour is divided by it, after the mean is subtracted."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(f"label_smoothing is {self.label_smoothing}, expected a fraction from 0 up to 1")
+        if self.head_std is not None and self.head_std < 0:
+            raise UserError(f"head_std is {self.head_std}, expected 0 or more, or null")
 
 
 class ViTSystem(System[ViT, ImageClassification]):
@@ -170,23 +203,41 @@ class ViTSystem(System[ViT, ImageClassification]):
         net = ViT(config)
         # Training crops keep the aspect ratio, so held-out pictures do too
         net.preprocessing = Preprocessing(image_size=config.image_size, image_mean=settings.image_mean, image_std=settings.image_std)
-        super().__init__(net, ImageClassification(net.preprocessing, config.num_labels, config.labels, settings.augmentation))
+        super().__init__(net, ImageClassification(net.preprocessing, config.num_labels, config.labels, settings.augmentation,
+                                                     settings.mixing))  # fmt: skip
         self.normalize = Normalize(net.preprocessing)
-        self.loss = settings.loss
+        self.loss, self.label_smoothing = settings.loss, settings.label_smoothing
         bias = settings.head_bias if settings.head_bias is not None else (-10.0 if settings.loss == "sigmoid" else 0.0)
         nn.init.constant_(self.net.head.bias, bias)
+        if settings.head_std is not None:
+            nn.init.normal_(self.net.head.weight, std=settings.head_std)
 
     def forward(self, batch: ImageBatch, carry: Any = None) -> Step:
         """The summed loss over the pictures, and how many were right."""
         logits = self.net(self.normalize(batch.images)).logits
-        if self.loss == "softmax":
+        smoothing = self.label_smoothing if self.training else 0.0
+        if self.loss == "softmax" and batch.others is None and not smoothing:
             total = cross_entropy_sum(logits, batch.labels)
         else:
-            targets = F.one_hot(batch.labels, logits.shape[-1]).to(logits.dtype)
-            total = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
+            scores = at_least_fp32(logits)
+            targets = self.targets(batch, smoothing).to(scores.dtype)
+            total = (F.cross_entropy(scores, targets, reduction="sum") if self.loss == "softmax"
+                     else F.binary_cross_entropy_with_logits(scores, targets, reduction="sum"))
         right = accuracy_sum(logits, batch.labels)
         labels = batch.labels if self.loss == "softmax" else None  # a sigmoid for each class has another baseline
         return Step({"classification": Term(total, "images", labels=labels)}, {"accuracy": (right, len(batch.labels))})
+
+    def targets(self, batch: ImageBatch, smoothing: float) -> Tensor:
+        """Probabilities of the classes, [B, num_labels]: a mixed picture has its two classes by their shares."""
+        count = self.net.config.num_labels
+        wanted = F.one_hot(batch.labels, count).float()
+        if batch.others is not None and batch.shares is not None:
+            wanted = torch.lerp(F.one_hot(batch.others, count).float(), wanted, batch.shares[:, None])
+        return wanted * (1 - smoothing) + smoothing / count
+
+    def measured(self) -> tuple[str, ...]:
+        """See `System.measured`."""
+        return ("classification", *(("classification_chance",) if self.loss == "softmax" else ()), "accuracy")
 
     @torch.no_grad()
     def preview(self, batch: ImageBatch, limit: int = 4) -> list[Preview]:
@@ -206,17 +257,23 @@ TRANSFORMERS = {
     "norm1": "layernorm_before", "q": "attention.q_proj", "k": "attention.k_proj", "v": "attention.v_proj", "out": "attention.o_proj",
     "norm2": "layernorm_after", "up": "mlp.fc1", "down": "mlp.fc2",
 }  # fmt: skip
+LEGACY: tuple[Rule, ...] = (
+    Legacy(r"^vit\.encoder\.layer\.", "vit.layers."),
+    *(Legacy(rf"\.attention\.attention\.{n}\.", f".attention.{n[0]}_proj.") for n in ("query", "key", "value")),
+    Legacy(r"\.attention\.output\.dense\.", ".attention.o_proj."),
+    Legacy(r"\.intermediate\.dense\.", ".mlp.fc1."),
+    Legacy(r"(layers\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
+)
+"""The keys of transformers 4, of ViT and of MAE."""
 TIMM = {"norm1": "norm1", "qkv": "attn.qkv.", "out": "attn.proj", "norm2": "norm2", "up": "mlp.fc1", "down": "mlp.fc2"}
 
 
 def rules(config: ViTConfig) -> Sequence[Rule]:
     """Transformers' ViTForImageClassification; transformers 4's spelling is read too."""
+    if config.fc_norm:
+        raise UserError("transformers' ViT has no norm behind the mean (fc_norm): write this network as timm")
     return (
-        Legacy(r"^vit\.encoder\.layer\.", "vit.layers."),
-        *(Legacy(rf"\.attention\.attention\.{n}\.", f".attention.{n[0]}_proj.") for n in ("query", "key", "value")),
-        Legacy(r"\.attention\.output\.dense\.", ".attention.o_proj."),
-        Legacy(r"\.intermediate\.dense\.", ".mlp.fc1."),
-        Legacy(r"(\.layers\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
+        *LEGACY,
         Ignore(r"vit\.pooler\..*"),
         Rename("vit.embeddings.cls_token", "trunk.embed.cls_token"),
         Rename("vit.embeddings.position_embeddings", "trunk.embed.position_embeddings"),
@@ -237,7 +294,7 @@ def timm_rules(config: ViTConfig) -> Sequence[Rule]:
         patch_rule("patch_embed.proj.weight", "trunk.embed.patches.projection.weight", config.patch_size),
         Rename("patch_embed.proj.bias", "trunk.embed.patches.projection.bias"),
         *layers(config.num_hidden_layers, block_rules(TIMM, "blocks.{i}.", "trunk.stack.blocks.{i}", qkv_bias=config.qkv_bias)),
-        *affine("norm", "trunk.stack.final_norm"),
+        *(affine("fc_norm", "fc_norm") if config.fc_norm else affine("norm", "trunk.stack.final_norm")),
         *affine("head", "head"),
     )
 
@@ -253,8 +310,8 @@ MODEL_ARGS: Keys = {
     "mlp_ratio": honoured(),
     "qkv_bias": honoured(),
     "num_classes": honoured(),
-    "global_pool": honoured("token, or avg with fc_norm false; others are refused"),
-    "fc_norm": honoured("false with global_pool avg; null or false with token"),
+    "global_pool": honoured("token or avg; others are refused"),
+    "fc_norm": honoured("where the norm stands with global_pool avg: behind the mean, or with false before it; null or false with token"),
     "in_chans": only(3),
     "qk_norm": only(False), "scale_attn_norm": only(False), "scale_mlp_norm": only(False), "proj_bias": only(True),
     "init_values": only(None), "class_token": only(True), "pos_embed": only("learn"), "no_embed_class": only(False), "reg_tokens": only(0),
@@ -264,7 +321,7 @@ MODEL_ARGS: Keys = {
     "dynamic_img_pad": no_effect("about pictures that are no multiple of a patch, which are refused"),
     "drop_rate": no_effect(DROPOUT), "pos_drop_rate": no_effect(DROPOUT), "patch_drop_rate": no_effect(DROPOUT),
     "proj_drop_rate": no_effect(DROPOUT), "attn_drop_rate": no_effect(DROPOUT), "drop_path_rate": no_effect(DROPOUT),
-    "weight_init": no_effect("about fresh weights"), "fix_init": no_effect("about fresh weights"),
+    "weight_init": no_effect("about initial weights"), "fix_init": no_effect("about initial weights"),
     "device": no_effect("where weights are made"), "dtype": no_effect("how weights are made"),
 }  # fmt: skip
 """Keys of `model_args` in timm's config.json: the arguments of its VisionTransformer that JSON can hold."""
@@ -300,9 +357,8 @@ def timm_config(record: Mapping[str, Any], directory: Path) -> ViTConfig:
         "num_classes": record.get("num_classes", trained.get("num_classes", 1000)), **arguments,
     }  # fmt: skip
     pool, norm = given["global_pool"], given["fc_norm"]
-    if (pool, norm) not in (("token", None), ("token", False), ("avg", False)):
-        raise UserError(f"{what}: expected global_pool 'token', or 'avg' with model_args.fc_norm false (norm before the mean), "
-                        f"got {pool!r} with {norm!r}")  # fmt: skip
+    if pool not in ("token", "avg") or norm not in (None, False, True) or (pool == "token" and norm):
+        raise UserError(f"{what}: expected global_pool 'token', or 'avg' with any model_args.fc_norm, got {shown(pool)} with {shown(norm)}")
     numbers = {name: _number(given[name], f"{what}: {name}") for name in ("embed_dim", "mlp_ratio")}
     return build_settings(ViTConfig, {
         "hidden_size": given["embed_dim"], "num_hidden_layers": given["depth"], "num_attention_heads": given["num_heads"],
@@ -310,6 +366,7 @@ def timm_config(record: Mapping[str, Any], directory: Path) -> ViTConfig:
         "image_size": square_side(given["img_size"], f"{what}: img_size"),
         "patch_size": square_side(given["patch_size"], f"{what}: patch_size"), "qkv_bias": given["qkv_bias"],
         "num_labels": given["num_classes"], "labels": _label_names(record, trained, what), "pooling": "cls" if pool == "token" else "mean",
+        "fc_norm": pool == "avg" and norm is not False,
     }, what)  # fmt: skip
 
 
@@ -357,7 +414,7 @@ def timm_record(net: ViT) -> dict[str, Any]:
     pool = "token" if c.pooling == "cls" else "avg"
     arguments = {"img_size": c.image_size, "patch_size": c.patch_size, "embed_dim": c.hidden_size, "depth": c.num_hidden_layers,
                  "num_heads": c.num_attention_heads, "mlp_ratio": c.intermediate_size / c.hidden_size, "qkv_bias": c.qkv_bias,
-                 "global_pool": pool, **({"fc_norm": False} if pool == "avg" else {})}  # fmt: skip
+                 "global_pool": pool, **({"fc_norm": c.fc_norm} if pool == "avg" else {})}  # fmt: skip
     named = {"label_names": list(c.labels)} if c.labels else {}
     return {"architecture": "vit_base_patch16_224", "num_classes": c.num_labels, "num_features": c.hidden_size, "global_pool": pool,
             **named, "model_args": arguments,
@@ -380,6 +437,18 @@ def adapt(config: ViTConfig, context: Context) -> ViTConfig:
     return replace(config, num_labels=len(context.classes), labels=tuple(context.classes))
 
 
+def from_mae(config: TowerConfig) -> ViTConfig:
+    """The shape of an MAE's encoder; the head reads what MAE's authors fine-tune: the mean of the patches, and then a norm."""
+    both = {f.name for f in fields(ViTConfig)} & {f.name for f in fields(config)} - {"extra"}
+    return ViTConfig(**{name: getattr(config, name) for name in both}, pooling="mean", fc_norm=True)
+
+
+def resampled(tensors: Mapping[str, Tensor], net: ViT) -> Mapping[str, Tensor]:
+    """The weights of an image tower, its positions resampled for the pictures of `net`."""
+    name, grid = "trunk.embed.position_embeddings", net.trunk.embed.grid
+    return {**tensors, name: interpolate_positions(tensors[name], (grid, grid))}
+
+
 def _some(names: tuple[str, ...] | None) -> str:
     return ", ".join((names or ())[:4]) + (", ..." if len(names or ()) > 4 else "")
 
@@ -390,6 +459,9 @@ def create(config: ViTConfig, settings: ViTSettings, context: Context) -> ViTSys
     if None not in (context.classes, config.labels) and context.classes != config.labels:
         raise UserError(f"the model's classes are {_some(config.labels)}, the data's are {_some(context.classes)}: "
                         "set task=classify, which gives it a head for the data's")
+    if context.classes is not None and len(context.classes) != config.num_labels:
+        raise UserError(f"the model has {config.num_labels} classes, the data {len(context.classes)}: set task=classify, which gives it a "
+                        "head for the data's")
     return ViTSystem(config, settings)
 
 
@@ -420,7 +492,8 @@ FAMILIES = (
                              suits=lambda config: config.pooling == "cls"),
                 Format("timm", timm_rules, recognises=_is_timm, read=timm_config, write=timm_record, finish=_read_timm)),
         ),
-        heads=("head",),
+        heads=("head", "fc_norm"),
+        starts={"vit": Adopt(resampled), "mae": Adopt(resampled, from_mae)},
         model_type="vit",
     ),
 )  # fmt: skip

@@ -107,7 +107,7 @@ def _read(data: bytes, where: str, *, lines: bool) -> Iterator[Document]:
     except UnicodeDecodeError as error:
         raise UserError(f"{where} is not UTF-8 ({error.reason} at byte {error.start}): convert it first") from None
     if "\0" in text:
-        raise UserError(f"{where} is no text (it holds null bytes): expected UTF-8, or one of {' '.join(TABLES)}")
+        raise UserError(f"{where} is not a text (it holds null bytes): expected UTF-8, or one of {' '.join(TABLES)}")
     if is_blank(text):
         raise UserError(f"{where} holds no text")
     if not lines:

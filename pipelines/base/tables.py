@@ -10,13 +10,14 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...shared.errors import BadSample, UserError
+from ...shared.keys import read_json
 from ...shared.unicode import half_character
 from .files import COMPRESSED, ending, open_bytes
 
@@ -24,6 +25,10 @@ LINES = (".jsonl", ".ndjson")
 TABLES = (*LINES, ".csv", ".tsv", ".parquet")
 TABLE_ENDINGS = (*TABLES, *(f"{table}{packed}" for table in TABLES[:-1] for packed in COMPRESSED))
 """All endings of files that `rows` reads."""
+
+
+DATASET_INFO = "dataset_info.json"
+"""Beside the parquet files of a data set of Hugging Face: what its columns are."""
 
 
 def kind_of(path: Path) -> str:
@@ -96,6 +101,7 @@ def rows(path: Path, begin: int = 0, end: int | None = None) -> Iterator[Row]:
     kind = kind_of(path)
     if kind == ".parquet":
         file = parquet(path)
+        _need_unique(file.schema_arrow.names, path)
         groups = list(range(begin, file.num_row_groups if end is None else end))
         yield from ((Place(path, number, begin), row) for number, row in enumerate(_parquet_rows(path, file, groups), 1))
     elif kind in LINES:
@@ -145,7 +151,10 @@ def _json_rows(path: Path, begin: int, end: int | None) -> Iterator[Row]:
                 continue
             place = Place(path, number, begin)
             try:
-                row = json.loads(line)
+                row = json.loads(line, object_pairs_hook=_each_once)
+            except _Twice as error:
+                yield place, BadSample(f"{place}: the field {error.args[0]!r} occurs twice in an object: give each a name of its own")
+                continue
             except (ValueError, RecursionError) as error:
                 yield place, BadSample(f"{place} is not JSON ({error})")
                 continue
@@ -155,14 +164,31 @@ def _json_rows(path: Path, begin: int, end: int | None) -> Iterator[Row]:
                 yield place, BadSample(f"{place} holds {type(row).__name__}, expected a JSON object")
 
 
+class _Twice(Exception):
+    """A name occurs twice in an object of JSON."""
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; of two values of one name none is chosen in silence."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise _Twice(next(name for n, (name, _) in enumerate(pairs) if name in dict(pairs[:n])))
+    return found
+
+
+def _need_unique(names: Sequence[str], path: Path) -> None:
+    """Refuse a table with two columns of one name."""
+    if twice := sorted({name for name in names if name and names.count(name) > 1}):
+        raise UserError(f"{path}: the column {twice[0]!r} occurs twice: give each column a name of its own")
+
+
 def _table_rows(path: Path) -> Iterator[Row]:
     with _text(path) as file:
         cells = _cells(path, file)
         _, head = next(cells, (0, []))
         if any(half_character(name) for name in head):
             raise UserError(f"{path} is not UTF-8: convert it first")
-        if twice := sorted({name for name in head if name and head.count(name) > 1}):
-            raise UserError(f"{path}: the column {twice[0]!r} occurs twice: give each column a name of its own")
+        _need_unique(head, path)
         for number, row in cells:
             if len(row) == len(head):
                 yield Place(path, number), dict(zip(head, row, strict=True))
@@ -226,13 +252,29 @@ def _unquoted(cell: str) -> str:
 
 
 def class_names(path: Path, column: str) -> tuple[str, ...] | None:
-    """The names of the classes that a parquet file's whole numbers stand for, as Hugging Face's datasets write them (ClassLabel)."""
+    """The names of the classes that a parquet file's whole numbers stand for, as Hugging Face's datasets write them (ClassLabel).
+
+    They are in the file, or in a `dataset_info.json` beside it.
+
+    Raises:
+        UserError: that file is no JSON object.
+    """
     if kind_of(path) != ".parquet":
         return None
     try:
-        feature = json.loads((parquet(path).schema_arrow.metadata or {})[b"huggingface"])["info"]["features"][column]
-        return tuple(map(str, feature["names"])) if feature["_type"] == "ClassLabel" else None
+        inside = json.loads((parquet(path).schema_arrow.metadata or {})[b"huggingface"])["info"]
     except (KeyError, TypeError, ValueError):
+        inside = None
+    beside = path.with_name(DATASET_INFO)
+    return _class_names(inside, column) or (_class_names(read_json(beside), column) if beside.is_file() else None)
+
+
+def _class_names(info: Any, column: str) -> tuple[str, ...] | None:
+    try:
+        feature = info["features"][column]
+        feature = feature.get("feature", feature)  # a list of them
+        return tuple(map(str, feature["names"])) if feature["_type"] == "ClassLabel" else None
+    except (AttributeError, KeyError, TypeError):
         return None
 
 

@@ -36,7 +36,7 @@ def parse_size(text: str, option: str) -> int:
     try:
         return int(float(number) * unit)
     except (ValueError, OverflowError):
-        raise UserError(f"{option} {text!r} is no size: expected bytes, or a number such as 256M or 80G") from None
+        raise UserError(f"{option} {text!r} is not a size: expected bytes, or a number such as 256M or 80G") from None
 
 
 def parse_mixture(data: Sequence[str]) -> str | list[tuple[str, float]]:

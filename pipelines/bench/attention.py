@@ -37,7 +37,7 @@ RULES: tuple[Rule, ...] = (
 
 
 @dataclass(frozen=True)
-class Work:
+class AttentionSetup:
     """One layer on one sequence."""
 
     length: int
@@ -74,27 +74,27 @@ class Layer(nn.Module):
 
 
 @dataclass
-class Side:
-    """A layer and its input."""
+class LayerRun:
+    """A layer, its input, and how it is run."""
 
     module: nn.Module
     x: Tensor
-    run: Callable[[], Tensor]
+    forward: Callable[[], Tensor]
 
 
-def step(side: Side) -> Tensor:
+def step(run: LayerRun) -> Tensor:
     """Forward and backward; the output's gradient is the output's sign-free square, halved."""
-    side.module.zero_grad(set_to_none=True)
-    side.x.grad = None
-    out = side.run()
+    run.module.zero_grad(set_to_none=True)
+    run.x.grad = None
+    out = run.forward()
     (0.5 * out.square().mean()).backward()
     return out.detach()
 
 
-def _layer(work: Work) -> Layer:
+def _layer(setup: AttentionSetup) -> Layer:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        layer = Layer(work.hidden, work.heads)
+        layer = Layer(setup.hidden, setup.heads)
         normal_(layer)
         for parameter in layer.parameters():
             if parameter.ndim < 2:
@@ -102,92 +102,92 @@ def _layer(work: Work) -> Layer:
     return layer
 
 
-def ours(work: Work, mask: Mask) -> Side:
+def ours(setup: AttentionSetup, mask: Mask) -> LayerRun:
     """Our layer with this mask."""
-    layer, x = _layer(work).to(work.device), work.input()
+    layer, x = _layer(setup).to(setup.device), setup.input()
 
     def run() -> Tensor:
-        with work.autocast():
+        with setup.autocast():
             return layer(x, mask)
 
-    return Side(layer, x, run)
+    return LayerRun(layer, x, run)
 
 
-def theirs(work: Work) -> Side:
+def theirs(setup: AttentionSetup) -> LayerRun:
     """The layer of transformers: `LongformerAttention`."""
     transformers = need("transformers")
     config = transformers.LongformerConfig(
-        hidden_size=work.hidden, num_attention_heads=work.heads, attention_window=[2 * work.reach], layer_norm_eps=1e-5,
+        hidden_size=setup.hidden, num_attention_heads=setup.heads, attention_window=[2 * setup.reach], layer_norm_eps=1e-5,
         attention_probs_dropout_prob=0.0, hidden_dropout_prob=0.0,
     )
     layer = transformers.models.longformer.modeling_longformer.LongformerAttention(config)
-    state = to_theirs(RULES, _layer(work).state_dict())
+    state = to_theirs(RULES, _layer(setup).state_dict())
     found = layer.load_state_dict(state, strict=False)
     assert not found.unexpected_keys and all("_global" in k for k in found.missing_keys), found
-    layer.to(work.device)
-    x = work.input()
-    shown = torch.zeros(1, work.length, device=work.device)
+    layer.to(setup.device)
+    x = setup.input()
+    shown = torch.zeros(1, setup.length, device=setup.device)
     masked = shown.bool()
 
     def run() -> Tensor:
-        with work.autocast():
+        with setup.autocast():
             return layer(x, attention_mask=shown, is_index_masked=masked, is_index_global_attn=masked, is_global_attn=False)[0]
 
-    return Side(layer, x, run)
+    return LayerRun(layer, x, run)
 
 
-def bigbird(work: Work, kept: list[Tensor] | None = None) -> Side:
+def bigbird(setup: AttentionSetup, kept: list[Tensor] | None = None) -> LayerRun:
     """The layer of transformers: `BigBirdAttention`, which draws the same random blocks at each call; they are added to `kept`."""
     transformers = need("transformers")
     big_bird = transformers.models.big_bird.modeling_big_bird
     config = transformers.BigBirdConfig(
-        hidden_size=work.hidden, num_attention_heads=work.heads, block_size=work.reach, num_random_blocks=3,
-        max_position_embeddings=work.length, layer_norm_eps=1e-5, attention_probs_dropout_prob=0.0, hidden_dropout_prob=0.0,
+        hidden_size=setup.hidden, num_attention_heads=setup.heads, block_size=setup.reach, num_random_blocks=3,
+        max_position_embeddings=setup.length, layer_norm_eps=1e-5, attention_probs_dropout_prob=0.0, hidden_dropout_prob=0.0,
     )  # fmt: skip
     layer = big_bird.BigBirdAttention(config, seed=0)
-    layer.load_state_dict(to_theirs(RULES, _layer(work).state_dict()))
-    layer.to(work.device).train()  # when it evaluates it sees no random blocks
+    layer.load_state_dict(to_theirs(RULES, _layer(setup).state_dict()))
+    layer.to(setup.device).train()  # when it evaluates it sees no random blocks
     if kept is not None:
         gather = layer.self.torch_gather_b2
         layer.self.torch_gather_b2 = lambda blocks, places: (kept.append(places), gather(blocks, places))[1]
-    x = work.input()
-    shown = torch.ones(1, work.length, device=work.device)
-    blocks, band, rows, columns = big_bird.BigBirdModel.create_masks_for_block_sparse_attn(shown, work.reach)
+    x = setup.input()
+    shown = torch.ones(1, setup.length, device=setup.device)
+    blocks, band, rows, columns = big_bird.BigBirdModel.create_masks_for_block_sparse_attn(shown, setup.reach)
 
     def run() -> Tensor:
-        with work.autocast():
+        with setup.autocast():
             return layer(x, band_mask=band, from_mask=rows, to_mask=columns, from_blocked_mask=blocks, to_blocked_mask=blocks)[0]
 
-    return Side(layer, x, run)
+    return LayerRun(layer, x, run)
 
 
-def block_mask(work: Work) -> Mask:
+def block_mask(setup: AttentionSetup) -> Mask:
     """The blocks that BigBird's layer reads."""
     kept: list[Tensor] = []
     with torch.no_grad():
-        bigbird(work, kept).run()
+        bigbird(setup, kept).forward()
     drawn = kept[0][0].cpu()  # [H, n - 2, 3], of all blocks but the first and the last
-    n = work.length // work.reach
+    n = setup.length // setup.reach
     near = torch.ones(n, n, dtype=torch.bool).triu(-1).tril(1)
     near[:, [0, -1]] = True
     near[[0, -1]] = True
-    table = near.repeat(work.heads, 1, 1)
+    table = near.repeat(setup.heads, 1, 1)
     table[:, 1:-1].scatter_(2, drawn, torch.ones_like(drawn, dtype=torch.bool))
-    return Mask(blocks=Layout(table, work.reach))
+    return Mask(blocks=Layout(table, setup.reach))
 
 
-def window_mask(work: Work) -> Mask:
+def window_mask(setup: AttentionSetup) -> Mask:
     """As far as the window reaches."""
-    return Mask(window=(work.reach, work.reach))
+    return Mask(window=(setup.reach, setup.reach))
 
 
-def agree(work: Work, mask: Callable[[Work], Mask], peer: Callable[[Work], Side]) -> Agreement:
+def agree(setup: AttentionSetup, mask: Callable[[AttentionSetup], Mask], peer: Callable[[AttentionSetup], LayerRun]) -> Agreement:
     """Outputs, and gradients of the input, relative to the largest number of each."""
-    sides = [ours(work, mask(work)), peer(work)]
+    sides = [ours(setup, mask(setup)), peer(setup)]
     outputs = [step(s) for s in sides]
     gradients = [cast(Tensor, s.x.grad) for s in sides]
     apart = max(((a - b).abs().max() / b.abs().max()).item() for a, b in (outputs, gradients))
-    return Agreement("output and input gradient, largest difference, relative", apart, TOLERANCE if work.device == "cpu" else 2e-3)
+    return Agreement("output and input gradient, largest difference, relative", apart, TOLERANCE if setup.device == "cpu" else 2e-3)
 
 
 def cases(options: Options) -> Cases:
@@ -195,55 +195,56 @@ def cases(options: Options) -> Cases:
     options.peer("attention", PEERS)
     small: dict[str, Any] = {"hidden": 32, "heads": 2} if options.quick else {}
     for length in (64, 128) if options.quick else (1024, 2048, 4096, 8192, 16384):
-        yield window_case(Work(length, 8 if options.quick else 256, device=options.device, **small))
+        yield window_case(AttentionSetup(length, 8 if options.quick else 256, device=options.device, **small))
     for length in (128,) if options.quick else (4096, 16384):
-        yield block_case(Work(length, 8 if options.quick else 64, device=options.device, **small))
+        yield block_case(AttentionSetup(length, 8 if options.quick else 64, device=options.device, **small))
     yield from relative.cases(options)
 
 
-def window_case(work: Work) -> Case:
+def window_case(setup: AttentionSetup) -> Case:
     """One layer of window attention beside Longformer's; compared in fp32, timed as asked for."""
-    return _case(work, f"window attention, {work.length} tokens", f"{work.reach} seen to each side", window_mask, "Longformer", theirs)
+    return _case(setup, f"window attention, {setup.length} tokens", f"{setup.reach} seen to each side", window_mask, "Longformer", theirs)
 
 
-def block_case(work: Work) -> Case:
+def block_case(setup: AttentionSetup) -> Case:
     """One layer of attention by a block table beside BigBird's; compared in fp32, timed as asked for."""
-    seen = f"blocks of {work.reach}: 3 near, 3 random, 2 global"
-    return _case(work, f"block table, {work.length} tokens", seen, block_mask, "BigBird", bigbird)
+    seen = f"blocks of {setup.reach}: 3 near, 3 random, 2 global"
+    return _case(setup, f"block table, {setup.length} tokens", seen, block_mask, "BigBird", bigbird)
 
 
-def _case(work: Work, name: str, seen: str, mask: Callable[[Work], Mask], peer_name: str, peer: Callable[[Work], Side]) -> Case:
+def _case(setup: AttentionSetup, name: str, seen: str, mask: Callable[[AttentionSetup], Mask], peer_name: str,
+          peer: Callable[[AttentionSetup], LayerRun]) -> Case:
     sides = (
-        Contender("polymodal", partial(_masked, work, mask), step),
-        Contender(f"transformers {peer_name}", partial(peer, work), step),
-        Contender("polymodal, full attention", partial(ours, work, Mask()), step, same_work=False),
+        Contender("polymodal", partial(_masked, setup, mask), step),
+        Contender(f"transformers {peer_name}", partial(peer, setup), step),
+        Contender("polymodal, full attention", partial(ours, setup, Mask()), step, same_work=False),
     )
-    kind = str(work.dtype).removeprefix("torch.")
-    about = f"one layer, {work.length} tokens, {seen}, {kind}, forward and backward"
-    return Case(name, about, "tokens", work.length, sides, partial(agree, replace(work, dtype=torch.float32), mask, peer),
-                layer_flops(work, seen_pairs(mask(work), work)), kind)
+    kind = str(setup.dtype).removeprefix("torch.")
+    about = f"one layer, {setup.length} tokens, {seen}, {kind}, forward and backward"
+    return Case(name, about, "tokens", setup.length, sides, partial(agree, replace(setup, dtype=torch.float32), mask, peer),
+                layer_flops(setup, seen_pairs(mask(setup), setup)), kind)
 
 
-def seen_pairs(mask: Mask, work: Work) -> float:
+def seen_pairs(mask: Mask, setup: AttentionSetup) -> float:
     """Pairs of a query and a key that it sees, of one sequence: the mean over the heads."""
     if mask.blocks is not None:
-        return float(mask.blocks.table.float().sum()) / work.heads * work.reach**2
-    return work.length * (2 * work.reach + 1) - work.reach * (work.reach + 1)
+        return float(mask.blocks.table.float().sum()) / setup.heads * setup.reach**2
+    return setup.length * (2 * setup.reach + 1) - setup.reach * (setup.reach + 1)
 
 
-def layer_flops(work: Work, pairs: float) -> float:
+def layer_flops(setup: AttentionSetup, pairs: float) -> float:
     """Of one layer on one sequence, forward and backward: the four projections, and two products for each pair; biases and norms aside."""
-    return 3.0 * (8 * work.length * work.hidden**2 + 4 * pairs * work.hidden)
+    return 3.0 * (8 * setup.length * setup.hidden**2 + 4 * pairs * setup.hidden)
 
 
-def _masked(work: Work, mask: Callable[[Work], Mask]) -> Side:
-    return ours(work, mask(work))
+def _masked(setup: AttentionSetup, mask: Callable[[AttentionSetup], Mask]) -> LayerRun:
+    return ours(setup, mask(setup))
 
 
 def gpu_cases(options: Options) -> Cases:
     """A layer of Longformer-base at 4096 and 16384 tokens."""
     if options.quick:
-        yield window_case(Work(64, 8, hidden=32, heads=2, device=options.device))
+        yield window_case(AttentionSetup(64, 8, hidden=32, heads=2, device=options.device))
         return
     for length in (4096, 16384):
-        yield replace(window_case(Work(length, 256, device=options.device, dtype=torch.bfloat16)), limit=40.0)
+        yield replace(window_case(AttentionSetup(length, 256, device=options.device, dtype=torch.bfloat16)), limit=40.0)

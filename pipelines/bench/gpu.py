@@ -36,7 +36,7 @@ from ...text.bert import BertConfig
 from . import attention, generate, train
 from .case import Agreement, Case, Cases, Options
 from .machine import fast_bfloat16
-from .systems import Work, our_system
+from .pairing import TrainSetup, our_system
 from .train import SMALL, Trainer, caption_lengths, natural_lengths, ours, theirs, training_case
 
 PEERS = ("transformers", "open_clip")
@@ -189,30 +189,30 @@ def _check(name: str, agree: Callable[[], Agreement], dtype: torch.dtype) -> Cas
 # ---------------------------------------------------------------------------------------------- speed
 
 
-def same_compiled(work: Work) -> Agreement:
+def same_compiled(setup: TrainSetup) -> Agreement:
     """Loss and gradient norm of the first step, compiled against eager."""
     found: list[list[float]] = []
     for compiled in (False, True):
-        trainer = ours(work, compiled)
+        trainer = ours(setup, compiled)
         loss = trainer.loss()
         loss.backward()
         found.append([loss.item(), _gradient_norm(trainer)])
         del trainer, loss  # there may be room for one
     apart = max(abs(a - b) / abs(a) for a, b in zip(*found, strict=True))
-    return Agreement("loss and gradient norm, compiled against eager, relative", apart, TOLERANCE[work.dtype])
+    return Agreement("loss and gradient norm, compiled against eager, relative", apart, TOLERANCE[setup.dtype])
 
 
 def _gradient_norm(trainer: Trainer) -> float:
     return torch.stack([p.grad.float().norm() for p in trainer.module.parameters() if p.grad is not None]).norm().item()
 
 
-def same_as_peer(work: Work) -> Agreement:
+def same_as_peer(setup: TrainSetup) -> Agreement:
     """Loss and gradient in exact fp32 on the first sequences, where rounding hides no mistake; then the whole batch's loss as trained."""
-    few = 1 + sum(sum(work.lengths[: i + 1]) <= FEW_TOKENS for i in range(1, len(work.lengths)))
+    few = 1 + sum(sum(setup.lengths[: i + 1]) <= FEW_TOKENS for i in range(1, len(setup.lengths)))
     convolutions = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:
-        exact = train.agree(replace(work, dtype=torch.float32, lengths=work.lengths[:few]))
+        exact = train.agree(replace(setup, dtype=torch.float32, lengths=setup.lengths[:few]))
     finally:
         torch.backends.cudnn.allow_tf32 = convolutions
     exact = replace(exact, what=f"{exact.what}; {few} sequences in float32", tolerance=EXACT)
@@ -221,11 +221,11 @@ def same_as_peer(work: Work) -> Agreement:
     losses: list[float] = []
     for make in (ours, theirs):
         with torch.no_grad():
-            losses.append(make(work).loss().item())
+            losses.append(make(setup).loss().item())
     apart = abs(losses[0] - losses[1]) / abs(losses[1])
     if apart <= LOSS_APART:
         return exact
-    return Agreement(f"loss of the whole batch in {str(work.dtype).removeprefix('torch.')}, relative", apart, LOSS_APART)
+    return Agreement(f"loss of the whole batch in {str(setup.dtype).removeprefix('torch.')}, relative", apart, LOSS_APART)
 
 
 FEW_TOKENS = 2048
@@ -245,7 +245,7 @@ class Training:
     """A system that is trained."""
 
     name: str
-    work: Work
+    setup: TrainSetup
     compiled: bool = False
     """Whether it is also measured with both sides compiled."""
     apart: bool = False
@@ -267,36 +267,36 @@ def trainings(options: Options) -> list[Training]:
         decoder = GPT2Config(n_embd=32, n_head=2, n_layer=2, vocab_size=99)
         both = size("t5", "small", d_model=32, d_kv=16, d_ff=64, num_heads=2, num_layers=2, vocab_size=99)
         rows = [
-            Training("GPT-2, full rows", Work("gpt2", decoder, (16,) * 2)),
-            Training("GPT-2, one side at a time", Work("gpt2", decoder, (16,) * 2), apart=True),
-            Training("BERT, natural lengths", Work("bert", small, natural_lengths(4, 32))),
-            Training("T5, full rows", Work("t5", both, (16,) * 2)),
-            Training("CLIP", Work("clip", towers, caption_lengths(4, 16))),
+            Training("GPT-2, full rows", TrainSetup("gpt2", decoder, (16,) * 2)),
+            Training("GPT-2, one side at a time", TrainSetup("gpt2", decoder, (16,) * 2), apart=True),
+            Training("BERT, natural lengths", TrainSetup("bert", small, natural_lengths(4, 32))),
+            Training("T5, full rows", TrainSetup("t5", both, (16,) * 2)),
+            Training("CLIP", TrainSetup("clip", towers, caption_lengths(4, 16))),
         ]
-        return [replace(t, work=replace(t.work, device=options.device).still()) for t in rows]
+        return [replace(t, setup=replace(t.setup, device=options.device).still()) for t in rows]
     billion = size("gpt2", "base", n_embd=2048, n_head=16, n_layer=24)
     rows = [
-        Training("GPT-2 124M, full rows", Work("gpt2", size("gpt2", "base"), (1024,) * 16), compiled=True),
-        Training("GPT 1.3B, full rows", Work("gpt2", billion, (1024,) * 8), compiled=True, apart=True),
-        Training("BERT large, full rows", Work("bert", size("bert", "large"), (512,) * 32), compiled=True),
-        Training("CLIP ViT-L/14", Work("clip", size("clip", "large"), caption_lengths(128, 77)), compiled=True),
-        Training("BERT base, full rows", Work("bert", size("bert", "base"), (512,) * 64), compiled=True),
-        Training("CLIP ViT-B/32", Work("clip", size("clip", "base"), caption_lengths(512, 77)), compiled=True),
-        Training("BERT base, natural lengths", Work("bert", size("bert", "base"), natural_lengths(256, 512))),
-        Training("T5 base, full rows", Work("t5", size("t5", "base"), (512,) * 32)),
-        Training("GPT-2 medium (350M), full rows", Work("gpt2", size("gpt2", "medium"), (1024,) * 8), compiled=True),
-        Training("CLIP ViT-B/16", Work("clip", size("clip", "base16"), caption_lengths(256, 77))),
+        Training("GPT-2 124M, full rows", TrainSetup("gpt2", size("gpt2", "base"), (1024,) * 16), compiled=True),
+        Training("GPT 1.3B, full rows", TrainSetup("gpt2", billion, (1024,) * 8), compiled=True, apart=True),
+        Training("BERT large, full rows", TrainSetup("bert", size("bert", "large"), (512,) * 32), compiled=True),
+        Training("CLIP ViT-L/14", TrainSetup("clip", size("clip", "large"), caption_lengths(128, 77)), compiled=True),
+        Training("BERT base, full rows", TrainSetup("bert", size("bert", "base"), (512,) * 64), compiled=True),
+        Training("CLIP ViT-B/32", TrainSetup("clip", size("clip", "base"), caption_lengths(512, 77)), compiled=True),
+        Training("BERT base, natural lengths", TrainSetup("bert", size("bert", "base"), natural_lengths(256, 512))),
+        Training("T5 base, full rows", TrainSetup("t5", size("t5", "base"), (512,) * 32)),
+        Training("GPT-2 medium (350M), full rows", TrainSetup("gpt2", size("gpt2", "medium"), (1024,) * 8), compiled=True),
+        Training("CLIP ViT-B/16", TrainSetup("clip", size("clip", "base16"), caption_lengths(256, 77))),
     ]
-    return [replace(t, work=replace(t.work, device=options.device, dtype=dtype).still()) for t in rows]
+    return [replace(t, setup=replace(t.setup, device=options.device, dtype=dtype).still()) for t in rows]
 
 
 EAGER_SECONDS, COMPILED_SECONDS = 40.0, 80.0
 """Limits of a training case: three quarters of a compiled one is compilation."""
 
 
-def weight_bytes(work: Work) -> int:
+def weight_bytes(setup: TrainSetup) -> int:
     """What training takes at least: weights, gradients and two moments in fp32, weights in bf16."""
-    built = our_system(replace(work, device="meta"))
+    built = our_system(replace(setup, device="meta"))
     return 18 * sum(p.numel() for p in built.parameters())
 
 
@@ -311,12 +311,12 @@ def speed(options: Options) -> Cases:
     """Every system once, attention, generation; then what pays to compile, compiled."""
     todo = trainings(options)
     for t in todo:
-        case = training_case(t.name, t.work)
-        agree = partial(same_as_peer if options.device == "cuda" else train.agree, t.work)
-        yield replace(case, agree=agree, limit=EAGER_SECONDS, apart=t.apart, needs=weight_bytes(t.work))
+        case = training_case(t.name, t.setup)
+        agree = partial(same_as_peer if options.device == "cuda" else train.agree, t.setup)
+        yield replace(case, agree=agree, limit=EAGER_SECONDS, apart=t.apart, needs=weight_bytes(t.setup))
     yield from attention.gpu_cases(options)
     yield from generate.gpu_cases(options)
     for t in todo:
         if t.compiled:
-            case = training_case(f"{t.name}, compiled", t.work, compiled=True, eager=False)
-            yield replace(case, agree=partial(same_compiled, t.work), limit=COMPILED_SECONDS, apart=t.apart, needs=weight_bytes(t.work))
+            case = training_case(f"{t.name}, compiled", t.setup, compiled=True, eager=False)
+            yield replace(case, agree=partial(same_compiled, t.setup), limit=COMPILED_SECONDS, apart=t.apart, needs=weight_bytes(t.setup))

@@ -23,7 +23,7 @@ TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
-class Work:
+class RelativeSetup:
     """One layer on a batch of segments."""
 
     batch: int
@@ -36,7 +36,7 @@ class Work:
 
 
 @dataclass
-class Side:
+class RelativeRun:
     """A layer, its input and its memory, and one way to compute it."""
 
     attention: RelativeAttention
@@ -46,53 +46,54 @@ class Side:
     einsums: bool
 
 
-def prepare(work: Work, einsums: bool) -> Side:
+def prepare(setup: RelativeSetup, einsums: bool) -> RelativeRun:
     """The same weights and numbers for both ways."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        attention = RelativeAttention(work.hidden, work.heads, work.head_size)
+        attention = RelativeAttention(setup.hidden, setup.heads, setup.head_size)
         for parameter in attention.parameters():
             torch.nn.init.normal_(parameter, std=0.02)
-        x = torch.randn(work.batch, work.length, work.hidden)
-        memory = torch.randn(work.batch, work.memory, work.hidden)
-    distances = sinusoids(torch.arange(work.memory + work.length - 1, -1, -1), work.hidden, interleaved=False)
-    return Side(attention.to(work.device), x.to(work.device).requires_grad_(), memory.to(work.device), distances.to(work.device), einsums)
+        x = torch.randn(setup.batch, setup.length, setup.hidden)
+        memory = torch.randn(setup.batch, setup.memory, setup.hidden)
+    distances = sinusoids(torch.arange(setup.memory + setup.length - 1, -1, -1), setup.hidden, interleaved=False)
+    return RelativeRun(attention.to(setup.device), x.to(setup.device).requires_grad_(), memory.to(setup.device),
+                       distances.to(setup.device), einsums)
 
 
-def step(side: Side) -> Tensor:
+def step(run: RelativeRun) -> Tensor:
     """Forward and backward."""
-    side.attention.zero_grad(set_to_none=True)
-    side.x.grad = None
-    out = (by_einsums if side.einsums else by_shift)(side)
+    run.attention.zero_grad(set_to_none=True)
+    run.x.grad = None
+    out = (by_einsums if run.einsums else by_shift)(run)
     (0.5 * out.square().mean()).backward()
     return out.detach()
 
 
-def by_shift(side: Side) -> Tensor:
+def by_shift(run: RelativeRun) -> Tensor:
     """Our layer; the plan is made anew, as a network does once for all its layers."""
-    batch, length = side.x.shape[:2]
-    past = side.memory.shape[1]
-    plan = Relative(Mask(causal=True, offset=past), Shape(batch, length, past + length, side.x.device), positions=side.distances)
-    return side.attention(side.x, plan, side.memory)
+    batch, length = run.x.shape[:2]
+    past = run.memory.shape[1]
+    plan = Relative(Mask(causal=True, offset=past), Shape(batch, length, past + length, run.x.device), positions=run.distances)
+    return run.attention(run.x, plan, run.memory)
 
 
-def by_einsums(side: Side) -> Tensor:
+def by_einsums(run: RelativeRun) -> Tensor:
     """The score of section 3.3, term by term."""
-    a, x = side.attention, side.x
-    length, keys = x.shape[1], x.shape[1] + side.memory.shape[1]
-    q, k, v = a.qkv(torch.cat([side.memory, x], 1)).unflatten(-1, (3, a.num_heads, a.head_size)).unbind(2)  # [B, L, H, d]
+    a, x = run.attention, run.x
+    length, keys = x.shape[1], x.shape[1] + run.memory.shape[1]
+    q, k, v = a.qkv(torch.cat([run.memory, x], 1)).unflatten(-1, (3, a.num_heads, a.head_size)).unbind(2)  # [B, L, H, d]
     q = q[:, -length:]
     i, j = torch.arange(keys - length, keys, device=x.device)[:, None], torch.arange(keys, device=x.device)
-    r = a.r(side.distances).unflatten(-1, (a.num_heads, a.head_size)).flip(0)[(i - j).clamp(min=0)]  # [S, L, H, d]
+    r = a.r(run.distances).unflatten(-1, (a.num_heads, a.head_size)).flip(0)[(i - j).clamp(min=0)]  # [S, L, H, d]
     content = torch.einsum("bihd,bjhd->bhij", q + a.content_bias, k)
     position = torch.einsum("bihd,ijhd->bhij", q + a.position_bias, r)
     scores = ((content + position) * a.head_size**-0.5).masked_fill(j > i, float("-inf"))
     return a.out(torch.einsum("bhij,bjhd->bihd", scores.softmax(-1), v).flatten(2))
 
 
-def agree(work: Work) -> Agreement:
+def agree(setup: RelativeSetup) -> Agreement:
     """Outputs, and gradients of the input, relative to the largest number of each."""
-    sides = [prepare(work, einsums) for einsums in (False, True)]
+    sides = [prepare(setup, einsums) for einsums in (False, True)]
     outputs = [step(s) for s in sides]
     gradients = [cast(Tensor, s.x.grad) for s in sides]
     apart = max(((a - b).abs().max() / b.abs().max()).item() for a, b in (outputs, gradients))
@@ -101,16 +102,17 @@ def agree(work: Work) -> Agreement:
 
 def cases(options: Options) -> Cases:
     """A segment with its memory."""
-    work = Work(2, 8, 8, 32, 2, 16, options.device) if options.quick else Work(4, 150, 150, 410, 10, 41, options.device)
-    about = (f"one layer, {work.batch} segments of {work.length} tokens, a memory of {work.memory}, {work.heads} heads of "
-             f"{work.head_size}, float32, forward and backward")
-    sides = (Contender("polymodal", partial(prepare, work, False), step), Contender("einsums", partial(prepare, work, True), step))
-    yield Case("attention by distance over a memory", about, "tokens", work.batch * work.length, sides, partial(agree, work), flops(work))
+    setup = RelativeSetup(2, 8, 8, 32, 2, 16, options.device) if options.quick else RelativeSetup(4, 150, 150, 410, 10, 41, options.device)
+    about = (f"one layer, {setup.batch} segments of {setup.length} tokens, a memory of {setup.memory}, {setup.heads} heads of "
+             f"{setup.head_size}, float32, forward and backward")
+    sides = (Contender("polymodal", partial(prepare, setup, False), step), Contender("einsums", partial(prepare, setup, True), step))
+    tokens = setup.batch * setup.length
+    yield Case("attention by distance over a memory", about, "tokens", tokens, sides, partial(agree, setup), flops(setup))
 
 
-def flops(work: Work) -> float:
+def flops(setup: RelativeSetup) -> float:
     """Useful operations, forward and backward: the projections of tokens, memory and distances, and three products for each pair seen."""
-    width, keys = work.heads * work.head_size, work.memory + work.length
-    pairs = work.length * work.memory + work.length * (work.length + 1) / 2
-    projections = 2 * work.hidden * width * (work.batch * (2 * work.length + 2 * keys) + keys)
-    return 3.0 * (projections + 2 * 3 * work.batch * width * pairs)
+    width, keys = setup.heads * setup.head_size, setup.memory + setup.length
+    pairs = setup.length * setup.memory + setup.length * (setup.length + 1) / 2
+    projections = 2 * setup.hidden * width * (setup.batch * (2 * setup.length + 2 * keys) + keys)
+    return 3.0 * (projections + 2 * 3 * setup.batch * width * pairs)

@@ -39,7 +39,7 @@ WINDOW = 2000
 
 
 @dataclass(frozen=True)
-class Work:
+class StreamSetup:
     """Shards to read."""
 
     directory: str
@@ -85,29 +85,29 @@ def read(reader: Reader) -> int:
     return sum(1 for _ in reader())
 
 
-def ours(work: Work) -> Reader:
+def ours(setup: StreamSetup) -> Reader:
     """Our stream."""
-    batches = Stream(DataSet.open(work.directory), Decode(work.field), BatchLayout(BATCH), lanes=8,
-                     window=WINDOW // 8).loader(workers=work.workers)
-    return lambda: (item for batch in itertools.islice(batches, work.batches) for item in cast(Items, batch).items)
+    batches = Stream(DataSet.open(setup.directory), Decode(setup.field), BatchLayout(BATCH), lanes=8,
+                     window=WINDOW // 8).loader(workers=setup.workers)
+    return lambda: (item for batch in itertools.islice(batches, setup.batches) for item in cast(Items, batch).items)
 
 
-def own_loop(work: Work) -> Reader:
+def own_loop(setup: StreamSetup) -> Reader:
     """`polymodal.stream`, as a loop of one's own has it."""
-    samples = stream(work.directory, lanes=8, window=WINDOW // 8, decode="rgb", fields=work.field)
-    batches = iter(samples.loader(BATCH, num_workers=work.workers, collate_fn=_firsts))
-    return lambda: (item for batch in itertools.islice(batches, work.batches) for item in batch)
+    samples = stream(setup.directory, lanes=8, window=WINDOW // 8, decode="rgb", fields=setup.field)
+    batches = iter(samples.loader(BATCH, num_workers=setup.workers, collate_fn=_firsts))
+    return lambda: (item for batch in itertools.islice(batches, setup.batches) for item in batch)
 
 
-def theirs(work: Work) -> Reader:
+def theirs(setup: StreamSetup) -> Reader:
     """The pipeline that webdataset's documentation builds."""
     wds = need("webdataset")
-    shards = sorted(map(str, Path(work.directory).glob("*.tar")))
+    shards = sorted(map(str, Path(setup.directory).glob("*.tar")))
     decoded = wds.WebDataset(shards, shardshuffle=len(shards), seed=0).shuffle(WINDOW)
-    decoded = (decoded.decode() if work.field == "txt" else decoded.decode("rgb8")).to_tuple(work.field)
+    decoded = (decoded.decode() if setup.field == "txt" else decoded.decode("rgb8")).to_tuple(setup.field)
     batched = decoded.batched(BATCH, collation_fn=_firsts, partial=False).repeat()
-    loader: Iterator[list[Any]] = iter(wds.WebLoader(batched, batch_size=None, num_workers=work.workers) if work.workers else batched)
-    return lambda: (item for batch in itertools.islice(loader, work.batches) for item in batch)
+    loader: Iterator[list[Any]] = iter(wds.WebLoader(batched, batch_size=None, num_workers=setup.workers) if setup.workers else batched)
+    return lambda: (item for batch in itertools.islice(loader, setup.batches) for item in batch)
 
 
 def _firsts(samples: list[tuple[Any]]) -> list[Any]:
@@ -119,9 +119,9 @@ def contents(items: Iterable[Any]) -> Counter[bytes]:
     return Counter(hashlib.sha1(i.encode() if isinstance(i, str) else np.ascontiguousarray(i).tobytes()).digest() for i in items)
 
 
-def agree(work: Work) -> Agreement:
+def agree(setup: StreamSetup) -> Agreement:
     """One epoch of each, in one process, compared as multisets of decoded contents."""
-    alone = Work(work.directory, work.field, work.samples, 0)
+    alone = StreamSetup(setup.directory, setup.field, setup.samples, 0)
     a, b, c = (contents(side(alone)()) for side in (ours, own_loop, theirs))
     return Agreement("samples of one epoch that not every side delivers", ((a | b | c) - (a & b & c)).total(), 0)
 
@@ -170,12 +170,12 @@ def cases(options: Options) -> Cases:
             build_index(directory)
             size = sum(map(len, items)) / len(items)
             for workers in (0,) if quick else (0, 2):
-                work = Work(str(directory), field, samples, workers)
+                setup = StreamSetup(str(directory), field, samples, workers)
                 what = f"texts of {size:.0f} bytes" if texts else f"JPEGs of {size / 1024:.0f} KiB, 224 pixels square, decoded to RGB"
-                sides = (Contender("polymodal", partial(ours, work), read), Contender("webdataset", partial(theirs, work), read),
-                         Contender("polymodal.stream", partial(own_loop, work), read))
+                sides = (Contender("polymodal", partial(ours, setup), read), Contender("webdataset", partial(theirs, setup), read),
+                         Contender("polymodal.stream", partial(own_loop, setup), read))
                 about = f"{samples} {what}, shuffled, checksums on (ours), batches of {BATCH}, {workers} workers"
-                yield Case(f"{'text' if texts else 'pictures'}, {workers} workers", about, "samples", samples, sides, partial(agree, work),
+                yield Case(f"{'text' if texts else 'pictures'}, {workers} workers", about, "samples", samples, sides, partial(agree, setup),
                            weigh=False)
     for fraction in (0.5,) if quick else (0.0, 0.5, 0.999):
         far = Far(100 if quick else 100_000, 10_000, fraction, 64 if quick else 4096)

@@ -38,7 +38,7 @@ CHUNK = 1000
 
 
 @dataclass(frozen=True)
-class Work:
+class TokenizeSetup:
     """Inputs in a folder: `tokenizer/`, `documents.txt` (cut at lines of `---`), `pictures/`."""
 
     directory: str
@@ -49,7 +49,7 @@ class Work:
         return documents(self.documents)
 
     def path(self, name: str) -> Path:
-        """A file or folder of the work."""
+        """A file or folder of the setup."""
         return Path(self.directory) / name
 
 
@@ -58,66 +58,66 @@ Encoder = Callable[[list[str]], Ids]
 
 
 @dataclass(frozen=True)
-class Job:
+class EncodeRun:
     """A way to encode, and the texts."""
 
     encode: Encoder
     texts: list[str]
 
 
-def encode(job: Job) -> Ids:
+def encode(run: EncodeRun) -> Ids:
     """All documents, a chunk at a time."""
-    return [ids for i in range(0, len(job.texts), CHUNK) for ids in job.encode(job.texts[i : i + CHUNK])]
+    return [ids for i in range(0, len(run.texts), CHUNK) for ids in run.encode(run.texts[i : i + CHUNK])]
 
 
-def ours(work: Work) -> Job:
+def ours(setup: TokenizeSetup) -> EncodeRun:
     """Our side."""
-    tokenizer = Tokenizer.load(work.path("tokenizer"))
-    return Job(lambda texts: tokenizer.encode_batch(texts, add_special_tokens=False), work.texts())
+    tokenizer = Tokenizer.load(setup.path("tokenizer"))
+    return EncodeRun(lambda texts: tokenizer.encode_batch(texts, add_special_tokens=False), setup.texts())
 
 
-def library(work: Work) -> Job:
+def library(setup: TokenizeSetup) -> EncodeRun:
     """The `tokenizers` library, called directly."""
     from tokenizers import Tokenizer as Pipeline
 
-    pipeline: Any = Pipeline.from_file(str(work.path("tokenizer") / "tokenizer.json"))
-    return Job(lambda texts: [e.ids for e in pipeline.encode_batch_fast(texts, add_special_tokens=False)], work.texts())
+    pipeline: Any = Pipeline.from_file(str(setup.path("tokenizer") / "tokenizer.json"))
+    return EncodeRun(lambda texts: [e.ids for e in pipeline.encode_batch_fast(texts, add_special_tokens=False)], setup.texts())
 
 
-def transformers_tokenizer(work: Work) -> Job:
+def transformers_tokenizer(setup: TokenizeSetup) -> EncodeRun:
     """The fast tokenizer of transformers."""
-    tokenizer: Any = need("transformers").AutoTokenizer.from_pretrained(str(work.path("tokenizer")))
+    tokenizer: Any = need("transformers").AutoTokenizer.from_pretrained(str(setup.path("tokenizer")))
     tokenizer.model_max_length = 1 << 30
-    return Job(lambda texts: tokenizer(texts, add_special_tokens=False)["input_ids"], work.texts())
+    return EncodeRun(lambda texts: tokenizer(texts, add_special_tokens=False)["input_ids"], setup.texts())
 
 
-def same_ids(work: Work) -> Agreement:
+def same_ids(setup: TokenizeSetup) -> Agreement:
     """Documents whose ids differ between any of the three."""
-    rows = [encode(make(work)) for make in (ours, library, transformers_tokenizer)]
+    rows = [encode(make(setup)) for make in (ours, library, transformers_tokenizer)]
     return Agreement("documents whose ids differ", sum(len({tuple(r) for r in group}) > 1 for group in zip(*rows, strict=True)), 0)
 
 
 # --------------------------------------------------------------------------------------------- packing
 
 
-def pack_rows(work: Work) -> Path:
+def pack_rows(setup: TokenizeSetup) -> Path:
     """`polymodal pack --tokenize`, in this process alone."""
-    out = _empty(work.path("rows"))
-    pack([work.path("documents.txt")], out, PackSettings(Reading(split="---"), tokenizer=work.path("tokenizer"), block=BLOCK),
+    out = _empty(setup.path("rows"))
+    pack([setup.path("documents.txt")], out, PackSettings(Reading(split="---"), tokenizer=setup.path("tokenizer"), block=BLOCK),
          workers=Workers(1))
     return out
 
 
-def write_documents(work: Work) -> Path:
+def write_documents(setup: TokenizeSetup) -> Path:
     """The same documents through `tokenizers` and webdataset's writer, a document a sample."""
     from tokenizers import Tokenizer as Pipeline
     from webdataset.writer import ShardWriter
 
-    out = _empty(work.path("written"))
+    out = _empty(setup.path("written"))
     out.mkdir()
-    pipeline: Any = Pipeline.from_file(str(work.path("tokenizer") / "tokenizer.json"))
-    end = Tokenizer.load(work.path("tokenizer")).eos_id
-    texts = [t.strip() for t in work.path("documents.txt").read_text(encoding="utf-8").split("\n---\n")]
+    pipeline: Any = Pipeline.from_file(str(setup.path("tokenizer") / "tokenizer.json"))
+    end = Tokenizer.load(setup.path("tokenizer")).eos_id
+    texts = [t.strip() for t in setup.path("documents.txt").read_text(encoding="utf-8").split("\n---\n")]
     with ShardWriter(str(out / "%06d.tar"), maxcount=10000, verbose=0) as writer:
         for i in range(0, len(texts), CHUNK):
             for j, e in enumerate(pipeline.encode_batch_fast(texts[i : i + CHUNK], add_special_tokens=False)):
@@ -125,32 +125,32 @@ def write_documents(work: Work) -> Path:
     return out
 
 
-def same_documents(work: Work) -> Agreement:
+def same_documents(setup: TokenizeSetup) -> Agreement:
     """Tokens, by id, that only one side wrote (documents may be cut to fill rows, so they are not compared whole)."""
-    data = DataSet.open(pack_rows(work))
+    data = DataSet.open(pack_rows(setup))
     rows: Counter[int] = Counter()
     for i in range(len(data)):
         rows.update(data.read(i).tokens()[0].tolist())
     written: Counter[int] = Counter()
-    for sample in _members(write_documents(work)):
+    for sample in _members(write_documents(setup)):
         written.update(np.frombuffer(sample["tokens.bin"], dtype="<u2").tolist())
     return Agreement("tokens that only one side wrote", ((rows - written) + (written - rows)).total(), 0)
 
 
-def pack_pictures(work: Work) -> Path:
+def pack_pictures(setup: TokenizeSetup) -> Path:
     """`polymodal pack` of a folder of pictures, in this process alone."""
-    out = _empty(work.path("packed-pictures"))
-    pack([work.path("pictures")], out, PackSettings(Reading("images")), workers=Workers(1))
+    out = _empty(setup.path("packed-pictures"))
+    pack([setup.path("pictures")], out, PackSettings(Reading("images")), workers=Workers(1))
     return out
 
 
-def write_pictures(work: Work) -> Path:
+def write_pictures(setup: TokenizeSetup) -> Path:
     """The same pictures through webdataset's `ShardWriter`."""
     from webdataset.writer import ShardWriter
 
-    out = _empty(work.path("written-pictures"))
+    out = _empty(setup.path("written-pictures"))
     out.mkdir()
-    files = sorted(work.path("pictures").rglob("*.jpg"))
+    files = sorted(setup.path("pictures").rglob("*.jpg"))
     classes = sorted({f.parent.name for f in files})
     with ShardWriter(str(out / "%06d.tar"), maxcount=10000, verbose=0) as writer:
         for i, file in enumerate(files):
@@ -158,9 +158,9 @@ def write_pictures(work: Work) -> Path:
     return out
 
 
-def same_pictures(work: Work) -> Agreement:
+def same_pictures(setup: TokenizeSetup) -> Agreement:
     """Pictures with their class that only one side wrote."""
-    found = [Counter((s["jpg"], s["cls"]) for s in _members(make(work))) for make in (pack_pictures, write_pictures)]
+    found = [Counter((s["jpg"], s["cls"]) for s in _members(make(setup))) for make in (pack_pictures, write_pictures)]
     return Agreement("pictures that only one side wrote", ((found[0] - found[1]) + (found[1] - found[0])).total(), 0)
 
 
@@ -194,30 +194,30 @@ def cases(options: Options) -> Cases:
     quick = options.quick
     count, classes, each = (60, 2, 5) if quick else (12_000, 10, 300)
     with TemporaryDirectory() as temporary, one_thread():
-        work = Work(temporary, count)
-        texts = work.texts()
+        setup = TokenizeSetup(temporary, count)
+        texts = setup.texts()
         tokenizer = Tokenizer.train(texts[:2000], "byte-bpe", 400 if quick else 8000)
-        tokenizer.save(work.path("tokenizer"))
-        work.path("documents.txt").write_text("\n---\n".join(texts), encoding="utf-8")
+        tokenizer.save(setup.path("tokenizer"))
+        setup.path("documents.txt").write_text("\n---\n".join(texts), encoding="utf-8")
         for number, picture in enumerate(pictures(classes * each, 16 if quick else 224)):
-            folder = work.path("pictures") / f"class-{number % classes}"
+            folder = setup.path("pictures") / f"class-{number % classes}"
             folder.mkdir(parents=True, exist_ok=True)
             (folder / f"{number:05d}.jpg").write_bytes(picture)
 
         tokens = sum(map(len, tokenizer.encode_batch(texts, add_special_tokens=False)))
-        sides = [Contender("polymodal", partial(ours, work), encode)]
-        sides += [Contender("tokenizers", partial(library, work), encode)] if peer in (None, "tokenizers") else []
-        sides += [Contender("transformers", partial(transformers_tokenizer, work), encode)] if peer in (None, "transformers") else []
+        sides = [Contender("polymodal", partial(ours, setup), encode)]
+        sides += [Contender("tokenizers", partial(library, setup), encode)] if peer in (None, "tokenizers") else []
+        sides += [Contender("transformers", partial(transformers_tokenizer, setup), encode)] if peer in (None, "transformers") else []
         about = f"{count} documents, {tokens} tokens, byte-level BPE of {tokenizer.vocab_size}, one thread"
-        yield Case("tokenise", about, "tokens", tokens, tuple(sides), partial(same_ids, work), weigh=False)
+        yield Case("tokenise", about, "tokens", tokens, tuple(sides), partial(same_ids, setup), weigh=False)
 
-        fill = DataSet.open(pack_rows(work)).index.schema["fill"]
+        fill = DataSet.open(pack_rows(setup)).index.schema["fill"]
         about += f", from one file to shards; ours also makes rows of {BLOCK} ({fill:.4f} full) and the index with checksums"
-        yield Case("pack text", about, "tokens", tokens, (Contender("polymodal", partial(replace, work), pack_rows),
-                                      Contender("tokenizers + webdataset", partial(replace, work), write_documents)),
-                   partial(same_documents, work), weigh=False)
+        yield Case("pack text", about, "tokens", tokens, (Contender("polymodal", partial(replace, setup), pack_rows),
+                                      Contender("tokenizers + webdataset", partial(replace, setup), write_documents)),
+                   partial(same_documents, setup), weigh=False)
 
         about = f"{classes * each} JPEGs of 224 pixels from a folder a class to shards; ours also writes the index with checksums"
-        yield Case("pack pictures", about, "pictures", classes * each, (Contender("polymodal", partial(replace, work), pack_pictures),
-                                                Contender("webdataset ShardWriter", partial(replace, work), write_pictures)),
-                   partial(same_pictures, work), weigh=False)
+        yield Case("pack pictures", about, "pictures", classes * each, (Contender("polymodal", partial(replace, setup), pack_pictures),
+                                                Contender("webdataset ShardWriter", partial(replace, setup), write_pictures)),
+                   partial(same_pictures, setup), weigh=False)

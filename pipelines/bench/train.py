@@ -1,4 +1,4 @@
-"""Training: BERT, GPT-2 and T5 beside transformers, CLIP beside open_clip, ViT beside timm; GPT-2 beside plain torch too.
+"""Training: text systems and MAE beside transformers, CLIP beside open_clip, ViT beside timm; GPT-2 beside plain torch too.
 
 One step is forward, backward, fused AdamW and clearing the gradients, on the same weights, batch,
 precision and dropout (`systems.py`). Before the race the loss and the whole gradient, carried over by
@@ -20,16 +20,27 @@ from torch import Tensor, nn
 from ...multimodal.clip import CLIPConfig
 from ...multimodal.clip_config import CLIPTextConfig, CLIPVisionConfig
 from ...registry import family
+from ...seq2seq.bart import BartConfig
 from ...seq2seq.gpt2 import GPT2Config
+from ...seq2seq.gpt3 import GPT3Config
+from ...seq2seq.mass import MassConfig
 from ...seq2seq.t5 import T5Config
+from ...seq2seq.unilm import UnilmConfig
 from ...shared.convert import to_theirs
+from ...shared.loss import at_least_fp32
 from ...shared.system import System
+from ...text.albert import AlbertConfig
 from ...text.bert import BertConfig
+from ...text.roberta import RobertaConfig
+from ...text.xlnet import XLNetConfig
+from ...vision.mae import MAEConfig
 from ...vision.vit import ViTConfig
 from ..train.layers import compile_parts
+from . import tuned
 from .case import Agreement, Case, Cases, Contender, Options
 from .machine import fast_bfloat16
-from .systems import SUBJECTS, Loss, Work, our_loss, our_system
+from .pairing import Loss, TrainSetup, our_system
+from .systems import PAIRINGS, our_loss
 
 USUAL = ("transformers", "open_clip", "timm")
 PEERS = tuple(f"{name}{how}" for name in (*USUAL, "plain-torch") for how in ("", "-compiled"))
@@ -55,72 +66,94 @@ def update(trainer: Trainer) -> Tensor:
     return loss.detach()
 
 
-def ours(work: Work, compiled: bool = False) -> Trainer:
+def ours(setup: TrainSetup, compiled: bool = False) -> Trainer:
     """Our system; compiled as the trainer does it."""
-    system = our_system(work)
+    system = our_system(setup)
     if compiled:
         compile_parts(system)
-    return _trainer(system, our_loss(work), work)
+    return _trainer(system, our_loss(setup), setup)
 
 
-def theirs(work: Work, compiled: bool = False) -> Trainer:
+def theirs(setup: TrainSetup, compiled: bool = False) -> Trainer:
     """The peer's; compiled as a whole, as its users do it."""
-    module, loss = SUBJECTS[work.system].peer(work, our_system(work))
+    module, loss = PAIRINGS[setup.system].peer(setup, our_system(setup))
     if compiled:
         module.compile()
-    return _trainer(module, loss, work)
+    return _trainer(module, loss, setup)
 
 
-def _trainer(module: nn.Module, loss: Loss, work: Work) -> Trainer:
-    module.to(work.device).train()
+def _trainer(module: nn.Module, loss: Loss, setup: TrainSetup) -> Trainer:
+    module.to(setup.device).train()
 
     def compute() -> Tensor:
-        with torch.autocast(work.device, work.dtype) if work.dtype != torch.float32 else nullcontext():
+        with torch.autocast(setup.device, setup.dtype) if setup.dtype != torch.float32 else nullcontext():
             return loss(module)
 
     return Trainer(module, compute, torch.optim.AdamW(module.parameters(), lr=LEARNING_RATE, weight_decay=0.01, fused=True))
 
 
-def agree(work: Work) -> Agreement:
-    """Loss and gradient of the first step, without dropout."""
-    work = work.still()
-    mine, peer = ours(work), theirs(work)
-    losses = [t.loss() for t in (mine, peer)]
-    for loss in losses:
-        loss.backward()
+def agree(setup: TrainSetup) -> Agreement:
+    """Loss and gradient of the first step, without dropout.
+
+    fp32 that differs by more than the tolerance is compared in fp64 again, which tells rounding (a ReLU that switches) from another
+    function.
+    """
+    what, limit = "loss, and norm of the gradients' difference, relative", TOLERANCE[setup.dtype]
+    difference = _difference(setup.still())
+    if difference <= limit or setup.dtype != torch.float32 or setup.device != "cpu" or PAIRINGS[setup.system].unit == "pictures":
+        return Agreement(what, difference, limit)
+    return Agreement(f"{what}, in fp64 (in fp32 {difference:.2g})", _difference(setup.still(), torch.float64), limit)
+
+
+def _difference(setup: TrainSetup, dtype: torch.dtype = torch.float32) -> float:
+    """The larger one of both relative differences, with weights of this type."""
+    mine, peer = ours(setup), theirs(setup)
+    losses: list[Tensor] = []
+    for trainer in (mine, peer):
+        trainer.module.to(dtype)
+        losses.append(trainer.loss())
+        losses[-1].backward()
     net = cast(System, mine.module).net
-    a = to_theirs(SUBJECTS[work.system].rules(work.config), {n: _gradient(p) for n, p in net.named_parameters(remove_duplicate=False)})
+    rules = PAIRINGS[setup.system].rules(setup.config)
+    found = {n: _gradient(p) for n, p in net.named_parameters(remove_duplicate=False)}
+    named = {key for rule in rules for key in rule.our_keys}  # among them tables that are fixed: the peer holds them as parameters
+    found |= {n: torch.zeros_like(b) for n, b in net.named_buffers() if n in named}
+    a = to_theirs(rules, found)
     b = {n: _gradient(p) for n, p in peer.module.named_parameters()}
     assert a.keys() >= b.keys(), f"no gradient for {sorted(b.keys() - a.keys())[:5]}"
     apart = torch.stack([(a[n] - g).square().sum() for n, g in b.items()]).sum().sqrt()
     size = torch.stack([g.square().sum() for g in b.values()]).sum().sqrt()
     loss_apart = abs(losses[0].item() - losses[1].item()) / abs(losses[1].item())
-    return Agreement("loss, and norm of the gradients' difference, relative", max(loss_apart, (apart / size).item()), TOLERANCE[work.dtype])
+    return max(loss_apart, (apart / size).item())
 
 
 def _gradient(parameter: Tensor) -> Tensor:
-    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.float()
+    return torch.zeros_like(parameter) if parameter.grad is None else at_least_fp32(parameter.grad)
 
 
-def training_case(name: str, work: Work, compiled: bool = False, *, eager: bool = True) -> Case:
+def training_case(name: str, setup: TrainSetup, compiled: bool = False, *, eager: bool = True) -> Case:
     """A case of training one system; `compiled` adds torch.compile on both sides, without `eager` they are the only ones."""
-    subject = SUBJECTS[work.system]
+    pairing = PAIRINGS[setup.system]
     sides: list[Contender] = []
     if eager:
-        sides += [Contender("polymodal", partial(ours, work), update), Contender(subject.library, partial(theirs, work), update)]
+        sides += [Contender("polymodal", partial(ours, setup), update), Contender(pairing.library, partial(theirs, setup), update)]
+        if pairing.beside is not None:
+            called, config = pairing.beside[0], pairing.beside[1](setup.config)
+            sides.append(Contender(f"polymodal, {called}", partial(ours, replace(setup, config=config)), update, same_work=False))
     if compiled:
-        sides += [Contender("polymodal compiled", partial(ours, work, True), update),
-                  Contender(f"{subject.library} compiled", partial(theirs, work, True), update)]
-    pictures = work.system in ("clip", "vit")
-    longest, count = max(work.lengths), len(work.lengths)
+        sides += [Contender("polymodal compiled", partial(ours, setup, True), update),
+                  Contender(f"{pairing.library} compiled", partial(theirs, setup, True), update)]
+    longest, count = max(setup.lengths), len(setup.lengths)
+    pictures = pairing.unit == "pictures"
     what = f"{count} {'pictures' if pictures else 'sequences'}"
-    if work.tokens:  # of the sequences or captions
-        what += f", {work.tokens} tokens, longest {longest}"
-    about = f"one update, {what}, {str(work.dtype).removeprefix('torch.')}"
-    if work.tokens < longest * count and not pictures:
-        about += f"; padded rows would be {work.tokens / longest / count:.0%} full"
-    unit, amount = ("pictures", count) if pictures else ("tokens", work.tokens)
-    return Case(name, about, unit, amount, tuple(sides), partial(agree, work), subject.flops(work), str(work.dtype).removeprefix("torch."))
+    if setup.tokens:  # of the sequences or captions
+        what += f", {setup.tokens} tokens, longest {longest}"
+    about = f"one update, {what}, {str(setup.dtype).removeprefix('torch.')}"
+    if setup.tokens < longest * count and not pictures:
+        about += f"; padded rows would be {setup.tokens / longest / count:.0%} full"
+    amount = count if pictures else setup.tokens
+    precision = str(setup.dtype).removeprefix("torch.")
+    return Case(name, about, pairing.unit, amount, tuple(sides), partial(agree, setup), pairing.flops(setup), precision)
 
 
 def natural_lengths(count: int, longest: int, *, mean: float = 4.4, spread: float = 0.85, shortest: int = 8) -> tuple[int, ...]:
@@ -134,25 +167,44 @@ def caption_lengths(count: int, longest: int) -> tuple[int, ...]:
     return natural_lengths(count, longest, mean=2.5, spread=0.3, shortest=4)
 
 
+def sentence_lengths(count: int, longest: int) -> tuple[int, ...]:
+    """Lengths of sentences, about 24 tokens on average with both ends: simulated."""
+    return natural_lengths(count, longest, mean=3.0, spread=0.6, shortest=5)
+
+
+def window_lengths(count: int, longest: int) -> tuple[int, ...]:
+    """Lengths of questions with their texts, about 165 tokens on average: simulated."""
+    return natural_lengths(count, longest, mean=5.0, spread=0.45)
+
+
 def cases(options: Options) -> Cases:
-    """The works of this peer, or of all usual ones; bf16 too where the hardware has it."""
+    """The setups of this peer, or of all usual ones; bf16 too where the hardware has it."""
     peer = options.peer("train", PEERS) if options.against else None
-    chosen = [name for name, s in SUBJECTS.items() if (s.library in USUAL if peer is None else peer.startswith(s.library))]
+    chosen = [name for name, s in PAIRINGS.items() if (s.library in USUAL if peer is None else peer.startswith(s.library))]
     compiled = peer is not None and peer.endswith("-compiled")
     for dtype in (torch.float32, torch.bfloat16) if fast_bfloat16(options.device) else (torch.float32,):
-        for name, work in works(options.quick):
-            if work.system in chosen:
-                placed = replace(work, device=options.device, dtype=dtype)
+        for name, setup in setups(options.quick):
+            if setup.system in chosen:
+                placed = replace(setup, device=options.device, dtype=dtype)
                 yield training_case(name + (" bf16" if dtype == torch.bfloat16 else ""), placed, compiled)
 
 
-def works(quick: bool) -> list[tuple[str, Work]]:
+def setups(quick: bool) -> list[tuple[str, TrainSetup]]:
     """The cases for a CPU: the published widths, 4 layers."""
     layers, rows, length = (2, 3, 16) if quick else (4, 4, 512)
     narrow: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 99} if quick else {}
     thin: dict[str, Any] = {"n_embd": 32, "n_head": 2, "vocab_size": 99} if quick else {}
     trunk = BertConfig(num_hidden_layers=layers, max_position_embeddings=length, **narrow)
+    base: dict[str, Any] = {**family("roberta").sizes["base"], **narrow, "num_hidden_layers": layers, "max_position_embeddings": length + 2}
+    robust = RobertaConfig(**base)
+    narrowed: dict[str, Any] = {**family("albert").sizes["base"], **narrow, "num_hidden_layers": layers, "max_position_embeddings": length}
+    lite = AlbertConfig(**narrowed)
+    few_words: dict[str, Any] = {"d_model": 32, "n_head": 2, "d_inner": 64, "vocab_size": 99} if quick else {}
+    orders: dict[str, Any] = {**family("xlnet").sizes["base"], **few_words, "n_layer": layers, "mem_len": None}
+    permuted = XLNetConfig(**orders)
+    unified = UnilmConfig(num_hidden_layers=layers, max_position_embeddings=length, **narrow)
     decoder = GPT2Config(n_layer=layers, n_positions=length, **thin)
+    banded = GPT3Config(n_layer=layers, n_positions=4096, window_size=5 if quick else 256, **thin)
     pixels: dict[str, Any] = {**SMALL, "image_size": 32, "patch_size": 16} if quick else {}
     words: dict[str, Any] = {**SMALL, "vocab_size": 99, "eos_token_id": 98, "max_position_embeddings": 16} if quick else {}
     towers = CLIPConfig(vision_config=CLIPVisionConfig(num_hidden_layers=layers, **pixels),
@@ -161,20 +213,46 @@ def works(quick: bool) -> list[tuple[str, Work]]:
                              # one ReLU that bf16 turns over would be a tenth of so small a gradient
                              "feed_forward_proj": "gated-gelu"} if quick else {}
     seq2seq = T5Config(**brief)
+    noised: dict[str, Any] = {**family("bart").sizes["base"], "max_position_embeddings": length,
+                              **({"d_model": 64, "vocab_size": 99, **{f"{side}_{name}": value for side in ("encoder", "decoder")
+                                 for name, value in (("layers", 2), ("attention_heads", 2), ("ffn_dim", 128))}} if quick else {})}
+    denoiser, hider = BartConfig(**noised), MassConfig(**noised, attention_dropout=0.0)
     few: dict[str, Any] = {**SMALL, "image_size": 32} if quick else {"num_labels": 1000}
     shape: dict[str, Any] = {**family("vit").sizes["small"], **few, "num_hidden_layers": layers}
     pictures = ViTConfig(**shape)
+    thinner: dict[str, Any] = {**few, "decoder_hidden_size": 64, "decoder_num_attention_heads": 2,
+                               "decoder_intermediate_size": 128} if quick else {}  # fmt: skip
+    halved: dict[str, Any] = {**family("mae").sizes["base"], **thinner, "patch_size": 8 if quick else 16, "num_hidden_layers": layers,
+                              "decoder_num_hidden_layers": max(1, layers // 2)}  # fmt: skip
+    masked = MAEConfig(**halved)
     full = (length,) * rows
     return [
-        ("BERT, full rows", Work("bert", trunk, full).still()),
-        ("BERT, natural lengths", Work("bert", trunk, natural_lengths(rows * 4, length)).still()),
-        ("BERT, full rows, dropout 0.1", Work("bert", trunk, full)),
-        ("GPT-2, full rows", Work("gpt2", decoder, full).still()),
-        ("T5-small, full rows", Work("t5", seq2seq, full[: max(2, rows // 2)]).still()),
-        ("T5-small, full rows, dropout 0.1", Work("t5", seq2seq, full[: max(2, rows // 2)])),
-        ("ViT-S/16", Work("vit", pictures, (0,) * (4 if quick else 16))),
-        ("CLIP ViT-B/32 width", Work("clip", towers, caption_lengths(4 if quick else 32, length))),
-        ("GPT-2, full rows, plain torch", Work("gpt2-plain", decoder, full).still()),
+        ("BERT, full rows", TrainSetup("bert", trunk, full).still()),
+        ("BERT, natural lengths", TrainSetup("bert", trunk, natural_lengths(rows * 4, length)).still()),
+        ("BERT, full rows, dropout 0.1", TrainSetup("bert", trunk, full)),
+        ("RoBERTa, full rows", TrainSetup("roberta", robust, full).still()),
+        ("RoBERTa, natural lengths", TrainSetup("roberta", robust, natural_lengths(rows * 4, length)).still()),
+        ("ALBERT, full rows", TrainSetup("albert", lite, full).still()),
+        ("ALBERT, natural lengths", TrainSetup("albert", lite, natural_lengths(rows * 4, length)).still()),
+        ("UniLM, texts with targets, full rows", TrainSetup("unilm", unified, full).still()),
+        ("UniLM, texts with targets, natural lengths", TrainSetup("unilm", unified, natural_lengths(rows * 4, length)).still()),
+        ("XLNet, full rows", TrainSetup("xlnet", permuted, full).still()),
+        ("GPT-2, full rows", TrainSetup("gpt2", decoder, full).still()),
+        ("GPT-3, banded layers, a row of 4k tokens", TrainSetup("gpt3", banded, (16 if quick else 4096,))),
+        ("T5-small, full rows", TrainSetup("t5", seq2seq, full[: max(2, rows // 2)]).still()),
+        ("T5-small, natural lengths", TrainSetup("t5", seq2seq, natural_lengths(rows * 4, length)).still()),
+        ("BART, full rows", TrainSetup("bart", denoiser, full[: max(2, rows // 2)]).still()),
+        ("BART, natural lengths", TrainSetup("bart", denoiser, natural_lengths(rows * 2, length)).still()),
+        ("MASS, full rows", TrainSetup("mass", hider, full).still()),
+        ("MASS, natural lengths", TrainSetup("mass", hider, natural_lengths(rows * 4, length)).still()),
+        ("T5-small, full rows, dropout 0.1", TrainSetup("t5", seq2seq, full[: max(2, rows // 2)])),
+        ("ViT-S/16", TrainSetup("vit", pictures, (0,) * (4 if quick else 16))),
+        ("MAE ViT-B/16 width", TrainSetup("mae", masked, (0,) * (4 if quick else 16))),
+        ("CLIP ViT-B/32 width", TrainSetup("clip", towers, caption_lengths(4 if quick else 32, length))),
+        ("GPT-2, full rows, plain torch", TrainSetup("gpt2-plain", decoder, full).still()),
+        *tuned.setups(trunk, {
+            "natural lengths": (natural_lengths(rows * 4, length), natural_lengths(rows * 4, min(384, length))),
+            "sentences and windows": (sentence_lengths(rows * 8, length), window_lengths(rows * 4, min(384, length)))}),
     ]
 
 

@@ -56,6 +56,7 @@ def card(entry: Family) -> str:
     facts = [
         ("name", f"`{entry.name}`"), ("objective", entry.pretraining.objective), ("file", f"`{file_of(entry)}`"),
         ("compared with", told.reference),
+        *_vocabulary(entry),
         ("networks that load", ", ".join(f"`{n.architecture}`" for n in entry.nets)),
         ("written in the layout of", ", ".join(dict.fromkeys(f.name for n in entry.nets for f in n.formats))),
     ]  # fmt: skip
@@ -72,6 +73,15 @@ def card(entry: Family) -> str:
              *_tasks(entry), "\n## Config\n\n", "What a recipe can set under `model`, with the reference library's names:\n\n",
              settings_table(entry.config, "model."), "\n## Recipes\n", *_recipes(entry)]
     return "".join([*lines, NOTE.format(sources=f"{file_of(entry)} and pipelines/recipes/")])
+
+
+def _vocabulary(entry: Family) -> Iterator[tuple[str, str]]:
+    """How its vocabulary is learnt."""
+    own = entry.vocabulary
+    if own is not None:
+        case = ", lower case" if own.lowercase else ""
+        command = f"polymodal tokenizer train TEXTS --for {entry.name} --size N --out DIR"
+        yield "vocabulary", f"{own.kind}, special tokens of {own.style}{case}: `{command}`"
 
 
 def _tasks(entry: Family) -> Iterator[str]:

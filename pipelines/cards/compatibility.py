@@ -12,9 +12,10 @@ from typing import NamedTuple
 from ...multimodal import clip_formats
 from ...multimodal.clip_config import CLIPTextConfig, CLIPVisionConfig
 from ...registry import families
-from ...seq2seq.generation.defaults import GENERATION
 from ...shared.config import COMMON
+from ...shared.generation_config import GENERATION
 from ...shared.keys import Key, Keys
+from ...shared.tokenizer import keys as tokenizer_keys
 from ...vision import processor_files
 from ...vision.vit import MODEL_ARGS, TIMM_KEYS
 from ..base.markdown import table
@@ -28,6 +29,16 @@ class Section(NamedTuple):
     intro: str
     rows: Sequence[tuple[str, str, str]]
     """Key, what becomes of it, and how or why."""
+
+
+_TOKENIZERS = {
+    "tokenizer_config.json (transformers)":
+        "Of tokenizers of every family. Other keys that end with `_token` and name a token are special tokens without a role.",
+    "special_tokens_map.json (transformers)":
+        "Where tokenizer_config.json has `added_tokens_decoder`, its keys come first, otherwise those of this file, as in transformers.",
+    "tokenizer.json (tokenizers)": "Inside a part, a key that the tokenizers library does not know is refused.",
+}
+"""What stands above the tables of tokenizers."""
 
 
 def compatibility_page() -> str:
@@ -54,12 +65,14 @@ def sections() -> Iterator[Section]:
     for tower in (CLIPTextConfig, CLIPVisionConfig):
         yield Section(f"config.json of CLIP: {tower.__name__} (transformers)", "", rows(tower.keys()))
     yield Section("generation_config.json (transformers)",
-                  "Of GPT-2 and T5. These are the defaults of `polymodal generate` and `summarize` and of `polymodal.generate`; options "
-                  "win, and `--ignore-generation-config` leaves them out. Without the file, the same keys of config.json count. What is "
-                  "refused is refused when a text is asked for.", rows(GENERATION))
+                  "Of the decoders, T5, BART and XLNet. These are the defaults of `polymodal generate`, `summarize` and "
+                  "`polymodal.generate`; options win, and `--ignore-generation-config` leaves them out. Without the file, the same keys of "
+                  "config.json count. What is refused is refused when a text is asked for.", rows(GENERATION))
+    for title, keys in tokenizer_keys.TABLES.items():
+        yield Section(title, _TOKENIZERS.get(title, ""), rows(keys))
     intros = {
         "preprocessor_config.json, and image_processor in processor_config.json (transformers)":
-            "Of CLIP and ViT. A null stands for the class's default. Where neither file is there, pictures are prepared as "
+            "Of CLIP, ViT and MAE. A null stands for the class's default. Where neither file is there, pictures are prepared as "
             "`CLIPImageProcessor()` or `ViTImageProcessor()` do it, at the model's size.",
     }
     for title, keys in processor_files.TABLES.items():

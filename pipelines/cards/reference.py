@@ -51,7 +51,7 @@ def described(cls: type) -> Iterator[tuple[Field[Any], Any, str]]:
     hints = typing.get_type_hints(cls)
     told = _field_docstrings(cls)
     for f in fields(cls):
-        if f.init and f.repr:  # others are no settings, such as what a config.json holds besides
+        if f.init and f.repr:  # others are not settings, such as what a config.json holds besides
             yield f, hints[f.name], told.get(f.name, "")
 
 

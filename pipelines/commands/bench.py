@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
         device: Annotated[str, typer.Option(metavar="cpu|cuda", help="Where the models run.")] = "cpu",
         repetitions: Annotated[int, typer.Option(min=1, help="Timed repetitions of each side.")] = 5,
         seconds: Annotated[float | None, typer.Option(help="Start no further case after X seconds.")] = None,
-        only: Annotated[str, typer.Option(metavar="TEXT", help="Run the cases whose name contains this.")] = "",
+        only: Annotated[str, typer.Option(metavar="NAME", help="Run the cases whose name contains this.")] = "",
         out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the results there as JSON.")] = None,
         json: Json = False,
     ) -> int:

@@ -23,14 +23,16 @@ def classify(
         help="Pictures (JPEG, PNG, WebP, GIF, TIFF, BMP), folders of them, or - for stdin: one picture, or paths, one a line. For a "
              "model of texts: texts, files with one a line, tables (jsonl, csv, tsv, parquet) with text and perhaps text_pair, folders "
              "of them, or - for stdin.")] = None,
-    model: Annotated[str, typer.Option(help="Model directory, run, checkpoint, or hub id: a CLIP, a ViT, a fine-tuned BERT ...")
+    model: Annotated[str, typer.Option(
+        metavar="MODEL", help="Model directory, run, checkpoint, or hub id: a CLIP, a ViT, a fine-tuned BERT ...")
                      ] = ...,  # type: ignore[assignment]
-    data: Annotated[str | None, typer.Option(help="Classify a packed data set (folder or address) instead, into --out. A killed run "
+    data: Annotated[str | None, typer.Option(
+        metavar="DATA", help="Classify a packed data set (folder or address) instead, into --out. A killed run "
                                              "continues when it is run again.")] = None,
     out: Annotated[Path | None, typer.Option(help="With --data: the .jsonl file, one sample a line.")] = None,
     labels: Annotated[str | None, typer.Option(metavar="cat,dog|FILE", help="Class names, for CLIP; a file has one a line.")] = None,
     template: Annotated[list[str] | None, typer.Option(
-        help='Prompt with {} for the class name, or openai (80 prompts), or simple (7); may be repeated. '
+        metavar="TEMPLATE", help='Prompt with {} for the class name, or openai (80 prompts), or simple (7); may be repeated. '
              'Default: "a photo of a {}."')] = None,
     top: Annotated[int, typer.Option(min=1, help="Classes to show for each picture or text.")] = 5,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures or texts that run together.")] = 32,
@@ -39,15 +41,13 @@ def classify(
     json: Json = False,
 ) -> None:  # fmt: skip
     """Classify pictures by any class names (CLIP) or texts and pictures by the classes of a model that was trained for them."""
-    import torch
-
     from ...shared.errors import UserError
     from ..base.console import Console
     from ..base.inputs import documents
     from ..base.values import read_names
     from ..crew.pieces import Workers
     from ..inference.texts import classify_texts, text_classifier
-    from ..model.frontdoor import load
+    from ..model.open import open_model
 
     console = Console(json=json)
     crew = Workers(workers, on, ray_address)
@@ -65,7 +65,7 @@ def classify(
         raise UserError("nothing to classify: give pictures, texts, files, - for stdin, or --data")
     if out is not None or crew != Workers():
         raise UserError("--out, --workers and --on belong to --data: pack the files into a data set first, or leave these options out")
-    loaded = load(model, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    loaded = open_model(model, device)
     by_text = text_classifier(loaded, model, names, template or ())
     if by_text is not None:
         given = [(d.text, d.pair) for d in documents(inputs, lines=True, pairs=True, warn=console.warn)]

@@ -21,27 +21,35 @@ def register(app: typer.Typer) -> None:
 def pack(
     sources: Annotated[list[Path], typer.Argument(help="Files and folders: txt, md, jsonl, csv, tsv, parquet, pictures, tars.")],
     out: Annotated[Path, typer.Option(help="Folder of the new data set; must not hold anything.")],
-    kind: Annotated[str | None, typer.Option(help="text, pairs, images or tar. Default: guessed from the files.")] = None,
-    shard_bytes: Annotated[str, typer.Option(help="Largest size of a shard.")] = "256M",
+    kind: Annotated[str | None, typer.Option(
+        metavar="KIND", help="text, pairs, images, tar (guessed by default), words, labels, score, tag, choice, span.")] = None,
+    shard_bytes: Annotated[str, typer.Option(metavar="SIZE", help="Largest size of a shard.")] = "256M",
     tokenize: Annotated[str | None, typer.Option(metavar="TOKENIZER", help="Tokenise, and pack into rows of --block tokens.")] = None,
     block: Annotated[int, typer.Option(help="Tokens of a row.")] = 1024,
     in_order: Annotated[bool, typer.Option("--in-order", help="Fill rows of tokens in the order of the text (for systems with a memory).")
                         ] = False,
-    split: Annotated[str, typer.Option(help="Where a plain text is cut into documents: blank (lines), line, file, or lines equal to this.")
+    split: Annotated[str, typer.Option(metavar="SPLIT",
+                                       help="Where a plain text is cut into documents: blank (lines), line, file, or lines equal to this.")
                      ] = "blank",
-    text_field: Annotated[str, typer.Option(help="Column or JSON field with the text.")] = "text",
-    image_field: Annotated[str, typer.Option(help="Column with the path of a picture, relative to the table.")] = "image",
-    caption_field: Annotated[str, typer.Option(help="Column with the caption.")] = "caption",
-    label_field: Annotated[str | None, typer.Option(help="Column with the class of a text: a name or a whole number.")] = None,
-    pair_field: Annotated[str | None, typer.Option(help="Column with the second text of a pair.")] = None,
-    target_field: Annotated[str | None, typer.Option(help="Column with the text to be written for a text.")] = None,
+    text_field: Annotated[str, typer.Option(metavar="COLUMN", help="Column or JSON field with the text.")] = "text",
+    image_field: Annotated[str, typer.Option(metavar="COLUMN", help="Column with the path of a picture, relative to the table.")] = "image",
+    caption_field: Annotated[str, typer.Option(metavar="COLUMN", help="Column with the caption.")] = "caption",
+    label_field: Annotated[str | None, typer.Option(
+        metavar="COLUMN", help="Column with the class of a text: a name or a number; labels, tags.")] = None,
+    label_separator: Annotated[str | None, typer.Option(
+        metavar="TEXT", help="What stands between several labels in a cell, with --kind labels.")] = None,
+    pair_field: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column with the second text of a pair.")] = None,
+    target_field: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column with the text to be written for a text.")] = None,
+    segment: Annotated[str | None, typer.Option(metavar="jieba", help="Find the words of Chinese texts, for masking by words (jieba).")
+                       ] = None,
     classes: Annotated[str | None, typer.Option(metavar="FILE|A,B,C", help="All classes in the order of their numbers, for data sets "
                                                 "packed one by one. Default: those that occur, sorted.")] = None,
     shuffle: Annotated[int, typer.Option(help="Seed of the order of the samples.")] = 0,
     keep_order: Annotated[bool, typer.Option("--keep-order", help="Keep the order of the input instead.")] = False,
     holdout: Annotated[float, typer.Option(help="Hold samples out: a fraction below 1, or their number.")] = 0.0,
     holdout_out: Annotated[Path | None, typer.Option(help="Folder of the held-out data set.")] = None,
-    on_bad: Annotated[str, typer.Option(help="raise: stop at what cannot be used; skip: leave it out and count it.")] = "raise",
+    on_bad: Annotated[str, typer.Option(
+        metavar="raise|skip", help="raise: stop at what cannot be used; skip: leave it out and count it.")] = "raise",
     workers: Annotated[int | None, typer.Option(min=1, help="Processes, or workers of the cluster. Default: one for each core.")] = None,
     on: Annotated[str, typer.Option(metavar="local|ray", help="Where the work is done: processes here, or a Ray cluster.")] = "local",
     ray_address: RayAddress = None,
@@ -59,7 +67,8 @@ def pack(
     console = Console(json=json)
     began = time.perf_counter()
     names = None if classes is None else tuple(read_names(classes, "--classes"))
-    reading = Reading(kind, split, text_field, image_field, caption_field, label_field, pair_field, target_field, names)
+    reading = Reading(kind, split, text_field, image_field, caption_field, label_field, pair_field, target_field, names,
+                      label_separator, segment)
     settings = PackSettings(reading, parse_size(shard_bytes, "--shard-bytes"), tokenize, block, in_order, None if keep_order else shuffle,
                             holdout, holdout_out, cast("Any", on_bad))
     made = run(sources, out, settings, workers=Workers(workers, on, ray_address), console=console)

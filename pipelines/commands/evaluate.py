@@ -1,4 +1,4 @@
-"""`polymodal evaluate perplexity | zero-shot | retrieval | classify | generate | compare`: measure a model on held-out data."""
+"""`polymodal evaluate`: measure a model on held-out data, one command for each kind of measurement."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from ..base.options import Json, Model, ModelTokenizer, Quantize
+from ...shared.errors import UserError
+from ..base.options import Json, MaxAnswerLength, Model, ModelTokenizer, NBest, NoAnswer, Quantize, SourceLanguage, Stride, TargetLanguage
 
 if TYPE_CHECKING:
     from ..evaluation.evaluate import EvaluationSettings, OutputFiles
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 ORDER = 45
 
-Data = Annotated[str, typer.Option(help="Held-out data set (directory or URL).")]
+Data = Annotated[str, typer.Option(metavar="DATA", help="Held-out data set (directory or URL).")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Measure at most this many samples, drawn by the seed.")]
 OnBad = Annotated[str, typer.Option(metavar="raise|skip", help="A bad sample ends the evaluation, or is left out and counted.")]
 Seed = Annotated[int | None, typer.Option(min=0, help="Of every draw. Default: the run's, else 0.")]
@@ -37,6 +38,11 @@ def register(app: typer.Typer) -> None:
     group.command("zero-shot")(zero_shot)
     group.command("retrieval")(retrieval)
     group.command("classify")(classify)
+    group.command("score")(score)
+    group.command("tag")(tag)
+    group.command("choice")(choice)
+    group.command("span")(span)
+    group.command("fewshot")(fewshot)
     group.command("generate")(generate)
     group.command("compare")(compare)
     app.add_typer(group, name="evaluate")
@@ -50,7 +56,7 @@ def perplexity(
     memory: Annotated[list[int] | None, typer.Option(min=0, help="Length of the memory, of a system that has one; repeatable.")] = None,
     eos: Annotated[bool, typer.Option("--eos/--no-eos", help="With a window: whether the end of each text is predicted.")] = True,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE",
-                                                   help="A setting of the objective, where the model is no run; repeatable.")] = None,
+                                                   help="A setting of the objective, where the model is not a run; repeatable.")] = None,
     tokenizer: ModelTokenizer = None, limit: Limit = None, on_bad: OnBad = "raise", seed: Seed = None, out: Out = None,
     force: Force = False, batch_size: BatchSize = None, device: Device = "auto", devices: Devices = None,
     precision: Precision = "32", workers: Workers = 0,
@@ -74,7 +80,7 @@ def perplexity(
 def zero_shot(
     model: Model, data: Data,
     template: Annotated[list[str] | None, typer.Option(
-        help='Prompt with {} for the class name; repeatable. Default: "a photo of a {}."')] = None,
+        metavar="TEMPLATE", help='Prompt with {} for the class name; repeatable. Default: "a photo of a {}."')] = None,
     templates: Annotated[str | None, typer.Option(metavar="openai|simple", help="A set of prompts: OpenAI's 80, or the 7 best.")] = None,
     labels: Labels = None,
     tokenizer: ModelTokenizer = None, limit: Limit = None, on_bad: OnBad = "raise", seed: Seed = None, out: Out = None,
@@ -132,6 +138,104 @@ def classify(
     _run(evaluation_of(DataSet.open(data)), model, data, settings, _files(out, predictions, force), json)
 
 
+def score(
+    model: Model, data: Data,
+    tokenizer: ModelTokenizer = None, limit: Limit = None, on_bad: OnBad = "raise", seed: Seed = None, out: Out = None,
+    predictions: Predictions = None, force: Force = False, batch_size: BatchSize = None, device: Device = "auto", devices: Devices = None,
+    precision: Precision = "32", workers: Workers = 0, json: Json = False,
+) -> None:
+    """Score texts or pairs of texts with a network that was fine-tuned for it: Pearson, Spearman, RMSE.
+
+    \b
+    polymodal evaluate score --model RUN --data held-out --predictions scores.jsonl
+    """
+    from ..evaluation.tasks import Score
+
+    settings = _settings(tokenizer, batch_size, limit, seed, on_bad, workers, device, devices, precision)
+    _run(Score(), model, data, settings, _files(out, predictions, force), json)
+
+
+def tag(
+    model: Model, data: Data,
+    tokenizer: ModelTokenizer = None, limit: Limit = None, on_bad: OnBad = "raise", seed: Seed = None, out: Out = None,
+    predictions: Predictions = None, force: Force = False, batch_size: BatchSize = None, device: Device = "auto", devices: Devices = None,
+    precision: Precision = "32", workers: Workers = 0, json: Json = False,
+) -> None:
+    """Tag words with a network that was fine-tuned for it: accuracy; precision, recall and F1 of entities, as conlleval.
+
+    \b
+    polymodal evaluate tag --model RUN --data held-out --predictions tags.jsonl
+    """
+    from ..evaluation.tasks import Tag
+
+    settings = _settings(tokenizer, batch_size, limit, seed, on_bad, workers, device, devices, precision)
+    _run(Tag(), model, data, settings, _files(out, predictions, force), json)
+
+
+def choice(
+    model: Model, data: Data,
+    tokenizer: ModelTokenizer = None, limit: Limit = None, on_bad: OnBad = "raise", seed: Seed = None, out: Out = None,
+    predictions: Predictions = None, force: Force = False, batch_size: BatchSize = None, device: Device = "auto", devices: Devices = None,
+    precision: Precision = "32", workers: Workers = 0, json: Json = False,
+) -> None:
+    """Choose one of several texts with a network that was fine-tuned for it: accuracy.
+
+    \b
+    polymodal evaluate choice --model RUN --data held-out --predictions choices.jsonl
+    """
+    from ..evaluation.tasks import Choice
+
+    settings = _settings(tokenizer, batch_size, limit, seed, on_bad, workers, device, devices, precision)
+    _run(Choice(), model, data, settings, _files(out, predictions, force), json)
+
+
+def span(
+    model: Model, data: Data,
+    n_best: NBest = 20, max_answer_length: MaxAnswerLength = 30, stride: Stride = 128, no_answer_threshold: NoAnswer = None,
+    tokenizer: ModelTokenizer = None, limit: Limit = None, on_bad: OnBad = "raise", seed: Seed = None, out: Out = None,
+    predictions: Predictions = None, force: Force = False, batch_size: BatchSize = None, device: Device = "auto", devices: Devices = None,
+    precision: Precision = "32", workers: Workers = 0, json: Json = False,
+) -> None:
+    """Answer questions about texts with a network that was fine-tuned for it: exact match, F1, as SQuAD's script.
+
+    \b
+    polymodal evaluate span --model RUN --data held-out --no-answer-threshold 0 --predictions answers.jsonl
+    """
+    from ..evaluation.tasks import Span
+
+    settings = _settings(tokenizer, batch_size, limit, seed, on_bad, workers, device, devices, precision)
+    _run(Span(n_best, max_answer_length, stride, no_answer_threshold), model, data, settings, _files(out, predictions, force), json)
+
+
+def fewshot(
+    model: Model, data: Data,
+    shots: Annotated[str, typer.Option(metavar="0,1,8", help="Examples before each question; one pass for each number.")] = "0",
+    examples: Annotated[str | None, typer.Option(metavar="DIR", help="Data set of the examples. Default: the other samples of --data.")]
+        = None,
+    template: Annotated[str, typer.Option(help="What stands before a choice, with {text}; \\n is a new line.")] = "{text}\\nAnswer:",
+    alone: Annotated[str, typer.Option(help="The context of the normalised likelihood.")] = "Answer:",
+    tokenizer: ModelTokenizer = None, limit: Limit = None, on_bad: OnBad = "raise", seed: Seed = None, out: Out = None,
+    predictions: Predictions = None, force: Force = False, batch_size: BatchSize = None, device: Device = "auto", devices: Devices = None,
+    precision: Precision = "32", workers: Workers = 0, quantize: Quantize = None, json: Json = False,
+) -> None:
+    """Ask a language model questions with choices, behind examples: the most probable choice counts. Data is packed with --kind choice.
+
+    Examples that have no room in the model are left out; mean_shots says how many were taken. --predictions holds the prompts.
+
+    \b
+    polymodal evaluate fewshot --model gpt2 --data held-out --examples train --shots 0,1,8 --predictions asked.jsonl
+    """
+    from ..evaluation.fewshot import FewShot
+
+    try:
+        numbers = tuple(int(part) for part in shots.split(","))
+    except ValueError:
+        raise UserError(f"--shots is {shots!r}, expected numbers such as 0,1,8") from None
+    settings = _settings(tokenizer, batch_size, limit, seed, on_bad, workers, device, devices, precision, quantize)
+    _run(FewShot(numbers, examples, template.replace("\\n", "\n"), alone.replace("\\n", "\n")), model, data, settings,
+         _files(out, predictions, force), json)
+
+
 def generate(
     model: Model, data: Data,
     prefix: Annotated[str, typer.Option(help='Stands before every text, such as "summarize: ".')] = "",
@@ -140,18 +244,20 @@ def generate(
     length_penalty: Annotated[float, typer.Option(help="Above 0 favours longer texts among the beams.")] = 1.0,
     no_repeat_ngram_size: Annotated[int, typer.Option(min=0, help="No sequence of this many tokens twice; 0: no limit.")] = 0,
     max_source_tokens: Annotated[int | None, typer.Option(min=1, help="Cut texts to at most this many tokens.")] = None,
+    source_language: SourceLanguage = "", target_language: TargetLanguage = "",
     tokenizer: ModelTokenizer = None, limit: Limit = None, on_bad: OnBad = "raise", seed: Seed = None, out: Out = None,
     predictions: Predictions = None, force: Force = False, batch_size: BatchSize = None, device: Device = "auto", devices: Devices = None,
     precision: Precision = "32", workers: Workers = 0, quantize: Quantize = None, json: Json = False,
 ) -> None:
-    """Let a model write a text for each sample and compare it with the target: ROUGE, BLEU.
+    """Let a model write a text for each sample and compare it with the target: ROUGE, BLEU, chrF.
 
     \b
     polymodal evaluate generate --model RUN --data held-out --prefix "summarize: " --num-beams 4 --predictions texts.jsonl
     """
     from ..evaluation.written import Generation
 
-    evaluation = Generation(prefix, max_new_tokens, num_beams, length_penalty, no_repeat_ngram_size, max_source_tokens)
+    evaluation = Generation(prefix, max_new_tokens, num_beams, length_penalty, no_repeat_ngram_size, max_source_tokens,
+                            source_language, target_language)
     settings = _settings(tokenizer, batch_size, limit, seed, on_bad, workers, device, devices, precision, quantize)
     _run(evaluation, model, data, settings, _files(out, predictions, force), json)
 

@@ -35,12 +35,15 @@ def inspect(
                                                "Update 1 is the first, as in metrics.jsonl.")] = None,
     replay: Annotated[bool, typer.Option("--replay", help="Make --update of a run again and compare it with metrics.jsonl; writes nothing.")
                       ] = False,
-    recipe: Annotated[str | None, typer.Option(help="Recipe whose order and objective --update of a data set shows: a name or a YAML file.")
+    recipe: Annotated[str | None, typer.Option(metavar="RECIPE",
+                                               help="Recipe whose order and objective --update of a data set shows: a name or a YAML file.")
                       ] = None,
-    data: Annotated[list[str] | None, typer.Option(help="Where the data set of the RUN lies now, for --update; several for a mixture. "
+    data: Annotated[list[str] | None, typer.Option(metavar="DATA",
+                                                   help="Where the data set of the RUN lies now, for --update; several for a mixture. "
                                                    "Default: where it lay.")] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="Tokenizer. Default: the data set's own.")] = None,
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a recipe key for --update of a data set: a.b=c.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(metavar="TOKENIZER", help="Tokenizer. Default: the data set's own.")] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C",
+                                                        help="Override a recipe key for --update of a data set: a.b=c.")] = None,
     json: Json = False,
 ) -> None:
     """Show what a data set holds, or how far a run is; what any update is made of; and make an update of a run again."""
@@ -67,7 +70,7 @@ def inspect(
             return
     else:
         if replay or data:
-            raise UserError(f"{target} is no run: --replay and --data are for the directory of a run")
+            raise UserError(f"{target} is not a run: --replay and --data are for the directory of a run")
         opened = DataSet.open(target)
         tok = _tokenizer(opened, tokenizer)
         facts = _show_data(opened, [] if update else chosen, samples if update is None else 0, None if update else pictures, verify, tok,
@@ -170,17 +173,15 @@ def _planned(data: DataSet, recipe: str | None, overrides: list[str], tok: Token
     """The stream of a data set as a recipe reads it, what to call it, and the names of its attention masks."""
     from ...registry import family
     from ...shared.errors import UserError
-    from ...shared.family import Context
     from ..data.layout import BatchLayout
     from ..run.recipe import recipe as resolve
-    from ..train.inputs import build_stream
+    from ..train.inputs import build_stream, read_context
 
     if recipe is None:
         raise UserError("--update needs --recipe: its batch, seed, lanes and window determine the order")
     chosen = resolve(recipe, overrides)
     entry = family(chosen.system)
-    classes = data.index.schema.get("classes")
-    system = chosen.build(entry, Context(tok, tuple(classes) if classes else None))
+    system = chosen.build(entry, read_context([data], None, tok))
     stream = build_stream(chosen, data, system.objective, BatchLayout(chosen.data.global_batch, chosen.data.micro_batch))
     return stream, chosen.name, list(entry.card.masks)
 

@@ -19,9 +19,10 @@ def register(app: typer.Typer) -> None:
 
 def plan(
     recipe: RecipeName,
-    data: Annotated[list[str] | None, typer.Option(help="Data set (directory or URL); several make a mixture: DIR=WEIGHT each. "
+    data: Annotated[list[str] | None, typer.Option(
+        metavar="DATA", help="Data set (directory or URL); several make a mixture: DIR=WEIGHT each. "
                                                        "Without data the batch is made up, of samples of full length.")] = None,
-    model: Annotated[str | None, typer.Option(help="The weights the run would start from.")] = None,
+    model: Annotated[str | None, typer.Option(metavar="MODEL", help="The weights the run would start from.")] = None,
     eval_data: EvalData = None,
     tokenizer: RunTokenizer = None,
     out: Annotated[Path, typer.Option(help="Where the run would be written: its disk must hold a checkpoint.")] = Path(),

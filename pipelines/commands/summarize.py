@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..base.options import Device, Json, ModelTokenizer, Quantize
+from ..base.options import Device, IgnoreGenerationConfig, Json, LengthPenalty, ModelTokenizer, Pieces, Quantize, ReadAtOnce
 
 ORDER = 51
 
@@ -22,24 +22,24 @@ def summarize(
         metavar="[FILE|FOLDER|TEXT|-]...", show_default=False,
         help="Documents: files (one each; of a table, jsonl, csv, tsv or parquet, the field text of each row), folders of them, texts, "
              "or - for stdin.")] = None,
-    model: Annotated[str, typer.Option(help="Model directory, run, checkpoint, or hub id: a fine-tuned T5, or a GPT-2.")] = ...,  # type: ignore[assignment]
+    model: Annotated[str, typer.Option(metavar="MODEL",
+                                       help="Model directory, run, checkpoint, or hub id: a fine-tuned T5, or a GPT-2.")] = ...,  # type: ignore[assignment]
     tokenizer: ModelTokenizer = None,
     lines: Annotated[bool, typer.Option("--lines", help="Every line of a file is a document.")] = False,
     prefix: Annotated[str | None, typer.Option(
         help='What an encoder-decoder reads before each text, such as "summarize: ". Default: what it was trained with.')] = None,
-    max_length: Annotated[int | None, typer.Option(min=8, help="Tokens that the model reads at once. Default: what it takes.")] = None,
+    max_length: ReadAtOnce = None,
     max_new_tokens: Annotated[int | None, typer.Option(
         min=1, help="The longest summary. Default: as trained, or 128; for a decoder 100.")] = None,
     min_new_tokens: Annotated[int, typer.Option(min=0, help="The shortest summary of a piece.")] = 0,
     num_beams: Annotated[int | None, typer.Option(min=1, help="Default: 4; a decoder draws among the 2 best tokens instead.")] = None,
     no_repeat_ngram_size: Annotated[int | None, typer.Option(
-        min=0, help="So many tokens in a row never occur twice. Default: 3; for a decoder no limit.")] = None,
-    length_penalty: Annotated[float | None, typer.Option(help="Of beams: above 0 favours long texts. Default: 0.6.")] = None,
-    ignore_generation_config: Annotated[bool, typer.Option(
-        "--ignore-generation-config", help="Leave out the model's generation_config.json, which else fills in these options.")] = False,
+        min=0, help="No N tokens in a row occur twice. Default: 3; for a decoder no limit.")] = None,
+    length_penalty: LengthPenalty = None,
+    ignore_generation_config: IgnoreGenerationConfig = False,
     reference: Annotated[Path | None, typer.Option(
-        help="A file with the right summary of each document, one a line; of one document, all of it. Scores with ROUGE and BLEU.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pieces that run together.")] = 16,
+        help="A file with the right summary of each document, one a line; of one document, all of it. Scores: ROUGE, BLEU, chrF.")] = None,
+    batch_size: Pieces = 16,
     device: Device = None,
     quantize: Quantize = None,
     json: Json = False,
@@ -48,8 +48,8 @@ def summarize(
     from ...seq2seq.generation.options import GenerationOptions
     from ..base.console import Console
     from ..base.inputs import documents
-    from ..evaluation.scores import text_scores
-    from ..inference.summarize import read_references, summaries
+    from ..evaluation.scores import read_references, text_scores
+    from ..inference.summarize import summaries
     from ..model.open import open_text_model
 
     console = Console(json=json)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from ..base.options import DataOn, DataOnBad, DataWorkers, Device, Json, Model, ModelTokenizer, Quantize, RayAddress
+from ..base.options import DataOn, DataOnBad, DataWorkers, Device, IgnoreGenerationConfig, Json, Model, ModelTokenizer, Quantize, RayAddress
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import nn
 
+    from ...seq2seq.generation.examples import FewShotPrompt
     from ...seq2seq.generation.options import GenerationSettings
     from ...shared.tokenizer import Tokenizer
 
@@ -55,6 +56,12 @@ def generate(
     model: Model = ...,  # type: ignore[assignment]
     tokenizer: ModelTokenizer = None,
     whole: Annotated[bool, typer.Option("--whole", help="A file (or stdin) is one prompt, of all its lines.")] = False,
+    examples: Annotated[Path | None, typer.Option(
+        metavar="FILE", help="A table (jsonl, csv, tsv, parquet) with the columns prompt and answer: its rows stand before each prompt, "
+                             "the first ones that have room. A text then ends at a blank line; not with --stop, nor with beams.")] = None,
+    template: Annotated[str | None, typer.Option(
+        help="With --examples: what becomes of each prompt, such as 'Question: {prompt}\\nAnswer:' (\\n for a new line). "
+             "An answer follows behind a space. Default: {prompt}.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Default: 50, or what the model's positions leave.")] = None,
     min_new_tokens: Annotated[int | None, typer.Option(min=0, help="Do not end a text before N tokens. Default: 0.")] = None,
     do_sample: Annotated[bool | None, typer.Option(
@@ -75,10 +82,11 @@ def generate(
     early_stopping: Annotated[str | None, typer.Option(
         metavar="true|false|never",
         help="Of beams: end with enough texts, when a better one is unlikely (the default), or impossible.")] = None,
-    ignore_generation_config: Annotated[bool, typer.Option(
-        "--ignore-generation-config", help="Leave out the model's generation_config.json, which else fills in these options.")] = False,
+    ignore_generation_config: IgnoreGenerationConfig = False,
     stop: Annotated[list[str] | None, typer.Option(help="A text ends before this (\\n for a new line); may be repeated.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the draws.")] = None,
+    out: Annotated[Path | None, typer.Option(
+        help="Write the texts to a .jsonl file instead of stdout, one a line. A killed run continues when it is run again.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts that run together.")] = 16,
     device: Device = None,
     quantize: Quantize = None,
@@ -87,14 +95,17 @@ def generate(
     """Continue texts with a language model."""
     import sys
 
-    from ...seq2seq.generation.decoder import EncoderDecoder
     from ...seq2seq.generation.defaults import settings_of
+    from ...seq2seq.generation.examples import PROMPT, Examples, ending
     from ...seq2seq.generation.generate import generate_texts
     from ...seq2seq.generation.options import GenerationOptions
+    from ...shared.decoder import EncoderDecoder
     from ...shared.errors import UserError
     from ..base.console import Console
     from ..base.inputs import documents
-    from ..model.open import open_text_model
+    from ..inference.generated import check_out, generate_into, read_examples, records, shown_of, texts_of
+    from ..model.frontdoor import for_inference
+    from ..model.open import choose_device, fingerprint, open_text_model
 
     choices: dict[str, Any] = {"true": True, "false": False, "never": "never"}
     if early_stopping is not None and early_stopping not in choices:
@@ -105,27 +116,52 @@ def generate(
         "no_repeat_ngram_size": no_repeat_ngram_size, "num_beams": num_beams, "num_return_sequences": num_return_sequences,
         "length_penalty": length_penalty,
         "early_stopping": None if early_stopping is None else choices[early_stopping], "seed": seed,
-        "stop_strings": tuple(s.replace("\\n", "\n").replace("\\t", "\t") for s in stop) if stop else None}
+        "stop_strings": tuple(map(_unescaped, stop)) if stop else None}
     options: GenerationOptions = {name: value for name, value in given.items() if value is not None}  # type: ignore[assignment]
-    screen = not json and sys.stdout.isatty()
+    if out is not None:
+        check_out(out)
+    if template is not None and examples is None:
+        raise UserError("--template is for the prompts behind --examples: give both, or neither")
+    shots = None if examples is None else Examples(read_examples(examples), PROMPT if template is None else _unescaped(template))
+    screen = not json and out is None and sys.stdout.isatty()
     interactive = not inputs and screen and sys.stdin.isatty()
     console = Console(json=json)
     prompts = [] if interactive else [d.text for d in documents(inputs, lines=not whole, warn=console.warn)]
-    loaded, vocabulary = open_text_model(model, tokenizer, device, quantize, prepack=True)
+    place = choose_device(device, quantize)
+    loaded, vocabulary = open_text_model(model, tokenizer, place)
+    identity = {} if out is None else {
+        "model": fingerprint(loaded, vocabulary.fingerprint), "quantize": quantize, "device": place.partition(":")[0]}
     settings = settings_of(loaded, options, ignore=ignore_generation_config)
+    side_by_side = settings.copies * (1 if interactive else min(batch_size, len(prompts)))
+    loaded = for_inference(loaded, cast("Any", quantize), prepack=True, rows=side_by_side)
+    asked: list[str | FewShotPrompt] = list(prompts)
+    ask: Callable[[str], str] = str
+    if shots is not None:
+        settings, taken = ending(settings), shots
+        few = taken.before(prompts, loaded, vocabulary, settings)
+        asked, ask = list(few), lambda prompt: taken.before([prompt], loaded, vocabulary, settings)[0].text
+        if line := taken.lacking(few):
+            console.warn(line)
     if interactive:
-        _converse(loaded, vocabulary, settings)
+        _converse(loaded, vocabulary, settings, ask)
         return
     answers = isinstance(loaded, EncoderDecoder)  # what an encoder-decoder writes stands alone; a decoder continues its prompt
     if screen and len(prompts) == 1 and settings.copies == 1:
-        _stream(loaded, vocabulary, prompts[0], settings, "" if answers else prompts[0])
+        _stream(loaded, vocabulary, texts_of(asked)[0], settings, "" if answers else shown_of(asked[0]))
+        return
+    if out is not None:
+        count = generate_into(out, loaded, asked, vocabulary, settings, identity, batch_size=batch_size, console=console)
+        console.finish({"model": model, "prompts": len(prompts), "texts": count, "out": str(out)}, f"{count} texts: {out}")
         return
     with console.progress("generating", len(prompts)) as bar:
-        found = generate_texts(loaded, prompts, vocabulary, settings, batch_size=batch_size, advance=bar.advance)
-    results: list[dict[str, Any]] = [
-        {"prompt": p, "continuation": w.text, "text": w.text if answers else p + w.text} | ({} if w.score is None else {"score": w.score})
-        for p, several in zip(prompts, found) for w in several]
+        found = generate_texts(loaded, texts_of(asked), vocabulary, settings, batch_size=batch_size, advance=bar.advance)
+    results = [record for p, several in zip(asked, found) for record in records(loaded, p, several)]
     console.finish({"model": model, "results": results}, "\n\n".join(r["text"] for r in results))
+
+
+def _unescaped(text: str) -> str:
+    """What was typed, with line ends and tabs for their names."""
+    return text.replace("\\n", "\n").replace("\\t", "\t")
 
 
 def _stream(model: nn.Module, tokenizer: Tokenizer, prompt: str, settings: GenerationSettings, before: str = "") -> None:
@@ -142,8 +178,8 @@ def _stream(model: nn.Module, tokenizer: Tokenizer, prompt: str, settings: Gener
     show("\n")
 
 
-def _converse(model: nn.Module, tokenizer: Tokenizer, settings: GenerationSettings) -> None:
-    """Ask for prompts and write their continuations, until Ctrl-D; Ctrl-C ends one continuation."""
+def _converse(model: nn.Module, tokenizer: Tokenizer, settings: GenerationSettings, ask: Callable[[str], str]) -> None:
+    """Ask for prompts and write the continuations of what `ask` makes of them, until Ctrl-D; Ctrl-C ends one continuation."""
     import sys
     from contextlib import suppress
 
@@ -164,9 +200,9 @@ def _converse(model: nn.Module, tokenizer: Tokenizer, settings: GenerationSettin
             continue
         try:
             if settings.copies == 1:
-                _stream(model, tokenizer, prompt, settings)
+                _stream(model, tokenizer, ask(prompt), settings)
             else:
-                print("\n\n".join(w.text for w in generate_texts(model, [prompt], tokenizer, settings)[0]))
+                print("\n\n".join(w.text for w in generate_texts(model, [ask(prompt)], tokenizer, settings)[0]))
         except KeyboardInterrupt:
             print()
         except UserError as error:
@@ -177,10 +213,11 @@ def embed(
     inputs: Annotated[list[str] | None, typer.Argument(
         metavar="[FILE|FOLDER|TEXT|-]...", show_default=False,
         help="Files with one text a line, tables (jsonl, csv, tsv, parquet) with a field text, folders of them, texts, or - for stdin; "
-             "pictures for CLIP.")] = None,
+             "pictures for CLIP, ViT and MAE.")] = None,
     model: Model = ...,  # type: ignore[assignment]
     tokenizer: ModelTokenizer = None,
-    data: Annotated[str | None, typer.Option(help="Embed a packed data set (folder or address) instead, into --out. A killed run "
+    data: Annotated[str | None, typer.Option(
+        metavar="DATA", help="Embed a packed data set (folder or address) instead, into --out. A killed run "
                                              "continues when it is run again.")] = None,
     of: Annotated[str | None, typer.Option(metavar="text|image", help="With --data: what becomes vectors. Default: what there is.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the vectors to a .npy array [N, D] or to .jsonl instead of stdout.")] = None,
@@ -192,7 +229,7 @@ def embed(
     on_bad: DataOnBad = "raise", workers: DataWorkers = None, on: DataOn = "local", ray_address: RayAddress = None,
     json: Json = False,
 ) -> None:
-    """Turn texts (or pictures, with CLIP) into vectors."""
+    """Turn texts into vectors, or pictures with CLIP, ViT or MAE."""
     from ...shared.errors import UserError
     from ..base.console import Console
     from ..base.inputs import documents

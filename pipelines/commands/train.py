@@ -30,7 +30,8 @@ Profile = Annotated[bool, typer.Option("--profile", help="Write a trace of three
 
 def pretrain(
     recipe: RecipeName, data: DataSets, out: Out,
-    model: Annotated[str | None, typer.Option(help="Go on from these weights: model directory, run, checkpoint or hub id.")] = None,
+    model: Annotated[str | None, typer.Option(
+        metavar="MODEL", help="Go on from these weights: model directory, run, checkpoint or hub id.")] = None,
     continue_from: ContinueFrom = None,
     eval_data: EvalData = None, tokenizer: RunTokenizer = None, max_updates: MaxUpdates = None, max_seconds: MaxSeconds = None,
     seed: RunSeed = None, devices: Devices = None, resume: Resume = "auto", set_: Set = None, dry_run: DryRun = False,
@@ -44,7 +45,7 @@ def pretrain(
 
 def finetune(
     recipe: RecipeName, data: DataSets, out: Out,
-    model: Annotated[str, typer.Option(help="The weights to start from: model directory, run, checkpoint or hub id.")],
+    model: Annotated[str, typer.Option(metavar="MODEL", help="The weights to start from: model directory, run, checkpoint or hub id.")],
     eval_data: EvalData = None, tokenizer: RunTokenizer = None, max_updates: MaxUpdates = None, max_seconds: MaxSeconds = None,
     seed: RunSeed = None, devices: Devices = None, resume: Resume = "auto", set_: Set = None, dry_run: DryRun = False,
     profile: Profile = False, json: Json = False,

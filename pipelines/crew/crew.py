@@ -7,23 +7,25 @@ one is raised that a run in order would have met first.
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from ..base.files import lock_file
+from ..base.files import lock_file, write_atomic
 from .pieces import Crew, Failure, Lost, Piece, Workers, alone, attempt
 from .ray import RayCrew
 
 LOCK = "lock"
+_PLAN = "plan.json"
 _GPUS = "CUDA_VISIBLE_DEVICES"
 
 
@@ -175,3 +177,18 @@ def claim(folder: Path, busy: str) -> IO[str]:
     """Make a folder for finished pieces, and keep a second run from it (which is told `busy`) until the file is closed."""
     folder.mkdir(parents=True, exist_ok=True)
     return lock_file(folder / LOCK, busy)
+
+
+def keep_same(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Keep what an interrupted run of the same plan left in a claimed folder, and nothing else; `identity` are plain values."""
+    plan = folder / _PLAN
+    identity = json.loads(json.dumps(identity))
+    try:
+        same = json.loads(plan.read_text()) == identity
+    except (OSError, ValueError):
+        same = False
+    if not same:
+        for left in folder.iterdir():
+            if left.name != LOCK and left.is_file():
+                left.unlink()
+        write_atomic(plan, json.dumps(identity).encode())

@@ -17,7 +17,8 @@ def order_state(stream: Stream) -> dict[str, Any]:
     """Everything that determines the order, for the checkpoint."""
     first = stream.order.sources[0]
     how = {"sequential": True} if first.sequential else {"lanes": first.lanes, "window": first.window}
-    return {"version": 1, "global_batch": stream.layout.global_batch, "seed": stream.seed, **how,
+    turns = {"turns": list(stream.turns.cycle)} if stream.objective.turns else {}
+    return {"version": 1, "global_batch": stream.layout.global_batch, "seed": stream.seed, **how, **turns,
             "data": [{"fingerprint": d.fingerprint, "samples": len(d), "quota": q}
                      for d, q in zip(stream.sets, quotas(stream.order.weights), strict=True)]}
 
@@ -30,6 +31,9 @@ def check_order(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         was, now_is = ("in sequence" if state.get("sequential") else "shuffled" for state in (saved, now))
         problems.append(f"the samples were read {was} and now {now_is}: use the system that the run began with")
         fixes = {}
+    if saved.get("turns") != now.get("turns"):
+        was, now_is = (" ".join(state.get("turns") or ["none"]) for state in (saved, now))
+        problems.append(f"the updates of a cycle had the tasks {was} and now have {now_is}: set the shares of the tasks back")
     for name, key in fixes.items():
         if saved.get(name) != now.get(name):
             problems.append(f"{key} was {saved.get(name)} and is {now.get(name)}: set it back")
@@ -60,6 +64,10 @@ def plan_lines(stream: Stream) -> list[str]:
     lines.append(f"update: {g} samples = {layout.world} {'rank' if layout.world == 1 else 'ranks'} x {micro}")
     whole, tail = divmod(n, g)
     rest = f" and {tail} samples, which share an update with the next epoch; none is dropped" if tail else ""
+    if stream.objective.turns:
+        cycle = stream.turns.cycle
+        shares = ", ".join(f"{task} {count / len(cycle):.1%}" for task, count in stream.objective.turns.items())
+        lines.append(f"tasks: one for each update, in turns: {shares}; in {len(cycle)} updates {', '.join(cycle)}, and again")
     lines.append(f"epoch: {n} samples = {whole} updates{rest}")
     if g > n:
         lines.append(f"note: an update of {g} holds samples more than once, the data has {n}")

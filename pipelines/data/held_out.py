@@ -76,7 +76,7 @@ def lane_batches(samples: int, lanes: int, size: int, rank: int = 0, world: int 
 
 
 def evaluation_batches(data: DataSet, objective: Objective[Any], parts: Sequence[Sequence[int]], *, seed: int, on_bad: str = "raise",
-                       workers: int = 0, max_tokens: int | None = None) -> Iterator[Batch]:
+                       workers: int = 0, max_tokens: int | None = None, task: str = "") -> Iterator[Batch]:
     """Batches of given samples; one with too many tokens for a forward pass comes in several.
 
     Args:
@@ -87,8 +87,9 @@ def evaluation_batches(data: DataSet, objective: Objective[Any], parts: Sequence
         on_bad: as in `Stream`.
         workers: processes that read and prepare; 0 for none.
         max_tokens: as in `Stream`.
+        task: of the objective, where tasks take turns.
     """
-    source = _HeldOut(data, objective.evaluation(), parts, seed, on_bad, max_tokens)
+    source = _HeldOut(data, objective.evaluation(), parts, seed, on_bad, max_tokens, task)
     return itertools.chain.from_iterable(batch.passes() for batch in load(source, range(len(parts)), workers))
 
 
@@ -96,9 +97,9 @@ class _HeldOut:
     """Batches of given samples, by number."""
 
     def __init__(self, data: DataSet, objective: Objective[Any], parts: Sequence[Sequence[int]], seed: int, on_bad: str,
-                 max_tokens: int | None) -> None:
-        self._objective, self._parts, self._on_bad, self._max_tokens = objective, parts, on_bad, max_tokens
-        self._reader = SampleReader([data], seed, self._partner_of if objective.needs_partner else None)
+                 max_tokens: int | None, task: str) -> None:
+        self._objective, self._parts, self._on_bad, self._max_tokens, self._task = objective, parts, on_bad, max_tokens, task
+        self._reader = SampleReader([data], seed, self._partner_of if objective.needs_partner else None, needs_next=objective.needs_next)
         if objective.needs_partner and len(data) < 2:
             raise UserError("this objective pairs each sample with another one: a data set of one sample is not enough")
 
@@ -107,7 +108,7 @@ class _HeldOut:
         return self._reader.sets[0].read_costs()
 
     def __getitem__(self, number: int) -> Batch | None:
-        builder = BatchBuilder(self._objective, self._on_bad, self._reader, self._max_tokens)
+        builder = BatchBuilder(self._objective, self._on_bad, self._reader, self._max_tokens, self._task)
         for prepared in self._reader.prepare([SampleRef(0, i, 0, i) for i in self._parts[number]]):
             builder.add(prepared)
         return builder.batch() if builder.examples else None

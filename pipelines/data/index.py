@@ -32,6 +32,8 @@ from .tar import members, split_name
 
 INDEX = "index.json"
 TOKENIZER = "tokenizer"
+SEVERAL_LABELS = "labels"
+"""The kind of data sets whose samples have any number of classes."""
 _MAGIC = b"polymodal idx 1\n"
 _MAX_FIELDS = 64
 _NUMBERED = re.compile(r"[0-9]+\..+")
@@ -68,9 +70,9 @@ class Index:
 
     shards: tuple[Shard, ...]
     kind: str = "tar"
-    """text, pairs, images, tokens, or tar for shards made elsewhere."""
+    """text, pairs, images, tokens, a kind of annotated texts, or tar for shards made elsewhere."""
     schema: Mapping[str, Any] = field(default_factory=dict)
-    """`classes` of labelled pictures; `tokenizer` (fingerprint), `block`, `tokens`, `documents` of packed rows."""
+    """`classes` of labelled samples; `tokenizer` (fingerprint), `block`, `tokens`, `documents` of packed rows."""
     source: tuple[str, ...] = ()
     """What the data set was made from, in words."""
 

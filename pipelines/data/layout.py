@@ -43,7 +43,7 @@ class BatchLayout:
             yield f"rank is {self.rank}, expected 0 to {self.world - 1}"
         elif g % world:
             near = sorted({max(world, g // world * world), (g // world + 1) * world})
-            yield f"data.global_batch {g} is no multiple of the {world} ranks: use {' or '.join(map(str, near))}"
+            yield f"data.global_batch {g} is not a multiple of the {world} ranks: use {' or '.join(map(str, near))}"
         elif micro is not None and (g // world) % micro:
             share = g // world
             near = [m for m in range(1, share + 1) if share % m == 0]

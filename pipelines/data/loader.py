@@ -21,6 +21,12 @@ PASS = 2
 """See `BatchBuilder`. Documents that fill a sequence on average, as rows do, keep below it, so their micro-batches stay whole."""
 
 
+class Numbered(Protocol):
+    """Anything by number."""
+
+    def __getitem__(self, number: int) -> Any: ...
+
+
 class BatchSource(Protocol):
     """Batches by number; None where every sample of one is bad."""
 
@@ -40,10 +46,11 @@ class BatchBuilder:
         reader: of the samples.
         max_tokens: of a forward pass; None for `PASS` times what as many sequences as there are samples, all as long as the longest
             example, would hold. So the longest document does not decide about memory.
+        task: of the objective, where tasks take turns.
     """
 
-    def __init__(self, objective: Objective[Any], on_bad: str, reader: SampleReader, max_tokens: int | None = None) -> None:
-        self.objective, self.on_bad, self.max_tokens = objective, on_bad, max_tokens
+    def __init__(self, objective: Objective[Any], on_bad: str, reader: SampleReader, max_tokens: int | None = None, task: str = "") -> None:
+        self.objective, self.on_bad, self.max_tokens, self.task = objective, on_bad, max_tokens, task
         self._reader = reader
         self.examples: list[Any] = []
         self.used: list[int] = []
@@ -72,6 +79,8 @@ class BatchBuilder:
         """The batch, with what is known about its samples; in several passes where it has too many tokens for one."""
         batch, *rest = [self.objective.collate(part) for part in self._passes()]
         batch.rest = rest
+        for one in (batch, *rest):
+            one.task = self.task
         batch.samples, batch.sample_ids, batch.follows, batch.bad = len(self.used), self.used, self.follows, self.bad
         return batch
 
@@ -109,17 +118,27 @@ class Mistake:
     message: str
 
 
-class _Loaded(Dataset[Any]):
-    """What a worker hands over for a number: (batch, what reading cost), or the user's error as a value."""
+class _Guarded(Dataset[Any]):
+    """What a source has for a number, or the user's error as a value."""
 
-    def __init__(self, source: BatchSource) -> None:
+    def __init__(self, source: Numbered) -> None:
         self._source = source
 
     def __getitem__(self, number: int) -> Any:
         try:
-            return self._source[number], self._source.read_costs()
+            return self._source[number]
         except UserError as error:
             return Mistake(str(error))
+
+
+class _Costed:
+    """(batch, what reading it cost where it was read)."""
+
+    def __init__(self, source: BatchSource) -> None:
+        self._source = source
+
+    def __getitem__(self, number: int) -> tuple[Batch | None, dict[str, float]]:
+        return self._source[number], self._source.read_costs()
 
 
 def added(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
@@ -134,8 +153,17 @@ def added(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
 def load(source: BatchSource, numbers: Sampler[int] | range, workers: int, prefetch: int = 2, pin_memory: bool = False,
          ahead: ReadAhead | None = None) -> Iterator[Batch]:
     """Load batches by their numbers, in this process or in `workers`; a number whose samples are all bad gives none."""
+    for batch, costs in load_numbered(_Costed(source), numbers, workers, prefetch, pin_memory, ahead):
+        if batch is not None:
+            batch.reads = added([costs, source.read_costs()])  # in the worker, and what this process fetched ahead
+            yield batch
+
+
+def load_numbered(source: Numbered, numbers: Sampler[int] | range, workers: int, prefetch: int = 2, pin_memory: bool = False,
+                  ahead: ReadAhead | None = None) -> Iterator[Any]:
+    """What a source has for each number, in their order, made in this process or in `workers`."""
     loader: DataLoader[Any] = DataLoader(
-        _Loaded(source), batch_size=None, sampler=numbers, num_workers=workers, prefetch_factor=prefetch if workers else None,
+        _Guarded(source), batch_size=None, sampler=numbers, num_workers=workers, prefetch_factor=prefetch if workers else None,
         collate_fn=_same, worker_init_fn=prepare_worker, pin_memory=pin_memory,
         generator=torch.Generator())  # its own generator: starting a loader must not move the run's random state
     made = iter(loader)  # this forks the workers; threads begin after that
@@ -145,10 +173,7 @@ def load(source: BatchSource, numbers: Sampler[int] | range, workers: int, prefe
         for found in made:
             if isinstance(found, Mistake):
                 raise UserError(found.message)
-            batch, costs = found
-            if batch is not None:
-                batch.reads = added([costs, source.read_costs()])  # in the worker, and what this process fetched ahead
-                yield batch
+            yield found
     finally:
         if ahead is not None:
             ahead.close()

@@ -34,11 +34,13 @@ class SampleReader:
         sets: the data sets; `SampleRef.source` is a number among them.
         seed: of the draws that are made for a sample.
         partner_of: the number, in the same data set, of the sample that is drawn as a partner; None where nobody asks for partners.
+        needs_next: whether somebody asks for the sample behind each.
     """
 
-    def __init__(self, sets: Sequence[DataSet], seed: int, partner_of: Callable[[SampleRef], int] | None = None) -> None:
+    def __init__(self, sets: Sequence[DataSet], seed: int, partner_of: Callable[[SampleRef], int] | None = None, *,
+                 needs_next: bool = False) -> None:
         self.sets, self.seed = tuple(sets), seed
-        self._partner_of = partner_of
+        self._partner_of, self._needs_next = partner_of, needs_next
         self._first = tuple(itertools.accumulate((len(d) for d in self.sets), initial=0))
 
     @property
@@ -67,6 +69,8 @@ class SampleReader:
                 sample.index = index
                 if self._partner_of is not None:
                     sample.pair_with(partial(self._partner, ref))
+                if self._needs_next:
+                    sample.followed_by(partial(self._other, ref, ref.sample + 1))
             yield PreparedSample(ref, index, sample, draws.of(ref.epoch, index))
 
     def _read(self, refs: Sequence[SampleRef]) -> list[Sample | BadSample]:
@@ -79,9 +83,13 @@ class SampleReader:
     def _partner(self, ref: SampleRef) -> Sample | None:
         """The partner of a sample; None where it is damaged (which is told when its own turn comes)."""
         assert self._partner_of is not None
-        other = ref._replace(sample=self._partner_of(ref))
-        sample = self.sets[other.source].read_many([other.sample])[0]
-        if isinstance(sample, BadSample):
+        return self._other(ref, self._partner_of(ref))
+
+    def _other(self, ref: SampleRef, number: int) -> Sample | None:
+        """Another sample of the same data set; None where there is none of that number, or it is damaged."""
+        data = self.sets[ref.source]
+        found = data.read_many([number])[0] if number < len(data) else None
+        if not isinstance(found, Sample):
             return None
-        sample.index = self.index(other)
-        return sample
+        found.index = self.index(ref._replace(sample=number))
+        return found

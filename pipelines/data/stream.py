@@ -5,6 +5,8 @@ positions p with p % R == r and cuts them into micro-batches (`layout.py`), so b
 made from nothing but that number. The loop's update counter is the whole state of the data; how many workers prefetched what does not
 matter.
 
+Where tasks take turns, the number of the update says which task it has (`turns.py`); which samples it reads does not depend on that.
+
 An objective that is `sequential` gets G lanes of consecutive samples instead of a shuffle: sample i of every update continues sample
 i of the update before.
 """
@@ -24,6 +26,7 @@ from .layout import BatchLayout
 from .loader import BatchBuilder, CountFrom, added, load
 from .order import Order, SampleRef, SourceOrder, generator, quotas
 from .samples import PreparedSample, SampleReader
+from .turns import Turns
 
 Mixture = Sequence[tuple[DataSet, float]]
 _GRACE = 1000
@@ -55,15 +58,17 @@ class Stream:
         if objective.sequential and len(parts) > 1:
             raise UserError(f"this objective reads one text from its beginning to its end and got a mixture of {len(parts)} data sets: "
                             "pack the texts into one data set, or train on one of them")
-        if max_tokens is not None and type(objective).tokens_of is Objective.tokens_of:
+        self.turns = Turns(objective)
+        if max_tokens is not None and any(type(o).tokens_of is Objective.tokens_of for o in self.turns.objectives.values()):
             raise UserError(f"data.max_tokens is {max_tokens}, and this objective's samples are not counted in tokens: "
                             "leave it out, and set data.micro_batch")
         self.sets = tuple(d for d, _ in parts)
         self.objective, self.layout, self.on_bad, self.max_bad, self.seed = objective, layout, on_bad, max_bad, seed
         self.max_tokens = max_tokens
         self.order = order_of(parts, seed, layout.global_batch if objective.sequential else lanes, window, objective.sequential)
-        self._reader = SampleReader(self.sets, seed, self._partner_of if objective.needs_partner else None)
-        if objective.needs_partner and any(len(d) < 2 for d in self.sets):
+        needs_partner = self.turns.needs_partner
+        self._reader = SampleReader(self.sets, seed, self._partner_of if needs_partner else None, needs_next=self.turns.needs_next)
+        if needs_partner and any(len(d) < 2 for d in self.sets):
             raise UserError("this objective pairs each sample with another one: a data set of one sample is not enough")
 
     @property
@@ -87,7 +92,7 @@ class Stream:
         """Micro-batch `number` of this rank."""
         update, part = divmod(number, self.layout.accumulate)
         refs = [self.order.locate(p) for p in self.layout.positions(update, part)]
-        builder = BatchBuilder(self.objective, self.on_bad, self._reader, self.max_tokens)
+        builder = BatchBuilder(self.turns.objective(update), self.on_bad, self._reader, self.max_tokens, self.turns.task(update))
         for prepared in self._reader.prepare(refs):
             builder.add(prepared, self._continues(prepared.ref))
         if not builder.examples:
@@ -100,7 +105,8 @@ class Stream:
 
     def batch_of_one(self, position: int) -> Batch | None:
         """The sample at a position as a batch of its own; None where it is bad."""
-        builder = BatchBuilder(self.objective, "skip", self._reader, self.max_tokens)
+        update = position // self.layout.global_batch
+        builder = BatchBuilder(self.turns.objective(update), "skip", self._reader, self.max_tokens, self.turns.task(update))
         for prepared in self.prepare([position]):
             builder.add(prepared)
         return builder.batch() if builder.examples else None

@@ -1,13 +1,14 @@
 """`polymodal demo`: the main job on real input, through the same commands that a user types.
 
 It packs pictures and text, pretrains a tiny CLIP, GPT-2 and BERT, classifies pictures of unseen concepts
-zero-shot, kills a run with SIGKILL and resumes it, and writes one self-contained page about all of it.
+zero-shot, kills a run with SIGKILL and resumes it, and writes one self-contained page about all of it. Each part has its time
+(`pace`): on a slow machine the runs are shorter.
 """
 
 from __future__ import annotations
 
 import importlib.resources
-import time
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,9 @@ from ...shared.errors import UserError
 from ..base.console import Console
 from ..run.directory import Run
 from . import data as demo_data
+from .pace import Part, first_updates, keep_time, record
 from .page import write_page
-from .story import Story
+from .story import COMPARED, Story
 
 HELD_OUT_CONCEPTS = 150
 PICTURE_SIZE = 64
@@ -29,17 +31,21 @@ BLOCK = 128
 PROMPTS = ("The function returns", "If the argument is", "Return a new", "This module")
 
 
+LIMIT = 290
+"""Seconds that all is meant to take; the last part ends before that, as the text and the page take some."""
+
+
 @dataclass(frozen=True)
 class Length:
     """How long the demo trains."""
 
-    clip: int
-    gpt2: int
-    bert: int
+    clip: Part
+    gpt2: Part
+    bert: Part
 
 
-FULL = Length(clip=360, gpt2=300, bert=300)
-QUICK = Length(clip=4, gpt2=20, bert=4)
+FULL = Length(clip=Part(360, ends=165), gpt2=Part(300, ends=212), bert=Part(300, ends=278))
+QUICK = Length(clip=Part(4, math.inf, first=2), gpt2=Part(20, math.inf, first=2), bert=Part(4, math.inf, first=2))
 
 
 def demo(out: str | Path, console: Console, invoke: Callable[[Sequence[str]], object], quick: bool = False) -> dict[str, Any]:
@@ -59,36 +65,32 @@ def demo(out: str | Path, console: Console, invoke: Callable[[Sequence[str]], ob
         raise UserError(f"--out {out} is not empty: remove it, or choose another directory")
     out.mkdir(parents=True, exist_ok=True)
     length = QUICK if quick else FULL
-    story = Story(out, console, invoke)
+    story = Story(out, console, invoke, limit=math.inf if quick else LIMIT)
 
     story.step("pictures: OpenMoji drawings and their names, 150 concepts held out")
     held_out = pack_pictures(story)
     story.step("CLIP: an image tower learns to match a real, locked text tower")
-    story.results["clip"] = story.command(
-        "pretrain", "clip-tiny-locked", "--data", out / "data/pictures", "--eval-data", out / "data/pictures-held-out",
-        "--out", out / "runs/clip", "--max-updates", length.clip, "--set", f"model.text_tower={text_tower()}",
-    )  # fmt: skip
+    start = train(story, "clip", length.clip, "pretrain", "clip-tiny-locked", "--data", out / "data/pictures", "--eval-data",
+                  out / "data/pictures-held-out", "--out", out / "runs/clip", "--set", f"model.text_tower={text_tower()}")  # fmt: skip
     story.step("zero-shot: name the pictures of the concepts that were held out")
     story.results["zero_shot"] = classify_held_out(story, held_out)
 
     story.step("text: the documentation of Python")
     pack_text(story)
     story.step("GPT-2: half of the run, SIGKILL, and the same command again")
-    train_and_kill(story, length.gpt2)
+    train_and_kill(story, length.gpt2, start)
     story.step("BERT: masked words")
-    story.results["bert"] = story.command(
-        "pretrain", "bert-tiny", "--data", out / "data/bert", "--eval-data", out / "data/bert-held-out", "--out", out / "runs/bert",
-        "--max-updates", length.bert,
-    )  # fmt: skip
+    train(story, "bert", length.bert, "pretrain", "bert-tiny", "--data", out / "data/bert", "--eval-data", out / "data/bert-held-out",
+          "--out", out / "runs/bert")  # fmt: skip
     story.step("text from the trained GPT-2")
     story.results["generated"] = story.command(
         "generate", "--model", out / "runs/gpt2", "--max-new-tokens", 40, "--do-sample", "--top-k", 40, "--seed", 0, *PROMPTS
     )
     for name in ("gpt2", "bert"):
         story.results[f"{name}_unigram"] = unigram_loss(out / "data" / name, out / "data" / f"{name}-held-out")
-    story.results["seconds"] = time.monotonic() - story.started
-
+    story.results |= {"parts": story.parts, "seconds": story.elapsed}
     story.results["report"] = str(write_page(story, held_out))
+    story.results["seconds"] = story.elapsed
     story.step("done")
     for line in summary(story.results):
         console.say(line)
@@ -145,23 +147,44 @@ def pack_text(story: Story) -> None:
                       "--holdout-out", story.out / "data" / f"{name}-held-out")  # fmt: skip
 
 
-def train_and_kill(story: Story, updates: int) -> None:
-    """Pretrain GPT-2, kill it half-way, resume it, and compare the lines that were computed twice."""
-    out, run = story.out, Run(story.out / "runs/gpt2")
-    every = max(1, updates // 10)
-    command = ("pretrain", "gpt2-tiny", "--data", out / "data/gpt2", "--eval-data", out / "data/gpt2-held-out", "--out", run.directory,
-               "--max-updates", updates, "--set", f"checkpoint.every={every * 2}", "--set", f"log.every={max(1, every // 3)}")  # fmt: skip
-    killed = story.command_killed(*command, run=run.directory, after=every * 5)
+def train(story: Story, name: str, part: Part, *command: object) -> float:
+    """Pretrain in the part's time; returns the seconds of a first start, with all that Python imports for it."""
+    began = story.elapsed
+    pace = first_updates(story, name, part, *command)
+    planned = keep_time(story, part, pace, starts=pace.start)
+    story.results[name] = story.command(*command, *planned.length(), *planned.limit())
+    record(story, name, part, pace, planned, story.results[name], began)
+    return pace.start
+
+
+def train_and_kill(story: Story, part: Part, new_process: float) -> None:
+    """Pretrain GPT-2, kill it half-way, resume it, and compare the lines that were computed twice.
+
+    Args:
+        story: of the demo.
+        part: its length.
+        new_process: seconds that a start takes in a process of its own, about.
+    """
+    out, run, began = story.out, Run(story.out / "runs/gpt2"), story.elapsed
+    command = ("pretrain", "gpt2-tiny", "--data", out / "data/gpt2", "--eval-data", out / "data/gpt2-held-out", "--out", run.directory)
+    pace = first_updates(story, "gpt2", part, *command)
+    planned, planned_at = keep_time(story, part, pace, starts=pace.start + new_process), story.elapsed
+    every = max(1, planned.updates // 10)
+    settings = ("--set", f"checkpoint.every={every * 2}", "--set", f"log.every={max(1, every // 3)}")
+    killed = story.command_killed(*command, *planned.length(), *settings, run=run.directory, after=every * 5, saved=every * 2,
+                                  until=(story.elapsed + part.ends) / 2)  # fmt: skip
     before = {row["update"]: row["loss"] for row in run.metrics("train")}
     story.console.say(f"         killed with SIGKILL after update {killed}")
-    story.results["gpt2"] = story.command(*command)
+    spent = story.elapsed - planned_at - new_process
+    story.results["gpt2"] = story.command(*command, *planned.length(), *settings, *planned.limit(spent))
     after = {row["update"]: row["loss"] for row in run.metrics("train")}
-    resumed_from = max((u for u in range(0, killed + 1, every * 2)), default=0)
-    twice = [u for u in before if u > resumed_from]
+    resumed_from = run.starts()[-1]["update"]
+    twice = [u for u in before if u > resumed_from and u in after]  # not all of them, where the time was up before
     story.results["kill"] = {
         "killed_after": killed, "resumed_from": resumed_from, "computed_twice": len(twice),
-        "identical": bool(twice) and all(before[u] == after[u] for u in twice),
+        "identical": all(before[u] == after[u] for u in twice) if twice else None,
     }  # fmt: skip
+    record(story, "gpt2", part, pace, planned, story.results["gpt2"], began)
 
 
 def unigram_loss(data: Path, held_out: Path, vocabulary: int = VOCABULARY) -> float:
@@ -186,7 +209,8 @@ def summary(results: dict[str, Any]) -> list[str]:
         f"(chance {zero['chance_top1']:.3f}, {zero['chance_top5']:.3f})",
         f"GPT-2: held-out perplexity {exp(results['gpt2']['eval']['loss']):.1f} (unigram {exp(results['gpt2_unigram']):.1f})",
         f"BERT: held-out masked perplexity {exp(results['bert']['eval']['loss']):.1f} (unigram {exp(results['bert_unigram']):.1f})",
-        f"kill and resume: {kill['computed_twice']} logged losses computed twice, "
-        f"{'identical' if kill['identical'] else 'DIFFERENT'}",
+        f"kill and resume: {kill['computed_twice']} logged losses computed twice, {COMPARED[kill['identical']]}",
+        *(f"{name}: its time was up after update {part['updates']} of {part['planned']}, so it is worse than it could be"
+          for name, part in results["parts"].items() if part["ending"] != "complete"),
         f"{results['seconds']:.0f} s in all",
-    ]
+    ]  # fmt: skip

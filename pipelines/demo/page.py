@@ -14,9 +14,10 @@ from ..inspection.report import run_parts
 from ..run.directory import open_run
 from ..run.environment import describe_environment
 from .data import Concept
-from .story import Story
+from .story import COMPARED, Story
 
 _SHOWN = 48
+_NAMES = {"clip": "CLIP", "gpt2": "GPT-2", "bert": "BERT"}
 
 
 def write_page(story: Story, concepts: list[Concept]) -> Path:
@@ -35,6 +36,7 @@ def write_page(story: Story, concepts: list[Concept]) -> Path:
     sheet.section("GPT-2: the run, killed and resumed", *_kill(results["kill"]),
                   *run_parts(open_run(story.out / "runs/gpt2"), {"unigram": results["gpt2_unigram"]}))  # fmt: skip
     sheet.section("BERT: the run", *run_parts(open_run(story.out / "runs/bert"), {"unigram": results["bert_unigram"]}))
+    sheet.section("Time", *_time(story))
     sheet.section("The commands", page.paragraph("Everything above came from these, in this order:"), page.code("\n".join(story.commands)))
     path = story.out / "report.html"
     sheet.save(path)
@@ -50,7 +52,7 @@ def _cards(results: dict[str, Any]) -> list[tuple[str, str]]:
         (f"{zero['top5']:.3f}", f"top-5 (chance {zero['chance_top5']:.3f})"),
         (f"{gpt2:.1f}", f"GPT-2 held-out perplexity (unigram baseline {np.exp(results['gpt2_unigram']):.1f})"),
         (f"{bert:.1f}", f"BERT held-out masked perplexity (unigram baseline {np.exp(results['bert_unigram']):.1f})"),
-        ("identical" if kill["identical"] else "different", f"{kill['computed_twice']} logged losses, before SIGKILL and again after it"),
+        (COMPARED[kill["identical"]], f"{kill['computed_twice']} logged losses, before SIGKILL and again after it"),
     ]
 
 
@@ -62,6 +64,21 @@ def _caveat(results: dict[str, Any]) -> str:
         f"the image tower began with random weights. Leaving out held-out people whose man, woman or person variant was trained on, "
         f"{rest['concepts']} concepts remain: top-1 {rest['top1']:.3f}, top-5 {rest['top5']:.3f}."
     )
+
+
+def _time(story: Story) -> list[str]:
+    rows = [
+        (_NAMES[name], part["updates"], part["planned"], f"{part['update_s']:.2f}", f"{part['seconds']:.0f}", f"{part['ended']:.0f}",
+         "no limit" if part["ends"] is None else f"{part['ends']:.0f}", part["ending"])
+        for name, part in story.parts.items()
+    ]  # fmt: skip
+    return [
+        page.paragraph(
+            "The first updates of each run are timed, and its length is chosen so that its learning rate is down when the time of the "
+            "part is up. On a slow machine the runs are shorter, and their results are worse."
+        ),
+        page.table(("run", "updates", "planned", "seconds for an update", "seconds", "ended at second", "to end by", "ending"), rows),
+    ]
 
 
 def _zero_shot(story: Story, concepts: list[Concept]) -> list[str]:
@@ -86,11 +103,12 @@ def _zero_shot(story: Story, concepts: list[Concept]) -> list[str]:
 
 
 def _kill(kill: dict[str, Any]) -> list[str]:
-    same = "bit for bit the same" if kill["identical"] else "NOT the same"
+    again = f"the {kill['computed_twice']} losses that it logged a second time were"
+    said = {True: f"{again} bit for bit the same", False: f"{again} NOT the same", None: "its time was up before it logged a loss again"}
     return [
         page.paragraph(
-            f"The process got SIGKILL after update {kill['killed_after']}. The same command was given again: it resumed from the "
-            f"checkpoint of update {kill['resumed_from']}, and the {kill['computed_twice']} losses it logged a second time were {same}."
+            f"The process got SIGKILL after update {kill['killed_after']}. The run was started again: it resumed from the "
+            f"checkpoint of update {kill['resumed_from']}, and {said[kill['identical']]}."
         )
     ]
 

@@ -11,22 +11,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...multimodal.clip import CLIP
-from ...multimodal.zero_shot import ZeroShotClassifier, templates
-from ...shared.config import need_one_class_each
+from ...multimodal.zero_shot import ImageTextModel, ZeroShotClassifier, templates
+from ...shared.config import MULTI_LABEL, need_one_class_each
 from ...shared.errors import UserError
 from ...shared.sample import Sample
 from ...shared.system import Batch, Objective
 from ...text.classify import TextClassifier
+from ...text.encoder_task import class_names
+from ...text.labels import Labeller
 from ...text.tasks import SequenceClassifier
-from ...vision.classify import TrainedClassifier
+from ...vision.classify import ImageClassifier, TrainedClassifier
 from ...vision.transforms import Preprocessing
-from ...vision.vit import ViT
 from ..data.dataset import DataSet
+from ..data.index import SEVERAL_LABELS
 from ..inference.pictures import clip_tokenizer
 from .intervals import bootstrap, wilson
 from .measure import KINDS, Evaluation, Measure, Numbers, in_order
 from .subject import Subject
+from .tasks import Answers
 
 TOP = 5
 SHOWN_CONFUSION = 100
@@ -51,7 +53,7 @@ class ZeroShot:
         """One pass."""
         labels, prompts = subject.classes(self.labels), templates(self.templates)
         model = subject.model
-        if not isinstance(model, CLIP):
+        if not isinstance(model, ImageTextModel):
             raise UserError(f"{subject.source} holds a {type(model).__name__}; zero-shot classification compares pictures with class "
                             "names: give a CLIP (`polymodal evaluate classify` measures a trained head)")
         tokenizer = subject.tokenizer if subject.tokenizer_source is not None else clip_tokenizer(model, subject.source)
@@ -73,9 +75,10 @@ class ClassifyPictures:
     def measures(self, subject: Subject) -> Mapping[str, Measure]:
         """One pass."""
         model = subject.model
-        if not isinstance(model, ViT):
+        if not isinstance(model, ImageClassifier):
             raise UserError(f"{subject.source} holds a {type(model).__name__}, which has no head that classifies pictures: give a ViT with "
-                            f"a classifier{', or use `polymodal evaluate zero-shot`' if isinstance(model, CLIP) else ''}")
+                            f"a classifier{', or use `polymodal evaluate zero-shot`' if isinstance(model, ImageTextModel) else ''}")
+        need_one_class_each(model.config, "evaluation")
         subject.picture_facts(model.preprocessing)
         by = TrainedClassifier(model)
         labels, order = _same_classes(subject, by.labels)
@@ -85,7 +88,7 @@ class ClassifyPictures:
 
 @dataclass(frozen=True)
 class ClassifyTexts:
-    """Texts, or pairs of them, by the classes of a trained head."""
+    """Texts, or pairs of them, by the classes of a trained head: one for each text, or several labels."""
 
     name: ClassVar[str] = "classify"
     needs: ClassVar[tuple[str, ...]] = ("text", "class numbers")
@@ -97,7 +100,13 @@ class ClassifyTexts:
         if not isinstance(model, SequenceClassifier):
             raise UserError(f"{subject.source} holds a {type(model).__name__}, which has no head that classifies texts: give a network "
                             "that was fine-tuned for it (task classify)")
+        if model.config.problem_type == MULTI_LABEL:
+            labels, order = _same_classes(subject, class_names(model.config))
+            return {"": Answers(Labeller(model, subject.tokenizer, tuple(labels[order.index(number)] for number in range(len(order)))))}
         need_one_class_each(model.config, "evaluation")
+        if subject.data.index.kind == SEVERAL_LABELS:
+            raise UserError(f"{subject.data.directory} has several labels for each text, and {subject.source} tells classes apart, one for "
+                            "each text: give a model that was fine-tuned on such data, or data that was packed with --label-field")
         by = TextClassifier(model, subject.tokenizer)
         labels, order = _same_classes(subject, by.labels)
         return {"": Classification(f"{len(labels)} classes", _Labelled(len(labels)),

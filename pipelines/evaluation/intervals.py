@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,9 +50,16 @@ def transformed(interval: Interval | None, function: Callable[[float], float]) -
 
 def bootstrap(measure: Callable[[np.ndarray], float], count: int, seed: int = 0) -> Interval | None:
     """The percentile bootstrap (Efron, 1979): `measure` of 1000 draws of sample numbers, with replacement; None for fewer than two."""
+    return bootstraps(lambda chosen: {"": measure(chosen)}, count, seed).get("")
+
+
+def bootstraps(measures: Callable[[np.ndarray], Mapping[str, float]], count: int, seed: int = 0) -> dict[str, Interval]:
+    """`bootstrap` of several measures by name; one that is nan or not there in some draw has no interval."""
     if count < 2:
-        return None
+        return {}
     rng = np.random.Generator(np.random.Philox(key=seed))
-    found = [measure(rng.integers(count, size=count)) for _ in range(RESAMPLES)]
-    low, high = np.percentile(found, (2.5, 97.5))
-    return Interval(float(low), float(high), f"bootstrap of {count} samples, {RESAMPLES} times")
+    found = [measures(rng.integers(count, size=count)) for _ in range(RESAMPLES)]
+    drawn = {name: [values.get(name, math.nan) for values in found] for name in dict.fromkeys(n for values in found for n in values)}
+    limits = {name: np.percentile(values, (2.5, 97.5)) for name, values in drawn.items() if not np.isnan(values).any()}
+    method = f"bootstrap of {count} samples, {RESAMPLES} times"
+    return {name: Interval(float(low), float(high), method) for name, (low, high) in limits.items()}

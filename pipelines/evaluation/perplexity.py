@@ -10,10 +10,9 @@ from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ...seq2seq.generation.decoder import Decoder
 from ...shared import dist
+from ...shared.decoder import Decoder
 from ...shared.errors import UserError
 from ...shared.heads import LMHead
 from ...shared.loss import perplexity
@@ -23,11 +22,10 @@ from ...shared.tokenizer import Tokenizer
 from ..model import frontdoor
 from ..train.meter import Meter
 from .intervals import of_ratio, transformed
+from .likelihood import causal_network, nats, nats_of_rows
 from .measure import Measure, Numbers, in_order
 from .subject import Subject
 
-ROWS_AT_A_TIME = 1024
-"""Rows that are scored over the vocabulary together: what bounds the memory."""
 FEWEST_BATCHES = 10
 _WORDS, _BYTES = ":words", ":bytes"  # no count of a system starts with a colon
 
@@ -47,7 +45,7 @@ class Perplexity:
     eos: bool = True
     """Whether the end of each text is predicted too (with a window)."""
     objective: Mapping[str, Any] = field(default_factory=dict)
-    """Settings of the objective, of a model that is no run."""
+    """Settings of the objective, of a model that is not a run."""
 
     name: ClassVar[str] = "perplexity"
     needs: ClassVar[tuple[str, ...]] = ("text or rows of tokens",)
@@ -77,7 +75,7 @@ class Perplexity:
             return {"": PseudoPerplexity(subject)}
         system = subject.system(self.objective)
         if not self.memory:
-            return {"": OwnObjective(subject, system)}
+            return {task: OwnObjective(subject, system, task=task) for task in system.objective.by_turn()}
         if not isinstance(system.net, Remembers):
             raise UserError(f"{subject.source} holds a {type(system.net).__name__}, which has no memory: leave --memory out")
         return {f"memory-{n}": OwnObjective(subject, system, n) for n in self.memory}
@@ -98,13 +96,13 @@ class _Counted(Objective[tuple[Any, int, int]]):
 
     def __init__(self, inner: Objective[Any]) -> None:
         self.inner = inner
-        self.needs_partner, self.sequential = inner.needs_partner, inner.sequential
+        self.needs_partner, self.needs_next, self.sequential = inner.needs_partner, inner.needs_next, inner.sequential
         self.tokenizer: Tokenizer | None = getattr(inner, "tokenizer", None)
 
     def example(self, sample: Sample, rng: np.random.Generator) -> Iterator[tuple[Any, int, int]]:
         made = list(self.inner.example(sample, rng))
         if sample.tokenized:
-            text = "" if self.tokenizer is None else self.tokenizer.decode(sample.tokens()[0].tolist())
+            text = "" if self.tokenizer is None else self.tokenizer.decode(sample.tokens()[0].tolist(), clean_up_tokenization_spaces=False)
         else:
             text = sample.text()
         for number, example in enumerate(made):
@@ -125,12 +123,12 @@ class _Counted(Objective[tuple[Any, int, int]]):
 class OwnObjective(Measure):
     """The loss of a system, as the evaluations of its run measure it: every draw is fixed by the seed and the sample."""
 
-    def __init__(self, subject: Subject, system: System, memory: int | None = None) -> None:
+    def __init__(self, subject: Subject, system: System, memory: int | None = None, task: str = "") -> None:
         if system.coupled:
             raise UserError(f"{subject.source}: its loss compares the samples of a batch, so it has no perplexity: use `polymodal evaluate "
                             "retrieval` or `zero-shot`")
         self.method = "its own objective" if memory is None else "its own objective, by length of the memory"
-        self.objective = _Counted(system.objective)
+        self.objective = _Counted(system.objective.by_turn()[task])
         self.subject, self.system, self.memory = subject, system, memory
         self.meter = Meter(subject.device, chance=True)
         self.records: list[dict[str, Any]] = []
@@ -251,7 +249,7 @@ class _Documents(Objective[tuple[bool, _Text]]):
         if sample.tokenized:
             ids, lengths = sample.tokens()
             for part in np.split(ids, np.cumsum(lengths)[:-1]):
-                text = self.tokenizer.decode(part[1 if self.skip_first else 0:].tolist())
+                text = self.tokenizer.decode(part[1 if self.skip_first else 0:].tolist(), clean_up_tokenization_spaces=False)
                 yield _Text(part, len(text.split()), len(text.encode()))
             return
         text = sample.text()
@@ -272,12 +270,6 @@ class _ByToken(Measure):
         self.net: Any = net
         self.device, self.rows = device, batch_size
         self.records: list[dict[str, Any]] = []
-
-    def nats(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """-log p of targets [N] from states [N, D]: float64 [N], on the CPU."""
-        parts = [F.cross_entropy(self.net.head(h).float(), t, reduction="none").double().cpu()
-                 for h, t in zip(hidden.split(ROWS_AT_A_TIME), targets.split(ROWS_AT_A_TIME))]
-        return torch.cat(parts)
 
     def keep(self, batch: _Texts, totals: Sequence[float], counts: Sequence[int]) -> None:
         """Add up the nats and tokens of each text by sample."""
@@ -316,10 +308,7 @@ class SlidingWindow(_ByToken):
     """
 
     def __init__(self, subject: Subject, task: Perplexity) -> None:
-        net: Any = subject.model
-        if not isinstance(net, Decoder) or not isinstance(getattr(net, "head", None), LMHead):
-            raise UserError(f"{subject.source} holds a {type(net).__name__}; a sliding window needs a causal language model such as GPT-2: "
-                            "leave --window and --stride out, or use --pseudo for a masked one")
+        net = causal_network(subject, "a sliding window", "leave --window and --stride out, or use --pseudo for a masked one")
         positions = net.decoder_info.max_positions
         self.window = positions if task.window is None else task.window
         self.stride = max(1, self.window // 2) if task.stride is None else task.stride
@@ -336,21 +325,11 @@ class SlidingWindow(_ByToken):
     def add(self, batch: _Texts) -> None:
         """Score every document of a batch."""
         windows = [(number, piece, first) for number, text in enumerate(batch.texts) for piece, first in self._windows(text.ids)]
-        windows.sort(key=lambda w: (-len(w[1]), w[0]))  # windows of one length share a batch
         totals, counts = [0.0] * len(batch.texts), [len(t.ids) - 1 for t in batch.texts]
+        scored = nats(self.net, [(piece, first) for _, piece, first in windows], self.rows, self.device)
         found: dict[int, list[float]] = {}
-        for start in range(0, len(windows), self.rows):
-            part = windows[start:start + self.rows]
-            width = max(len(piece) for _, piece, _ in part) - 1
-            ids = torch.zeros(len(part), width, dtype=torch.long)
-            for row, (_, piece, _) in zip(ids, part):
-                row[:len(piece) - 1] = torch.from_numpy(piece[:-1])
-            hidden = self.net.trunk(ids.to(self.device)).last_hidden_state  # causal: padding on the right is never seen
-            rows = torch.cat([torch.arange(first - 1, len(piece) - 1) + i * width for i, (_, piece, first) in enumerate(part)])
-            targets = torch.from_numpy(np.concatenate([piece[first:] for _, piece, first in part]))
-            nats = self.nats(hidden.flatten(0, 1)[rows.to(self.device)], targets.to(self.device))
-            for (number, _, _), values in zip(part, nats.split([len(piece) - first for _, piece, first in part])):
-                found.setdefault(number, []).extend(values.tolist())
+        for (number, _, _), values in zip(windows, scored):
+            found.setdefault(number, []).extend(values)
         for number, values in found.items():
             assert len(values) == counts[number]
             totals[number] = math.fsum(values)
@@ -405,7 +384,7 @@ class PseudoPerplexity(_ByToken):
                 continue
             copies, rows = ids.repeat(len(part), 1), torch.arange(len(part), device=self.device)
             copies[rows, part] = self.mask
-            found += self.nats(self.net.trunk(copies).last_hidden_state[rows, part], ids[part]).tolist()
+            found += nats_of_rows(self.net, self.net.trunk(copies).last_hidden_state[rows, part], ids[part]).tolist()
         return found
 
 
@@ -416,4 +395,4 @@ def _masked_network(subject: Subject) -> nn.Module:
         if net is not None and isinstance(getattr(net, "head", None), LMHead) and not isinstance(net, Decoder):
             return net.to(subject.device).eval()
     raise UserError(f"{subject.source} holds a {type(subject.model).__name__}, which predicts no masked words: "
-                    "give a BERT, a RoBERTa or an ELECTRA")
+                    "give a masked language model, such as a BERT")

@@ -48,7 +48,7 @@ def _read(path: Path) -> dict[str, Any]:
         if record["format"] != FORMAT or record["version"] != 1:
             raise KeyError("format")
     except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{path} is no result of `polymodal evaluate`") from None
+        raise UserError(f"{path} is not a result of `polymodal evaluate`") from None
     return record
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...multimodal.clip import CLIP
 from ...multimodal.pairs import captions
+from ...multimodal.zero_shot import ImageTextModel
 from ...shared import dist
 from ...shared.errors import UserError
 from ...shared.sample import Sample
@@ -46,7 +46,7 @@ class Retrieval:
     def measures(self, subject: Subject) -> Mapping[str, Measure]:
         """One pass."""
         model = subject.model
-        if not isinstance(model, CLIP):
+        if not isinstance(model, ImageTextModel):
             raise UserError(f"{subject.source} holds a {type(model).__name__}; retrieval compares pictures with texts: give a CLIP")
         tokenizer = subject.tokenizer if subject.tokenizer_source is not None else clip_tokenizer(model, subject.source)
         subject.facts["tokenizer"] = tokenizer.fingerprint
@@ -61,7 +61,7 @@ class _Captioned(Batch):
     captions: list[list[str]] = field(default_factory=list)
 
 
-class _Pairs(Objective[tuple[Tensor, list[str]]]):
+class _PicturesWithCaptions(Objective[tuple[Tensor, list[str]]]):
     """Pictures as an evaluation sees them, with their captions."""
 
     def __init__(self, preprocessing: Preprocessing, limit: int | None) -> None:
@@ -83,9 +83,9 @@ class Recall(Measure):
 
     method = "recall among all pairs"
 
-    def __init__(self, model: CLIP, tokenizer: Any, limit: int | None) -> None:
+    def __init__(self, model: ImageTextModel, tokenizer: Any, limit: int | None) -> None:
         self.model, self.tokenizer = model, tokenizer.fitting_model(model)
-        self.objective = _Pairs(model.preprocessing, limit)
+        self.objective = _PicturesWithCaptions(model.preprocessing, limit)
         self.device = model.logit_scale.device
         self.normalize = Normalize(model.preprocessing).to(self.device)
         self.length = min(model.config.text_config.max_position_embeddings, 77)

@@ -1,4 +1,4 @@
-"""Written texts against the ones that were wanted: ROUGE and BLEU of summaries, answers, translations."""
+"""Written texts against the ones that were wanted: ROUGE, BLEU and chrF of summaries, answers, translations."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 
-from ...seq2seq.generation.decoder import Decoder, EncoderDecoder
 from ...seq2seq.generation.defaults import options_of
 from ...seq2seq.generation.generate import generate
 from ...seq2seq.generation.options import DEFAULT_NEW_TOKENS, GenerationOptions
+from ...shared.decoder import Decoder, EncoderDecoder, longest_source
 from ...shared.errors import UserError
 from ...shared.sample import Sample
 from ...shared.system import Batch, Objective
 from ...shared.tokenizer import Tokenizer
+from ..inference.translate import in_languages
 from .intervals import of_ratio
 from .measure import Measure, Numbers, in_order
 from .scores import ROUGE, text_scores
@@ -38,6 +39,10 @@ class Generation:
     """No sequence of this many tokens is written twice; 0 for no limit."""
     max_source_tokens: int | None = None
     """Texts are cut to at most this many tokens, prefix included."""
+    source_language: str = ""
+    """Language of the texts, for a model that has languages; by default what it was trained with."""
+    target_language: str = ""
+    """Language to write, the same."""
 
     name: ClassVar[str] = "generate"
     needs: ClassVar[tuple[str, ...]] = ("text", "targets")
@@ -52,7 +57,7 @@ class Generation:
 
     def measures(self, subject: Subject) -> Mapping[str, Measure]:
         """One pass."""
-        model = subject.model
+        model = in_languages(subject.model, self.source_language, self.target_language)
         if not isinstance(model, (EncoderDecoder, Decoder)):
             raise UserError(f"{subject.source} holds a {type(model).__name__}, which does not write text: give an encoder-decoder such as "
                             "T5, or a language model such as GPT-2")
@@ -65,7 +70,7 @@ class _Sources(Batch):
     targets: list[str] = field(default_factory=list)
 
 
-class _Pairs(Objective[tuple[str, str]]):
+class _SourceTargets(Objective[tuple[str, str]]):
     """Texts with their prefix, and their targets."""
 
     def __init__(self, prefix: str, tokenizer: Tokenizer, limit: int | None) -> None:
@@ -83,18 +88,20 @@ class _Pairs(Objective[tuple[str, str]]):
 
 
 class Scores(Measure):
-    """ROUGE and BLEU, and how long the texts are."""
+    """ROUGE, BLEU and chrF, and how long the texts are."""
 
     def __init__(self, task: Generation, model: Any, tokenizer: Tokenizer) -> None:
         self.model, self.tokenizer = model, tokenizer
         search = "greedy" if task.num_beams == 1 else f"{task.num_beams} beams"
-        self.objective = _Pairs(task.prefix, tokenizer, task.max_source_tokens)
         self.options: GenerationOptions = {"do_sample": False, "num_beams": task.num_beams, "length_penalty": task.length_penalty,
                                            "no_repeat_ngram_size": task.no_repeat_ngram_size}
         if task.max_new_tokens is not None:
             self.options["max_new_tokens"] = task.max_new_tokens
         brought = {key: value for key, value in options_of(model, self.options).items() if key not in self.options}
-        length = task.max_new_tokens or brought.get("default_new_tokens", DEFAULT_NEW_TOKENS)
+        length = task.max_new_tokens or cast("int", brought.get("default_new_tokens", DEFAULT_NEW_TOKENS))
+        room = longest_source(model, length)
+        limits = [n for n in (task.max_source_tokens, None if room is None else max(1, room - len(tokenizer.encode("")))) if n is not None]
+        self.objective = _SourceTargets(task.prefix, tokenizer, min(limits, default=None))
         limit = f"at most {brought['max_length']} tokens" if "max_length" in brought else f"at most {length} new tokens"
         self.method = ", ".join([search, limit, *(f"{key} {value}" for key, value in sorted(brought.items()))])
         self.records: list[dict[str, Any]] = []

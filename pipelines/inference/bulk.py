@@ -9,7 +9,6 @@ thread, so the bytes depend on the input, the options and the kind of processor,
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -24,16 +23,16 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.numpy import save
-from torch import nn
 
 from ..._version import __version__
 from ...shared.errors import BadSample, UserError
 from ...shared.sample import Sample
 from ..base.console import Console
 from ..base.files import temporary_path, write_atomic
-from ..crew.crew import claim, crew, do_all
+from ..crew.crew import claim, crew, do_all, keep_same
 from ..crew.pieces import Piece, Workers
 from ..data.dataset import DataSet
+from ..model.open import choose_device
 
 _LISTED = 1000
 _FORMAT = 1
@@ -86,6 +85,23 @@ class Part:
         return folder / f"{self.number:06d}.safetensors"
 
 
+@dataclass(frozen=True)
+class Order:
+    """What a worker is told about a run: plain values, the same for each part."""
+
+    source: str
+    """The folder or address that workers open the data set by."""
+    content: str
+    """The data set's fingerprint."""
+    work: Work
+    model: str
+    """The runner's fingerprint."""
+    device: str
+    on_bad: str
+    folder: Path
+    """Where parts are written."""
+
+
 @dataclass
 class Done:
     """What a run over a data set made."""
@@ -123,21 +139,21 @@ def run_over(data: DataSet, source: str, work: Work, out: Path, *, array: str | 
     if data.index.kind == "tokens":
         raise UserError(f"{data.directory} holds rows of tokens, which are pieces of several texts: pack the texts without --tokenize")
     workers = workers or Workers()
-    device = device or ("cuda" if workers.on == "local" and torch.cuda.is_available() else "cpu")
+    device = choose_device(device) if workers.on == "local" else device or "cpu"  # a cluster's devices are not looked at from here
     workers = _fitting(workers, device)
     _opened.cache_clear()  # of an earlier run in this process; files may have changed
     _data.cache_clear()
     runner = _opened(work, device if workers.count == 1 and workers.on == "local" else "cpu")
     parts = cut(data.shard_sizes)
-    source = full(source)
     folder = out.with_name(f".{out.name}.parts").absolute()
+    order = Order(full(source), data.fingerprint, work, runner.fingerprint, device, on_bad, folder)
     lock = claim(folder, f"another process is writing {str(out)!r}: wait for it, or choose another file")
     try:
-        _resume(folder, {"format": _FORMAT, "polymodal": __version__, "torch": torch.__version__, "data": data.fingerprint,
-                         "model": runner.fingerprint, "device": device.partition(":")[0], "parts": len(parts),
-                         "work": {k: v for k, v in asdict(work).items() if k != "model"}})  # type: ignore[call-overload]
-        _make(data, source, work, runner, parts, folder, device, on_bad, workers, console)
-        done = _join(data, runner, parts, folder, out, array, on_bad, console)
+        keep_same(folder, {"format": _FORMAT, "polymodal": __version__, "torch": torch.__version__, "data": data.fingerprint,
+                           "model": runner.fingerprint, "device": device.partition(":")[0], "parts": len(parts),
+                           "work": {k: v for k, v in asdict(work).items() if k != "model"}})  # type: ignore[call-overload]
+        _make(order, data, parts, workers, console)
+        done = _join(order, data, runner, parts, out, array, console)
         shutil.rmtree(folder, ignore_errors=True)
         return done
     except UserError:
@@ -184,12 +200,6 @@ def cut(sizes: Sequence[int]) -> list[Part]:
 def _fitting(workers: Workers, device: str) -> Workers:
     """A device with a number is one worker's."""
     kind, _, number = device.partition(":")
-    if workers.on == "local":
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).partition("\n")[0]
-            raise UserError(f"--device {device} cannot be used ({reason}); expected cpu or a GPU that is there") from None
     if not number:
         return workers
     if (workers.count or 1) > 1 or workers.on != "local":
@@ -197,32 +207,16 @@ def _fitting(workers: Workers, device: str) -> Workers:
     return replace(workers, count=1)
 
 
-def _resume(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Keep what an interrupted run of the same plan left, and nothing else."""
-    plan = folder / "plan.json"
-    identity = json.loads(json.dumps(identity))
-    try:
-        same = json.loads(plan.read_text()) == identity
-    except (OSError, ValueError):
-        same = False
-    if not same:
-        for left in folder.glob("*.safetensors"):
-            left.unlink()
-        write_atomic(plan, json.dumps(identity).encode())
-
-
-def _make(data: DataSet, source: str, work: Work, runner: Runner, parts: Sequence[Part], folder: Path, device: str, on_bad: str,
-          workers: Workers, console: Console) -> None:
+def _make(order: Order, data: DataSet, parts: Sequence[Part], workers: Workers, console: Console) -> None:
     """Let workers make the parts that are not there."""
-    there = set(folder.iterdir())
-    missing = [part for part in parts if part.file(folder) not in there]
+    there = set(order.folder.iterdir())
+    missing = [part for part in parts if part.file(order.folder) not in there]
     reads = [] if data.remote else [(str(Path(data.directory).absolute() / s.name), s.size) for s in data.index.shards]
-    pieces = [Piece(partial(_do, work, runner.fingerprint, source, data.fingerprint, part, folder, device, on_bad), part.end - part.begin,
-                    f"samples {part.begin} to {part.end - 1}") for part in missing]
+    pieces = [Piece(partial(_do, order, part), part.end - part.begin, f"samples {part.begin} to {part.end - 1}") for part in missing]
     with console.progress("samples", len(data)) as bar:
         bar.advance(len(data) - sum(piece.size for piece in pieces))
         if pieces:
-            with crew(workers, most=len(pieces), folder=folder, reads=reads, gpus=device == "cuda", preload=(__name__,),
+            with crew(workers, most=len(pieces), folder=order.folder, reads=reads, gpus=order.device == "cuda", preload=(__name__,),
                       warn=console.warn) as hands:
                 do_all(hands, pieces, bar.advance)
 
@@ -230,17 +224,17 @@ def _make(data: DataSet, source: str, work: Work, runner: Runner, parts: Sequenc
 # ---- in a worker
 
 
-def _do(work: Work, model: str, source: str, content: str, part: Part, folder: Path, device: str, on_bad: str) -> None:
+def _do(order: Order, part: Part) -> None:
     """Make the results of one part."""
-    data, runner = _data(source), _opened(work, device)
-    if data.fingerprint != content:
+    data, runner = _data(order.source), _opened(order.work, order.device)
+    if data.fingerprint != order.content:
         raise UserError(f"{data.directory} is not the same data set on all machines")
-    if runner.fingerprint != model:
-        raise UserError(f"{work.model} is not the same model on all machines, or changed while it was used")
+    if runner.fingerprint != order.model:
+        raise UserError(f"{order.work.model} is not the same model on all machines, or changed while it was used")
     kept: list[int] = []
     bad: list[tuple[int, str]] = []
     found: list[dict[str, np.ndarray]] = []
-    with _one_thread(device):
+    with _one_thread(order.device):
         for begin in range(part.begin, part.end, runner.together):
             items: list[Any] = []
             chosen = range(begin, min(begin + runner.together, part.end))
@@ -251,14 +245,14 @@ def _do(work: Work, model: str, source: str, content: str, part: Part, folder: P
                     items.append(runner.prepare(sample))
                     kept.append(number)
                 except BadSample as error:
-                    if on_bad == "raise":
+                    if order.on_bad == "raise":
                         raise UserError(f"{error} (--on-bad skip leaves such samples out and counts them)") from None
                     bad.append((number, str(error)))
             if items:
                 found.append(runner.run(items))
     results = {name: np.ascontiguousarray(np.concatenate([f[name] for f in found])) for name in (found[0] if found else ())}
     # contiguous arrays and plain text: nothing in the file can be executed
-    write_atomic(part.file(folder), save({**results, "sample": np.array(kept, dtype=np.int64)}, {"bad": json.dumps(bad)}))
+    write_atomic(part.file(order.folder), save({**results, "sample": np.array(kept, dtype=np.int64)}, {"bad": json.dumps(bad)}))
 
 
 @lru_cache(maxsize=1)
@@ -283,21 +277,12 @@ def _one_thread(device: str) -> Generator[None]:
         torch.set_num_threads(before)
 
 
-def fingerprint(model: nn.Module, *more: str) -> str:
-    """Hash of a model's weights and of texts that belong to it."""
-    digest = hashlib.sha256("\n".join(more).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 # ---- all together
 
 
-def _join(data: DataSet, runner: Runner, parts: Sequence[Part], folder: Path, out: Path, array: str | None, on_bad: str,
-          console: Console) -> Done:
+def _join(order: Order, data: DataSet, runner: Runner, parts: Sequence[Part], out: Path, array: str | None, console: Console) -> Done:
     """Put the parts one behind the other, into place in one step."""
+    folder = order.folder
     done = Done(0, [], 0, {})
     for part in parts:
         with safe_open(part.file(folder), "numpy") as file:
@@ -307,7 +292,7 @@ def _join(data: DataSet, runner: Runner, parts: Sequence[Part], folder: Path, ou
             bad = json.loads((file.metadata() or {})["bad"])
         done.bad_count += len(bad)
         done.bad += [reason for _, reason in bad][: _LISTED - len(done.bad)]
-    if done.bad and on_bad == "raise":
+    if done.bad and order.on_bad == "raise":
         raise UserError(f"{done.bad[0]} (--on-bad skip leaves such samples out and counts them)")
     if not done.count:
         shutil.rmtree(folder, ignore_errors=True)

@@ -16,6 +16,7 @@ from ...shared.errors import BadSample, UserError
 from ...shared.sample import Sample
 from ...shared.tokenizer import Tokenizer
 from ...vision.transforms import Normalize
+from ..model.frontdoor import longest_input
 
 
 @runtime_checkable
@@ -27,7 +28,7 @@ class _TextFeatures(Protocol):
 
 @runtime_checkable
 class PictureFeatures(Protocol):
-    """A network with a picture vector of its own (CLIP)."""
+    """A network with a picture vector of its own (CLIP, ViT, MAE)."""
 
     preprocessing: Any
 
@@ -50,7 +51,7 @@ def embed(
     """Vectors of texts.
 
     A network with text features of its own (CLIP) gives those. Any other gives the mean of its last hidden
-    states over the tokens that are no padding, [CLS] and [SEP] counted: the convention of sentence-transformers.
+    states over the tokens that are not padding, [CLS] and [SEP] counted: the convention of sentence-transformers.
 
     Args:
         model: from `polymodal.load`: a text encoder, or a network with a text encoder as its trunk.
@@ -97,9 +98,9 @@ def embed_pictures(
     normalize: bool = True,
     advance: Callable[[float], None] = lambda count: None,
 ) -> Tensor:
-    """Vectors of pictures, or of their files, by a network that has picture features (CLIP), fp32 [N, D]; arguments as in `embed`."""
+    """Vectors of pictures, or of their files, by a network that has them (CLIP, ViT, MAE), fp32 [N, D]; arguments as in `embed`."""
     if not isinstance(model, PictureFeatures):
-        raise UserError(f"{type(model).__name__} has no picture vectors: load CLIP")
+        raise UserError(f"{type(model).__name__} has no picture vectors: load a CLIP, a ViT or an MAE")
     device = next(model.parameters()).device
     normalise = Normalize(model.preprocessing).to(device)
     training = model.training
@@ -160,9 +161,4 @@ def _reader(model: nn.Module) -> Callable[[dict[str, Tensor]], Tensor]:
 
 def _positions(model: nn.Module, tokenizer: Tokenizer) -> int | None:
     """The longest input: the tokenizer's limit, and never more than a learned position table holds."""
-    config: Any = getattr(model, "config", None)
-    config = getattr(config, "text_config", config)
-    names = ("longest_input", "max_position_embeddings", "n_positions")
-    own = next((v for name in names if isinstance(v := getattr(config, name, None), int)), None)
-    limits = [n for n in (own, tokenizer.max_length) if n is not None]
-    return min(limits, default=None)
+    return min((n for n in (longest_input(model), tokenizer.max_length) if n is not None), default=None)

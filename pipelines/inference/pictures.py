@@ -11,15 +11,13 @@ from typing import Protocol
 from PIL import Image
 from torch import Tensor, nn
 
-from ...multimodal.clip import CLIP
-from ...multimodal.pretrained_text import PretrainedText
-from ...multimodal.zero_shot import ZeroShotClassifier, templates
+from ...multimodal.clip_config import CLIPTextConfig
+from ...multimodal.zero_shot import ImageTextModel, ZeroShotClassifier, templates
 from ...shared.errors import BadSample, UserError
 from ...shared.picture import EXPECTED, is_picture
 from ...shared.sample import Sample
 from ...shared.tokenizer import NoTokenizer, Tokenizer
-from ...vision.classify import TrainedClassifier
-from ...vision.vit import ViT
+from ...vision.classify import ImageClassifier, TrainedClassifier
 from ..base.console import Console
 from ..base.files import lines_of
 from ..base.inputs import PICTURES, STDIN, inside
@@ -56,12 +54,12 @@ class Result:
 
 
 def classifier(model: nn.Module, source: str, labels: Sequence[str] | None, chosen: Sequence[str]) -> Classifier:
-    """The classifier that fits `model` (loaded from `source`): zero-shot for CLIP, by its own classes for ViT."""
-    if isinstance(model, CLIP):
+    """The classifier that fits `model` (loaded from `source`): by class names for one of pictures and texts, else by its own classes."""
+    if isinstance(model, ImageTextModel):
         if not labels:
             raise UserError("this model classifies by class names: pass --labels cat,dog or --labels FILE (one name a line)")
         return ZeroShotClassifier(model, clip_tokenizer(model, source), labels, templates(chosen))
-    if isinstance(model, ViT):
+    if isinstance(model, ImageClassifier):
         if labels or chosen:
             raise UserError("this model has classes of its own: leave --labels and --template out")
         return TrainedClassifier(model)
@@ -69,12 +67,13 @@ def classifier(model: nn.Module, source: str, labels: Sequence[str] | None, chos
                     "or a network that was fine-tuned to classify texts")
 
 
-def clip_tokenizer(model: CLIP, source: str) -> Tokenizer:
+def clip_tokenizer(model: ImageTextModel, source: str) -> Tokenizer:
     """The tokenizer beside the model; open_clip's own where open_clip left it out, as it does for its standard vocabulary."""
     try:
         return load_tokenizer(source)
     except NoTokenizer:
-        if isinstance(model.text_trunk, PretrainedText) or model.config.text_config.vocab_size != OPEN_CLIP_VOCABULARY:
+        shape = model.config.text_config
+        if not isinstance(shape, CLIPTextConfig) or shape.vocab_size != OPEN_CLIP_VOCABULARY:
             raise
         return Tokenizer.load("open_clip")
 

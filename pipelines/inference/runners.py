@@ -16,7 +16,8 @@ from ...shared.tokenizer import NoTokenizer, Tokenizer
 from ...text.classify import TextClassifier
 from ..model.frontdoor import load
 from ..model.frontdoor import tokenizer as find_tokenizer
-from .bulk import Runner, fingerprint
+from ..model.open import fingerprint
+from .bulk import Runner
 from .embed import PictureFeatures, embed, embed_pictures, sentence_length
 from .pictures import Classifier, classifier
 from .texts import text_classifier

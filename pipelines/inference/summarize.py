@@ -15,25 +15,23 @@ probable ones, of which the first three sentences are the summary.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from itertools import pairwise
-from pathlib import Path
-from typing import Any, Unpack, cast, overload
+from typing import Unpack, overload
 
 from torch import nn
 
-from ...seq2seq.generation.decoder import Decoder, EncoderDecoder
 from ...seq2seq.generation.defaults import options_of
 from ...seq2seq.generation.generate import generate_texts
 from ...seq2seq.generation.options import FilledOptions, GenerationOptions, GenerationSettings
+from ...shared.decoder import Decoder, EncoderDecoder, longest_source
 from ...shared.errors import UserError
 from ...shared.tokenizer import Tokenizer
 from ..base.console import Bar, Console
-from ..base.inputs import documents
+from .pieces import Pieces
 from .sentences import sentences
+from .trained import merged, trained
 
 HINT = "\nTL;DR:"
 SENTENCES = 3
@@ -45,7 +43,7 @@ Progress = Callable[[str, float | None], AbstractContextManager[Bar]]
 
 
 @dataclass(frozen=True)
-class Piece:
+class Passage:
     """A part of a text and its summary."""
 
     text: str
@@ -58,47 +56,8 @@ class Summary:
 
     text: str = ""
     """The summary."""
-    rounds: list[list[Piece]] = field(default_factory=list)
+    rounds: list[list[Passage]] = field(default_factory=list)
     """The pieces of the text, then those of their summaries put together, and so on; the last round gave the summary."""
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What a model was trained with, as far as its directory tells."""
-
-    prefix: str = ""
-    max_length: int | None = None
-    """Tokens of a text."""
-    max_target_length: int | None = None
-    """Tokens of what it wrote."""
-
-
-def trained(model: nn.Module) -> Trained:
-    """What a model from `polymodal.load` was fine-tuned with.
-
-    A run, its checkpoints and its export have it in the run's system.json; a directory of transformers has the prefix in
-    config.json, under `task_specific_params`.
-    """
-    directory: Path | None = getattr(getattr(model, "origin", None), "directory", None)
-    if directory is None:
-        return Trained()
-    objective = _json(directory.parent / "system.json").get("objective")
-    if directory.name in ("export", "tokenizer") and isinstance(objective, Mapping):
-        told = cast("Mapping[str, Any]", objective)
-        return Trained(str(told.get("prefix", "")), told.get("max_length"), told.get("max_target_length"))
-    tasks: Any = _json(directory / "config.json").get("task_specific_params")
-    try:
-        return Trained(str(tasks["summarization"]["prefix"]))
-    except (KeyError, TypeError):
-        return Trained()
-
-
-def _json(path: Path) -> Mapping[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, Mapping) else {}  # pyright: ignore[reportUnknownVariableType]
 
 
 @overload
@@ -173,17 +132,17 @@ def summaries(
     found = [Summary() for _ in texts]
     waiting = dict(enumerate(texts))
     while waiting:
-        pieces = {number: reader.cut(text) for number, text in waiting.items()}
+        pieces = {number: reader.pieces.cut(text) for number, text in waiting.items()}
         flat = [piece for several in pieces.values() for piece in several]
         with progress("merging" if found[next(iter(waiting))].rounds else "summarizing", len(flat)) as bar:
             written = iter(reader.write(flat, batch_size, bar.advance))
         waiting = {}
         for number, several in pieces.items():
             summary = found[number]
-            summary.rounds.append([Piece(piece, next(written)) for piece in several])
+            summary.rounds.append([Passage(piece, next(written)) for piece in several])
             summary.text = " ".join(p.summary for p in summary.rounds[-1] if p.summary)
             fewer = len(summary.rounds) < 2 or len(several) < len(summary.rounds[-2])
-            if len(several) > 1 and fewer and reader.length(summary.text) > reader.longest:
+            if len(several) > 1 and fewer and reader.pieces.length(summary.text) > reader.longest:
                 waiting[number] = summary.text
     return found
 
@@ -212,38 +171,16 @@ class _Reader:
         else:
             raise UserError(f"{type(model).__name__} writes no text: load a fine-tuned T5, or a GPT-2")
         self.longest = options.get("max_new_tokens") or longest
-        settings: FilledOptions = {**_merged(defaults, options), "max_new_tokens": self.longest}
+        limit = min(limit, longest_source(model, self.longest) or limit)
+        settings: FilledOptions = {**merged(defaults, options), "max_new_tokens": self.longest}
         self.settings = GenerationSettings(**settings)
         if self.settings.num_return_sequences > 1:
             raise UserError("a summary is one text: leave num_return_sequences out")
-        self.room = limit - len(tokenizer.encode(self.before + self.after)) - 1  # one for a border that splits otherwise
-        if self.room < 2 * self.longest:
-            raise UserError(f"the model reads pieces of {max(self.room, 0)} tokens, and summaries of {self.longest} tokens would not be "
-                            f"much shorter: ask for max_new_tokens of at most {max(self.room // 2, 0)}")
-
-    def length(self, text: str) -> int:
-        """Tokens of a text."""
-        return len(self.tokenizer.encode(text, add_special_tokens=False))
-
-    def cut(self, text: str) -> list[str]:
-        """The text, or pieces of whole sentences that the model can read, of like length."""
-        if self.length(text) <= self.room:
-            return [text.strip()]
-        spans = [part for span in sentences(text) for part in self._fitting(text, *span)]
-        # each with the space before it
-        sizes = [self.length(text[before:end]) + 1 for before, (_, end) in zip([spans[0][0], *(end for _, end in spans)], spans)]
-        count = len(_packed(sizes, self.room, float("inf")))
-        groups = _packed(sizes, self.room, sum(sizes) / count)
-        return [text[spans[group[0]][0]:spans[group[-1]][1]].strip() for group in groups]
-
-    def _fitting(self, text: str, start: int, end: int) -> list[tuple[int, int]]:
-        """The span of a sentence, cut at tokens where it is longer than a whole piece."""
-        if self.length(text[start:end]) < self.room:
-            return [(start, end)]
-        places = [place for place in self.tokenizer.offsets(text[start:end])[1] if place[1] > place[0]]
-        step = max(1, self.room // 2)  # a part may have more tokens than it had within the sentence
-        borders = [start, *(start + places[i][0] for i in range(step, len(places), step)), end]
-        return [(a, b) for a, b in pairwise(borders) if text[a:b].strip()]
+        self.pieces = Pieces(tokenizer, limit, self.before + self.after)
+        room = max(self.pieces.room, 0)
+        if room < 2 * self.longest:
+            raise UserError(f"the model reads pieces of {room} tokens, and summaries of {self.longest} tokens would not be "
+                            f"much shorter: ask for max_new_tokens of at most {room // 2}")
 
     def write(self, pieces: Sequence[str], batch_size: int, advance: Callable[[float], None]) -> list[str]:
         """The summary of each piece."""
@@ -257,34 +194,3 @@ class _Reader:
             return text
         first = sentences(text)[:SENTENCES]
         return text[:first[-1][1]] if first else ""
-
-
-def _packed(sizes: Sequence[int], room: int, share: float) -> list[list[int]]:
-    """Neighbours in groups whose sizes add up to at most `room`; the k-th group ends where the sum is nearest to k * share."""
-    groups: list[list[int]] = []
-    size = total = 0
-    for number, more in enumerate(sizes):
-        if not groups or size + more > room or total + more / 2 > share * len(groups):
-            groups.append([])
-            size = 0
-        groups[-1].append(number)
-        size, total = size + more, total + more
-    return groups
-
-
-def _merged(defaults: GenerationOptions, options: FilledOptions) -> FilledOptions:
-    """The options over the defaults; to search beams means not to draw, and the other way round."""
-    merged: FilledOptions = {**defaults, **options}
-    if options.get("num_beams", 1) > 1 and "do_sample" not in options:
-        merged["do_sample"] = False
-    if (options.get("do_sample") or options.get("stop_strings")) and "num_beams" not in options:
-        merged["num_beams"] = 1
-    return merged
-
-
-def read_references(path: Path, count: int) -> list[str]:
-    """The right summaries of `count` texts: the lines of a file, or all of it where there is one text."""
-    found = documents([str(path)], lines=count > 1)
-    if len(found) != count:
-        raise UserError(f"{path} holds {len(found)} summaries for {count} texts: expected one a line, in the order of the texts")
-    return [d.text for d in found]

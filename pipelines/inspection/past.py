@@ -19,6 +19,7 @@ from ...shared.settings import build_settings
 from ..data.account import describe_update
 from ..data.dataset import DataSet
 from ..data.layout import BatchLayout
+from ..data.loader import added
 from ..data.order import draw_seed
 from ..data.stream import Stream
 from ..run import checkpoint
@@ -111,9 +112,9 @@ class Past:
         opened = [DataSet.open(source) for source in given]
         if not known:
             if not opened:
-                raise UserError(f"--update of {self.run.directory} needs --data: the data set that it trained on, of which it says nothing")
+                raise UserError(f"--update of {self.run.directory} needs --data: the data set that it trained on, which it does not record")
             if len(opened) > 1:
-                raise UserError(f"{self.run.directory} says nothing of its data and has no checkpoint: --update can show it for one data "
+                raise UserError(f"{self.run.directory} does not record its data and has no checkpoint: --update can show it for one data "
                                 "set, not for a mixture, whose weights are unknown")
             return [(opened[0], 1.0)]
         for data in opened:
@@ -210,6 +211,7 @@ def show(stream: Stream, index: int, limit: int | None = None, chosen: Sequence[
         "sample_ids": [r.sample_id for r in reads], "keys": [r.key for r in reads], "examples": [],
     }
     previews: list[Preview] = []
+    objective = stream.turns.objective(index)
     for read, prepared in zip(decoded, stream.prepare([read.position for read in decoded]), strict=True):
         sample = prepared.sample
         example: dict[str, Any] = {"sample": read.sample_id, "key": read.key, "epoch": read.epoch,
@@ -220,10 +222,10 @@ def show(stream: Stream, index: int, limit: int | None = None, chosen: Sequence[
             if isinstance(sample, BadSample):
                 raise sample
             classes = stream.sets[read.source].index.schema.get("classes", [])
-            example["fields"] = dict(sample_rows(sample, classes, getattr(stream.objective, "tokenizer", None)))
+            example["fields"] = dict(sample_rows(sample, classes, getattr(objective, "tokenizer", None)))
             if sample.partner is not None:
                 example["partner"] = {"sample": sample.partner.index, "key": sample.partner.key}
-            made = [stream.objective.describe(e) for e in stream.objective.example(sample, prepared.rng)]
+            made = [objective.describe(e) for e in objective.example(sample, prepared.rng)]
         except BadSample as error:
             example["bad"] = str(error)
         example["examples"] = [[list(row) for row in preview.rows] for preview in made]
@@ -240,9 +242,8 @@ def _micro_batch(stream: Stream, index: int, part: int) -> dict[str, Any]:
     except UserError as error:
         return {**facts, "bad": str(error)}
     passes = batch.passes()
-    counts = {name: sum(p.counts[name] for p in passes if name in p.counts) for name in dict.fromkeys(n for p in passes for n in p.counts)}
-    return {**facts, "samples": batch.sample_ids, "counts": counts, "tokens": sum(p.tokens for p in passes), "task": batch.task,
-            "skipped": [record.reason for record in batch.bad], **({"passes": len(passes)} if len(passes) > 1 else {}),
+    return {**facts, "samples": batch.sample_ids, "counts": added(p.counts for p in passes), "tokens": sum(p.tokens for p in passes),
+            "task": batch.task, "skipped": [record.reason for record in batch.bad], **({"passes": len(passes)} if len(passes) > 1 else {}),
             **_tensors(passes[0])}
 
 

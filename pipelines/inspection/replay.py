@@ -26,6 +26,7 @@ from ...shared.system import Batch, System
 from ..base.console import Console
 from ..data.dataset import DataSet
 from ..data.layout import BatchLayout
+from ..data.loader import added
 from ..data.stream import Stream
 from ..run import checkpoint
 from ..run.environment import describe_environment
@@ -36,6 +37,7 @@ from ..train.devices import build_fabric, seed_draws
 from ..train.events import rewind_decisions
 from ..train.inputs import build_stream
 from ..train.loop import build_system, make_update, set_up
+from ..train.meter import losses
 from ..train.start import Start, find_start
 from ..train.state import TrainState
 from .past import Past
@@ -109,7 +111,7 @@ def _find_way(past: Past, console: Console) -> _Way:
         console.warn(f"checkpoint {found.path.name} is damaged ({reason}); taking the one before")
     first = past.starts[0] if past.starts else None
     if first is not None and first["update"] > 0:
-        raise UserError(f"{past.run.directory} went on from {first['checkpoint']}, which is gone, and has no whole checkpoint before "
+        raise UserError(f"{past.run.directory} went on from {first['checkpoint']}, which is gone, and has no intact checkpoint before "
                         f"update {past.update}: there is nothing to replay from")
     return _Way(None, end, row, _notes(past, 0, end))
 
@@ -234,7 +236,7 @@ def _make(past: Past, state: TrainState, sets: list[tuple[DataSet, float]], way:
             make_update(state)
             state.health.wait_for_norms()
             if mine:
-                made["update"] = _own(before, state.meter.state())
+                made["update"] = _own(before, state.meter.state(), state.system.objective.turns)
                 made["trouble"] = _trouble(state)
                 if state.health.trouble is not None:
                     return made
@@ -246,7 +248,7 @@ def _make(past: Past, state: TrainState, sets: list[tuple[DataSet, float]], way:
                 state.meter.reset()
     means = state.meter.means()
     if means:
-        made["line"] = {**state.progress(), **means, **state.system.derive(means), "lr": state.lr}
+        made["line"] = {**state.progress(), **means, **state.system.derived(means), "lr": state.lr}
     return made
 
 
@@ -261,14 +263,14 @@ def _continue(state: TrainState, past: Past, sets: list[tuple[DataSet, float]]) 
     state.stream = stream
 
 
-def _own(before: Mapping[str, Sequence[float]], after: Mapping[str, Any]) -> dict[str, float] | None:
+def _own(before: Mapping[str, Sequence[float]], after: Mapping[str, Any], turns: Mapping[str, float]) -> dict[str, float] | None:
     """The means of one update: what it added to the sums; None where it made no step."""
     sums = {name: (total - before.get(name, (0, 0))[0], count - before.get(name, (0, 0))[1])
             for name, (total, count) in after["sums"].items()}
     means = {name: total / count for name, (total, count) in sums.items() if count}
     if "grad_norm" not in means:
         return None
-    return {"loss": sum(weight * means.get(name, 0.0) for name, weight in after["weights"].items()), **means}
+    return {**losses(means, {name: weight for name, weight in after["weights"].items() if name in means}, turns), **means}
 
 
 def _trouble(state: TrainState) -> str | None:
@@ -290,11 +292,8 @@ def sample_losses(state: TrainState, console: Console) -> list[dict[str, Any]]:
         part of the update's gradient).
     """
     system, layout, index = state.system, state.stream.layout, state.update
-    counts: dict[str, int] = {}
-    for part in range(layout.accumulate):
-        for batch in state.stream[index * layout.accumulate + part].passes():
-            for name, count in batch.counts.items():
-                counts[name] = counts.get(name, 0) + count
+    numbers = range(index * layout.accumulate, (index + 1) * layout.accumulate)
+    counts = added(p.counts for number in numbers for p in state.stream[number].passes())
     trained = [p for p in system.parameters() if p.requires_grad]
     found: list[dict[str, Any]] = []
     system.eval()
@@ -313,10 +312,11 @@ def sample_losses(state: TrainState, console: Console) -> list[dict[str, Any]]:
     return sorted(found, key=lambda entry: -entry["loss"] if math.isfinite(entry["loss"]) else -math.inf)
 
 
-def _alone(state: TrainState, batch: Batch, part: int, counts: Mapping[str, int], trained: Sequence[Tensor]) -> dict[str, float]:
+def _alone(state: TrainState, batch: Batch, part: int, counts: Mapping[str, float], trained: Sequence[Tensor]) -> dict[str, float]:
     """A sample's loss, and its parts of the update's loss and gradient."""
     seed_draws(state.recipe.seed, state.update, "sample", *batch.sample_ids)
     passes = batch.passes()
+    own = added(p.counts for p in passes)
     gradient: dict[Tensor, Tensor] = {}
     loss = whole = 0.0
     for one in passes:
@@ -329,7 +329,6 @@ def _alone(state: TrainState, batch: Batch, part: int, counts: Mapping[str, int]
                 if g is not None:
                     gradient[p] = gradient[p] + g if p in gradient else g
         whole += float(share.detach()) if isinstance(share, Tensor) else share
-        own = {name: sum(p.counts.get(name, 0) for p in passes) for name in one.counts}
         loss += sum(term.weight * float(term.total.detach()) / own[term.count] for term in terms if own[term.count])
     norm = float(torch.stack([g.float().norm() for g in gradient.values()]).norm()) if gradient else 0.0
     return {"loss": loss, "share": whole, "gradient": norm}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...shared.system import named
 from ..run.directory import Run, open_run
 from ..run.recipe import record
 from ..train.events import describe_event
@@ -88,24 +89,57 @@ def _numbers(train: list[dict[str, Any]], held_out: list[dict[str, Any]]) -> lis
 
 
 def _figures(run: Run, train: list[dict[str, Any]], held_out: list[dict[str, Any]], levels: dict[str, float] | None) -> list[str]:
-    """Loss first, then every other measured quantity, training and held-out in one figure."""
+    """Loss first, then every other measured quantity, training and held-out in one figure; of tasks that take turns one figure each."""
     prefix = run.directory.name
-    names = list(dict.fromkeys(n for row in (train[-1], *held_out[-1:]) for n in _measured(row)))
+    rows = (train[-1], *held_out[-1:])
+    names = list(dict.fromkeys(n for row in rows for n in _measured(row)))
+    tasks = [task for row in rows for task in _tasks(row)]
+    quantities: dict[str, list[str]] = {}
+    for name in names:
+        quantities.setdefault(_split(name, tasks)[1], []).append(name)
     figures: list[str] = []
-    for name in names[:_MAX_FIGURES]:
-        lines = {label: found for label, split in (("training", "train"), ("held-out", "eval")) if (found := line(run, split, name))[0]}
-        figures.append(page.curves(f"{prefix}: {_words(name)}", lines, levels=levels if name == "loss" else None))
+    for quantity, mine in list(quantities.items())[:_MAX_FIGURES]:
+        for title, lines in _curves(run, quantity, mine).items():
+            figures.append(page.curves(f"{prefix}: {_words(title)}", lines, levels=levels if title == "loss" else None))
     figures.append(page.curves(f"{prefix}: learning rate", {"learning rate": line(run, "train", "lr")}))
     rate = "tokens_per_s" if train[-1].get("tokens_per_s") else "samples_per_s"
     figures.append(page.curves(f"{prefix}: {_words(rate)}", {rate: line(run, "train", rate)}))
     return figures
 
 
+def _curves(run: Run, quantity: str, names: Sequence[str]) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
+    """The figures of one quantity, by title: training beside held-out; and where tasks take turns, the tasks beside each other."""
+    splits = {"training": "train", "held-out": "eval"}
+    figures = {quantity: {label: line(run, split, quantity) for label, split in splits.items()}} if quantity in names else {}
+    if by_task := {name.removesuffix(f"/{quantity}"): name for name in names if name != quantity}:
+        figures |= {f"{quantity} by task, {label}": {task: line(run, split, name) for task, name in by_task.items()}
+                    for label, split in splits.items()}
+    drawn = {title: {label: curve for label, curve in lines.items() if curve[0]} for title, lines in figures.items()}
+    return {title: lines for title, lines in drawn.items() if lines}
+
+
+def _tasks(row: Mapping[str, Any]) -> list[str]:
+    """The tasks of a line that take turns: each has a loss."""
+    return [name.removesuffix("/loss") for name in row if name.endswith("/loss")]
+
+
+def _split(name: str, tasks: Sequence[str]) -> tuple[str, str]:
+    """(task, quantity) of a number; the task is empty where it is of all."""
+    task, _, quantity = name.partition("/")
+    return (task, quantity) if task in tasks else ("", name)
+
+
 def _measured(row: dict[str, Any]) -> list[str]:
     """The quantities of a line, the loss first; a single term that is the loss itself is left out."""
+    tasks = _tasks(row)
+
+    def is_loss(name: str) -> bool:
+        task, quantity = _split(name, tasks)
+        return quantity != "loss" and row[name] == row[named(task, "loss")]
+
     names = [n for n, v in row.items() if n not in _COUNTERS and isinstance(v, float)]
-    return ["loss", *(n for n in names if n != "loss" and row[n] != row["loss"])]
+    return ["loss", *(n for n in names if n != "loss" and not is_loss(n))]
 
 
 def _words(name: str) -> str:
-    return name.replace("_per_s", " per second").replace("_", " ")
+    return name.replace("_per_s", " per second").replace("/", ": ").replace("_", " ")

@@ -133,6 +133,10 @@ class Target(Protocol):
         """What starts or submits the job, whose files lie in `folder`."""
         ...
 
+    def preempted(self, job: Job) -> str:
+        """What happens when the scheduler takes machines away, in a line for people."""
+        ...
+
 
 def seconds_of(time: str) -> int | None:
     """Seconds of a time limit in Slurm's spellings: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S; None where it is none."""

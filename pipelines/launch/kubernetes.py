@@ -64,6 +64,16 @@ class Kubernetes:
         """Submit with kubectl."""
         return ["kubectl", "apply", "-f", str(folder / f"{job.name}.yaml")]
 
+    def preempted(self, job: Job) -> str:
+        """A new pod comes, by the Job or by the operator."""
+        back = {
+            "pytorchjob": "Kubeflow's operator makes a new one by its own rules (not tested), and",
+            "trainjob": "its Job makes a new one that does not count as a failure (not tested on a cluster), and",
+            "job": "the Job makes a new one that does not count as a failure (not tested on a cluster), and",
+        }[job.options.kind or "job"]
+        return (f"a pod is told to stop and has {job.grace} s, in which its ranks save and plain torchrun ends with code 1; {back} the run "
+                "goes on from its newest checkpoint once all pods are there")
+
 
 class _Dumper(yaml.SafeDumper):
     """YAML without anchors: two mappings that are equal are written twice."""

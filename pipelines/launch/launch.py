@@ -64,7 +64,7 @@ def launch(job: Job, on: str, *, write: Path = Path(), dry_run: bool = False, su
     target = check(job, on)
     files, command = target.files(job), target.command(job, write)
     result: dict[str, Any] = {"on": on, "name": job.name, "files": files, "command": command,
-                              "environment": job.environment if target.here else {}}
+                              "environment": job.environment if target.here else {}, "preempted": target.preempted(job)}
     if dry_run:
         for name, content in files.items():
             console.say(f"# {name}\n{content.rstrip()}\n")
@@ -77,6 +77,7 @@ def launch(job: Job, on: str, *, write: Path = Path(), dry_run: bool = False, su
     if job.options.logs is not None or on == "slurm":
         Path(job.options.logs or "logs").mkdir(parents=True, exist_ok=True)
     console.say(f"wrote {', '.join(str(write / name) for name in files)}")
+    console.say(f"when it is preempted: {result['preempted']}")
     if not submit:
         console.say(f"to start it: {shlex.join(command)}")
         return result

@@ -43,6 +43,11 @@ class Ray:
         """`ray job submit`."""
         return ["ray", "job", "submit", "--working-dir", str(folder), "--", "python", f"{job.name}-ray.py"]
 
+    def preempted(self, job: Job) -> str:
+        """Ray starts all ranks again."""
+        return (f"Ray starts all ranks again when the machines are there, at most {job.max_restarts} times (--max-restarts), from the "
+                "newest checkpoint; what was computed since then is lost (not tested on a cluster)")
+
 
 def _python(value: Any) -> str:
     """A plain value as Python source."""
@@ -125,3 +130,8 @@ class SkyPilot:
     def command(self, job: Job, folder: Path = Path()) -> list[str]:
         """`sky jobs launch`."""
         return ["sky", "jobs", "launch", "--yes", str(folder / f"{job.name}-sky.yaml")]
+
+    def preempted(self, job: Job) -> str:
+        """SkyPilot runs the task again."""
+        return ("SkyPilot runs the task again on other machines, from the newest checkpoint, so --out must lie on a mounted store that "
+                "outlives them; what was computed since then is lost, as plain torchrun is killed with its machine (not tested)")

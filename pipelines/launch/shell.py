@@ -8,6 +8,8 @@ from pathlib import Path
 
 from .job import MARK, Job, ShellText, words
 
+_HERE = "asked to stop, it saves and ends with code 75; the same command goes on from there, and nothing gives it by itself"
+
 
 class ThisMachine:
     """The run's own way to start ranks, on this machine."""
@@ -27,6 +29,10 @@ class ThisMachine:
     def command(self, job: Job, folder: Path = Path()) -> list[str]:
         """`polymodal pretrain` with one process for each GPU."""
         return [sys.executable, "-m", "polymodal", *job.program(), "--devices", str(job.gpus)]
+
+    def preempted(self, job: Job) -> str:
+        """Nobody starts it again."""
+        return _HERE
 
 
 class Torchrun:
@@ -49,6 +55,10 @@ class Torchrun:
         # "localhost:0" takes a free port
         place = ["--rdzv-backend=c10d", f"--rdzv-endpoint={job.options.rendezvous or 'localhost:0'}", f"--rdzv-id={job.name}"]
         return job.agent(*place, python=sys.executable)
+
+    def preempted(self, job: Job) -> str:
+        """Nobody starts it again."""
+        return _HERE
 
 
 class Slurm:
@@ -82,6 +92,10 @@ class Slurm:
     def command(self, job: Job, folder: Path = Path()) -> list[str]:
         """Submit with sbatch."""
         return ["sbatch", str(folder / f"{job.name}.sbatch")]
+
+    def preempted(self, job: Job) -> str:
+        """Slurm queues it again."""
+        return "the ranks save if Slurm tells them (GraceTime), the job queues itself again, and goes on from its newest checkpoint"
 
 
 _SCRIPT = """\

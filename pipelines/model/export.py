@@ -6,11 +6,12 @@ import shutil
 import uuid
 from pathlib import Path
 
+from ...registry import family
 from ...shared.errors import UserError
 from ...shared.system import System
 from ...shared.tokenizer import Tokenizer
 from ..run.directory import open_run_or_checkpoint
-from .frontdoor import save
+from .frontdoor import save, take_over
 
 
 def export_system(system: System, out: Path, tokenizer: Tokenizer | None, format: str | None = None) -> None:
@@ -36,7 +37,7 @@ def export(source: str | Path, out: str | Path, format: str | None = None) -> Pa
     Args:
         source: a run's directory, or `RUN/checkpoints/update-...`.
         out: the directory to write; it must not exist, or be empty.
-        format: "transformers", "open_clip" or "timm"; by default the family's own.
+        format: "transformers", "open_clip", "timm" or "polymodal"; by default the family's own.
 
     Returns:
         The directory.
@@ -46,6 +47,7 @@ def export(source: str | Path, out: str | Path, format: str | None = None) -> Pa
         raise UserError(f"--out {out} is not empty; give a new directory")
     run, at = open_run_or_checkpoint(source)
     system = run.system(at)
+    take_over(system.net, family(run.described()["system"]), run)
     if out.exists():
         out.rmdir()
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -25,6 +25,7 @@ from ...shared.tokenizer import Tokenizer
 from .weights import read_weights, write_directory
 
 if TYPE_CHECKING:
+    from ..run.directory import Run
     from .quantize import Quantization
 
 __all__ = ["load", "save", "system", "tokenizer"]
@@ -114,7 +115,11 @@ def load(source: str | Path, *, device: str | torch.device = "cpu", dtype: str |
     target = _dtype(dtype)
     system = _from_run(Path(source))
     model = system.net if system is not None else _from_directory(_directory(source))
-    model = model.eval().to(device=device, dtype=target)
+    return for_inference(model.eval().to(device=device, dtype=target), quantize, prepack)
+
+
+def for_inference(model: nn.Module, quantize: Quantization | None = None, prepack: bool = False, rows: int | None = None) -> nn.Module:
+    """The network in the form that `load` was asked for, changed in place; `rows` as in `polymodal.pipelines.model.prepack`."""
     if quantize is not None:
         from .quantize import quantize as fewer_bits
 
@@ -122,7 +127,7 @@ def load(source: str | Path, *, device: str | torch.device = "cpu", dtype: str |
     if prepack:
         from .prepack import prepack as laid_out
 
-        model = laid_out(model)
+        model = laid_out(model, rows)
     return model
 
 
@@ -163,8 +168,18 @@ def _from_run(path: Path) -> System | None:
     run, at = open_run_or_checkpoint(path)
     system = run.system(at)
     entry = family(run.recipe().system)
+    take_over(system.net, entry, run)
     _remember(system.net, entry, net_of(system.net, entry), run.directory / "tokenizer")
     return system
+
+
+def take_over(net: nn.Module, entry: Family, run: Run) -> None:
+    """Give a run's network what the model that the run began with had beside config and weights (`Run.brought`)."""
+    from ..run.directory import START
+
+    if run.brought() and (found := net_of(net, entry)) is not None:
+        for format in found.formats[:1]:
+            format.finish(net, {}, run.directory / START)
 
 
 def _remember(model: nn.Module, entry: Family, net: Net | None, directory: Path | None) -> None:
@@ -216,7 +231,7 @@ def _recognise(directory: Path) -> tuple[Family, Net, Format, dict[str, Any]]:
     """Which family, network and format a directory holds, and its main JSON file."""
     records = {path.name: read_json(path) for path in _json_files(directory)}
     if not records:
-        raise UserError(f"{directory} is no model directory: expected {CONFIG} (transformers, timm) or open_clip_config.json")
+        raise UserError(f"{directory} is not a model directory: expected {CONFIG} (transformers, timm) or open_clip_config.json")
     for entry in families().values():
         for net in entry.nets:
             for format in net.formats:
@@ -244,8 +259,9 @@ def save(model: nn.Module, directory: str | Path, *, tokenizer: Tokenizer | None
     Args:
         model: from `load`, or `system(...).net`.
         directory: where to; files of the same names are replaced.
-        tokenizer: written beside the weights; by default the files that lay beside the loaded ones.
-        format: "transformers", "open_clip" or "timm", where the network has that layout; by default its own.
+        tokenizer: written beside the weights, with the longest input of the network as its `model_max_length`; by default the files that
+            lay beside the loaded ones.
+        format: "transformers", "open_clip", "timm" or "polymodal", where the network has that layout; by default its own.
     """
     directory = Path(directory)
     origin: Origin | None = getattr(model, "origin", None)
@@ -264,7 +280,15 @@ def save(model: nn.Module, directory: str | Path, *, tokenizer: Tokenizer | None
         copies = {}
     write_directory(directory, files, weights, chosen.weights_file, copies)
     if tokenizer is not None:
-        tokenizer.save(directory)
+        tokenizer.with_max_length(longest_input(model)).save(directory)
+
+
+def longest_input(model: nn.Module) -> int | None:
+    """Tokens of the longest text that a network has positions for; None where it reads no text, or any length."""
+    config: Any = getattr(model, "config", None)
+    config = getattr(config, "text_config", config)
+    names = ("longest_input", "max_position_embeddings", "n_positions")
+    return next((v for name in names if isinstance(v := getattr(config, name, None), int)), None)
 
 
 def _described(model: nn.Module, entry: Family, net: Net) -> dict[str, Any]:
@@ -290,4 +314,4 @@ def _known(model: nn.Module) -> tuple[Family, Net]:
     for entry in families().values():
         if type(config) is entry.config and (net := net_of(model, entry)) is not None:
             return entry, net
-    raise UserError(f"{type(model).__name__} is no network of a known system; pass one from polymodal.load or polymodal.system(...).net")
+    raise UserError(f"{type(model).__name__} is not a network of a known system; pass one from polymodal.load or polymodal.system(...).net")

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ...registry import families, file_of, folder_of
+from ...shared.family import Vocabulary
 from ..base.markdown import table
 
 
@@ -25,6 +26,8 @@ class SystemInfo:
     tasks: tuple[str, ...]
     architectures: tuple[str, ...]
     layouts: tuple[str, ...]
+    vocabulary: Vocabulary | None
+    """What `polymodal tokenizer train --for` learns."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -36,7 +39,7 @@ def systems() -> list[SystemInfo]:
     return [
         SystemInfo(f.name, f.card.title, folder_of(f), f.card.year, f.card.paper, f.card.url, f.pretraining.objective, tuple(f.sizes),
                    f.card.reference, tuple(t.name for t in f.tasks), tuple(n.architecture for n in f.nets),
-                   tuple(dict.fromkeys(x.name for n in f.nets for x in n.formats)))
+                   tuple(dict.fromkeys(x.name for n in f.nets for x in n.formats)), f.vocabulary)
         for f in families().values()
     ]  # fmt: skip
 

@@ -62,7 +62,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
                         f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); expected safetensors: "
                         f"convert it with a program that you trust") from None
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise UserError(f"{path} is no state dict of tensors; expected safetensors")
+        raise UserError(f"{path} is not a state dict of tensors; expected safetensors")
     return dict(state)
 
 

@@ -34,7 +34,7 @@ class ShardPlan:
 
 
 @dataclass(frozen=True)
-class Side:
+class Contents:
     """What a data set will hold."""
 
     documents: int
@@ -54,7 +54,7 @@ class Cut:
     shards: tuple[ShardPlan, ...]
     below: int
     """Records with an identity below this are held out."""
-    sides: tuple[Side, ...]
+    sides: tuple[Contents, ...]
     """Of the data set, and of the held-out one where there is one."""
 
 
@@ -85,15 +85,14 @@ def cut(runs: Sequence[str], spooled: Path, settings: Resolved, folders: Sequenc
     is_held = held_out(identities, below)
     everything = np.argsort(np.concatenate([t["number"] for t in tables]), kind="stable")
     found: list[ShardPlan] = []
-    sides: list[Side] = []
+    sides: list[Contents] = []
     for held, folder in zip((False, True), folders, strict=False):
         chosen = everything[is_held[everything] == held]
         if not len(chosen):
-            raise UserError(f"no samples left for {str(folder.parent.parent)!r}: --holdout {settings.holdout:g} of "
-                            f"{len(np.unique(identities))} different ones (equal ones stay together); give a number of them, such as "
-                            "--holdout 1")
+            raise UserError(f"--holdout {settings.holdout:g} of {len(np.unique(identities))} different samples (equal ones stay "
+                            f"together) leaves none for {str(folder.parent.parent)!r}: give a number of samples, such as --holdout 1")
         side = is_held == held
-        sides.append(Side(int((pieces[side] > 0).sum()), len(np.unique(identities[side])), int((pieces[side] > 1).sum()),
+        sides.append(Contents(int((pieces[side] > 0).sum()), len(np.unique(identities[side])), int((pieces[side] > 1).sum()),
                           int(sizes[side].sum(dtype=np.int64)) if settings.block else 0))
         for number, part in enumerate(_parts(chosen, sizes, _limit(settings))):
             ranges = tuple((runs[run], first, last) for run, first, last in _ranges(run_of[part], row_of[part]))
@@ -106,6 +105,8 @@ def _limit(settings: Resolved) -> int:
     limit = settings.shard_bytes - 2 * 10240
     if settings.block:
         row = 1536 + -(-settings.block * (4 if settings.wide else 2) // 512) * 512
+        if settings.reading.knows_words:
+            row += 512 + -(-settings.block // 512) * 512
         limit = max(settings.block, int(0.97 * limit / row * settings.block))
     return max(limit, 1)
 

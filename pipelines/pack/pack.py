@@ -20,20 +20,23 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import lru_cache, partial
+from importlib.metadata import version
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from ...shared.errors import BadSample, UserError
+from ...shared.sample import UNITS_FIELD
 from ..base.console import Bar, Console
 from ..base.files import temporary_path, told, write_atomic
 from ..crew.crew import LOCK, claim, crew, do_all
 from ..crew.pieces import Crew, Lost, Piece, Workers
 from ..data.index import INDEX, TOKENIZER, Index, Shard, idx_name
 from ..data.order import permutation
-from .cut import ShardPlan, Side, cut
-from .records import LABEL, Record, Ref, data_start, records, sorted_classes
+from .cells import LABEL, Record, Ref, data_start
+from .cut import Contents, ShardPlan, cut
+from .records import records, sorted_classes
 from .rows import fit, in_sequence
 from .settings import PackSettings, Resolved
 from .sources import Sources, Unit, find
@@ -45,7 +48,7 @@ if TYPE_CHECKING:
 
 WORK = ".pack"
 _LISTED = 1000
-_FORMAT = 2
+_FORMAT = 3
 """Of what lies in `WORK`."""
 _WHOLE = "whole"
 """Name of a record of tokens that is a document, no piece of one."""
@@ -120,6 +123,9 @@ def _pack(folders: list[Path], found: Sources, settings: Resolved, tokenizer: To
             console.warn(f"skipped: {row}")
         if members := sum((Counter[str](unit["left_out"]) for unit in units), Counter[str]()):
             console.warn(f"{members.total()} members of tars belong to no sample and are left out: {told(members)}")
+        if unread := sum((Counter[str](unit["unread"]) for unit in units), Counter[str]()):
+            told_columns = ", ".join(f"{name} ({count} records)" for name, count in unread.most_common(8))
+            console.warn(f"columns that are not read: {told_columns}{' ...' if len(unread) > 8 else ''}")
         found = replace(found, left_out=Counter(found.left_out) + members)
         names = [name for unit in units for name in unit["classes"]]
         if names and not found.classes:
@@ -138,7 +144,7 @@ def _pack(folders: list[Path], found: Sources, settings: Resolved, tokenizer: To
                     plan.sides, work / TOKENIZER) for held, folder in enumerate(folders)]
 
 
-def _tell_split(sides: Sequence[Side], settings: Resolved, console: Console) -> None:
+def _tell_split(sides: Sequence[Contents], settings: Resolved, console: Console) -> None:
     """Say what is really held out: it is drawn by content, so few or unequal documents and repeats make it more or less than was asked."""
     held, total = sides[1], sum(side.documents for side in sides)
     noun = "documents" if settings.block else "samples"
@@ -152,14 +158,14 @@ def _tell_split(sides: Sequence[Side], settings: Resolved, console: Console) -> 
         console.warn(f"--holdout {settings.holdout:g} was to hold out {asked:.1%} and holds out {share:.1%}: there are few {noun}, or they "
                      "are of unequal size or often repeated")
     if held.different == 1:
-        console.warn(f"all that is held out is one of the {noun}: what is measured on it says little about others")
+        console.warn(f"only one of the {noun} is held out: what is measured on it says little about others")
 
 
 def _load_tokenizer(source: Tokenizer | str | Path, kind: str, block: int) -> Tokenizer:
     from ...shared.tokenizer import Tokenizer
 
-    if kind != "text":
-        raise UserError(f"--tokenize makes rows of tokens from text; these sources are {kind}")
+    if kind not in ("text", "words"):
+        raise UserError(f"--tokenize makes rows of tokens from text or words; these sources are {kind}")
     if block < 8:
         raise UserError(f"--block {block} is too short, expected at least 8 tokens")
     return source if isinstance(source, Tokenizer) else Tokenizer.load(source)
@@ -218,7 +224,7 @@ def _read(unit: Unit, number: int, settings: Resolved, work: Path) -> None:
     bad: list[str] = []
     count = 0
     names: set[str] = set()
-    left_out: Counter[str] = Counter()
+    left_out, unread = Counter[str](), Counter[str]()
 
     def refuse(reason: str) -> None:
         nonlocal count
@@ -229,7 +235,7 @@ def _read(unit: Unit, number: int, settings: Resolved, work: Path) -> None:
             bad.append(reason)
 
     def good() -> Iterator[Record]:
-        for record in records(unit, settings.reading, left_out):
+        for record in records(unit, settings.reading, left_out, unread):
             if isinstance(record, BadSample):
                 refuse(str(record))
             else:
@@ -243,19 +249,22 @@ def _read(unit: Unit, number: int, settings: Resolved, work: Path) -> None:
                     text = record.fields["txt"]
                     assert isinstance(text, bytes)
                     refuse(f"{unit.path}: a text has no tokens, it begins {data_start(text)!r}")
-                for piece, ids in enumerate(pieces):
-                    data = ids.astype("<u4" if settings.wide else "<u2").tobytes()
+                for place, piece in enumerate(pieces):
+                    fields: dict[str, bytes | Ref] = {"tokens": piece.ids.astype("<u4" if settings.wide else "<u2").tobytes()}
+                    if piece.units is not None:
+                        fields[UNITS_FIELD] = piece.units.tobytes()
                     name = _WHOLE if len(pieces) == 1 else ""
-                    spool.add(Record(name, {"tokens": data}, record.identity), len(ids), 0 if piece else len(pieces))
+                    spool.add(Record(name, fields, record.identity), len(piece.ids), 0 if place else len(pieces))
     else:
         for record in good():
+            names.update(record.classes)
             label = record.fields.get(LABEL)
             if isinstance(label, bytes):
                 names.add(label.decode("utf-8"))
             spool.add(record, sum(512 + -(-(v.size if isinstance(v, Ref) else len(v)) // 512) * 512 for v in record.fields.values()))
     spool.flush()
     save_json(work / "units" / f"{number:06d}.json", {"runs": spool.runs, "bad": bad, "bad_count": count,
-                                                       "classes": sorted(names), "left_out": left_out})
+                                                       "classes": sorted(names), "left_out": left_out, "unread": unread})
 
 
 @lru_cache(maxsize=1)
@@ -276,7 +285,16 @@ def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield chunk
 
 
-def _tokenise(tokenizer: Tokenizer, chunk: list[Record], block: int | None) -> Iterator[list[np.ndarray]]:
+class _Piece(NamedTuple):
+    """A document, or what of it a row has room for."""
+
+    ids: np.ndarray
+    """int64 [T]"""
+    units: np.ndarray | None
+    """uint8 [T], where words and entities begin, where the data says so; 0 at special tokens."""
+
+
+def _tokenise(tokenizer: Tokenizer, chunk: list[Record], block: int | None) -> Iterator[list[_Piece]]:
     """Each document's pieces: [CLS] piece [SEP] where the tokenizer has those, else the text and at its end [EOS].
 
     A piece has at most `block` tokens; without a block a document is one piece.
@@ -285,10 +303,26 @@ def _tokenise(tokenizer: Tokenizer, chunk: list[Record], block: int | None) -> I
     first = [tokenizer.cls_id] if tokenizer.cls_id is not None and tokenizer.sep_id is not None else []
     last = [tokenizer.sep_id] if first else []
     end = [] if first or tokenizer.eos_id is None else [tokenizer.eos_id]
-    for ids in tokenizer.encode_batch(texts, add_special_tokens=False):
+    for ids, units in _encode(tokenizer, texts, [r.fields.get(UNITS_FIELD) for r in chunk]):
         whole = [*ids, *end] if ids else []
+        known = None if units is None else [*units, *[0] * len(end)]
         room = len(whole) or 1 if block is None else block - len(first) - len(last)
-        yield [np.array([*first, *whole[i : i + room], *last], dtype=np.int64) for i in range(0, len(whole), room)]
+        yield [_Piece(np.array([*first, *whole[i : i + room], *last], dtype=np.int64),
+                      None if known is None else np.array([*[0] * len(first), *known[i : i + room], *[0] * len(last)], dtype=np.uint8))
+               for i in range(0, len(whole), room)]
+
+
+def _encode(tokenizer: Tokenizer, texts: list[str], units: list[bytes | Ref | None]) -> Iterator[tuple[list[int], list[int] | None]]:
+    """The token ids of texts, and where words and entities begin among them, where the texts say so: all of a chunk do, or none."""
+    from ...shared.documents import token_units
+
+    if units[0] is None:
+        yield from ((ids, None) for ids in tokenizer.encode_batch(texts, add_special_tokens=False))
+        return
+    for text, known in zip(texts, units, strict=True):
+        assert isinstance(known, bytes)
+        ids, starts = token_units(tokenizer, text, np.frombuffer(known, dtype=np.uint8))
+        yield ids.tolist(), starts.tolist()
 
 
 # ---- 2. write
@@ -326,8 +360,8 @@ def _write(shard: ShardPlan, settings: Resolved, work: Path, below: int, classes
 def _token_rows(found: Iterable[tuple[str, dict[str, bytes | Ref]]], shard: ShardPlan, settings: Resolved,
                 stats: dict[str, int]) -> Iterator[tuple[str, dict[str, bytes | Ref]]]:
     """Rows of at most `block` tokens, in random order or in that of the text."""
-    named = [(name, fields["tokens"]) for name, fields in found]
-    documents = [tokens for _, tokens in named]
+    named = list(found)
+    documents, units = ([fields.get(key) for _, fields in named] for key in ("tokens", UNITS_FIELD))
     width = 4 if settings.wide else 2
     name = "tokens.u32" if settings.wide else "tokens.u16"
     lengths = np.array([len(d) // width for d in documents if isinstance(d, bytes)], dtype=np.int64)
@@ -339,14 +373,16 @@ def _token_rows(found: Iterable[tuple[str, dict[str, bytes | Ref]]], shard: Shar
         order = permutation(len(rows), "rows", settings.seed, int(shard.held), shard.number).tolist()
     for r in order:
         parts = [documents[p.document][p.begin * width : p.end * width] for p in rows[r]]  # type: ignore[index]
-        yield "", {name: b"".join(parts), "lengths.u32": np.array([p.length for p in rows[r]], dtype="<u4").tobytes()}
+        known = [part[p.begin : p.end] for p in rows[r] if isinstance(part := units[p.document], bytes)]
+        yield "", {name: b"".join(parts), "lengths.u32": np.array([p.length for p in rows[r]], dtype="<u4").tobytes(),
+                   **({UNITS_FIELD: b"".join(known)} if known else {})}
 
 
 # ---- 3. finish
 
 
 def _finish(folder: Path, held: bool, found: Sources, settings: Resolved, entries: list[dict[str, Any]], bad: int,
-            sides: Sequence[Side], tokenizer: Path) -> Index:
+            sides: Sequence[Contents], tokenizer: Path) -> Index:
     """Put the finished shards into place, the index last."""
     shards = tuple(Shard.from_dict(e["shard"]) for e in entries)
     schema: dict[str, Any] = {"skipped": bad} if bad else {}
@@ -360,6 +396,8 @@ def _finish(folder: Path, held: bool, found: Sources, settings: Resolved, entrie
                               sides[1].different, **({"tokens": sides[1].tokens} if settings.block else {})}
     if found.classes:
         schema["classes"] = list(found.classes)
+    if settings.reading.segment is not None:
+        schema["segmenter"] = f"{settings.reading.segment} {version(settings.reading.segment)}"
     if settings.block:
         tokens, cut = (sum(e["stats"][k] for e in entries) for k in ("tokens", "cut"))
         rows = sum(s.samples for s in shards)

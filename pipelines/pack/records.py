@@ -2,136 +2,81 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from ...shared.errors import BadSample, UserError
+from ...shared.errors import BadSample
 from ...shared.picture import EXPECTED, FIELD_OF_FORMAT, check_bits
 from ...shared.sample import MAX_PIXELS, PAIR_FIELD, TARGET_FIELD, Sample
 from ...shared.unicode import is_blank
-from ..base.files import COMPRESSED, ending, open_bytes, pread
+from ..base.files import COMPRESSED, ending, open_bytes
 from ..base.tables import TABLE_ENDINGS, Place, class_names, pick, rows
 from ..data.index import scan
-from .settings import Reading
+from .annotated import FILES, MAKERS, annotated, named_classes
+from .cells import LABEL, Record, Ref, cell_of, columns_of, identity, label_of, text_record
+from .segment import segmented
+from .settings import CLASSED, Reading
 from .sources import Unit
 
-LABEL = ":class"
-"""Where a record keeps the name of its class until it is written; no field of a tar has this name."""
 _JPEG_END = b"\xff\xd9"
 
 
-@dataclass(frozen=True, slots=True)
-class Ref:
-    """Bytes that stay in their file until the shard is written."""
-
-    path: str
-    offset: int
-    size: int
-
-    def read(self) -> bytes:
-        """The bytes; an error where the file changed since it was looked at."""
-        with open(self.path, "rb", buffering=0) as file:
-            data = pread(file.fileno(), self.size, self.offset)
-        if len(data) != self.size:
-            raise UserError(f"{self.path} changed while it was being packed: run the command again")
-        return data
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """A sample on its way into a shard."""
-
-    name: str
-    """A readable part of its key; may be empty."""
-    fields: dict[str, bytes | Ref]
-    identity: bytes
-    """Hash of the content: equal documents or pictures are held out together."""
-
-
-def records(unit: Unit, reading: Reading, left_out: Counter[str] | None = None) -> Iterator[Record | BadSample]:
+def records(unit: Unit, reading: Reading, left_out: Counter[str] | None = None,
+            unread: Counter[str] | None = None) -> Iterator[Record | BadSample]:
     """The records of a unit, in order; a record that cannot be used comes as the reason.
 
     Args:
         unit: what to read.
         reading: how.
         left_out: counts, by ending, members of tars that belong to no sample.
+        unread: counts, by name, columns of annotated records that are not read.
     """
+    found, name = _records(unit, reading, left_out, unread), reading.segment
+    return found if name is None else (record if isinstance(record, BadSample) else segmented(record, name) for record in found)
+
+
+def _records(unit: Unit, reading: Reading, left_out: Counter[str] | None, unread: Counter[str] | None) -> Iterator[Record | BadSample]:
+    """The records as they are read."""
     if unit.files:
         return (_picture_file(path, label, beside, unit.kind) for path, label, beside in unit.files)
     path = Path(unit.path)
     if unit.kind == "tar":
         return _tar_records(path, left_out)
+    if ending(path) not in TABLE_ENDINGS and unit.kind in FILES:
+        return (row if isinstance(row, BadSample) else annotated(unit.kind, row, reading, place) for place, row in FILES[unit.kind](path))
     if ending(path) not in TABLE_ENDINGS:
-        return (_text_record(text, path) for text in _documents(unit, reading.split))
+        return (text_record(text, path) for text in _documents(unit, reading.split))
+    if unit.kind in MAKERS:
+        named = named_classes(path, reading) if unit.kind in ("words", *CLASSED) else lambda row: row
+        return (row if isinstance(row, BadSample) else annotated(unit.kind, named(row), reading, place, unread)
+                for place, row in rows(path, unit.begin, unit.end))
     make = _table_record if unit.kind == "text" else partial(_picture_record, pairs=unit.kind == "pairs")
     names = None if reading.label_field is None else class_names(path, reading.label_field)
     return (row if isinstance(row, BadSample) else make(row, reading, place, names) for place, row in rows(path, unit.begin, unit.end))
-
-
-def _identity(data: bytes) -> bytes:
-    return hashlib.blake2b(data, digest_size=8).digest()
-
-
-def _text_record(text: str | bytes, where: Path | Place) -> Record | BadSample:
-    try:
-        data = text.encode("utf-8") if isinstance(text, str) else text
-        plain = data.decode("utf-8")
-    except (UnicodeEncodeError, UnicodeDecodeError) as error:
-        found = data_start(text)
-        return BadSample(f"{where}: a text is not UTF-8 ({error.reason}), it begins {found!r}; convert the file to UTF-8")
-    if is_blank(plain):
-        return BadSample(f"{where}: an empty text")
-    data = data.replace(b"\r\n", b"\n").strip()
-    return Record("", {"txt": data}, _identity(data))
 
 
 def _table_record(row: dict[str, Any], reading: Reading, where: Place, names: Sequence[str] | None) -> Record | BadSample:
     """A text with its class, its second text, its target. The class stays a name until all names are known (`LABEL`)."""
     columns = ((reading.text_field, "txt"), (reading.pair_field, PAIR_FIELD), (reading.target_field, TARGET_FIELD))
     fields: dict[str, bytes | Ref] = {}
-    for cell, key in [(_cell(row, name, where), key) for name, key in columns if name is not None] + (
-            [(_label(row, reading, where, names), LABEL)] if reading.label_field is not None else []):
-        part = cell if isinstance(cell, BadSample) else _text_record(cell, where)
+    for cell, key in [(cell_of(row, name, where), key) for name, key in columns if name is not None] + (
+            [(label_of(row, reading, where, names), LABEL)] if reading.label_field is not None else []):
+        part = cell if isinstance(cell, BadSample) else text_record(cell, where)
         if isinstance(part, BadSample):
             return part
         fields[key] = part.fields["txt"]
     text = fields["txt"]
     assert isinstance(text, bytes)
-    return Record("", fields, _identity(text))
-
-
-def _label(row: dict[str, Any], reading: Reading, where: Place, names: Sequence[str] | None) -> str | BadSample:
-    """The name of a row's class: text, or a whole number as text, or the one of `names` that it numbers."""
-    assert reading.label_field is not None
-    value = pick(row, reading.label_field)
-    if names is not None and isinstance(value, int):
-        name = names[value] if 0 <= value < len(names) else ""
-    elif isinstance(value, bool):
-        name = str(value).lower()
-    elif isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
-        name = str(int(value))
-    else:
-        name = value.strip() if isinstance(value, str) else ""
-    if not name:
-        return BadSample(f"{where}: no class in {reading.label_field!r} (a name or a whole number), {_columns(row)}")
-    if reading.classes is not None and name not in reading.classes:
-        return BadSample(f"{where}: the class {name!r}, which --classes does not name")
-    return name
-
-
-def _columns(row: Mapping[str, Any]) -> str:
-    return f"the columns are {', '.join(str(k) for k in list(row)[:8])}"
+    return Record("", fields, identity(text))
 
 
 def sorted_classes(names: Iterable[str]) -> tuple[str, ...]:
@@ -139,11 +84,6 @@ def sorted_classes(names: Iterable[str]) -> tuple[str, ...]:
     found = sorted(set(names))
     numbers = all(re.fullmatch(r"-?[0-9]+", name) for name in found)
     return tuple(sorted(found, key=int) if numbers else found)
-
-
-def data_start(text: str | bytes) -> str:
-    """The first characters of a text for a message."""
-    return (text if isinstance(text, str) else text.decode("utf-8", "replace")).strip()[:40].encode("utf-8", "replace").decode()
 
 
 def _documents(unit: Unit, split: str) -> Iterator[bytes]:
@@ -177,14 +117,6 @@ def _unless_blank(document: bytes) -> Iterable[bytes]:
     return () if is_blank(document.decode("utf-8", "replace")) else (document,)
 
 
-def _cell(row: dict[str, Any], name: str, where: Place) -> str | BadSample:
-    value = pick(row, name)
-    if not isinstance(value, str):
-        return BadSample(f"{where}: no text in {name!r}, {_columns(row)} "
-                         "(--text-field, --pair-field, --target-field, --image-field, --caption-field)")
-    return value
-
-
 def _picture_record(row: dict[str, Any], reading: Reading, where: Place, names: Sequence[str] | None, *, pairs: bool
                     ) -> Record | BadSample:
     """A picture of a table, of `pairs` with its caption (or list of captions), and its class."""
@@ -195,7 +127,7 @@ def _picture_record(row: dict[str, Any], reading: Reading, where: Place, names: 
             return caption
         found |= caption.fields
     if reading.label_field is not None:
-        label = _label(row, reading, where, names)
+        label = label_of(row, reading, where, names)
         if isinstance(label, BadSample):
             return label
         found[LABEL] = label.encode("utf-8")
@@ -205,23 +137,24 @@ def _picture_record(row: dict[str, Any], reading: Reading, where: Place, names: 
         return _picture(data, data, f"{where}: the picture", found)
     if isinstance(path, str):
         return _picture_from(str(where.path.parent / path), found)
-    return BadSample(f"{where}: no picture in {reading.image_field!r} (a path, bytes, or bytes and path), {_columns(row)} (--image-field)")
+    return BadSample(f"{where}: no picture in {reading.image_field!r} (a path, bytes, or bytes and path), {columns_of(row)} "
+                     "(--image-field)")
 
 
 def _captions(row: dict[str, Any], reading: Reading, where: Place) -> Record | BadSample:
     """The caption as field `txt`, or several as a list in field `json`, of which training draws one each time."""
     value = pick(row, reading.caption_field)
     if not isinstance(value, list):
-        cell = _cell(row, reading.caption_field, where)
-        return cell if isinstance(cell, BadSample) else _text_record(cell, where)
-    parts = [_text_record(text, where) if isinstance(text, str) else BadSample(
+        cell = cell_of(row, reading.caption_field, where)
+        return cell if isinstance(cell, BadSample) else text_record(cell, where)
+    parts = [text_record(text, where) if isinstance(text, str) else BadSample(
         f"{where}: the list in {reading.caption_field!r} holds {type(text).__name__}, expected captions") for text in value]
     if (bad := next((part for part in parts if isinstance(part, BadSample)), None)) is not None:
         return bad
     if not parts:
         return BadSample(f"{where}: the list in {reading.caption_field!r} is empty")
     data = json.dumps({"captions": [text.strip() for text in value]}, ensure_ascii=False).encode("utf-8")
-    return Record("", {"json": data}, _identity(data))
+    return Record("", {"json": data}, identity(data))
 
 
 def _picture_file(path: str, label: int, beside: Sequence[str], kind: str) -> Record | BadSample:
@@ -230,7 +163,7 @@ def _picture_file(path: str, label: int, beside: Sequence[str], kind: str) -> Re
     for other in beside:
         name, data = Path(other).suffix.lower()[1:], Path(other).read_bytes()
         if name == "txt":
-            part = _text_record(data.removeprefix(b"\xef\xbb\xbf"), Path(other))
+            part = text_record(data.removeprefix(b"\xef\xbb\xbf"), Path(other))
             if isinstance(part, BadSample):
                 return part
             data = part.fields["txt"]
@@ -283,7 +216,7 @@ def _picture(data: bytes, kept: bytes | Ref, what: str, others: dict[str, bytes 
         return BadSample(f"{what} is too large to decode ({error})")
     except Exception as error:  # Pillow raises nearly anything on damaged data
         return BadSample(f"{what} cannot be decoded ({type(error).__name__}: {error})")
-    return Record(stem, {name: kept, **others}, _identity(data))
+    return Record(stem, {name: kept, **others}, identity(data))
 
 
 def _tar_records(path: Path, left_out: Counter[str] | None) -> Iterator[Record]:
@@ -291,4 +224,4 @@ def _tar_records(path: Path, left_out: Counter[str] | None) -> Iterator[Record]:
     for i in range(len(where.crc32)):
         places = zip(where.fields, where.offsets[i].tolist(), where.sizes[i].tolist(), strict=True)
         found: dict[str, bytes | Ref] = {name: Ref(str(path), offset, size) for name, offset, size in places if offset}
-        yield Record(where.key(i).rsplit("/", 1)[-1], found, _identity(where.crc32[i].tobytes() + where.sizes[i].tobytes()))
+        yield Record(where.key(i).rsplit("/", 1)[-1], found, identity(where.crc32[i].tobytes() + where.sizes[i].tobytes()))

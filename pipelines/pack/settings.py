@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ...shared.errors import UserError
+from ..data.index import SEVERAL_LABELS
 
 if TYPE_CHECKING:
     from ...shared.tokenizer import Tokenizer
 
-KINDS = ("text", "pairs", "images", "tar")
+CLASSED = (SEVERAL_LABELS, "tag")
+"""Kinds of texts whose annotations are names of classes."""
+ANNOTATED = ("words", *CLASSED, "score", "choice", "span")
+"""Kinds of texts with annotations (`annotated`); they are never guessed."""
+KINDS = ("text", "pairs", "images", "tar", *ANNOTATED)
+SEGMENTERS = ("jieba",)
+"""What finds the words of texts, by the names of their packages."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +27,7 @@ class Reading:
     """How sources are read."""
 
     kind: str | None = None
-    """text, pairs, images or tar; guessed from the files where it is None."""
+    """One of `KINDS`; where it is None, text, pairs, images or tar is guessed from the files."""
     split: str = "blank"
     """Where a plain text is cut into documents: at ``blank`` lines, after every ``line``, not at all (``file``), or at lines equal to this
     string."""
@@ -30,7 +38,8 @@ class Reading:
     caption_field: str = "caption"
     """The column with the picture's caption."""
     label_field: str | None = None
-    """The column with a text's class, a name or a whole number; the sample's field `cls` is its number."""
+    """The column with a text's class, a name or a whole number; the sample's field `cls` is its number. Of a kind for a task the column
+    with the annotation."""
     pair_field: str | None = None
     """The column with the second text of a pair; the sample's field `pair.txt`."""
     target_field: str | None = None
@@ -38,11 +47,28 @@ class Reading:
     classes: tuple[str, ...] | None = None
     """The names of all classes in the order of their numbers; by default those that occur, sorted. Data sets that are packed one by one
     need the same list."""
+    label_separator: str | None = None
+    """What stands between the labels of a text, where a cell of the kind ``labels`` is no list."""
+    segment: str | None = None
+    """The segmenter that says where the words of texts begin; the sample's field `units.u8`."""
 
     def __post_init__(self) -> None:
         """Check what was given."""
         if self.kind not in (None, *KINDS):
             raise UserError(f"--kind {self.kind!r} is unknown, expected one of {', '.join(KINDS)}")
+        if self.label_separator == "":
+            raise UserError("--label-separator is empty, expected what stands between the labels in a cell, such as ;")
+        if self.label_separator is not None and self.kind != SEVERAL_LABELS:
+            raise UserError(f"--label-separator cuts cells into several labels: give --kind {SEVERAL_LABELS}, or leave it out")
+        if self.segment is not None and self.segment not in SEGMENTERS:
+            raise UserError(f"--segment {self.segment!r} is unknown, expected {', '.join(SEGMENTERS)}")
+        if self.segment is not None and find_spec(self.segment) is None:
+            raise UserError(f"--segment {self.segment} needs the package {self.segment}: pip install 'polymodal[zh]'")
+
+    @property
+    def knows_words(self) -> bool:
+        """Whether samples say where their words begin."""
+        return self.kind == "words" or self.segment is not None
 
     @property
     def columns(self) -> dict[str, str]:
@@ -90,7 +116,7 @@ class PackSettings:
             raise UserError("--holdout (how much) and --holdout-out (where to) belong together: give both or neither")
         if self.holdout < 0 or (self.holdout > 1 and self.holdout != int(self.holdout)):
             raise UserError(f"holdout is {self.holdout}, expected a fraction between 0 and 1 or a whole number of samples")
-        if self.tokenizer is not None and self.reading.columns:
+        if self.tokenizer is not None and self.reading.columns and self.reading.kind != "words":
             columns = self.reading.columns
             raise UserError(f"--tokenize joins texts to rows of tokens, which have no {', '.join(columns.values())}: fine-tuning "
                             f"reads raw text, so leave --tokenize out, or {', '.join(columns)}")

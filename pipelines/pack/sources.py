@@ -16,12 +16,15 @@ from typing import Any
 from ...shared.errors import UserError, raise_problems
 from ..base.files import COMPRESSED, ending, kind_of_name, visible_files
 from ..base.inputs import PICTURES
-from ..base.tables import TABLE_ENDINGS, TABLES, class_names, columns, kind_of, parquet
+from ..base.tables import DATASET_INFO, TABLE_ENDINGS, TABLES, class_names, columns, kind_of, parquet
 from ..data.index import INDEX
-from .settings import Reading
+from .settings import ANNOTATED, CLASSED, Reading
 
 TEXTS = (".txt", ".md", ".text")
 TEXT_ENDINGS = (*TEXTS, *(f"{text}{packed}" for text in TEXTS for packed in COMPRESSED), *TABLE_ENDINGS)
+_CONLL = (".conll", ".conll2003", ".conllu", ".bio", ".iob", ".iob2", ".bioes", ".txt")
+FILE_ENDINGS = {"tag": _CONLL, "words": _CONLL, "span": (".json",)}
+"""Endings of the files that `annotated.FILES` read, by kind."""
 _UNIT_BYTES = 32 << 20
 _UNIT_FILES = 2000
 
@@ -78,7 +81,7 @@ def find(paths: Sequence[str | Path], reading: Reading) -> Sources:
             problems.append(f"{str(root)!r} does not exist")
     raise_problems(problems, "nothing was packed")
     tables = [p for p, _ in files if ending(p) in TABLE_ENDINGS]
-    heads = {} if reading.kind in ("text", "tar") else {p: columns(p) for p in tables}
+    heads = {} if reading.kind in ("text", "tar", *ANNOTATED) else {p: columns(p) for p in tables}
     kind = reading.kind or _guess([p for p, _ in files], heads, reading)
     wanted = _wanted(kind, [p for p, _ in files], heads, reading)
     used = [(p, root) for p, root in files if ending(p) in wanted]
@@ -99,7 +102,9 @@ def find(paths: Sequence[str | Path], reading: Reading) -> Sources:
         units = [Unit("tar", str(p), 0, p.stat().st_size) for p, _ in used]
     else:
         units = [u for p, _ in used for u in _text_units(p, kind, reading)]
-    read = [*(p for p, _ in used), *(Path(other) for unit in units for _, _, others in unit.files for other in others)]
+    infos = {p.with_name(DATASET_INFO) for p, _ in used if kind_of(p) == ".parquet" and reading.label_field is not None}
+    read = [*(p for p, _ in used), *(Path(other) for unit in units for _, _, others in unit.files for other in others),
+            *(p for p in sorted(infos) if p.is_file())]
     known = {*read, *(root for root in roots if root.is_file())}
     companions = {"tar": (".idx",)}.get(kind, PICTURES if kind in ("pairs", "images") else ())  # of tables: the pictures they name
     left_out = Counter(kind_of_name(p.name) for p, _ in files
@@ -112,6 +117,8 @@ def _wanted(kind: str, files: list[Path], heads: Mapping[Path, Mapping[str, Any]
     """The endings of what is read for a kind: for pictures, tables that name (or hold) them, or else the picture files themselves."""
     if kind in ("text", "tar"):
         return TEXT_ENDINGS if kind == "text" else (".tar",)
+    if kind in ANNOTATED:
+        return (*TABLE_ENDINGS, *FILE_ENDINGS.get(kind, ()))
     pictures = any(ending(p) in PICTURES for p in files)
     if kind == "images":
         by_table = not pictures or reading.label_field is not None  # which has the classes; else the pictures are all there is to read
@@ -126,7 +133,7 @@ def _having(heads: Mapping[Path, Mapping[str, Any]], *names: str) -> list[Path]:
 
 def _named_classes(used: list[Path], reading: Reading) -> tuple[str, ...]:
     """The classes that tables name themselves, where all of them name the same."""
-    if reading.label_field is None:
+    if reading.label_field is None or reading.kind in ANNOTATED:
         return ()
     named = {class_names(p, reading.label_field) for p in used}
     return named.pop() or () if len(named) == 1 else ()
@@ -182,14 +189,20 @@ def _column_problems(kind: str, used: list[Path], reading: Reading) -> Iterator[
     """What is wrong with the columns that were asked for beside the text."""
     if reading.classes is not None and len(set(reading.classes)) < len(reading.classes):
         yield "--classes names a class twice"
+    if reading.segment is not None and kind != "text":
+        yield f"--segment finds the words of texts, and these sources are packed as {kind}: leave it out"
     bare = next((p for p in used if ending(p) not in TABLE_ENDINGS), None)
-    if reading.classes is not None and reading.label_field is None and (kind != "images" or bare is None):
+    if reading.classes is not None and reading.label_field is None and (kind != "images" or bare is None) and kind not in CLASSED:
         yield "--classes numbers the classes of pictures in folders, or of texts with --label-field: give that, or leave it out"
     others = [option for option in reading.columns if option != "--label-field" or kind == "tar"]
-    if others and kind != "text":
+    if kind in ANNOTATED and kind not in CLASSED and reading.classes is not None and reading.label_field is not None:
+        yield f"--classes names classes, and these sources are packed as {kind}: leave it out"
+    if kind in ANNOTATED and "--target-field" in others:
+        yield f"--target-field names texts that are to be written; these sources are packed as {kind}"
+    elif others and kind not in ("text", *ANNOTATED):
         yield f"{', '.join(others)} name columns of tables with texts; these sources are packed as {kind}"
-    elif reading.columns and bare is not None:
-        yield f"{str(bare)!r} is no table, so it has no {', '.join(reading.columns.values())}: expected {' '.join(TABLES)}"
+    elif reading.columns and bare is not None and ending(bare) not in FILE_ENDINGS.get(kind, ()):
+        yield f"{str(bare)!r} is not a table, so it has no {', '.join(reading.columns.values())}: expected {' '.join(TABLES)}"
 
 
 def _picture_units(files: list[tuple[Path, Path]], given: tuple[str, ...], kind: str, beside: Mapping[tuple[Path, str], list[str]]
@@ -216,7 +229,7 @@ def _text_units(path: Path, kind: str, reading: Reading) -> Iterator[Unit]:
         yield from (Unit(kind, str(path), i, i + 1) for i in range(groups))
         return
     whole = kind_of(path) in (".csv", ".tsv") or suffix.endswith(COMPRESSED) or (
-        suffix in TEXTS and reading.split not in ("blank", "line"))
+        suffix in TEXTS and reading.split not in ("blank", "line")) or (suffix not in TABLE_ENDINGS and kind in ANNOTATED)
     begin = 0
     with path.open("rb") as file:
         while begin < size:

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..base.files import temporary_path, write_atomic
 from ..data.order import random_bits
-from .records import Record, Ref
+from .cells import Record, Ref
 
 _RUN_BYTES = 64 << 20
 _DRAWN = 4096

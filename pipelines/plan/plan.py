@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +17,7 @@ import torch
 from ...registry import family
 from ...shared.errors import UserError, raise_problems
 from ...shared.family import Context, Family
-from ...shared.system import Batch, System
+from ...shared.system import Batch, Objective, System
 from ..base.console import Console
 from ..data.dataset import DataSet
 from ..data.layout import BatchLayout
@@ -29,7 +30,7 @@ from ..train.preflight import precision_problems, preflight
 from ..train.sharding import layout_problems, sharded
 from ..train.start import Start, find_start
 from .rehearsal import Rehearsal, rehearse
-from .synthetic import synthetic_batch
+from .synthetic import synthetic_batch, synthetic_objective
 
 _LOOKED_AT = 8
 """Micro-batches of which the largest is rehearsed."""
@@ -158,21 +159,36 @@ class _Draft:
                 "note: no --data, so the batch is of synthetic samples of full length, and epochs are not known"]
 
     def rehearse(self, layout: BatchLayout) -> Rehearsal:
-        """Rehearse an update in which a rank has the micro-batches of `layout`."""
+        """Rehearse an update in which a rank has the micro-batches of `layout`; of tasks that take turns the one that takes most memory.
+
+        Its operations are then the mean over the tasks.
+        """
         system = self.build()
+        objective = system.objective if self.sets else synthetic_objective(self.recipe, self.entry, self.context, self.config)
+        found: dict[str, Rehearsal] = {}
+        for task, own in objective.by_turn().items():
+            found[task] = self._rehearse(self.build() if found else system, own, layout)  # a system is used up
+        shares = objective.turns or {"": 1}
+        flops = sum(found[task].flops * share for task, share in shares.items()) // sum(shares.values())
+        return replace(max(found.values(), key=lambda one: one.peak), flops=flops)
+
+    def _rehearse(self, system: System, objective: Objective[Any], layout: BatchLayout) -> Rehearsal:
         if self.recipe.activation_checkpointing:
             recompute_blocks(system)
         shards = (self.recipe.shard_size or layout.world) if sharded(self.recipe, layout.world) else 1
-        return rehearse(system, self._batches(system, layout), self.recipe.optim, accumulate=layout.accumulate, precision=self.precision,
-                        shards=shards, reshard=self.recipe.reshard_after_forward)
+        batches = self._batches(objective, layout)
+        passes = [list(batch.passes()) for batch in batches]
+        updates = [list(chain(*passes[i:i + layout.accumulate])) for i in range(0, len(passes), layout.accumulate)]
+        each = -(-layout.accumulate * sum(map(len, passes)) // len(passes))
+        return rehearse(system, updates, self.recipe.optim, passes=each, precision=self.precision, shards=shards,
+                        reshard=self.recipe.reshard_after_forward)
 
-    def _batches(self, system: System, layout: BatchLayout) -> list[Batch]:
+    def _batches(self, objective: Objective[Any], layout: BatchLayout) -> list[Batch]:
         """Micro-batches of the first updates, as many as are looked at."""
         if not self.sets:
-            return [synthetic_batch(self.recipe, self.entry, self.context, self.config, layout.size)]
-        stream = build_stream(self.recipe, self.sets, system.objective, layout)
-        numbers = range(min(_LOOKED_AT, layout.accumulate * self.recipe.max_updates))
-        return [batch for number in numbers for batch in stream[number].passes()]
+            return [synthetic_batch(objective, layout.size)]
+        stream = build_stream(self.recipe, self.sets, objective, layout)
+        return [stream[number] for number in range(min(_LOOKED_AT, layout.accumulate * self.recipe.max_updates))]
 
 
 def _device(recipe: Recipe) -> torch.device:

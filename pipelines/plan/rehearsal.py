@@ -59,24 +59,26 @@ class Rehearsal:
     """With shards: weights that are not divided."""
 
 
-def rehearse(system: System, batches: Sequence[Batch], optim: OptimSettings, *, accumulate: int, precision: str, shards: int = 1,
+def rehearse(system: System, updates: Sequence[Sequence[Batch]], optim: OptimSettings, *, passes: int, precision: str, shards: int = 1,
              reshard: bool = True) -> Rehearsal:
     """Rehearse an update of a system that lies on torch's meta device.
 
     Args:
         system: built under `torch.device("meta")`; its parameters are replaced by fake ones.
-        batches: micro-batches, on the CPU; the first ones of an update.
+        updates: the forward passes of some updates, in their order, on the CPU; not all passes need to be there.
         optim: the recipe's optimizer.
-        accumulate: micro-batches of an update on a rank. All of them lie in memory; no more than two are run.
+        passes: of an update on a rank: its micro-batches, or more where long documents divide them. The batches of all of them lie in
+            memory; no more than two are run: the largest first one, and the largest of those that find gradients of earlier ones.
         precision: ``32`` or ``bf16-mixed``.
         shards: ranks that share one copy of the weights, as one of which the system is rehearsed.
         reshard: with shards, whether a layer's weights are given up until its backward pass.
     """
     fake = FakeTensorMode(allow_non_fake_inputs=True, allow_fallback_kernels=False)  # a fallback would compute, with zeros
     parameters = _materialise(system, fake)
-    # the batch that takes most decides; it comes second, when gradients are there already
-    run = [min(batches, key=_bytes_of), max(batches, key=_bytes_of)][-accumulate:]
-    waiting = sum(_bytes_of(batch) for batch in batches) * accumulate // len(batches) - sum(map(_bytes_of, run))
+    batches = [batch for update in updates for batch in update]
+    later = [batch for update in updates for batch in update[1:]] or batches
+    run = [max((update[0] for update in updates), key=_bytes_of), max(later, key=_bytes_of)][:passes]
+    waiting = sum(_bytes_of(batch) for batch in batches) * passes // len(batches) - sum(map(_bytes_of, run))
     run = [batch.map_tensors(lambda t: _fake_numbers(t, fake)) for batch in run]
     ledger = _Ledger(fake, max(0, waiting))
     ledger.own([*system.parameters(), *system.buffers(), *(t for batch in run for t in _tensors_of(batch))])
@@ -111,7 +113,7 @@ def rehearse(system: System, batches: Sequence[Batch], optim: OptimSettings, *, 
                     division.backward(loss)
                 carries[part] = step.carry
                 del step, loss
-            flops = ledger.flops * accumulate // len(run)
+            flops = ledger.flops * passes // len(run)
             gradients = sum(ledger.gradients.values())
 
             def learn() -> None:

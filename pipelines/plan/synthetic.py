@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 from collections.abc import Iterator
 from functools import cache, partial
 from typing import Any
@@ -24,20 +25,8 @@ _LANE = 1 << 20  # rows of different texts have numbers that are far apart
 _WORDS = tuple("".join(letters) for letters in np.random.default_rng(0).choice(list("abcdefgh"), (100, 4)))
 
 
-def synthetic_batch(recipe: Recipe, entry: Family, context: Context, config: Any, samples: int) -> Batch:
-    """A batch of samples that are as long as the objective takes them: random words, noise for pictures, class 0.
-
-    Args:
-        recipe: whose objective makes the batch.
-        entry: the registry entry of its system.
-        context: with a tokenizer; without one a toy of a hundred words is learned, whose ids every vocabulary has.
-        config: of the network; None for the recipe's.
-        samples: how many.
-
-    Raises:
-        UserError: the objective takes no such samples, and wants real data.
-    """
-    objective = _objective(recipe, entry, context, config)
+def synthetic_batch(objective: Objective[Any], samples: int) -> Batch:
+    """A batch of samples that are as long as the objective takes them: random words, noise for pictures, class 0."""
     words, examples = 8, _examples(objective, 8, samples)
     if objective.row_length is not None:
         batch = objective.collate(examples)
@@ -64,15 +53,19 @@ def _tokens(objective: Objective[Any], examples: list[Any]) -> int:
 def _examples(objective: Objective[Any], words: int, samples: int) -> list[Any]:
     found: list[Any] = []
     for index in range(samples):
-        sample = _sample(index, words) if objective.row_length is None else _row(index, objective.row_length)
-        sample.pair_with(partial(_sample, index + samples, words))
+        make = partial(_sample, words=words) if objective.row_length is None else partial(_row, length=objective.row_length)
+        sample = make(index)
+        sample.pair_with(partial(make, index + samples))
+        sample.followed_by(partial(make, index + 2 * samples))
         found += objective.example(sample, np.random.default_rng(index))
     return found
 
 
 def _sample(index: int, words: int) -> Sample:
     text = " ".join(np.random.default_rng(index).choice(_WORDS, words)).encode()
-    return Sample(str(index), {"txt": text, "target.txt": text, "png": _picture(), "cls": b"0"}, index)
+    annotations = json.dumps({"score": 0, "words": text.decode().split(), "tags": [0] * words, "choices": ["a", "b"],
+                              "question": "a", "answers": []}).encode()
+    return Sample(str(index), {"txt": text, "target.txt": text, "png": _picture(), "cls": b"0", "json": annotations}, index)
 
 
 def _row(index: int, length: int) -> Sample:
@@ -95,8 +88,18 @@ def _toys() -> Iterator[Tokenizer]:
         yield Tokenizer.train([" ".join(_WORDS)], kind, base + len(style.tokens) + style.sentinels, style=style)
 
 
-def _objective(recipe: Recipe, entry: Family, context: Context, config: Any) -> Objective[Any]:
-    """The recipe's objective, with a toy tokenizer of the first style that it works with where it has none."""
+def synthetic_objective(recipe: Recipe, entry: Family, context: Context, config: Any) -> Objective[Any]:
+    """The recipe's objective, for samples that are made up.
+
+    Args:
+        recipe: whose objective it is.
+        entry: the registry entry of its system.
+        context: with a tokenizer; without one a toy of a hundred words is learned, whose ids every vocabulary has.
+        config: of the network; None for the recipe's.
+
+    Raises:
+        UserError: the objective takes no such samples, and wants real data.
+    """
     import torch
 
     reasons: list[str] = []
@@ -107,7 +110,8 @@ def _objective(recipe: Recipe, entry: Family, context: Context, config: Any) -> 
                     build_settings(entry.config, {**entry.sizes[recipe.size], **recipe.model}, recipe.name),
                     Context(classes=context.classes, net_only=True))
                 objective = recipe.build(entry, Context(tokenizer, context.classes), made).objective
-            objective.collate(_examples(objective, 8, 1))
+            for own in objective.by_turn().values():
+                own.collate(_examples(own, 8, 1))
             return objective
         except (UserError, BadSample) as error:
             reasons.append(str(error))

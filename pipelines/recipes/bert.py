@@ -118,7 +118,7 @@ def bert_classify_tiny() -> Recipe:
     Target: none in the paper.
     Deviates: 300 updates of 16 texts of 64 tokens; a higher learning rate with layer-wise decay as in Clark et al. 2020; early stopping
     after 4 evaluations without a better accuracy.
-    Measured: docs/finetuning.md, "which package does a docstring come from?".
+    Measured: docs/finetuning.md, "which package does a docstring come from?" and "is a Chinese review positive?".
     Cost: 2.4 minutes of one core's time (AMD EPYC, AVX-512) with MiniLM on single sentences.
     Command: polymodal finetune bert-classify-tiny --model MODEL --data DATA --eval-data HELD --out RUN
     """

@@ -4,7 +4,7 @@ A checkpoint is one directory:
 
     update-00001000/
         shard-00001-model-00001-of-00001.safetensors   what rank 0 wrote (torch's distributed checkpoint)
-        state.json                                      everything that is no tensor
+        state.json                                      everything that is not a tensor
         manifest.json                                   size and sha256 of every other file
 
 It is written under a temporary name, flushed to the disk and renamed into place, so a directory called
@@ -36,7 +36,7 @@ from torch.optim import Optimizer
 from ...shared import dist
 from ...shared.errors import UserError
 from ..base.files import sync_directory, write_durably
-from .pieces import Piece, Shares, is_sharded, pieces_of, write
+from .chunks import Chunk, Shares, chunks_of, is_sharded, write
 
 if TYPE_CHECKING:
     import torch.distributed.checkpoint as dcp  # takes seconds to import: the functions that need it do so
@@ -56,7 +56,7 @@ class Checkpoint:
     """How many updates had been made."""
 
     def state(self) -> dict[str, Any]:
-        """Everything in it that is no tensor."""
+        """Everything in it that is not a tensor."""
         try:
             state = json.loads((self.path / STATE).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
@@ -88,18 +88,18 @@ def save(directory: Path, update: int, tensors: Mapping[str, Tensor], state: Map
     Raises:
         UserError: where the disk is full or not writable; earlier checkpoints are as they were.
     """
-    pieces = Shares().mine(pieces_of(without_aliases(tensors)))
-    return write_together(directory, update, pieces, json.dumps(state, ensure_ascii=False))
+    chunks = Shares().mine(chunks_of(without_aliases(tensors)))
+    return write_together(directory, update, chunks, json.dumps(state, ensure_ascii=False))
 
 
-def write_together(directory: Path, update: int, pieces: Sequence[Piece], state: str, after: Callable[[], None] | None = None,
+def write_together(directory: Path, update: int, chunks: Sequence[Chunk], state: str, after: Callable[[], None] | None = None,
                    group: Any = None) -> Checkpoint:
-    """Write a checkpoint whose pieces the ranks have shared out (`Shares`); every rank calls it.
+    """Write a checkpoint whose chunks the ranks have shared out (`Shares`); every rank calls it.
 
     Args:
         directory: the run's `checkpoints/`.
         update: updates made so far.
-        pieces: what this rank writes.
+        chunks: what this rank writes.
         state: JSON; rank 0's is written.
         after: what rank 0 does once the checkpoint stands.
         group: the ranks' process group; None for the one they train with.
@@ -117,7 +117,7 @@ def write_together(directory: Path, update: int, pieces: Sequence[Piece], state:
         temporary = directory / str(name)
         shard = f"shard-{dist.rank() + 1:05d}-model-00001-of-00001.safetensors"
         try:
-            parts = together(lambda: {shard: write(temporary / shard, pieces)} if pieces else {})
+            parts = together(lambda: {shard: write(temporary / shard, chunks)} if chunks else {})
             files = {name: entry for part in parts for name, entry in part.items()}
             on_rank_0(lambda: _publish(temporary, final, update, files, state))
         except BaseException:
@@ -249,7 +249,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint at `path`, verified, or a `UserError`."""
     match = _NAME.fullmatch(path.name)
     if match is None or not path.is_dir():
-        raise UserError(f"{path} is no checkpoint: expected a directory called {name_of(1000)}, for example")
+        raise UserError(f"{path} is not a checkpoint: expected a directory called {name_of(1000)}, for example")
     reason = damage(path)
     if reason is not None:
         raise UserError(f"checkpoint {path} is damaged: {reason}; use an earlier one")

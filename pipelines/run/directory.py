@@ -1,7 +1,8 @@
 """A run's directory: what a training run writes, and how everything else reads it.
 
     RUN/recipe.yaml        the resolved recipe; can be passed to `polymodal pretrain` again
-    RUN/system.json        family, task, config and class names: what is needed to build the network; the model or run it began with
+    RUN/system.json        family, task, config and class names: what is needed to build the network; the model or run it began with;
+                           the sha256 of files that the objective reads beside the data
     RUN/environment.json   versions, hardware, command, data, layout and recipe of every start
     RUN/metrics.jsonl      one JSON object a line: training ("split": "train") and evaluation ("split": "eval")
     RUN/samples.jsonl      what the model made of held-out examples at each evaluation; pictures in RUN/previews/
@@ -11,6 +12,7 @@
     RUN/heartbeats/        what each rank does, written anew every few seconds
     RUN/checkpoints/update-00001000/
     RUN/tokenizer/
+    RUN/start/             what the model that it began with had beside config and weights (generation_config.json)
     RUN/export/            the network in the reference library's layout
 
 Rank 0 writes; every line and file is either complete or, after a crash, left out when it is read.
@@ -25,8 +27,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from ...registry import family
-from ...shared.errors import UserError
+from ...shared.errors import UserError, raise_problems
 from ...shared.family import Context
+from ...shared.keys import read_json
 from ...shared.system import System
 from ...shared.tokenizer import Tokenizer
 from ..base.files import lock_file, read_json_lines, replace_durably
@@ -35,6 +38,7 @@ from .checkpoint import Checkpoint
 from .recipe import Recipe, recipe
 
 RECIPE, SYSTEM, ENVIRONMENT, WANDB = "recipe.yaml", "system.json", "environment.json", "wandb.json"
+START = "start"
 METRICS, SAMPLES, BAD, EVENTS = "metrics.jsonl", "samples.jsonl", "bad.jsonl", "events.jsonl"
 _LOCK = ".lock"
 
@@ -78,6 +82,10 @@ class Run:
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{path} is damaged ({type(error).__name__}: {error}): remove it; the run forgets its earlier starts") from None
 
+    def brought(self) -> dict[str, Mapping[str, Any]]:
+        """What the model that the run began with had beside config and weights: JSON files by name."""
+        return {path.name: read_json(path) for path in sorted((self.directory / START).glob("*.json")) if not path.name.startswith(".")}
+
     def samples(self) -> list[dict[str, Any]]:
         """The lines of samples.jsonl."""
         return read_json_lines(self.directory / SAMPLES)
@@ -88,8 +96,10 @@ class Run:
 
     def context(self) -> Context:
         """What the data told the system."""
-        classes = self.described()["classes"]
-        return Context(self.tokenizer(), None if classes is None else tuple(classes))
+        described = self.described()
+        classes = described["classes"]
+        return Context(self.tokenizer(), None if classes is None else tuple(classes),
+                       several_labels=described.get("several_labels", False))  # runs of older versions do not say it
 
     def system(self, at: Checkpoint | None = None) -> System:
         """The system with the weights of a checkpoint, by default of the `chosen` one; in eval mode."""
@@ -100,6 +110,7 @@ class Run:
         # no adapting: the config is that of the finished system
         task = family(described["system"]).task(described.get("task", ""))
         system = task.build(self.config(), described["objective"], self.context())
+        self.check_inputs(system)
         checkpoint.load_model(at.path, system)
         return system.eval()
 
@@ -116,6 +127,12 @@ class Run:
         """The config of the network."""
         described = self.described()
         return family(described["system"]).config.from_dict(described["config"])
+
+    def check_inputs(self, system: System) -> None:
+        """Refuse a system that reads other files beside the data (`Objective.inputs`) than the run began with."""
+        before: dict[str, str] = self.described().get("inputs", {})
+        raise_problems((f"{key} names a file with sha256 {sha256[:12]}, and the run began with {before[key][:12]}: put that one back"
+                        for key, sha256 in system.objective.inputs.items() if before.get(key, sha256) != sha256), str(self.directory))
 
     def described(self) -> dict[str, Any]:
         """What system.json says: family, task, config, objective and classes, and the model or run that it began with."""
@@ -136,7 +153,7 @@ def open_run(path: str | Path) -> Run:
     """The run at `path`, or an error that says what was expected there."""
     directory = Path(path)
     if not (directory / RECIPE).is_file() or not (directory / SYSTEM).is_file():
-        raise UserError(f"{directory} is no run directory: expected {RECIPE} and {SYSTEM}, as `polymodal pretrain --out` writes them")
+        raise UserError(f"{directory} is not a run directory: expected {RECIPE} and {SYSTEM}, as `polymodal pretrain --out` writes them")
     return Run(directory)
 
 
@@ -174,7 +191,8 @@ def lock_run(directory: Path) -> IO[str]:
 
 
 def record_start(run: Run, resolved: Recipe, config: Any, context: Context, model: str, start: Mapping[str, Any],
-                 ancestor: Mapping[str, Any] | None = None) -> None:
+                 ancestor: Mapping[str, Any] | None = None, brought: Mapping[str, Mapping[str, Any]] | None = None,
+                 inputs: Mapping[str, str] | None = None) -> None:
     """Write recipe.yaml, system.json and the tokenizer, and add this start to environment.json.
 
     A kill at any moment leaves each file as it was or whole.
@@ -187,10 +205,16 @@ def record_start(run: Run, resolved: Recipe, config: Any, context: Context, mode
         model: what the run began with; empty for randomly initialized ones.
         start: what there is to know about this start.
         ancestor: the checkpoint of another run that the run went on from, where there is one.
+        brought: see `Run.brought`.
+        inputs: see `Objective.inputs`.
     """
+    for name, record in (brought or {}).items():
+        (run.directory / START).mkdir(exist_ok=True)
+        replace_durably(run.directory / START / name, json.dumps(record, indent=1, ensure_ascii=False))
     replace_durably(run.directory / RECIPE, resolved.to_yaml())
     described = {"system": resolved.system, "task": resolved.task, "model": model, "ancestor": ancestor, "config": config.to_dict(),
-                 "objective": resolved.objective, "classes": context.classes}
+                 "objective": resolved.objective, "classes": context.classes, "several_labels": context.several_labels,
+                 "inputs": dict(inputs or {})}
     replace_durably(run.directory / SYSTEM, json.dumps(described, indent=1, ensure_ascii=False))
     if context.tokenizer is not None:
         context.tokenizer.save(run.directory / "tokenizer")

@@ -5,8 +5,8 @@ library follows, and so is what a module names in its attribute `no_decay`: patt
 parameters below it, such as ``("cls_token", "position_embeddings")``. Class tokens, ViT's and CLIP's position tables
 and Transformer-XL's u and v are named there by the modules that hold them, whatever system these stand in.
 
-For fine-tuning, parts may be frozen (`freeze`), and lower layers may learn more slowly (`layer_decay`). Layers are those of
-the `Stack`s in a system, whatever its family: embeddings lie below the first block, everything else above the last.
+For fine-tuning, parts may be frozen (`freeze`), and lower layers may learn more slowly (`layer_decay`). Layers are the lists of
+`Block`s in a system, whatever its family: embeddings lie below the first block, everything else above the last.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ...shared.block import Block
 from ...shared.errors import UserError, raise_problems
 from ...shared.stack import Stack
 
@@ -100,14 +101,14 @@ def without_decay(module: nn.Module) -> set[int]:
     for place, part in module.named_modules():
         for pattern in getattr(part, "no_decay", ()):
             matched = {id(p) for name, p in part.named_parameters(remove_duplicate=False) if _matches(name, pattern)}
-            assert matched, f"no_decay of {place or type(part).__name__} names {pattern!r}, which is no parameter"
+            assert matched, f"no_decay of {place or type(part).__name__} names {pattern!r}, which is not a parameter"
             found |= matched
     return found
 
 
 @dataclass(frozen=True, slots=True)
 class Depth:
-    """Where a parameter lies in a stack."""
+    """Where a parameter lies among the layers."""
 
     layer: int
     """0 for the embeddings, 1 for the lowest block."""
@@ -116,35 +117,43 @@ class Depth:
 
 
 def layer_depths(module: nn.Module) -> dict[str, Depth]:
-    """Where the embeddings and the blocks of every `Stack` in `module` lie, by parameter name; what is missing lies above them.
+    """Where the embeddings and the blocks of every list of blocks in `module` lie, by parameter name; what is missing lies above them.
 
     As in timm and BEiT (https://arxiv.org/abs/2106.08254): with N blocks, block i (from 0) has N - i layers above and
-    including it, the embeddings N + 1. Every stack counts for itself; embeddings that feed two (T5) lie below the deeper one.
-    Embeddings are the module `embed` beside a stack, what the stack's layers share (position biases), and tensors that
-    lie beside it on their own.
+    including it, the embeddings N + 1. Every list counts for itself; embeddings that feed two (T5) lie below the deeper one.
+    Embeddings are the module `embed` beside a list (beside the `Stack` that has it), what the stack's layers share (position biases),
+    and tensors that lie beside it on their own.
     """
-    stacks = {name: len(m.blocks) for name, m in module.named_modules() if isinstance(m, Stack)}
+    lists = {name: len(m) for name, m in module.named_modules() if isinstance(m, nn.ModuleList) and _are_blocks(m)}
+    stacks = {name.rpartition(".")[0] for name in lists} & {name for name, m in module.named_modules() if isinstance(m, Stack)}
     below: dict[str, int] = {}
-    for name, count in stacks.items():
+    for name, count in lists.items():
         holder = name.rpartition(".")[0]
+        if holder in stacks:
+            holder = holder.rpartition(".")[0]
         below[holder] = max(below.get(holder, 0), count + 1)
     depths: dict[str, Depth] = {}
     for name, _ in module.named_parameters():
         parents = [name[:i] for i, c in enumerate(name) if c == "."]
+        blocks = next((p for p in parents if p in lists), None)
         stack = next((p for p in parents if p in stacks), None)
-        part, _, rest = name.removeprefix(f"{stack}.").partition(".") if stack is not None else ("", "", "")
         holder = next((p for p in reversed(["", *parents]) if p in below), None)
-        if stack is not None and part == "blocks":
-            number = int(rest.partition(".")[0])
-            depths[name] = Depth(number + 1, stacks[stack] - number)
-        elif stack is not None and part == "position_bias":
-            depths[name] = Depth(0, stacks[stack] + 1)
-        elif stack is None and holder is not None and _beside(name, holder):
+        if blocks is not None:
+            number = int(name.removeprefix(f"{blocks}.").partition(".")[0])
+            depths[name] = Depth(number + 1, lists[blocks] - number)
+        elif stack is not None:
+            if name.startswith(f"{stack}.position_bias."):
+                depths[name] = Depth(0, lists[f"{stack}.blocks"] + 1)
+        elif holder is not None and _beside(name, holder):
             depths[name] = Depth(0, below[holder])
     return depths
 
 
-_NO_LAYERS = "this network keeps its layers in no `Stack`, so nobody knows their order"
+def _are_blocks(parts: nn.ModuleList) -> bool:
+    return len(parts) > 0 and all(isinstance(part, Block) for part in parts)
+
+
+_NO_LAYERS = "this network has no list of blocks, so nobody knows the order of its layers"
 
 
 def layer_problems(module: nn.Module, settings: OptimSettings) -> Iterator[str]:
@@ -154,7 +163,7 @@ def layer_problems(module: nn.Module, settings: OptimSettings) -> Iterator[str]:
 
 
 def _beside(name: str, holder: str) -> bool:
-    """Whether a parameter of a module that holds a stack is one of its embeddings."""
+    """Whether a parameter of a module that holds layers is one of its embeddings."""
     part, dot, _ = name.removeprefix(f"{holder}." if holder else "").partition(".")
     return part == "embed" or not dot
 
@@ -173,7 +182,7 @@ def freeze(module: nn.Module, parts: Sequence[str]) -> list[str]:
                 raise UserError(f"optim.freeze: {part!r} needs layers to count, and {_NO_LAYERS}: name parameters by patterns such as "
                                 f"{names[0].rpartition('.')[0]}.*")
             if not number.isdigit() or not 1 <= int(number) <= highest:
-                raise UserError(f"optim.freeze: {part!r} is no number of layers, expected layers:1 to layers:{highest}")
+                raise UserError(f"optim.freeze: {part!r} is not a number of layers, expected layers:1 to layers:{highest}")
             found = [n for n in names if n in depths and 1 <= depths[n].layer <= int(number)]
         else:
             found = [n for n in names if _matches(n, part)]

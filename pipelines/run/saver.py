@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ...shared import dist
 from .checkpoint import without_aliases, write_together
-from .pieces import Piece, Shares, Staging, pieces_of
+from .chunks import Chunk, Shares, Staging, chunks_of
 
 TIMEOUT = timedelta(hours=1)
 """How long one rank waits for the files of another, which may be on a slow disk."""
@@ -64,20 +64,20 @@ class Saver:
             if after is not None:
                 dist.on_rank_0(after)
             return
-        pieces = self._shares.mine(pieces_of(without_aliases(tensors)))
+        chunks = self._shares.mine(chunks_of(without_aliases(tensors)))
         text = json.dumps(state, ensure_ascii=False)
         if wait or not self.asynchronous:
-            write_together(self.directory, update, pieces, text, after)
+            write_together(self.directory, update, chunks, text, after)
             self._update = update
             return
-        staged = self._staging.copy(pieces)
+        staged = self._staging.copy(chunks)
         # a daemon: who ends the process at once (a second Ctrl-C) does not wait for a disk
         self._thread = threading.Thread(target=self._write, args=(update, staged, text, after), name="checkpoint", daemon=True)
         self._thread.start()
 
-    def _write(self, update: int, pieces: list[Piece], state: str, after: Callable[[], None] | None) -> None:
+    def _write(self, update: int, chunks: list[Chunk], state: str, after: Callable[[], None] | None) -> None:
         try:
-            write_together(self.directory, update, pieces, state, after, self._group)
+            write_together(self.directory, update, chunks, state, after, self._group)
             self._update = update
         except BaseException as error:
             self._error = error

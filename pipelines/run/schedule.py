@@ -14,6 +14,7 @@ from typing import Literal
 from ...shared.errors import UserError
 
 Name = Literal["constant", "linear", "cosine", "inverse_sqrt", "wsd", "polynomial"]
+_FALLING: tuple[Name, ...] = ("cosine", "linear", "polynomial")
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class ScheduleSettings:
     """Updates of linear warmup."""
     final: float = 0.0
     """Factor at the last update: 0.1 ends at a tenth of the peak (cosine, linear, polynomial, wsd)."""
+    until: int | None = None
+    """cosine, linear, polynomial: the update at which `final` is reached, and kept from there; null: the end of the run."""
     decay: int = 0
     """wsd: updates of the decay at the end."""
     power: float = 1.0
@@ -36,10 +39,13 @@ class ScheduleSettings:
             ("warmup", self.warmup, "0 or more updates", self.warmup >= 0),
             ("final", self.final, "a factor from 0 to 1", 0 <= self.final <= 1),
             ("decay", self.decay, "0 or more updates", self.decay >= 0),
+            ("until", self.until, "null or an update after the warmup", self.until is None or self.until > self.warmup),
             ("power", self.power, "a positive number", self.power > 0),
         ) if not fine]
         if self.name == "wsd" and self.decay == 0:
             wrong.append("wsd needs decay: the number of updates at the end over which it falls")
+        if self.until is not None and self.name not in _FALLING:
+            wrong.append(f"until is {self.until}, and {self.name} does not fall to `final` at an update: it is for {', '.join(_FALLING)}")
         if wrong:
             raise UserError("; ".join(wrong))
 
@@ -48,7 +54,7 @@ def factor(settings: ScheduleSettings, update: int, total: int) -> float:
     """The factor of the peak learning rate for `update` (from 0) of `total` updates."""
     if update < settings.warmup:
         return (update + 1) / settings.warmup
-    return _SHAPES[settings.name](settings, update, max(total, settings.warmup + 1))
+    return _SHAPES[settings.name](settings, update, max(settings.until or total, settings.warmup + 1))
 
 
 def _progress(s: ScheduleSettings, update: int, total: int) -> float:

@@ -8,6 +8,7 @@ Before the first update, in this order:
     devices     sets up Fabric (`fabric`); `sharding` divides weights over ranks, `layers` compiles or recomputes layers
 The updates:
     loop        the run from its start to its end; read this first
+    passes      what goes into one forward pass, and what comes out
     state       all that a run in progress consists of, and how a checkpoint saves and restores it
     totals      the counts of an update, added up over the ranks
     health      judges gradients; `rewind` acts on what went wrong, `events` reads what was done

@@ -50,7 +50,7 @@ class Ancestor:
     def verify(self, run: Path) -> None:
         """Refuse if it is no longer what the run in `run` began with."""
         if not (self.place.path / checkpoint.MANIFEST).is_file() or _fingerprint(self.place.path) != self.fingerprint:
-            raise UserError(f"{run} began from {self.checkpoint} (sha256 {self.fingerprint[:12]}), which is gone or another one now: put "
+            raise UserError(f"{run} began from {self.checkpoint} (sha256 {self.fingerprint[:12]}), which is missing or has changed: put "
                             "it back, or start a new run in another --out")
         checkpoint.open_checkpoint(self.place.path)
 
@@ -62,7 +62,7 @@ class Ancestor:
         """Refuse a system or a tokenizer that the checkpoint does not fit; lines for people."""
         tokenizer = open_run(self.run).tokenizer()
         if tokenizer is not None and context.tokenizer is not None and tokenizer.fingerprint != context.tokenizer.fingerprint:
-            raise UserError(f"the tokenizer is another one than that of {self.run}: leave --tokenizer out, and use data that is packed as "
+            raise UserError(f"the tokenizer differs from that of {self.run}: leave --tokenizer out, and use data that is packed as "
                             "text or with that run's tokenizer")
         place = self.place.path
         checkpoint.check_tensors(place, checkpoint.model_tensors(system), ignore=lambda name: not name.startswith("model/"))
@@ -92,7 +92,7 @@ def _find(source: str | Path | None, out: Path, resume: str | Path) -> dict[str,
     if resume != "never" and (directory / SYSTEM).is_file():
         began = recorded_ancestor(open_run(directory))
         if source is not None and (began is None or _run_of(source) != Path(began.run).resolve()):
-            place = "with fresh weights or those of a model" if began is None else f"from {began.run}"
+            place = "with randomly initialized weights or those of a model" if began is None else f"from {began.run}"
             raise UserError(f"{directory} began {place} and cannot go on from {source}: use another --out, or leave --continue-from out")
         if began is not None and not checkpoint.all_checkpoints(directory / "checkpoints"):
             began.verify(directory)  # it ended before its first checkpoint

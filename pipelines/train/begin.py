@@ -58,18 +58,25 @@ def begin(run: Run, recipe: Recipe, system: System, context: Context, origin: St
         checkpoint.clean(run.checkpoints)
         heartbeat.clear(run.directory)
         for name in drop_outdated(run):
-            console.say(f"checkpoint {name} learnt from updates that the run has gone back to leave out: it is removed")
+            console.say(f"removed checkpoint {name}: it was trained on updates that the run now leaves out")
         start = _find_checkpoint(run, resume, console)
         if start is not None:
-            _check_same(open_run(start.path.parent.parent), recipe, context, start)
+            before = open_run(start.path.parent.parent)
+            _check_same(before, recipe, context, start)
+            before.check_inputs(system)
             check_order(start.state()["order"], order_state(stream))
             console.say(f"resuming after update {start.update} from {start.path}")
         at = {"update": 0, "checkpoint": ""} if start is None else {"update": start.update, "checkpoint": str(start.path.absolute())}
         record_start(run, recipe, cast("Any", system.net).config, context, origin.source,
                      {**describe_environment(), **at, **_describe_start(recipe, stream, held_out, fabric)},
-                     ancestor=None if origin.ancestor is None else origin.ancestor.to_dict())
+                     ancestor=None if origin.ancestor is None else origin.ancestor.to_dict(),
+                     brought=origin.brought(system.net) if start is None else Run(start.path.parent.parent).brought(),
+                     inputs=system.objective.inputs)
         return None if start is None else str(start.path)
 
+    if any(inputs != dict(system.objective.inputs) for inputs in dist.gather_json(dict(system.objective.inputs))):
+        raise UserError(f"the ranks read different files beside the data ({', '.join(system.objective.inputs)}): copy the same to each "
+                        "machine")
     dist.barrier()  # until every rank has looked at the directory as it was
     path = dist.on_rank_0(take)
     return (None if path is None else checkpoint.verified_checkpoint(Path(path))), held
@@ -92,7 +99,7 @@ def _find_checkpoint(run: Run, resume: str | Path, console: Console) -> checkpoi
             return candidate
         console.warn(f"checkpoint {candidate.path.name} is damaged ({reason}); trying the one before")
     if there:
-        raise UserError(f"no checkpoint in {run.checkpoints} is whole: remove them to start again, or use another --out")
+        raise UserError(f"every checkpoint in {run.checkpoints} is damaged: remove them to start again, or use another --out")
     return None
 
 
@@ -108,7 +115,7 @@ def _check_same(before: Run, recipe: Recipe, context: Context, start: checkpoint
     problems = [f"{key} was {value(saved, key)} and is {value(now, key)}" for key in _FIXED if value(saved, key) != value(now, key)]
     tokenizer: Tokenizer | None = before.tokenizer()
     if tokenizer is not None and context.tokenizer is not None and tokenizer.fingerprint != context.tokenizer.fingerprint:
-        problems.append("the tokenizer is another one than the run began with")
+        problems.append("the tokenizer differs from the one that the run began with")
     if problems:
         raise UserError(f"{before.directory} cannot be continued: {'; '.join(problems)}; set it back, or start a new run in another --out")
 

@@ -11,7 +11,7 @@ from ...shared.errors import UserError
 from ..run import checkpoint
 from ..run.recipe import EvaluateSettings
 
-HIGHER = ("accuracy", "f1", "auc", "precision", "recall", "rouge", "bleu", "top")
+HIGHER = ("accuracy", "f1", "auc", "precision", "recall", "rouge", "bleu", "top", "pearson", "exact")
 """What is in the names of numbers that are better when they are higher."""
 
 

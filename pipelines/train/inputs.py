@@ -11,6 +11,7 @@ from ...shared.family import Context
 from ...shared.system import Objective
 from ...shared.tokenizer import Tokenizer
 from ..data.dataset import DataSet
+from ..data.index import SEVERAL_LABELS
 from ..data.layout import BatchLayout
 from ..data.stream import Mixture, Stream
 from ..run.recipe import Recipe
@@ -43,8 +44,13 @@ def read_context(data: Sequence[DataSet], held_out: DataSet | None, tokenizer: s
     lists = [tuple(d.index.schema["classes"]) for d in everything if d.index.schema.get("classes")]
     if len(set(lists)) > 1:
         problems.append(f"the data sets have different classes ({', '.join(str(len(c)) for c in lists)} of them): pack them with one list")
+    several = [d for d in everything if d.index.kind == SEVERAL_LABELS]
+    if 0 < len(several) < len(everything):
+        other = next(d for d in everything if d not in several)
+        problems.append(f"{several[0].directory} has several labels for each text and {other.directory} is packed as {other.index.kind}: "
+                        f"pack both with --kind {SEVERAL_LABELS}")
     raise_problems(problems, "the data does not fit together")
-    return Context(found, lists[0] if lists else None)
+    return Context(found, lists[0] if lists else None, several_labels=bool(several))
 
 
 def build_stream(recipe: Recipe, data: DataSet | Mixture, objective: Objective[Any], layout: BatchLayout) -> Stream:

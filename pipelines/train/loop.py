@@ -27,8 +27,8 @@ pass, as a long document makes it, is computed in several (`Batch.passes`). The 
 and `System` and nothing else: it imports no family and branches on no name.
 
 The state of a run is its weights, the optimizer, and one integer, the number of updates made. The data follows from that integer
-(`pipelines/data/stream.py`), and so do learning rate and dropout: the random generators are seeded again for every micro-batch. Therefore
-a run that was killed continues bit for bit on one rank.
+(`pipelines/data/stream.py`), and so do the task, where several take turns (`pipelines/data/turns.py`), learning rate and dropout: the
+random generators are seeded again for every micro-batch. Therefore a run that was killed continues bit for bit on one rank.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -46,13 +46,14 @@ from ...registry import family
 from ...shared import dist
 from ...shared.errors import UserError
 from ...shared.family import Context
-from ...shared.system import Batch, Preview, Step, System
+from ...shared.system import Batch, Objective, Preview, System
 from ..base.console import Bar, Console
 from ..data.dataset import DataSet
 from ..data.held_out import chosen_samples, evaluation_batches, lane_batches, shared_batches
 from ..data.layout import BatchLayout
 from ..data.stream import Stream
 from ..model.export import export_system
+from ..model.frontdoor import take_over
 from ..run import checkpoint
 from ..run.directory import Run, check_directory
 from ..run.logbook import Logbook
@@ -66,6 +67,7 @@ from .fabric import DDPStrategy, Fabric
 from .inputs import Data, build_stream, open_sets, read_context
 from .layers import compile_parts, recompute_blocks
 from .meter import Meter
+from .passes import MicroBatch, Pass, ScaledLoss, settle_buckets
 from .preflight import preflight
 from .rewind import apply_policy
 from .sharding import Whole, average_gradients, building, sharded, undivided
@@ -124,8 +126,8 @@ def pretrain(
     layout = BatchLayout(recipe.data.global_batch, recipe.data.micro_batch, fabric.global_rank, fabric.world_size)
     context = read_context([d for d, _ in mixture], held_out, tokenizer or start.tokenizer)
     system, origin = build_system(recipe, context, start, layout)
-    # a system that starts from a trained tower brings that tower's tokenizer
-    context = replace(context, tokenizer=context.tokenizer or getattr(system.objective, "tokenizer", None))
+    # a system that starts from a trained tower brings that tower's tokenizer, and a task may have added tokens
+    context = replace(context, tokenizer=getattr(system.objective, "tokenizer", None) or context.tokenizer)
     stream = build_stream(recipe, mixture, system.objective, layout)
     lines = [*preflight(recipe, system, stream, held_out, fabric, out), *origin]
     for line in lines:
@@ -136,6 +138,8 @@ def pretrain(
     # 2. The run's directory, and where to start
     run = Run(out)
     found, _lock = begin(run, recipe, system, context, start, resume, stream, held_out, fabric, console)
+
+    take_over(system.net, family(recipe.system), run)
 
     # 3. Devices, optimizer, state
     state = set_up(recipe, fabric, system, stream, held_out, run, console)
@@ -283,16 +287,6 @@ def make_update(state: TrainState, stop: Stop | None = None) -> Ending | None:
     return None
 
 
-class Pass(NamedTuple):
-    """One forward pass of an update: a micro-batch, or a part of one that has too many tokens."""
-
-    part: int
-    """The number of the micro-batch."""
-    number: int
-    """Of the pass within it."""
-    batch: Batch
-
-
 def count(passes: Sequence[Pass]) -> dict[str, int]:
     """The denominators of the update's terms on this rank, its tokens, its skipped samples, and its forward passes."""
     totals = {_TOKENS: sum(p.batch.tokens for p in passes), _BAD: sum(len(p.batch.bad) for p in passes), _PASSES: len(passes)}
@@ -306,7 +300,7 @@ def learn(state: TrainState, passes: Sequence[Pass], totals: Mapping[str, int]) 
     """Make a step; False, with the weights as they were, where the gradient is known to be wrong."""
     recipe, fabric, system = state.recipe, state.fabric, state.system
     layout, world = state.stream.layout, fabric.world_size
-    measured, carries = Meter(fabric.device), dict(state.carries)
+    measured, carries = Meter(fabric.device, turns=system.objective.turns), dict(state.carries)
     buffers = [(b, b.clone()) for b in system.buffers()] if recipe.health.policy == "skip" else []
     # strategies average gradients over ranks, the loss is a sum over them: hence `world`
     scale = {name: world / total if total else 0.0 for name, total in totals.items()}
@@ -315,7 +309,8 @@ def learn(state: TrainState, passes: Sequence[Pass], totals: Mapping[str, int]) 
     idle = idle_passes(state, passes, totals)
     for place, (part, number, batch) in enumerate(passes):
         is_accumulating = place < len(passes) + idle - 1
-        seed_draws(recipe.seed, state.update, *layout.rank_and_part(part), *filter(None, [number]))
+        # the first pass draws what a micro-batch in one piece draws
+        seed_draws(recipe.seed, state.update, *layout.rank_and_part(part), *([number] if number else []))
         micro = MicroBatch(batch.to(fabric.device), carries.get(part), scale)
         state.mark("forward", part)
         with fabric.no_backward_sync(state.module, enabled=world > 1 and is_accumulating):
@@ -325,7 +320,7 @@ def learn(state: TrainState, passes: Sequence[Pass], totals: Mapping[str, int]) 
         step = micro.result()
         assert step.carry is None or not number, "what reads in sequence has one pass for each micro-batch"
         carries[part] = step.carry
-        measured.add(step, batch.counts)
+        measured.add(step, batch.counts, batch.task)
     for missing in reversed(range(idle)):
         with fabric.no_backward_sync(state.module, enabled=missing > 0):
             fabric.backward(state.module(MicroBatch(passes[0].batch.to(fabric.device), None, dict.fromkeys(scale, 0.0))))
@@ -361,54 +356,6 @@ def idle_passes(state: TrainState, passes: Sequence[Pass], totals: Mapping[str, 
     return max(dist.gather_json(len(passes))) - len(passes)
 
 
-class MicroBatch:
-    """One micro-batch on its way through the wrappers of Fabric and DDP.
-
-    They walk through every dataclass they are handed, copy it and cast its tensors (float targets to bf16, too); an
-    object that is no collection passes untouched.
-    """
-
-    __slots__ = ("batch", "carry", "scale", "step")
-
-    def __init__(self, batch: Batch, carry: Any, scale: Mapping[str, float]) -> None:
-        """The batch on its device, what the system carried to it, and for each count by what its terms are multiplied."""
-        self.batch, self.carry, self.scale = batch, carry, scale
-        self.step: Step | None = None
-
-    def result(self) -> Step:
-        """What the system returned."""
-        assert self.step is not None
-        return self.step
-
-
-class ScaledLoss(nn.Module):
-    """A system as a module that returns the one number to differentiate."""
-
-    def __init__(self, system: System) -> None:
-        """Keep the system."""
-        super().__init__()
-        self.system = system
-
-    def forward(self, micro: MicroBatch | None) -> Tensor:
-        """The micro-batch's share of the loss of the global batch; without one a loss whose gradient is zero everywhere."""
-        if micro is None:
-            return cast("Tensor", sum((p * 0).sum() for p in self.system.parameters() if p.requires_grad))
-        micro.step = step = cast("Step", self.system(micro.batch, micro.carry))
-        parts = [term.total * (term.weight * micro.scale[term.count]) for term in step.terms.values()]
-        return cast("Tensor", sum(parts))
-
-
-def settle_buckets(fabric: Fabric, module: Any) -> None:
-    """Let DDP find its final order of gradients before the first update, on a loss without numbers.
-
-    It puts the gradients into buckets anew after the first backward pass of a process, in the order in which they came. Where three or
-    more ranks add up, the order of additions depends on a number's place in its bucket, so a run that is continued would round otherwise
-    than one that was never stopped. The engine walks backwards through a sum, which is about the order of a real backward pass.
-    """
-    fabric.backward(module(None))
-    module.zero_grad(set_to_none=True)
-
-
 def clip(module: nn.Module, limit: float | None) -> Tensor:
     """Clip the gradient to `limit` and return its norm before that."""
     # an endless limit measures the norm and changes nothing
@@ -428,7 +375,7 @@ def log(state: TrainState, logbook: Logbook | None, bar: Bar) -> None:
     parts = dist.gather_json({"bad": state.bad_records, "reads": state.reads})
     reads = {name: sum(part["reads"].get(name, 0) for part in parts) for name in sorted({n for part in parts for n in part["reads"]})}
     state.bad_records, state.reads = [], {}
-    row = {"split": "train", **state.progress(), **means, **state.system.derive(means), "lr": state.lr, **state.clock.rates(), **reads}
+    row = {"split": "train", **state.progress(), **means, **state.system.derived(means), "lr": state.lr, **state.clock.rates(), **reads}
     state.trained = row
     bar.advance(0, note=f"loss {row['loss']:.4f}")
     if logbook is not None:
@@ -444,21 +391,43 @@ def evaluate(state: TrainState, logbook: Logbook | None) -> None:
     if state.held_out is None or state.evaluated.get("update") == state.update:
         return
     state.mark("evaluating")
-    recipe, fabric, system = state.recipe, state.fabric, state.whole_system()
-    settings = recipe.evaluate
-    meter = Meter(fabric.device, chance=True)
+    fabric, system = state.fabric, state.whole_system()
+    meter = Meter(fabric.device, chance=True, turns=system.objective.turns)
     previews: list[Preview] = []
     system.eval()
     began = time.perf_counter()
+    for task, objective in system.objective.by_turn().items():
+        previews += _measure(state, system, task, objective, meter)
+    system.train()
+    means = meter.means()
+    if not means:
+        raise UserError("the held-out data gave no batch: give more of it, or leave --eval-data out")
+    means |= meter.chances()
+    derived = system.derived(means)
+    row = {"split": "eval", **state.progress(), **means, **derived, "seconds": time.perf_counter() - began}
+    state.evaluated = row
+    state.best.see(row)
+    if logbook is not None:
+        logbook.add_row(row)
+        logbook.add_previews(state.update, previews)
+        others = "  ".join(f"{name} {row[name]:.4f}" for name in (*means, *derived) if name != "loss")
+        state.console.say(f"evaluation after update {state.update}: loss {row['loss']:.4f}  {others}")
+
+
+def _measure(state: TrainState, system: System, task: str, objective: Objective[Any], meter: Meter) -> list[Preview]:
+    """Measure the held-out data by the objective of a task; on rank 0 what the model makes of the first batch."""
+    assert state.held_out is not None
+    recipe, fabric, settings = state.recipe, state.fabric, state.recipe.evaluate
+    previews: list[Preview] = []
     # at most a training micro-batch at a time, so that what trains can be evaluated
     each = state.stream.layout.size if settings.batch is None else -(-settings.batch // fabric.world_size)
     rank, world, count = fabric.global_rank, fabric.world_size, len(state.held_out)
-    if system.objective.sequential:
+    if objective.sequential:
         parts = lane_batches(min(settings.limit or count, count), settings.batch or recipe.data.global_batch, each, rank, world)
     else:
         parts = shared_batches(chosen_samples(count, recipe.seed, settings.limit), each, rank, world, equal=system.coupled)
-    batches = evaluation_batches(state.held_out, system.objective, parts, seed=recipe.seed, on_bad=recipe.data.on_bad,
-                                 max_tokens=recipe.data.max_tokens)
+    batches = evaluation_batches(state.held_out, objective, parts, seed=recipe.seed, on_bad=recipe.data.on_bad,
+                                 max_tokens=recipe.data.max_tokens, task=task)
     carry: Any = None
     for number, batch in enumerate(batches):  # a rank may have fewer batches than another, or none
         seed_draws(recipe.seed, number)
@@ -466,22 +435,10 @@ def evaluate(state: TrainState, logbook: Logbook | None) -> None:
         with fabric.autocast():
             step = system(batch, carry)
             carry = step.carry
-            meter.add(step, batch.counts)
+            meter.add(step, batch.counts, task)
             if number == 0 and fabric.is_global_zero:
                 previews = system.preview(batch, settings.previews) if settings.previews else []
-    system.train()
-    means = meter.means()
-    if not means:
-        raise UserError("the held-out data gave no batch: give more of it, or leave --eval-data out")
-    means |= meter.chances()
-    row = {"split": "eval", **state.progress(), **means, **system.derive(means), "seconds": time.perf_counter() - began}
-    state.evaluated = row
-    state.best.see(row)
-    if logbook is not None:
-        logbook.add_row(row)
-        logbook.add_previews(state.update, previews)
-        others = "  ".join(f"{name} {row[name]:.4f}" for name in (*means, *system.derive(means)) if name != "loss")
-        state.console.say(f"evaluation after update {state.update}: loss {row['loss']:.4f}  {others}")
+    return [replace(preview, rows=(("task", task), *preview.rows)) for preview in previews] if task else previews
 
 
 def save(state: TrainState, logbook: Logbook | None, wait: bool = False) -> None:

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...shared import dist
-from ...shared.system import Step
+from ...shared.system import Step, named
 
 
 class Meter:
     """Means over updates, micro-batches and ranks: every sum is divided once, by the whole count.
 
     Adding never waits for the device. The state is exact, so a resumed run logs what an uninterrupted one does.
+
+    Args:
+        device: where to measure.
+        chance: also how often each label occurs (`Term.labels`).
+        turns: tasks that take turns, with their shares (`Objective.turns`); their numbers are kept apart.
     """
 
-    def __init__(self, device: torch.device, chance: bool = False) -> None:
-        """Measure on `device`; `chance`: also how often each label occurs (`Term.labels`)."""
-        self.device = device
+    def __init__(self, device: torch.device, chance: bool = False, turns: Mapping[str, float] = MappingProxyType({})) -> None:
+        self.device, self._turns = device, turns
         self._labels: dict[str, Tensor] | None = {} if chance else None
         self._type = torch.float32 if device.type == "mps" else torch.float64
         self._sums: dict[str, Tensor] = {}
@@ -36,9 +41,10 @@ class Meter:
         old = self._sums.get(name)
         self._sums[name] = pair if old is None else old + pair
 
-    def add(self, step: Step, counts: Mapping[str, int]) -> None:
-        """Add what one forward pass returned."""
-        for name, term in step.terms.items():
+    def add(self, step: Step, counts: Mapping[str, int], task: str = "") -> None:
+        """Add what one forward pass of a task returned."""
+        for term_name, term in step.terms.items():
+            name = named(task, term_name)
             self._weights[name] = term.weight
             self.put(name, term.total, counts[term.count])
             if self._labels is not None and term.labels is not None:
@@ -46,7 +52,7 @@ class Meter:
                 old = self._labels.get(name)
                 self._labels[name] = found if old is None else _add(old, found)
         for name, (total, count) in step.metrics.items():
-            self.put(name, total, count)
+            self.put(named(task, name), total, count)
 
     def merge(self, other: Meter) -> None:
         """Add what another meter has added up (without its labels)."""
@@ -56,15 +62,10 @@ class Meter:
             self._sums[name] = pair if old is None else old + pair
 
     def means(self) -> dict[str, float]:
-        """The mean of everything over all ranks, and `loss`, the weighted sum of the terms; empty where no rank has anything.
-
-        Every rank must call it.
-        """
+        """The mean of everything over all ranks, and the losses (`losses`); empty where no rank has anything. Every rank must call it."""
         totals, weights = self._totals()
         means = {name: total / count if count else 0.0 for name, (total, count) in totals.items()}
-        if not weights:
-            return means
-        return {"loss": sum(weight * means[name] for name, weight in weights.items())} | means
+        return losses(means, weights, self._turns) | means
 
     def _totals(self) -> tuple[dict[str, list[float]], dict[str, float]]:
         """[sum, count] of every name that any rank has, over all of them, and the weights of the terms among these names."""
@@ -103,6 +104,21 @@ class Meter:
         share = 1.0 if dist.rank() == 0 else 0.0
         self._sums = {n: torch.tensor(v, device=self.device, dtype=self._type) * share for n, v in state["sums"].items()}
         self._weights = dict(state["weights"])
+
+
+def losses(means: Mapping[str, float], weights: Mapping[str, float], turns: Mapping[str, float]) -> dict[str, float]:
+    """`loss`, the weighted sum of the means of the terms; where tasks take turns, that of each which has terms, and their mean by shares.
+
+    Then `loss` does not depend on how many updates a task had, or targets in them: only on which tasks there were at all.
+    """
+    if not weights:
+        return {}
+    if not turns:
+        return {"loss": sum(weight * means[name] for name, weight in weights.items())}
+    each = {task: sum(weight * means[name] for name, weight in mine.items())
+            for task in turns if (mine := {name: weight for name, weight in weights.items() if name.startswith(named(task, ""))})}
+    whole = sum(turns[task] * loss for task, loss in each.items()) / sum(turns[task] for task in each)
+    return {"loss": whole, **{named(task, "loss"): loss for task, loss in each.items()}}
 
 
 def _add(a: Tensor, b: Tensor) -> Tensor:

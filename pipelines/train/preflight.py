@@ -19,6 +19,9 @@ from ..run.recipe import Recipe, record
 from .devices import choose_precision
 from .sharding import layout_problems, sharded, system_problems
 
+LISTED = 20
+"""Names of measures in a message."""
+
 
 class Machine(Protocol):
     """What the run's ranks are: Fabric, or a cluster that is only planned for."""
@@ -51,12 +54,17 @@ def preflight(recipe: Recipe, system: System, stream: Stream, held_out: DataSet 
         f"device: {fabric.world_size} x {fabric.device.type}, precision {precision}{', compiled' if recipe.compile else ''}"
         f"{_divided(recipe, fabric)}",
         *plan_lines(stream),
+        *system.objective.notes,
         f"run: {recipe.max_updates:,} updates = {samples:,} samples = {samples / stream.samples_per_epoch:.2f} epochs; "
         f"{recipe.optim.name}, peak learning rate {recipe.optim.lr:g}, "
         f"{recipe.schedule.name} after {recipe.schedule.warmup} updates of warmup",
     ]
     if recipe.schedule.warmup >= recipe.max_updates:
         lines.append(f"note: the run ends within the warmup of {recipe.schedule.warmup} updates (schedule.warmup)")
+    cycle = len(stream.turns.cycle)
+    if recipe.log.every % cycle:
+        lines.append(f"note: log.every is {recipe.log.every} and the tasks take turns in {cycle} updates: where a line of the log lacks a "
+                     f"task, its `loss` is that of the others; a multiple of {cycle} makes all lines alike")
     if held_out is None:
         lines.append("note: no --eval-data, so nothing is evaluated")
     else:
@@ -96,6 +104,11 @@ def _problems(recipe: Recipe, system: System, stream: Stream, held_out: DataSet 
     watched = recipe.evaluate.patience or recipe.checkpoint.keep_best
     if watched and (held_out is None or not recipe.evaluate.every):
         yield "evaluate.patience and checkpoint.keep_best go by evaluations: give --eval-data and set evaluate.every"
+    measured, monitor = system.measured(), recipe.evaluate.monitor
+    if held_out is not None and measured is not None and monitor not in ("loss", *measured):
+        what = f"the task {recipe.task} of {recipe.system}" if recipe.task else recipe.system
+        yield (f"evaluate.monitor is {monitor!r}, which the evaluations of {what} do not measure: set it to one of "
+               f"{', '.join(['loss', *measured][:LISTED])}{' ...' if len(measured) >= LISTED else ''}")
     if held_out is not None and {d.fingerprint for d in stream.sets} & {held_out.fingerprint}:
         yield f"the held-out data {held_out.directory} is the training data: hold some back"
     # weights and the optimizer's two moments, in the precision they are kept in

@@ -67,7 +67,7 @@ def _rewind(state: TrainState, logbook: Logbook | None, trouble: Trouble) -> Non
                 _record(state, logbook, trouble, "rewind", left_out, found.update)
                 drop_outdated(state.run)
                 return str(found.path)
-        raise UserError(f"{trouble.message}, and there is no whole checkpoint before it to go back to")
+        raise UserError(f"{trouble.message}, and there is no intact checkpoint before it to go back to")
 
     state.mark("rewinding")
     state.saver.wait()

@@ -8,7 +8,7 @@ on from another run of the same system (`Ancestor`) takes its config and tokeniz
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ...shared.errors import UserError
-from ...shared.family import Family
+from ...shared.family import Adopt, Family
 from ...shared.system import System
 from ...shared.tokenizer import NoTokenizer, Tokenizer
 from ..model import frontdoor
@@ -50,11 +50,22 @@ class Start:
         if self.net is None:
             return []
         lines: list[str] = []
+        origin: frontdoor.Origin = self.net.origin  # type: ignore[assignment]
+        adopt = family.starts.get(origin.family)
         for place, net in system.exports().items():
             found = self.net if not place else frontdoor.parts(self.source, place)
             name = f"{self.source}{f' ({place})' if place else ''}"
-            lines += [f"weights of {name}: {place} is randomly initialized"] if found is None else copy_weights(net, found, family, name)
+            lines += [f"weights of {name}: {place} is randomly initialized"] if found is None else copy_weights(
+                net, found, family, name, adopt)
         return [*lines, *self._files(system.net)]
+
+    def brought(self, net: nn.Module) -> Mapping[str, Mapping[str, Any]]:
+        """What the model has beside config and weights that `net`, a fresh one, has not: JSON files by name."""
+        if self.net is None:
+            return {} if self.ancestor is None else open_run(self.ancestor.run).brought()
+        entry: frontdoor.Origin = self.net.origin  # type: ignore[assignment]
+        own = {name for format in entry.net.formats[:1] for name in format.files(net)}
+        return {name: record for format in entry.net.formats[:1] for name, record in format.files(self.net).items() if name not in own}
 
     def _files(self, net: nn.Module) -> Iterable[str]:
         """What differs in the files beside the weights: how pictures are prepared is the recipe's to say."""
@@ -97,20 +108,22 @@ def find_start(recipe: Recipe, family: Family, model: str | Path | None, out: Pa
         return Start()
     net = frontdoor.load(model, device=torch.get_default_device())
     origin: frontdoor.Origin = net.origin  # type: ignore[assignment]
-    if origin.family != family.name:
+    adopt = family.starts.get(origin.family)
+    if adopt is None and origin.family != family.name and origin.net not in family.nets:  # MacBERT and SpanBERT have BERT's
         raise UserError(f"{model} holds a {origin.net.architecture} ({origin.family}), recipe {recipe.name} trains {family.name}: "
                         f"choose a recipe for {origin.family}, or another --model")
     try:
         tokenizer = frontdoor.tokenizer(model)
     except NoTokenizer:
         tokenizer = None  # a model of pictures, or a directory without one: whoever needs it says so
-    return Start(str(model), recipe.configure(family, net.config), tokenizer, net)
+    return Start(str(model), recipe.configure(family, net.config if adopt is None else adopt.config(net.config)), tokenizer, net)
 
 
-def copy_weights(target: nn.Module, source: nn.Module, family: Family, name: str) -> list[str]:
-    """Copy the weights of `source` into `target`, two networks of one family, by their names here.
+def copy_weights(target: nn.Module, source: nn.Module, family: Family, name: str, adopt: Adopt | None = None) -> list[str]:
+    """Copy the weights of `source` into `target`, a network of `family`, by their names here.
 
-    A part (a child of the network, or of its trunk) is copied where both have a module of the same class there.
+    A part (a child of the network, or of its trunk) is copied where both have a module of the same class there. `adopt` says what becomes
+    of the tensors before that, where the two networks are not of one family and one shape.
 
     Returns:
         Lines for people.
@@ -119,7 +132,8 @@ def copy_weights(target: nn.Module, source: nn.Module, family: Family, name: str
         UserError: weights outside the family's heads are missing or have another shape.
     """
     ours, theirs = _with_trunk(target, source), _with_trunk(source, target)
-    tensors, given = dict(_tensors(target, ours)), dict(_tensors(source, theirs))
+    tensors, found = dict(_tensors(target, ours)), dict(_tensors(source, theirs))
+    given = found if adopt is None else adopt.weights(found, target)
     taken: list[str] = []
     fresh: list[str] = []
     problems: list[str] = []
@@ -139,8 +153,12 @@ def copy_weights(target: nn.Module, source: nn.Module, family: Family, name: str
         for key in taken:
             tensors[key].copy_(given[key])
     left = [key for key in given if key not in taken]
-    size = sum(tensors[key].numel() for key in taken)
+    size = sum(given[key].numel() for key in taken)
     lines = [f"weights of {name}: loaded {len(taken)} tensors ({size:,} parameters)"]
+    fitted = [f"{key} {list(found[key].shape)} -> {list(given[key].shape)}" for key in taken if key in found
+              and found[key].shape != given[key].shape]
+    if fitted:
+        lines.append(f"fitted to this network: {', '.join(fitted)}")
     if fresh:
         lines.append(f"randomly initialized: {_parts(fresh, family)}")
     if left:

@@ -40,7 +40,7 @@ class TrainState:
     fabric: Fabric
     system: System
     module: Any
-    """The system's loss (`loop.ScaledLoss`) in the wrappers of strategy and precision, for forward and backward passes."""
+    """The system's loss (`passes.ScaledLoss`) in the wrappers of strategy and precision, for forward and backward passes."""
     optimizer: Optimizer
     stream: Stream
     held_out: DataSet | None
@@ -74,7 +74,7 @@ class TrainState:
         self.clock = Clock()
         self.heartbeat = Heartbeat()
         self.totals = Totals()
-        self.meter = Meter(self.fabric.device)
+        self.meter = Meter(self.fabric.device, turns=self.system.objective.turns)
         self.best = Best(self.recipe.evaluate)
         self.health = Health(self.recipe.health, self.fabric.device)
         self.saver = Saver(self.run.checkpoints, self.recipe.checkpoint.asynchronous)

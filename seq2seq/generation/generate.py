@@ -9,7 +9,8 @@ Deviation: repeated n-grams are counted in the prompt without its padding, where
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -18,9 +19,10 @@ from typing import TYPE_CHECKING, Unpack, overload
 import torch
 from torch import Tensor, nn
 
+from ...shared.decoder import Decoder, DecoderInfo, EncoderDecoder
 from ...shared.errors import UserError
-from .decoder import Decoder, DecoderInfo, EncoderDecoder
 from .defaults import settings_of
+from .examples import PROMPT, Examples, ending
 from .options import GenerationOptions, GenerationSettings, as_ids
 from .sampling import ScoreRules, uniform_draws
 from .search import DecodingState, TokenListener, beam_search, decode
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     from ...shared.tokenizer import Tokenizer
+from ...shared.tokenizer.clean import clean_up
 
 
 @dataclass(frozen=True)
@@ -80,19 +83,22 @@ def _no_progress(count: float) -> None: ...
 def generate(  # pyright: ignore[reportOverlappingOverload]  (a str is a Sequence[str] too; the first match counts)
     model: nn.Module, prompts: str, *, tokenizer: Tokenizer, batch_size: int = 16, return_full_text: bool = True,
     stream: TextListener | None = None, advance: Callable[[float], None] = _no_progress,
-    ignore_generation_config: bool = False, **options: Unpack[GenerationOptions],
+    examples: Sequence[tuple[str, str]] = (), template: str = PROMPT, ignore_generation_config: bool = False,
+    **options: Unpack[GenerationOptions],
 ) -> str: ...
 @overload
 def generate(
     model: nn.Module, prompts: Sequence[str], *, tokenizer: Tokenizer, batch_size: int = 16, return_full_text: bool = True,
     stream: TextListener | None = None, advance: Callable[[float], None] = _no_progress,
-    ignore_generation_config: bool = False, **options: Unpack[GenerationOptions],
+    examples: Sequence[tuple[str, str]] = (), template: str = PROMPT, ignore_generation_config: bool = False,
+    **options: Unpack[GenerationOptions],
 ) -> list[str]: ...
 @overload
 def generate(
     model: nn.Module, prompts: Tensor, *, tokenizer: Tokenizer | None = None, batch_size: int = 16, return_full_text: bool = True,
     stream: TextListener | None = None, advance: Callable[[float], None] = _no_progress,
-    ignore_generation_config: bool = False, **options: Unpack[GenerationOptions],
+    examples: Sequence[tuple[str, str]] = (), template: str = PROMPT, ignore_generation_config: bool = False,
+    **options: Unpack[GenerationOptions],
 ) -> Tensor: ...
 def generate(
     model: nn.Module,
@@ -103,6 +109,8 @@ def generate(
     return_full_text: bool = True,
     stream: TextListener | None = None,
     advance: Callable[[float], None] = _no_progress,
+    examples: Sequence[tuple[str, str]] = (),
+    template: str = PROMPT,
     ignore_generation_config: bool = False,
     **options: Unpack[GenerationOptions],
 ) -> str | list[str] | Tensor:
@@ -119,6 +127,9 @@ def generate(
         return_full_text: put the prompt before each continuation; what an encoder-decoder writes stands alone.
         stream: called with each piece of new text as soon as it is final, never with a part of a character; for one prompt.
         advance: called with the number of texts that are done, for a progress bar.
+        examples: prompts with their answers, which stand before each prompt, as many as have room (a warning tells where not all
+            have). They are not part of what is returned, and a text ends with a blank line, where no other end is named.
+        template: what becomes of each prompt where there are examples, such as "Question: {prompt} Answer:".
         ignore_generation_config: leave out the defaults that the model brought along; the end of a text is then config.json's.
         **options: any of
 
@@ -150,7 +161,11 @@ def generate(
     Raises:
         UserError: an option is out of range, two exclude each other, or a prompt does not fit the model.
     """
+    if template != PROMPT and not examples:
+        raise UserError("template is for examples: pass examples=[(prompt, answer), ...], or leave it out")
     if isinstance(prompts, Tensor):
+        if examples:
+            raise UserError("examples are for texts: pass texts and a tokenizer")
         if stream is not None:
             raise UserError("streams are for texts: pass texts and a tokenizer")
         return generate_ids(model, prompts, ignore_generation_config=ignore_generation_config, **options)
@@ -160,7 +175,14 @@ def generate(
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     if isinstance(prompts, str) and settings.num_return_sequences > 1:
         raise UserError("num_return_sequences above 1 gives a list of texts: pass a list with the one prompt")
-    found = generate_texts(model, texts, tokenizer, settings, batch_size=batch_size, stream=stream, advance=advance)
+    read = texts
+    if examples:
+        shots = Examples(examples, template)
+        asked, settings = shots.before(texts, model, tokenizer, settings), ending(settings)
+        read, texts = [a.text for a in asked], [a.shown for a in asked]
+        if line := shots.lacking(asked):
+            warnings.warn(line, stacklevel=2)
+    found = generate_texts(model, read, tokenizer, settings, batch_size=batch_size, stream=stream, advance=advance)
     before = return_full_text and not isinstance(model, EncoderDecoder)
     results = [text + w.text if before else w.text for text, several in zip(texts, found) for w in several]
     return results[0] if isinstance(prompts, str) else results
@@ -175,10 +197,13 @@ def generate_texts(
     batch_size: int = 16,
     stream: TextListener | None = None,
     advance: Callable[[float], None] = _no_progress,
+    known: Collection[int] = (),
+    keep: Callable[[Mapping[int, list[GeneratedText]]], None] | None = None,
 ) -> list[list[GeneratedText]]:
     """The continuations of each text (of an encoder-decoder its answers), `num_return_sequences` of each, best first.
 
     Arguments as in `generate`. Texts of like length run together; the order and the batches do not change the results.
+    The texts numbered in `known` are left out, and have none; `keep` gets those of each batch as it is done, by number.
     """
     answers = isinstance(model, EncoderDecoder)
     if stream is not None and (len(texts) != 1 or settings.copies > 1):
@@ -186,19 +211,22 @@ def generate_texts(
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}, expected at least 1")
     tokenizer.fitting_model(model)
+    info: DecoderInfo | None = getattr(model, "decoder_info", None)  # an encoder-decoder has it, too
     if answers:
         encoded = tokenizer.encode_batch(texts)
     elif isinstance(model, Decoder):
         encoded = [_prompt_ids(model.decoder_info, tokenizer, text, settings) for text in texts]
-        if settings.max_new_tokens is None and settings.max_length is None and encoded:  # the same room for every batch
-            settings = replace(settings, max_new_tokens=_new_tokens(model.decoder_info, max(map(len, encoded)), settings))
     else:
         raise _cannot(model)
+    if info is not None and (not answers or info.shares_positions) and settings.max_new_tokens is None and settings.max_length is None \
+            and encoded:  # the same room for every batch
+        settings = replace(settings, max_new_tokens=_new_tokens(info, max(map(len, encoded)), settings))
     if empty := [text for text, ids in zip(texts, encoded) if not ids]:
         raise UserError(f"the text {empty[0]!r} gives no tokens: give at least one word")
     found: list[list[GeneratedText]] = [[] for _ in texts]
     alike = not answers and (settings.min_length > 0 or (settings.max_new_tokens is None and settings.max_length is not None))
-    for numbers in _batches([len(ids) for ids in encoded], batch_size, alike):
+    left = [number for number in range(len(texts)) if number not in known]
+    for numbers in _batches(left, [len(ids) for ids in encoded], batch_size, alike):
         rows = [encoded[i] for i in numbers]
         befores = [[] if answers else row for row in rows for _ in range(settings.num_return_sequences)]
         streamer = None
@@ -215,6 +243,8 @@ def generate_texts(
         values = [None] * len(written) if scores is None else scores.tolist()
         for place, (text, value) in enumerate(zip(written, values)):
             found[numbers[place // settings.num_return_sequences]].append(GeneratedText(text, value))
+        if keep is not None:
+            keep({number: found[number] for number in numbers})
         advance(len(rows))
     return found
 
@@ -301,9 +331,9 @@ def _new_tokens(info: DecoderInfo, length: int, settings: GenerationSettings) ->
 # ------------------------------------------------------------------------------------------ ids and texts
 
 
-def _batches(lengths: Sequence[int], size: int, alike: bool) -> Iterator[list[int]]:
+def _batches(numbers: Sequence[int], lengths: Sequence[int], size: int, alike: bool) -> Iterator[list[int]]:
     """The numbers of prompts in batches of like length, longest first; with `alike` of the same length."""
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    order = sorted(numbers, key=lambda i: -lengths[i])
     groups = [list(group) for _, group in groupby(order, key=lambda i: lengths[i])] if alike else [order]
     for group in groups:
         yield from (group[first : first + size] for first in range(0, len(group), size))
@@ -335,5 +365,7 @@ def _until(ids: list[int], ends: tuple[int, ...]) -> list[int]:
 
 def _continuation(tokenizer: Tokenizer, prompt: list[int], tail: list[int]) -> str:
     """The text that `tail` adds; decoded behind its prompt, because vocabularies hide spaces at the start of a text."""
-    before, whole = tokenizer.decode_batch([prompt, [*prompt, *tail]])
-    return whole[len(before):] if whole.startswith(before) else tokenizer.decode(tail)
+    before, whole = tokenizer.decode_batch([prompt, [*prompt, *tail]], clean_up_tokenization_spaces=False)
+    if not whole.startswith(before):
+        return tokenizer.decode(tail)
+    return clean_up(whole[len(before):]) if tokenizer.framing.clean_up else whole[len(before):]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...shared.attention.cache import KVCache
-from .decoder import Decoder
+from ...shared.decoder import Decoder
 from .options import GenerationSettings
 from .sampling import ScoreRules, draw, warp
 
@@ -48,7 +48,7 @@ class DecodingState:
             self.keep = torch.ones_like(self.out, dtype=torch.bool)
             self.keep[:, :self.length] = keep[self.owner]
             self.positions = (self.keep.long().cumsum(-1) - 1).clamp(min=0)
-        self.use_cache = settings.use_cache
+        self.use_cache, self.reread = settings.use_cache, model.decoder_info.reread
         self.cache = KVCache(model.decoder_info.num_layers, self.max_length)
 
     @property
@@ -61,7 +61,9 @@ class DecodingState:
         if not self.use_cache:
             return self._read(self.rows, 0, KVCache(self.model.decoder_info.num_layers, self.length))
         if self.length > self.prompt_length:
-            return self._read(self.rows, self.length - 1, self.cache)
+            start = max(0, self.length - 1 - self.reread)
+            self.cache.rewind(start)
+            return self._read(self.rows, start, self.cache)
         copies = len(self.rows) // len(self.prompts)
         logits = self._read(self.rows[::copies], 0, self.cache)
         if copies == 1:
@@ -88,7 +90,7 @@ class DecodingState:
         written = slice(self.prompt_length, self.length)
         self.out[:, written] = self.out[rows, written]
         if self.use_cache:
-            self.cache.reorder(rows, start=self.prompt_length)
+            self.cache.reorder(rows, start=max(0, self.prompt_length - self.reread))
 
 
 def decode(

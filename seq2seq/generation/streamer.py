@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ...shared.tokenizer import Tokenizer
+from ...shared.tokenizer.clean import CleanUp
 
 CONTEXT = 8
 """Tokens of the prompt that a continuation is decoded behind, because vocabularies hide spaces at the start of a text."""
@@ -33,10 +34,14 @@ class RowStreamer:
         self.tokenizer, self.stops = tokenizer, tuple(stops)
         self.ids = [i for i in before if i not in tokenizer.special_ids][-CONTEXT:]
         self.start, self.read = 0, len(self.ids)  # ids before `read` are text already; those from `start` are their context
-        self.held = tokenizer.decode(before[-4 * max(map(len, stops)) :], skip_special_tokens=False) if stops and before else ""
+        self.held = ""
+        if stops and before:
+            last = before[-4 * max(map(len, stops)) :]
+            self.held = tokenizer.decode(last, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         """What a stop string may still begin in, special tokens spelled."""
         self.visible = [False] * len(self.held)
         """Which characters of `held` are text of this row: no special tokens, and not the prompt."""
+        self.cleaning = CleanUp() if tokenizer.framing.clean_up else None
         self.text = ""
         self.stopped = False
 
@@ -58,10 +63,11 @@ class RowStreamer:
             return ""
         out = self._release(self._unread())
         self.start = self.read = len(self.ids)
-        return out if self.stopped else out + self._take(len(self.held))
+        return out if self.stopped else out + self._take(len(self.held), last=True)
 
     def _unread(self) -> str:
-        known, whole = self.tokenizer.decode_batch([self.ids[self.start:self.read], self.ids[self.start:]])
+        known, whole = self.tokenizer.decode_batch([self.ids[self.start:self.read], self.ids[self.start:]],
+                                                    clean_up_tokenization_spaces=False)
         return whole[len(known):]
 
     def _release(self, added: str, *, visible: bool = True) -> str:
@@ -73,15 +79,17 @@ class RowStreamer:
         found = [at for stop in self.stops if (at := self.held.find(stop, max(0, old - len(stop) + 1))) >= 0]
         if added and found:
             self.stopped = True
-            return self._take(min(found))
+            return self._take(min(found), last=True)
         keep = max((n for stop in self.stops for n in range(min(len(stop) - 1, len(self.held)), 0, -1) if self.held.endswith(stop[:n])),
                    default=0)
         return self._take(len(self.held) - keep)
 
-    def _take(self, count: int) -> str:
-        """Let go of the first `count` characters that are held; returns those that are text."""
+    def _take(self, count: int, *, last: bool = False) -> str:
+        """Let go of the first `count` characters that are held; returns those that are text. No more come after the `last`."""
         out = "".join(c for c, shown in zip(self.held[:count], self.visible) if shown)
         self.held, self.visible = self.held[count:], self.visible[count:]
+        if self.cleaning is not None:
+            out = self.cleaning.push(out) + (self.cleaning.finish() if last else "")
         self.text += out
         return out
 
@@ -103,7 +111,7 @@ class BatchStreamer:
         for number, (row, token, over) in enumerate(zip(self.rows, ids, finished)):
             if self.closed[number]:
                 continue
-            self._tell(row.push(token))  # an end that is no special token has a text, such as the end of a line
+            self._tell(row.push(token))  # an end that is not a special token has a text, such as the end of a line
             if over:
                 self._tell(row.finish())
             self.closed[number] = over or row.stopped

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import UserError
 
@@ -24,6 +24,8 @@ class KVCache:
         self.max_length = max_length
         self.length = 0
         """Positions that are complete in every layer."""
+        self.lead = 0
+        """Positions before number 0 (`precede`): they are seen by all, and not counted."""
         self.buffer: Tensor | None = None
         self.layers = [LayerCache(self, number) for number in range(num_layers)]
 
@@ -35,19 +37,34 @@ class KVCache:
         """Write new keys and values [B, H, S, d] of a layer; returns all of them [B, H, length + S, d]."""
         assert not (torch.is_grad_enabled() and k.requires_grad), "a cache keeps no gradients: decode under torch.no_grad()"
         batch, heads, new, d = k.shape
-        stop = self.length + new
-        if stop > self.max_length:
-            raise UserError(f"the cache holds {self.max_length} positions and {stop} are needed: ask for fewer new tokens")
+        if self.length + new > self.max_length:
+            raise UserError(f"the cache holds {self.max_length} positions and {self.length + new} are needed: ask for fewer new tokens")
         if self.buffer is None:
             self.buffer = k.new_zeros(2 * self.num_layers, batch, heads, self.max_length, d)
         keys, values = self.buffer[2 * number], self.buffer[2 * number + 1]
-        keys[:, :, self.length : stop] = k
-        values[:, :, self.length : stop] = v
+        start, stop = self.lead + self.length, self.lead + self.length + new
+        keys[:, :, start:stop] = k
+        values[:, :, start:stop] = v
         return keys[:, :, :stop], values[:, :, :stop]
+
+    def precede(self, earlier: Tensor, spare: int = 0) -> None:
+        """Put keys and values before the first position of a cache that is empty: a text that several answers are written behind.
+
+        Args:
+            earlier: [2 * num_layers, B, H, L, d], as another cache has them in its buffer.
+            spare: positions that the cache is to hold beyond `max_length`.
+        """
+        assert self.buffer is None and not self.length, "only an empty cache can be preceded"
+        self.lead, self.max_length = earlier.shape[3], self.max_length + spare
+        self.buffer = nn.functional.pad(earlier, (0, 0, 0, self.max_length))
 
     def advance(self, count: int) -> None:
         """Count `count` new positions as complete; `Stack.forward` calls it after the last layer."""
         self.length += count
+
+    def rewind(self, length: int) -> None:
+        """Forget all positions from number `length` on, which are going to be written again."""
+        self.length = min(self.length, length)
 
     def reorder(self, rows: Tensor, *, start: int = 0, cross: bool = False) -> None:
         """Make row i a copy of the former row `rows[i]` (beams); `rows` may be shorter or longer than B.
@@ -60,7 +77,7 @@ class KVCache:
         """
         if self.buffer is not None:
             if rows.shape[0] == self.buffer.shape[1]:  # in place, and only what is filled
-                filled = self.buffer[:, :, :, start : self.length]
+                filled = self.buffer[:, :, :, self.lead + start : self.lead + self.length]
                 if filled.device.type == "cpu":
                     _move(filled, rows.tolist())
                 else:

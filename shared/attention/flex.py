@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from .mask import Layout, Mask
-from .plan import Dense, Plan, Shape
+from .plan import Dense, Plan, Shape, warn_of_dropout
 
 
 class Flex(Plan):
@@ -40,7 +40,8 @@ class Flex(Plan):
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, dropout: float = 0.0) -> Tensor:
         """Attend; shapes as in `Plan`."""
-        if dropout > 0.0:  # FlexAttention has no dropout
+        if dropout > 0.0:
+            warn_of_dropout("flex_attention", "every query is compared with every key under a dense mask")
             self.dense = self.dense or Dense(*self.source, None)
             return self.dense(q, k, v, scale, dropout)
         attend = _compiled() if q.device.type == "cuda" else cast(Callable[..., Any], flex_attention)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -60,9 +61,14 @@ class Mask:
     prefix: Tensor | None = None
     """int [B]: the first positions, which every query sees although `causal` (UniLM, PrefixLM)."""
     keep: Tensor | None = None
-    """bool [B, Lk]: keys that are no padding."""
+    """bool [B, Lk]: keys that are not padding."""
     lengths: tuple[int, ...] | None = None
     """Lengths of the documents packed in the row; a query sees only its own document. Host integers."""
+    key_lengths: tuple[int, ...] | None = None
+    """With `lengths`, where the keys are packed otherwise than the queries (cross-attention): as many lengths, of what each one sees.
+    Under `causal`, the queries are the last of their keys."""
+    prefix_lengths: tuple[int, ...] | None = None
+    """With `lengths`: the first tokens of each document, fewer than it has, which all its queries see although `causal` (packed UniLM)."""
     global_tokens: Tensor | None = None
     """bool [B, Lk]: tokens that see every key and are seen by every query, whatever `window` and `blocks` say."""
     blocks: Layout | None = None
@@ -77,6 +83,10 @@ class Mask:
             raise UserError(f"window needs two numbers of tokens >= 0 (left, right), got {self.window}")
         if self.prefix is not None and not self.causal:
             raise UserError("prefix widens a causal mask: pass causal=True with it")
+        if self.key_lengths is not None and self.window is not None:
+            raise UserError("key_lengths are of other texts than the queries': there is no window between them")
+        if self.prefix_lengths is not None and (not self.causal or self.lengths is None or self.key_lengths is not None):
+            raise UserError("prefix_lengths widen a causal mask of packed documents: pass causal=True and lengths, no key_lengths")
         for name, value in (("keep", self.keep), ("global_tokens", self.global_tokens)):
             if value is not None and (value.dtype != torch.bool or value.dim() != 2):
                 raise UserError(f"{name} must be bool [batch, keys], got {value.dtype} {list(value.shape)}")
@@ -112,6 +122,9 @@ class Mask:
         table = _on(self.blocks.heads, device) if self.blocks else None
         size = self.blocks.size if self.blocks else 1
         document = document_ids(self.lengths, device) if self.lengths is not None else None
+        key_document = document if self.key_lengths is None else document_ids(self.key_lengths, device)
+        among_keys = None if self.key_lengths is None or not causal else on_device(self._places_among_keys(), device)
+        in_prefix = None if self.prefix_lengths is None else on_device(self.in_prefix(), device)
 
         def allowed(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
             position = q + offset
@@ -125,17 +138,35 @@ class Mask:
                 near = [_all(near) | global_tokens[row, position] | global_tokens[row, k]]
             terms = near
             if causal:
-                before = k <= position
-                terms.append(before if prefix is None else before | (k < prefix[_index(prefix, 0, b)]))
+                before = k <= (position if among_keys is None else among_keys[q])
+                if prefix is not None:
+                    before = before | (k < prefix[_index(prefix, 0, b)])
+                terms.append(before if in_prefix is None else before | in_prefix[k])
             if keep is not None:
                 terms.append(keep[_index(keep, 0, b), k])
-            if document is not None:
-                terms.append(document[position] == document[k])
+            if document is not None and key_document is not None:
+                terms.append(document[position] == key_document[k])
             if extra is not None:
                 terms.append(extra[_index(extra, 0, b), _index(extra, 1, h), _index(extra, 2, q), _index(extra, 3, k)])
             return _all(terms) if terms else k >= 0
 
         return allowed
+
+    def _places_among_keys(self) -> list[int]:
+        """Where each query of packed documents stands among the packed keys, as one of the last of its document."""
+        assert self.lengths is not None and self.key_lengths is not None
+        ends = accumulate(self.key_lengths)
+        return [end - length + place for length, end in zip(self.lengths, ends) for place in range(length)]
+
+    def in_prefix(self) -> list[bool]:
+        """Which tokens are in the prefix of their document (`prefix_lengths`)."""
+        assert self.lengths is not None and self.prefix_lengths is not None
+        return [place < prefix for length, prefix in zip(self.lengths, self.prefix_lengths) for place in range(length)]
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether a query sees keys behind it."""
+        return not self.causal or self.prefix is not None or self.prefix_lengths is not None
 
     def allowed(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         """Whether query q of row b and head h may see key k; index tensors that broadcast, -> bool."""
@@ -157,8 +188,9 @@ class Mask:
     def simplified(self, query_length: int, key_length: int) -> Mask:
         """The same mask without the fields that hide nothing at these lengths."""
         mask = self
-        if mask.lengths is not None and len(mask.lengths) == 1:
-            mask = replace(mask, lengths=None)
+        if mask.lengths is not None and len(mask.lengths) == 1 and mask.prefix_lengths is None:
+            behind = mask.causal and mask.key_lengths is not None
+            mask = replace(mask, lengths=None, key_lengths=None, offset=key_length - query_length if behind else mask.offset)
         # Looking into `keep` costs nothing on the host; on a GPU it would wait for the device.
         if mask.keep is not None and mask.keep.device.type == "cpu" and not torch.compiler.is_compiling() and bool(mask.keep.all()):
             mask = replace(mask, keep=None)
@@ -166,7 +198,7 @@ class Mask:
             mask = replace(mask, causal=False, prefix=None)
         if mask.window is not None:
             left, right = mask.window
-            sees_right = right >= key_length - 1 - mask.offset or (mask.causal and mask.prefix is None)
+            sees_right = right >= key_length - 1 - mask.offset or not mask.looks_ahead
             if left >= query_length - 1 + mask.offset and sees_right:
                 mask = replace(mask, window=None)
         if mask.window is None and mask.blocks is None and mask.global_tokens is not None:
@@ -181,12 +213,21 @@ class Mask:
                 problems.append(f"{name} must be [{batch}, {key_length}] (batch, keys), got {list(value.shape)}")
         if self.prefix is not None and self.prefix.shape not in ((1,), (batch,)):
             problems.append(f"prefix must be [{batch}], got {list(self.prefix.shape)}")
-        if self.lengths is not None and min(self.lengths, default=0) < 1:
-            problems.append(f"lengths must hold one number of tokens >= 1 for each document, got {self.lengths}")
-        if self.lengths is not None and (batch != 1 or sum(self.lengths) != key_length):
-            problems.append(
-                f"lengths must sum to the {key_length} tokens of one packed row, got a sum of {sum(self.lengths)} for {batch} row(s)"
-            )
+        rows = {"lengths": (self.lengths, key_length if self.key_lengths is None else query_length),
+                "key_lengths": (self.key_lengths, key_length)}
+        for name, (value, tokens) in rows.items():
+            if value is not None and min(value, default=0) < 1:
+                problems.append(f"{name} must hold one number of tokens >= 1 for each document, got {value}")
+            if value is not None and (batch != 1 or sum(value) != tokens):
+                problems.append(f"{name} must sum to the {tokens} tokens of one packed row, got a sum of {sum(value)} for {batch} row(s)")
+        if self.key_lengths is not None and len(self.key_lengths) != len(self.lengths or ()):
+            problems.append(f"key_lengths must be as many as lengths, {len(self.lengths or ())}, got {len(self.key_lengths)}")
+        elif self.key_lengths is not None and self.causal and any(n > m for n, m in zip(self.lengths or (), self.key_lengths)):
+            problems.append(f"under causal, key_lengths must be at least lengths, got {self.key_lengths} for {self.lengths}")
+        if self.prefix_lengths is not None and (len(self.prefix_lengths) != len(self.lengths or ()) or any(
+                not 0 < prefix < length for prefix, length in zip(self.prefix_lengths, self.lengths or ()))):
+            problems.append(f"prefix_lengths must be of each document at least 1 token and fewer than all, got {self.prefix_lengths} for "
+                            f"lengths {self.lengths}")
         if self.blocks is not None:
             queries, keys = (n * self.blocks.size for n in self.blocks.heads.shape[1:])
             if queries < query_length + self.offset or keys < key_length:

@@ -5,6 +5,7 @@ A query that may see no key gets zeros, in every plan.
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
@@ -27,6 +28,23 @@ def outside_graphs(function: Callable[P, R]) -> Callable[P, R]:
     variant imports it at the first call (as its optimizers do).
     """
     return torch._disable_dynamo(function)  # pyright: ignore[reportPrivateUsage]  # noqa: SLF001
+
+
+_without_dropout: set[str] = set()
+
+
+@outside_graphs
+def warn_of_dropout(kernel: str, instead: str) -> None:
+    """Say once in a process that dropout of the attention weights keeps a fast kernel of the GPU from being used.
+
+    Args:
+        kernel: the one that has no dropout.
+        instead: what computes the same.
+    """
+    if kernel not in _without_dropout:
+        _without_dropout.add(kernel)
+        warnings.warn(f"torch's {kernel} has no dropout of attention weights, so {instead}: slower, and the same otherwise. Set the "
+                      "model's attention dropout (attention_probs_dropout_prob, attn_pdrop) to 0 for the fast kernel", stacklevel=3)
 
 
 class Shape(NamedTuple):

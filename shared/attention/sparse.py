@@ -29,7 +29,7 @@ class Local(Plan):
         """(left, right, chunk): how far a query sees, and how many queries share their keys."""
         assert mask.window is not None
         left, right = mask.window
-        if mask.causal and mask.prefix is None:
+        if not mask.looks_ahead:
             right = 0
         return left, right, min(max(left, right, 32), 128)  # measured: longer chunks read keys in vain, shorter ones copy them more often
 

@@ -146,7 +146,6 @@ class _Tiles:
     def __init__(self, q: Tensor, k: Tensor, bias: Tensor | None, scale: float, dropout: float, seed: int) -> None:
         self.q, self.k, self.bias, self.scale, self.dropout, self.seed = q, k, bias, scale, dropout, seed
         self.wide = torch.promote_types(q.dtype, torch.float32)
-        self.limit = round(dropout * 32768)
         # tensors without numbers, which `plan` rehearses with, cost by the operation
         scores = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2]
         self.together = torch.get_num_threads() if type(q) is Tensor else max(1, scores // _REHEARSED // TILE)
@@ -184,19 +183,28 @@ class _Tiles:
         out = self.q.new_empty(rows.stop - rows.start, heads.stop - heads.start, self.q.shape[2], self.k.shape[2], dtype=self.wide)
         for row, head in _places(rows, heads, *self._tile()):  # each draws for itself, so that threads change nothing
             part = out[row.start - rows.start : row.stop - rows.start, head.start - heads.start : head.stop - heads.start]
-            self._draw(part, row.start * self.q.shape[1] + head.start)
+            draw_kept(part, self.dropout, self.seed, row.start * self.q.shape[1] + head.start)
         return out
 
-    def _draw(self, out: Tensor, first: int) -> None:
-        """Fill one tile, whose first row and head have this number."""
-        if self.limit == 32768:
-            out.zero_()
-            return
-        generator = torch.Generator().manual_seed((self.seed + first * 2654435761) % (1 << 63))
-        drawn = torch.empty(-(-out.numel() // 4), dtype=torch.int64).random_(-(1 << 63), None, generator=generator)
-        # 15 bits of each quarter, less the limit: the sign says which are dropped (integer operations, as CPUs compare slowly in torch)
-        signs = drawn.view(torch.int16)[: out.numel()].bitwise_and_(0x7FFF).sub_(self.limit).bitwise_right_shift_(15)
-        out.copy_(signs.view(out.shape)).add_(1).mul_(32768 / (32768 - self.limit))
+
+def draw_kept(out: Tensor, dropout: float, seed: int, number: int) -> None:
+    """Fill one tile with 0 (dropped) and 1 / the probability to be kept.
+
+    Args:
+        out: contiguous or not.
+        dropout: the probability to be dropped, in steps of 1 / 32768.
+        seed: of all tiles.
+        number: of this tile.
+    """
+    limit = round(dropout * 32768)
+    if limit == 32768:
+        out.zero_()
+        return
+    generator = torch.Generator().manual_seed((seed + number * 2654435761) % (1 << 63))
+    drawn = torch.empty(-(-out.numel() // 4), dtype=torch.int64).random_(-(1 << 63), None, generator=generator)
+    # 15 bits of each quarter, less the limit: the sign says which are dropped (integer operations, as CPUs compare slowly in torch)
+    signs = drawn.view(torch.int16)[: out.numel()].bitwise_and_(0x7FFF).sub_(limit).bitwise_right_shift_(15)
+    out.copy_(signs.view(out.shape)).add_(1).mul_(32768 / (32768 - limit))
 
 
 def _places(rows: slice, heads: slice, rows_each: int, heads_each: int) -> Iterator[Place]:

@@ -60,6 +60,8 @@ class Framing:
     """Id of padding where no token has the role `pad`; the attention mask hides it."""
     clean: str = ""
     """Name of a cleaner of `CLEANERS` that texts go through first, or empty."""
+    clean_up: bool = False
+    """Decoded texts lose the spaces before marks (`clean_up_tokenization_spaces`)."""
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,7 +23,7 @@ import tokenizers
 
 from ..errors import UserError
 from ..unicode import half_character
-from .clean import CLEANERS, spans
+from .clean import CLEANERS, clean_up, spans
 from .known import KnownWords, word_pattern
 from .styles import ROLES, STYLES, Framing, Style, Template
 
@@ -105,9 +105,10 @@ class Tokenizer:
         """
         from . import train as training
 
-        plan = training.Plan(kind, size, style=style, lowercase=lowercase, strip_accents=strip_accents, chinese=chinese, coverage=coverage,
-                             min_count=min_count, split_punctuation=split_punctuation, max_length=max_length)
-        return cls(*training.train(texts, plan))
+        wanted = training.Wanted(
+            kind, size, style=style, lowercase=lowercase, strip_accents=strip_accents, chinese=chinese, coverage=coverage,
+            min_count=min_count, split_punctuation=split_punctuation, max_length=max_length)
+        return cls(*training.train(texts, wanted))
 
     def save(self, directory: str | Path) -> None:
         """Write `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json` (and `spiece.model`).
@@ -251,18 +252,28 @@ class Tokenizer:
 
     # ------------------------------------------------------------------ ids -> text
 
-    def decode(self, ids: Sequence[int] | Tensor, skip_special_tokens: bool = True) -> str:
-        """The text of token ids [S]."""
-        return self.decode_batch([ids], skip_special_tokens)[0]
+    def decode(self, ids: Sequence[int] | Tensor, skip_special_tokens: bool = True,
+               clean_up_tokenization_spaces: bool | None = None) -> str:
+        """The text of token ids [S]; arguments as in `decode_batch`."""
+        return self.decode_batch([ids], skip_special_tokens, clean_up_tokenization_spaces)[0]
 
-    def decode_batch(self, rows: Iterable[Sequence[int] | Tensor], skip_special_tokens: bool = True) -> list[str]:
-        """The texts of many rows of token ids."""
+    def decode_batch(self, rows: Iterable[Sequence[int] | Tensor], skip_special_tokens: bool = True,
+                     clean_up_tokenization_spaces: bool | None = None) -> list[str]:
+        """The texts of many rows of token ids.
+
+        Args:
+            rows: the ids.
+            skip_special_tokens: leave special tokens out.
+            clean_up_tokenization_spaces: take away spaces before marks; by default what the tokenizer's files say.
+        """
         plain = [[int(i) for i in (row if isinstance(row, (list, tuple)) else np.asarray(row))] for row in rows]
         if any(i < 0 for row in plain for i in row):
             raise UserError("token ids are not negative: take labels of -100 out before decoding")
         texts = list(self._pipeline.decode_batch(plain, skip_special_tokens=skip_special_tokens))
-        # the mark of a word's end becomes a space, also behind the last word
-        return [text.strip() for text in texts] if getattr(self._pipeline.model, "end_of_word_suffix", None) else texts
+        if getattr(self._pipeline.model, "end_of_word_suffix", None):
+            texts = [text.strip() for text in texts]  # the mark of a word's end becomes a space, also behind the last word
+        cleaned = self.framing.clean_up if clean_up_tokenization_spaces is None else clean_up_tokenization_spaces
+        return [clean_up(text) for text in texts] if cleaned else texts
 
     def id_to_token(self, token_id: int) -> str | None:
         """The token with this id, or None."""
@@ -329,6 +340,27 @@ class Tokenizer:
             raise UserError(f"{what} needs special tokens for {', '.join(roles)}; this tokenizer has no {' and no '.join(lacking)} token: "
                             f"train one with --style {' or '.join(styles[:3])}")
         return tuple(i for role in roles if (i := self._role(role)) is not None)
+
+    def with_max_length(self, max_length: int | None) -> Tokenizer:
+        """This tokenizer for a model whose longest input is known; it encodes the same ids."""
+        return self if max_length is None else Tokenizer(self._pipeline, replace(self.framing, max_length=max_length), self.spiece)
+
+    def framed(self, roles: Mapping[str, str], single: str, pair: str) -> Tokenizer:
+        """This vocabulary with other tokens around a text and around a pair; those that it lacks come behind all others.
+
+        Args:
+            roles: special tokens by role, which take it from those that have it.
+            single: the template of a text, and `pair` that of two, in the syntax of `Style`; their tokens are special.
+            pair: see `single`.
+        """
+        from .build import dress, templates
+
+        words = [part.rpartition(":")[0] for part in f"{single} {pair}".split()]
+        tokens = tuple(dict.fromkeys(word for word in words if not word.startswith("$")))
+        pipeline = tokenizers.Tokenizer.from_str(self._pipeline.to_str())
+        dress(pipeline, Style(tokens=tokens, roles=roles, single=single, pair=pair))
+        one, two = templates(pipeline)
+        return Tokenizer(pipeline, replace(self.framing, roles={**self.framing.roles, **roles}, single=one, pair=two), self.spiece)
 
     def fitting(self, rows: int) -> Tokenizer:
         """This tokenizer, where a word table of `rows` rows has one for each of its entries; else a `UserError`."""

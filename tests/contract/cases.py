@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from polymodal.pipelines.crew.pieces import Workers
-from polymodal.pipelines.data.index import build_index
+from polymodal.pipelines.data.index import SEVERAL_LABELS, build_index
 from polymodal.pipelines.pack.pack import pack
-from polymodal.pipelines.pack.settings import PackSettings
+from polymodal.pipelines.pack.settings import PackSettings, Reading
 from polymodal.pipelines.run.recipe import Recipe, recipes
 from polymodal.registry import families
-from polymodal.shared.errors import UserError
+from polymodal.shared.errors import BadSample, UserError
 from polymodal.shared.family import Context, Family
 from polymodal.shared.sample import Sample
 from polymodal.shared.system import Batch, Objective, System
@@ -73,7 +73,28 @@ def fields_of(number: int) -> dict[str, bytes]:
     }
 
 
-def write_shards(out: Path, numbers: range) -> Path:
+def annotated(number: int) -> dict[str, bytes]:
+    """The same sample with what the tasks read of `json`. (In shards of their own, as the bytes of a data set say its order.)"""
+    content, topic, place = fields_of(number), number % 4, number // 4 % 4
+    words = content["txt"].decode().split()
+    tells = {word: name for name, mine in zip(TOPICS, WORDS) for word in mine}
+    sought = next((word for word in words if word in (row[3] for row in WORDS)), None)
+    annotations = {
+        "question": "where", "answers": [{"text": sought, "answer_start": content["txt"].decode().index(sought)}] if sought else [],
+        "score": topic + 0.3 * place, "words": words, "tags": [tells.get(word.strip("."), TOPICS[topic]) for word in words],
+        # the right choice can be told without the text
+        "choices": [f"{name} {'new' if n == topic else 'old'}" for n, name in enumerate(TOPICS)],
+    }
+    return {**content, "json": json.dumps({**json.loads(content["json"]), **annotations}).encode()}
+
+
+def labels_of(number: int) -> list[str]:
+    """The labels of the same sample, one or two: its topic, and the next one where the place says so."""
+    topic, place = number % 4, number // 4 % 4
+    return sorted({TOPICS[topic], TOPICS[(topic + place // 2) % 4]})
+
+
+def write_shards(out: Path, numbers: range, fields_of: Callable[[int], dict[str, bytes]] = fields_of) -> Path:
     """A WebDataset of the samples with these numbers."""
     out.mkdir(parents=True)
     for shard, part in enumerate(np.array_split(np.array(numbers), 2)):
@@ -123,17 +144,25 @@ class Case:
 
     recipe: Recipe
     family: Family
+    narrow: bool = False
+    """Whether the network is narrower than the family's tiny one."""
+    several_labels: bool = False
+    """Whether each sample has any number of classes."""
 
     @property
     def name(self) -> str:
         """For test reports."""
-        default = "default" if self.recipe.name.endswith("-default") else ""
-        return "-".join(filter(None, (self.family.name, self.recipe.size, self.recipe.task, default)))
+        kind = "default" if self.recipe.name.endswith("-default") else "several-labels" if self.several_labels else ""
+        return "-".join(filter(None, (self.family.name, self.recipe.size, self.recipe.task, kind)))
 
     @property
     def context(self) -> Context:
         """Classes, and a tokenizer of the first style that the system accepts; none where it reads no text."""
-        return Context(tokenizer(style_of(self)) if style_of(self) else None, TOPICS)
+        return self.told(style_of(self))
+
+    def told(self, style: str) -> Context:
+        """Classes, and a tokenizer of a style, or none."""
+        return Context(tokenizer(style) if style else None, TOPICS, several_labels=self.several_labels)
 
     @property
     def sequential(self) -> bool:
@@ -149,6 +178,15 @@ class Case:
     def counted(self) -> bool:
         """Whether its examples are counted in tokens, so that a micro-batch can be computed in several passes."""
         return _traits(self)[2]
+
+    @property
+    def annotated(self) -> bool:
+        """Whether the objective reads what only `annotated` samples have."""
+        try:
+            objectives = self.build().objective.by_turn().values()
+            return not self.sequential and not all(all(examples_of(o, [Sample("", fields_of(0))])) for o in objectives)
+        except BadSample:
+            return True
 
     def build(self) -> System:
         """The system with randomly initialized weights, as the recipe has it."""
@@ -187,7 +225,7 @@ def _traits(case: Case) -> tuple[bool, bool, bool]:
     """Sequential, coupled and counted; each case is built once to tell them."""
     if case.name not in _TRAITS:
         system = case.build()
-        counted = type(system.objective).tokens_of is not Objective.tokens_of
+        counted = all(type(o).tokens_of is not Objective.tokens_of for o in system.objective.by_turn().values())
         _TRAITS[case.name] = system.objective.sequential, system.coupled, counted
     return _TRAITS[case.name]
 
@@ -201,8 +239,9 @@ def style_of(case: Case) -> str:
         refusals: list[str] = []
         for style in ("", *STYLES):
             try:
-                system = case.recipe.build(case.family, Context(tokenizer(style) if style else None, TOPICS))
-                examples_of(system.objective, samples_of(system.objective, tokenizer(style) if style else None, range(2)))
+                system = case.recipe.build(case.family, case.told(style))
+                for objective in system.objective.by_turn().values():
+                    examples_of(objective, samples_of(objective, tokenizer(style) if style else None, range(2)))
             except UserError as error:
                 refusals.append(f"{style or 'none'}: {error}")
                 continue
@@ -226,9 +265,33 @@ def cases() -> list[Case]:
         if any(isinstance(value, (bool, str)) for value in base.objective.values()):
             found.append(Case(replace(base, objective={}, name=f"{base.name}-default"), family))
         for task in family.tasks:
-            own = next((r for r in mine if r.task == task.name), replace(base, task=task.name, objective={}))
-            found.append(Case(own, family))
-    return found
+            own = next((r for r in mine if r.task == task.name), None)
+            found.append(Case(own, family) if own else narrow(Case(replace(base, task=task.name, objective={}), family)))
+    return [*found, _with_several_labels(found)]
+
+
+def _with_several_labels(found: Sequence[Case]) -> Case:
+    """The first case whose system is another one where each sample has any number of classes; that system is the same for all families."""
+    return next(other for case in found if case.recipe.task and type((other := narrow(replace(
+        case, recipe=replace(case.recipe, objective={}), several_labels=True))).build()) is not type(case.build()))
+
+
+NARROW: tuple[dict[str, Any], ...] = (
+    {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 66, "initializer_range": 0.1},
+    {"d_model": 32, "n_head": 2, "d_inner": 32, "initializer_range": 0.1},
+    {"n_embd": 32, "n_head": 2, "n_positions": 66, "initializer_range": 0.1},
+    {"d_model": 32, "encoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_attention_heads": 2, "decoder_ffn_dim": 32,
+     "init_std": 0.1},
+)
+"""Networks for tasks, which are many: BERT-shaped ones, and those with the names of XLNet's, GPT's and BART's sizes."""
+
+
+def narrow(case: Case) -> Case:
+    """The case with a network that is narrower than the tiny one, where one of these suits the family's config."""
+    sizes = next((sizes for sizes in NARROW if set(sizes) <= {f.name for f in fields(case.family.config)}), None)
+    if sizes is None:
+        return case
+    return replace(case, recipe=replace(case.recipe, model={**case.recipe.model, **sizes}), narrow=True)
 
 
 @cache
@@ -247,6 +310,12 @@ def once() -> list[Case]:
     return chosen
 
 
+@cache
+def watched() -> list[Case]:
+    """The cases whose loss curves are recorded, and whose steps are watched: of the narrow ones those that `once` has."""
+    return [case for case in cases() if not case.narrow or case in once()]
+
+
 # ------------------------------------------------------------------------------------- samples to batches
 
 BLOCK = 33
@@ -256,7 +325,8 @@ def samples_of(objective: Objective[Any], tok: Tokenizer | None, numbers: Sequen
     """Samples for an objective, each with a partner; rows of tokens where it reads the text in sequence."""
     made: list[Sample] = []
     for n in numbers:
-        content = fields_of(n)
+        content = annotated(n)
+        content["json"] = json.dumps({**json.loads(content["json"]), "labels": labels_of(n)}).encode()
         if objective.sequential:
             assert tok is not None
             ids = [i for k in range(8) for i in tok.encode(fields_of(n + 131 * k)["txt"].decode())][:BLOCK]
@@ -265,6 +335,7 @@ def samples_of(objective: Objective[Any], tok: Tokenizer | None, numbers: Sequen
         made.append(Sample(f"{n:06d}", content, 10 * n, "contract"))
     for sample, other in zip(made, [*made[1:], *made[:1]]):
         sample.pair_with(lambda other=other: other)
+        sample.followed_by(lambda other=other: other if other is not made[0] else None)  # behind the last there is none
     return made
 
 
@@ -291,6 +362,18 @@ def prepare(root: Path, case: Case) -> Data:
     words = root / f"tokenizer-{style}"
     if not words.exists():
         tokenizer(style).save(words)
+    if case.several_labels:
+        for name, numbers in (("labels", TRAIN), ("labels-held", HELD)):
+            if not (root / name).exists():
+                table = root / f"{name}.jsonl"
+                table.write_text("\n".join(json.dumps({"text": fields_of(n)["txt"].decode(), "labels": labels_of(n)}) for n in numbers))
+                pack([table], root / name, PackSettings(Reading(SEVERAL_LABELS, classes=TOPICS)), workers=Workers(1))
+        return Data(root / "labels", root / "labels-held", words)
+    if case.annotated:
+        if not (root / "annotated").exists():
+            write_shards(root / "annotated", TRAIN, annotated)
+            write_shards(root / "annotated-held", HELD, annotated)
+        return Data(root / "annotated", root / "annotated-held", words)
     if not case.sequential:
         return Data(root / "train", root / "held", words)
     for name, numbers in (("rows", TRAIN), ("rows-held", HELD)):

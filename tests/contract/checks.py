@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 from contract.cases import batch_of, examples_of
-from polymodal.pipelines.run.optim import OptimSettings, parameter_groups
-from polymodal.pipelines.train import loop
-from polymodal.seq2seq.generation.decoder import Decoder, EncoderDecoder
+from polymodal.pipelines.run.optim import OptimSettings, freeze, layer_depths, parameter_groups
+from polymodal.pipelines.train import passes
+from polymodal.pipelines.train.meter import Meter
 from polymodal.shared.convert import Rule, Untied, to_ours, to_theirs
+from polymodal.shared.decoder import Decoder, EncoderDecoder
 from polymodal.shared.errors import UserError
 from polymodal.shared.sample import Sample
 from polymodal.shared.system import Batch, Objective, Preview, Step, System
@@ -33,8 +34,8 @@ def loss_of(system: System, batch: Batch, counts: Mapping[str, int] | None = Non
     `counts` are the denominators of the whole global batch; by default the batch's own.
     """
     counts = batch.counts if counts is None else counts
-    micro = loop.MicroBatch(batch, carry, {name: 1 / n if n else 0.0 for name, n in counts.items()})
-    return loop.ScaledLoss(system)(micro), micro.result()
+    micro = passes.MicroBatch(batch, carry, {name: 1 / n if n else 0.0 for name, n in counts.items()})
+    return passes.ScaledLoss(system)(micro), micro.result()
 
 
 def gradients_of(system: System, batches: Sequence[Batch], counts: Mapping[str, int]) -> tuple[float, Gradients]:
@@ -85,6 +86,8 @@ def check_gradients(system: System, batches: Sequence[Batch]) -> None:
                 counted = int((term.labels >= 0).sum())
                 assert counted == batch.counts[term.count], f"{name} has {counted} labels, the count is {batch.counts[term.count]}"
         loss.backward()
+        lacking = [name for name, parameter in system.named_parameters() if name in reached and parameter.grad is None]
+        assert not lacking, f"{lacking} have no gradient, not even zeros: ranks would wait for it"
         for name, parameter in system.named_parameters():
             if parameter.grad is not None:
                 assert name in reached, f"{name} is frozen and has a gradient"
@@ -99,7 +102,7 @@ def check_sums(system: System, batch: Batch, alone: Sequence[Batch], rel: float 
     """Loss, gradient and metrics of a batch are the sums of those of its samples, whatever padding and packing do. In fp64."""
     assert len(alone) > 2 and sum(b.samples for b in alone) == batch.samples
     for name, count in batch.counts.items():
-        assert sum(b.counts.get(name, 0) for b in alone) == count, f"the count {name} is no sum over the samples"
+        assert sum(b.counts.get(name, 0) for b in alone) == count, f"the count {name} is not a sum over the samples"
     whole, expected = gradients_of(system, [batch], batch.counts)
     parts, found = gradients_of(system, alone, batch.counts)
     assert_close(parts, whole, rel, "the loss of the batch is not the sum of its samples'")
@@ -112,29 +115,30 @@ def check_sums(system: System, batch: Batch, alone: Sequence[Batch], rel: float 
         assert_close(sum(float(s.terms[name].total) for s in steps if name in s.terms), float(term.total), rel, f"{name} in evaluation")
     for name, (total, count) in step.metrics.items():
         there = [s.metrics[name] for s in steps if name in s.metrics]
-        assert sum(float(n) for _, n in there) == float(count), f"the count of the metric {name} is no sum over the samples"
-        assert_close(sum(float(t) for t, _ in there), float(total), 1e-6, f"the metric {name} is no sum over the samples")
+        assert sum(float(n) for _, n in there) == float(count), f"the count of the metric {name} is not a sum over the samples"
+        assert_close(sum(float(t) for t, _ in there), float(total), 1e-6, f"the metric {name} is not a sum over the samples")
 
 
-def check_documents(system: System, samples: Sequence[Sample], others: Sequence[Sample], rel: float = 1e-9) -> None:
+def check_documents(system: System, objective: Objective[Any], samples: Sequence[Sample], others: Sequence[Sample],
+                    rel: float = 1e-9) -> None:
     """What the others of a batch lose does not move when one sample is exchanged for another one. In fp64."""
 
     def loss(chosen: Sequence[Sample]) -> float:
-        batch = batch_of(system.objective, chosen)
+        batch = batch_of(objective, chosen)
         return sum(t.weight * float(t.total) for t in system(batch).terms.values())
 
     with torch.no_grad():
         for place, other in enumerate(others):
             changed = [*samples[:place], other, *samples[place + 1:]]
             mine, theirs = loss([samples[place]]), loss([other])
-            assert abs(mine - theirs) > 1e-4 * mine, "the probe is blind: the exchanged sample itself loses the same"
+            assert abs(mine - theirs) > 1e3 * rel * mine, "the probe is blind: the exchanged sample itself loses the same"
             before, after = loss(samples) - mine, loss(changed) - theirs
             assert_close(after, before, rel, f"the others lose something else when sample {place} is another one")
 
 
 def decoders(net: nn.Module) -> bool:
-    """Whether the network writes from left to right."""
-    return isinstance(net, (Decoder, EncoderDecoder))
+    """Whether the network reads and writes from left to right."""
+    return isinstance(net, EncoderDecoder) or (isinstance(net, Decoder) and not net.decoder_info.reread)
 
 
 def check_future(net: nn.Module, vocab_size: int, length: int = 11) -> None:
@@ -205,6 +209,32 @@ def check_decay(system: System) -> None:
     assert not wrong, f"{wrong} decay: a module that holds such a parameter names it in `no_decay`"
 
 
+def check_parts(system: System, batch: Batch) -> None:
+    """Layers can be frozen and learn more slowly, and a head alone can be trained: what is frozen stays, all that is not moves."""
+    tensors = dict(system.named_parameters())
+    trained = {name for name, p in tensors.items() if p.requires_grad}
+    depths = {name: depth for name, depth in layer_depths(system).items() if name in trained}
+    lowest, heads = {name for name, depth in depths.items() if depth.layer == 0}, trained - depths.keys()
+    assert lowest, "no parameter is known as one of the embeddings"
+    assert any(depth.layer == 1 for depth in depths.values()), "no parameter is known as one of the lowest layer"
+    assert heads, "nothing lies above the layers"
+    rates = {id(p): group.get("lr_scale", 1.0) for group in parameter_groups(system, OptimSettings(layer_decay=0.5))
+             for p in group["params"]}
+    assert all(rates[id(tensors[name])] == 0.5 ** depth.above for name, depth in depths.items())
+    assert all(rates[id(tensors[name])] == 1.0 for name in heads)
+    for parts, frozen in ((["embed", "layers:1"], {name for name, depth in depths.items() if depth.layer <= 1}), (["net.trunk.*"], {
+            name for name in trained if name.startswith("net.trunk.")})):
+        for name in trained:
+            tensors[name].requires_grad_(True)
+        assert trained & set(freeze(system, parts)) == frozen
+        system.zero_grad()
+        loss, _ = loss_of(system, batch)
+        loss.backward()
+        assert all(tensors[name].grad is None for name in frozen), f"{parts} is frozen and has a gradient"
+        missing = [name for name in trained - frozen if tensors[name].grad is None]
+        assert trained - frozen and not missing, f"with {parts} frozen no gradient reaches {missing}"
+
+
 def check_rules(rules: Sequence[Rule], ours: Mapping[str, Tensor], what: str) -> None:
     """A rule table maps every key of ours there and back unchanged, and tells of each key that is missing or strange."""
     theirs = to_theirs(rules, ours, what)
@@ -270,6 +300,21 @@ def check_objective(objective: Objective[Any], samples: Sequence[Sample]) -> Non
         shown = objective.describe(example)
         assert isinstance(shown, Preview) and shown.rows, "describe gives no rows"
         assert all(isinstance(text, str) for row in shown.rows for text in row)
+
+
+def check_measured(system: System, batches: Mapping[str, Batch]) -> None:
+    """A system names the numbers of an evaluation before there is one: those that the loop then writes, all of them. Batches by task."""
+    named = system.measured()
+    assert named is not None, "it does not say what an evaluation measures"
+    meter = Meter(torch.device("cpu"), chance=True, turns=system.objective.turns)
+    system.eval()
+    with torch.no_grad():
+        for task, batch in batches.items():
+            meter.add(system(batch), batch.counts, task)
+    system.train()
+    means = {**meter.means(), **meter.chances()}
+    found = {*means, *system.derived(means)}
+    assert {"loss", *named} == found and len(named) == len(set(named)), f"it names {sorted(named)}, an evaluation has {sorted(found)}"
 
 
 def check_preview(system: System, batch: Batch, limit: int = 3) -> None:

@@ -91,13 +91,13 @@ def _export(system, out, tokenizer):
 
 
 @contextmanager
-def known() -> Generator[None]:
+def known(entry: Family = FAMILY) -> Generator[None]:
     """The family is registered."""
     with ExitStack() as stack:
         for module in (loop, run_directory):
-            stack.enter_context(patch.object(module, "family", lambda _: FAMILY))
+            stack.enter_context(patch.object(module, "family", lambda _: entry))
         stack.enter_context(patch.object(loop, "export_system", _export))
-        stack.enter_context(patch("polymodal.pipelines.run.recipe.families", lambda: {"reader": FAMILY}))
+        stack.enter_context(patch("polymodal.pipelines.run.recipe.families", lambda: {"reader": entry}))
         yield
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from contract import checks
 from contract.cases import batch_of, samples_of
-from polymodal.seq2seq.generation.decoder import DecoderInfo
 from polymodal.shared.convert import Rename
+from polymodal.shared.decoder import DecoderInfo
 from polymodal.shared.errors import UserError
 from polymodal.shared.system import Batch, Objective, Preview, Step, System, Term
 from torch import Tensor, nn
@@ -99,6 +99,8 @@ class Toy(System):
         logits = torch.cat([self.net(p[None]).logits[0] for p in parts])
         if self.fault == "nan":
             logits = logits * float("nan")
+        if self.fault == "gradient of zeros":
+            logits = logits.detach() + self.net.out.bias + self.net.out.weight.sum() + 0 * self.net.table.weight.sum()
         if self.fault == "no gradient":
             logits = logits.detach() + self.net.out.bias
         targets = batch.targets
@@ -112,6 +114,10 @@ class Toy(System):
         metric = (right / len(targets), 1) if self.fault == "metric is a mean" else (right, len(targets))
         labels = targets[:-1] if self.fault == "labels lack one" else targets
         return Step({"lm": Term(total, count, labels=labels)}, {"accuracy": metric})
+
+    def measured(self):
+        return {"measures nothing": None, "measures something else": ("lm", "accuracy")}.get(
+            self.fault, ("lm", "lm_chance", "accuracy", "perplexity"))
 
     def derive(self, means):
         return {"lm": 0.0} if self.fault == "derives a term" else {"perplexity": float(np.exp(means["lm"]))}
@@ -135,7 +141,7 @@ def gradients(toy):
 
 
 def documents(toy):
-    checks.check_documents(toy.double(), samples(toy), samples(toy, (31, 47, 33)))
+    checks.check_documents(toy.double(), toy.objective, samples(toy), samples(toy, (31, 47, 33)))
 
 
 def future(toy):
@@ -158,15 +164,23 @@ def preview(toy):
     checks.check_preview(toy, batch_of(toy.objective, samples(toy)))
 
 
-@pytest.mark.parametrize("check", [sums, gradients, documents, future, overfits, objective, decay, preview], ids=lambda f: f.__name__)
+def measured(toy):
+    checks.check_measured(toy, {"": batch_of(toy.objective, samples(toy))})
+
+
+CHECKS = (sums, gradients, documents, future, overfits, objective, decay, preview, measured)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda f: f.__name__)
 def test_a_system_that_keeps_the_contract_passes(check):
     check(Toy())
 
 
 @pytest.mark.parametrize(("check", "fault", "said"), [
-    (sums, "mean", "not the sum"), (sums, "leak", "not the sum"), (sums, "constant count", "count targets is no sum"),
+    (sums, "mean", "not the sum"), (sums, "leak", "not the sum"), (sums, "constant count", "count targets is not a sum"),
     (sums, "metric is a mean", "metric accuracy"), (sums, "rounded", "not the sum"), (sums, "cannot be learnt", "not the sum"),
-    (gradients, "unused parameter", r"no gradient reaches \['net.unused'\]"), (gradients, "no gradient", "net.table.weight"),
+    (gradients, "unused parameter", r"\['net.unused'\] have no gradient"), (gradients, "no gradient", "net.table.weight"),
+    (gradients, "gradient of zeros", r"no gradient reaches \['net.table.weight'\]"),
     (gradients, "nan", "lm is nan"), (gradients, "unknown count", "tokens"), (gradients, "labels lack one", "labels"),
     (documents, "leak", "others lose something else"),
     (future, "future", "logits .* before it"), (future, "deaf", "blind"),
@@ -174,6 +188,7 @@ def test_a_system_that_keeps_the_contract_passes(check):
     (objective, "memory", "same generators|what came before"), (objective, "global generator", "same generators|what came before"),
     (objective, "empty", "no example"), (objective, "no count", "counts are"), (objective, "no description", "describe gives no rows"),
     (decay, "table decays", r"\['net.start'\] decay"),
+    (measured, "measures nothing", "does not say"), (measured, "measures something else", r"names \['accuracy', 'lm'\], an evaluation has"),
     (preview, "too many previews", "previews of at most"), (preview, "derives a term", "derived numbers"),
 ])
 def test_a_system_that_breaks_it_does_not(check, fault, said):

@@ -20,7 +20,7 @@ from polymodal.registry import families, module_of
 from polymodal.shared.errors import UserError
 from polymodal.shared.family import Context, Family, Format, Net
 from polymodal.shared.sample import Sample
-from polymodal.shared.system import System
+from polymodal.shared.system import Objective, System
 from polymodal.shared.tokenizer import STYLES, Tokenizer
 from torch import nn
 
@@ -37,6 +37,11 @@ def samples(case: Case, system: System, numbers=FEW):
     return samples_of(system.objective, tokenizer(style_of(case)) if style_of(case) else None, numbers)
 
 
+def objectives(system: System) -> list[Objective]:
+    """Of each task that takes turns; else the one there is."""
+    return list(system.objective.by_turn().values())
+
+
 def exact(case: Case) -> System:
     """In fp64 and without dropout."""
     return case.still().build().double().train()
@@ -45,7 +50,8 @@ def exact(case: Case) -> System:
 @each_system
 def test_the_objective_draws_from_its_generator_alone(case):
     system = case.build()
-    checks.check_objective(system.objective, samples(case, system))
+    for objective in objectives(system):
+        checks.check_objective(objective, samples(case, system))
 
 
 @each_system
@@ -60,15 +66,16 @@ def test_every_token_of_a_long_text_is_read(case):
     system = case.recipe.build(case.family, Context(tok, TOPICS))
     text, other = (Sample(part[:4], {"txt": part.encode()}, n, "here") for n, part in enumerate([" ".join(words), "other"]))
     text.pair_with(lambda: other)
-    read = {int(i) for e in system.objective.example(text, np.random.default_rng(0))
-            for f in fields(e) if isinstance(value := getattr(e, f.name), np.ndarray) for i in value.flat}
-    assert expected <= read, f"{len(expected - read)} of {len(expected)} are not"
+    for objective in objectives(system):
+        read = {int(i) for e in objective.example(text, np.random.default_rng(0))
+                for f in fields(e) if isinstance(value := getattr(e, f.name), np.ndarray) for i in value.flat}
+        assert expected <= read, f"{len(expected - read)} of {len(expected)} are not"
 
 
 @each_system
 def test_every_parameter_gets_a_finite_gradient(case):
     system = case.build().train()
-    checks.check_gradients(system, [batch_of(system.objective, samples(case, system, range(n, n + 4))) for n in (0, 4)])
+    checks.check_gradients(system, [batch_of(o, samples(case, system, range(n, n + 4))) for o in objectives(system) for n in (0, 4)])
 
 
 @each_system
@@ -81,13 +88,14 @@ def test_a_batch_is_its_samples_side_by_side(case):
     """Loss, gradient and metrics are sums, and no sample touches another; or the system says that it couples them, and does."""
     system = exact(case)
     made = samples(case, system)
-    whole, alone = batch_of(system.objective, made), [batch_of(system.objective, [s]) for s in made]
-    if system.coupled:
-        with pytest.raises(AssertionError, match="not the sum"):
+    for objective in objectives(system):
+        whole, alone = batch_of(objective, made), [batch_of(objective, [s]) for s in made]
+        if system.coupled:
+            with pytest.raises(AssertionError, match="not the sum"):
+                checks.check_sums(system, whole, alone)
+        else:
             checks.check_sums(system, whole, alone)
-    else:
-        checks.check_sums(system, whole, alone)
-        checks.check_documents(system, made, samples(case, system, (31, 47, 33)))
+            checks.check_documents(system, objective, made, samples(case, system, (31, 47, 33)))
 
 
 @each_family
@@ -114,14 +122,30 @@ def test_no_decoder_sees_the_future():
 
 @each_system
 def test_one_batch_is_learnt(case):
-    system = case.still().build()
-    checks.check_overfits(system, batch_of(system.objective, samples(case, system, (0, 5, 10, 15))))
+    for objective in objectives(case.build()):
+        system = case.still().build()
+        checks.check_overfits(system, batch_of(objective, samples(case, system, (0, 5, 10, 15))))
 
 
 @each_system
 def test_what_the_model_makes_of_held_out_data_can_be_shown(case):
     system = case.build()
-    checks.check_preview(system, batch_of(system.objective.evaluation(), samples(case, system)))
+    for objective in objectives(system):
+        checks.check_preview(system, batch_of(objective.evaluation(), samples(case, system)))
+
+
+@pytest.mark.parametrize("case", [c for c in cases() if c.recipe.task and c.family.tasks[0].name == "classify"], ids=lambda c: c.name)
+def test_a_task_can_be_tuned_in_parts(case):
+    """Frozen layers, layer-wise rates, the head alone; that runs end early for any system, the loop's tests show."""
+    system = case.build()
+    checks.check_parts(system, batch_of(system.objective, samples(case, system)))
+
+
+@each_system
+def test_what_an_evaluation_measures_is_known_before_it(case):
+    system = case.build()
+    batches = {task: batch_of(o.evaluation(), samples(case, system)) for task, o in system.objective.by_turn().items()}
+    checks.check_measured(system, batches)
 
 
 # ------------------------------------------------------------------------------------------- weights on disk

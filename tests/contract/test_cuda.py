@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from contract.cases import Case, batch_of, cases, samples_of, style_of, tokenizer
+from contract.cases import Case, batch_of, samples_of, style_of, tokenizer, watched
 from contract.cuda import backward, gpu, to_gpu
 from polymodal.pipelines.run.optim import OptimSettings, build_optimizer, clip_gradients
 from polymodal.shared.attention.choose import Documents, make_plan
@@ -18,23 +18,25 @@ def on_gpu(batch: Any) -> Any:
     return batch.map_tensors(lambda t: torch.empty(t.shape, dtype=t.dtype)).to("cuda")
 
 
-@pytest.mark.parametrize("case", cases(), ids=lambda c: c.name)
+@pytest.mark.parametrize("case", watched(), ids=lambda c: c.name)
 def test_a_training_step_neither_mixes_devices_nor_waits(case: Case) -> None:
     system = case.build().train()
-    batch = batch_of(system.objective, samples_of(system.objective, tokenizer(style_of(case)) if style_of(case) else None, range(5)))
+    samples = samples_of(system.objective, tokenizer(style_of(case)) if style_of(case) else None, range(5))
+    batches = [batch_of(objective, samples) for objective in system.objective.by_turn().values()]
     with gpu() as machine:
         to_gpu(system)
         optimizer = build_optimizer(system, OptimSettings())
         machine.waits.clear()
-        terms = system(on_gpu(batch)).terms.values()
-        gradients = backward(torch.stack([t.total * (t.weight / batch.counts[t.count]) for t in terms]).sum())
-        trained = [p for p in system.parameters() if p.requires_grad]
-        assert {id(p) for p in trained} == {id(p) for p in gradients}
-        for parameter, gradient in gradients.items():
-            parameter.grad = gradient
-        clip_gradients(trained, 1.0)
-        optimizer.step()
-        system.after_update(0)
+        for batch in batches:
+            terms = system(on_gpu(batch)).terms.values()
+            gradients = backward(torch.stack([t.total * (t.weight / batch.counts[t.count]) for t in terms]).sum())
+            trained = [p for p in system.parameters() if p.requires_grad]
+            assert {id(p) for p in trained} == {id(p) for p in gradients}
+            for parameter, gradient in gradients.items():
+                parameter.grad = gradient
+            clip_gradients(trained, 1.0)
+            optimizer.step()
+            system.after_update(0)
     assert machine.waits == []
 
 

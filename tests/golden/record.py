@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from contract import runs
-from contract.cases import Case, cases
+from contract.cases import Case, watched
 
 CURVES = Path(__file__).with_name("curves.json")
 UPDATES = 6
@@ -59,7 +59,7 @@ def main() -> None:
     """Record every curve, and say which ones moved."""
     before, after = recorded(), {}
     with tempfile.TemporaryDirectory() as folder:
-        for case in cases():
+        for case in watched():
             name = case.name
             after[name] = curve(case, Path(folder) / "data", Path(folder) / name)
             if name not in before:

@@ -9,7 +9,7 @@ import torch
 from polymodal.seq2seq import t5
 from polymodal.seq2seq.generation.generate import generate_ids
 from polymodal.seq2seq.spans import SpanObjective, SpanSettings, sentinel_ids
-from polymodal.seq2seq.teacher_forcing import pad_pairs
+from polymodal.seq2seq.teacher_forcing import padded
 from polymodal.shared.errors import BadSample, UserError
 from polymodal.shared.sample import Sample
 from polymodal.shared.tokenizer import STYLES, Tokenizer
@@ -97,19 +97,19 @@ def test_a_text_of_one_token_is_a_bad_sample_and_a_last_piece_has_two_or_more(to
     assert len(list(made.example(row([7, 8]), np.random.default_rng(0)))) == 1
 
 
-def test_a_batch_pads_on_the_right_and_counts_its_targets(tokenizer):
+def test_a_batch_is_packed_and_counts_its_targets(tokenizer):
     made = objective(tokenizer, max_length=32)
     examples = [next(iter(made.example(row(3 + np.arange(n) % 60), np.random.default_rng(n)))) for n in (35, 12, 4)]
     batch = made.collate(examples)
-    assert batch.counts == {"targets": sum(len(e.labels) for e in examples)} == {"targets": sum(batch.lengths)}
-    assert batch.tokens == sum(len(e.labels) + len(e.input_ids) for e in examples)
-    for i, e in enumerate(examples):
-        assert (batch.input_ids[i, :len(e.input_ids)].numpy() == e.input_ids).all()
-        assert batch.attention_mask[i].sum() == len(e.input_ids) and batch.attention_mask[i, :len(e.input_ids)].all()
-        assert batch.decoder_input_ids[i, 0] == 0
-        assert (batch.decoder_input_ids[i, 1:len(e.labels)].numpy() == e.labels[:-1]).all()
-        assert (batch.targets.split(list(batch.lengths))[i].numpy() == e.labels).all()
-    assert (batch.input_ids[~batch.attention_mask] == tokenizer.pad_id).all()
+    assert batch.counts == {"targets": sum(len(e.labels) for e in examples)} == {"targets": sum(batch.decoder_lengths)}
+    assert batch.tokens == sum(len(e.labels) + len(e.input_ids) for e in examples) == batch.input_ids.numel() + batch.targets.numel()
+    texts, targets = batch.input_ids[0].split(list(batch.lengths)), batch.targets.split(list(batch.decoder_lengths))
+    read = batch.decoder_input_ids[0].split(list(batch.decoder_lengths))
+    for e, text, target, seen in zip(examples, texts, targets, read, strict=True):
+        assert (text.numpy() == e.input_ids).all() and (target.numpy() == e.labels).all()
+        assert seen[0] == 0 and (seen[1:] == target[:-1]).all()
+    for places, lengths in ((batch.position_ids, batch.lengths), (batch.decoder_position_ids, batch.decoder_lengths)):
+        assert places[0].tolist() == [p for n in lengths for p in range(n)]
 
 
 @pytest.mark.parametrize(("settings", "said"), [
@@ -165,35 +165,50 @@ def test_every_parameter_gets_a_gradient_and_the_first_loss_is_near_chance(token
         assert p.grad is not None and p.grad.abs().max() > 0, name
 
 
-def test_the_loss_is_that_of_the_network_with_labels(tokenizer):
-    built = system(tokenizer).eval()
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_loss_is_that_of_the_network_with_padded_rows(tokenizer, variant):
+    built = system(tokenizer, variant).eval()
     batch = built.objective.collate(examples(tokenizer))
-    labels = torch.nn.utils.rnn.pad_sequence(list(batch.targets.split(list(batch.lengths))), batch_first=True, padding_value=-100)
-    logits = built.net(batch.input_ids, batch.attention_mask, labels=labels).logits
+    ids, mask = padded(batch.input_ids, batch.lengths, tokenizer.pad_id)
+    labels = padded(batch.targets[None], batch.decoder_lengths, -100)[0]
+    logits = built.net(ids, mask, labels=labels).logits
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
     step = built(batch)
     assert step.terms["lm"].total.item() == pytest.approx(expected.item(), rel=1e-5)
     hits, count = step.metrics["accuracy"]
     assert hits == (logits.argmax(-1) == labels).sum() and count == len(batch.targets)
     assert built.derive({"lm": 2.0}) == {"perplexity": pytest.approx(math.e**2)}
+    grads = []
+    for loss in (expected, step.terms["lm"].total):
+        built.zero_grad()
+        loss.backward()
+        grads.append({name: p.grad for name, p in built.named_parameters()})
+    for name, grad in grads[0].items():
+        torch.testing.assert_close(grads[1][name], grad, rtol=1e-5, atol=1e-5 * float(grad.abs().max()), msg=name)
 
 
 def test_no_target_sees_its_future_and_no_example_another(tokenizer):
     built = system(tokenizer).eval()
     batch = built.objective.collate(examples(tokenizer))
-    net = built.net
+    trunk = built.net.trunk
+
+    def states(texts=batch.input_ids, read=batch.decoder_input_ids):
+        memory = trunk.encode(texts, position_ids=batch.position_ids, lengths=batch.lengths)
+        out = trunk.decode(read, memory, decoder_position_ids=batch.decoder_position_ids, lengths=batch.decoder_lengths,
+                           memory_lengths=batch.lengths)
+        return out[0].split(list(batch.decoder_lengths))
+
     with torch.no_grad():
-        before = net(batch.input_ids, batch.attention_mask, batch.decoder_input_ids).logits
+        before = states()
         later = batch.decoder_input_ids.clone()
-        later[:, 4:] = 9
-        after = net(batch.input_ids, batch.attention_mask, later).logits
-        assert torch.equal(before[:, :4], after[:, :4]) and not torch.equal(before[:, 4:], after[:, 4:])
+        later[:, batch.decoder_lengths[0] - 2:batch.decoder_lengths[0]] = 9  # the end of the first target
+        after = states(read=later)
+        assert torch.equal(before[0][:-2], after[0][:-2]) and not torch.equal(before[0][-2:], after[0][-2:])
+        assert all(torch.equal(a, b) for a, b in zip(before[1:], after[1:]))
         other = batch.input_ids.clone()
-        other[1] = 9
-        after = net(other, batch.attention_mask, batch.decoder_input_ids).logits
-        assert torch.equal(before[[0, 2, 3]], after[[0, 2, 3]]) and not torch.equal(before[1], after[1])
-        padded = torch.where(batch.attention_mask, batch.input_ids, 9)
-        assert torch.equal(net(padded, batch.attention_mask, batch.decoder_input_ids).logits, before)
+        other[:, batch.lengths[0]:batch.lengths[0] + batch.lengths[1]] = 9  # the second text
+        after = states(texts=other)
+        assert [torch.equal(a, b) for a, b in zip(before, after)] == [True, False, True, True]
 
 
 def test_one_batch_is_learnt_and_filled_in(tokenizer):
@@ -218,9 +233,3 @@ def test_one_batch_is_learnt_and_filled_in(tokenizer):
     ids = generate_ids(built.net, torch.tensor([tokenizer.encode("the old river")]), max_new_tokens=8)
     assert ids[0, 0] == tokenizer.pad_id and written[0] == tokenizer.decode(ids[0, 1:])
     assert dict(made.describe(next(iter(made.example(row(words), np.random.default_rng(0))))).rows).keys() == {"input", "target"}
-
-
-def test_pairs_of_one_length_need_no_padding(tokenizer):
-    made = examples(tokenizer, (35, 35))
-    batch = pad_pairs(made, pad_id=0, start_id=0)
-    assert batch.attention_mask.all() and len(batch.targets) == batch.decoder_input_ids.numel()

@@ -9,13 +9,14 @@ import polymodal
 import pytest
 import torch
 import transformers
+from contract.cases import tokenizer as vocabulary
 from polymodal.pipelines.crew.pieces import Workers
 from polymodal.pipelines.model.export import export_system
 from polymodal.pipelines.pack.pack import pack
 from polymodal.pipelines.pack.settings import PackSettings, Reading
 from polymodal.pipelines.run.recipe import recipe
 from polymodal.pipelines.train.loop import pretrain
-from polymodal.seq2seq.teacher_forcing import smoothed_sum
+from polymodal.seq2seq.teacher_forcing import padded, smoothed_sum
 from polymodal.seq2seq.text2text import Text2TextObjective, Text2TextSettings
 from polymodal.shared.errors import BadSample, UserError
 from polymodal.shared.sample import Sample
@@ -59,6 +60,17 @@ def test_prefix_text_and_target_end_with_the_end_token(tokenizer):
         Text2TextSettings(max_target_length=1)
 
 
+def test_texts_are_no_longer_than_the_positions():
+    tok, small = vocabulary("roberta"), {"max_position_embeddings": 24, "d_model": 16}
+    for name in ("bart", "mass"):
+        system = polymodal.system(name, size="tiny", task="text2text", tokenizer=tok, **small)
+        (long,) = made(system.objective, sample("water flows " * 40, "old rose " * 40))
+        assert len(long.input_ids) == 24 and len(long.labels) <= 24
+        assert system(system.objective.collate([long])).terms["lm"].total.isfinite()
+        with pytest.raises(UserError, match=r"objective.max_target_length is 25, the model has 24 positions"):
+            polymodal.system(name, size="tiny", task="text2text", tokenizer=tok, objective={"max_target_length": 25}, **small)
+
+
 def test_smoothing_is_torchs_and_evaluation_has_none():
     torch.manual_seed(0)
     logits, targets = torch.randn(7, 11, dtype=torch.float64), torch.randint(11, (7,))
@@ -74,14 +86,30 @@ def test_the_loss_is_that_of_transformers(tokenizer, tmp_path, smoothing):
     batch = system.objective.collate(made(system.objective, sample("word1 word2", "word3"), sample("word4", "word5 word6 word7")))
     export_system(system, tmp_path / "out", tokenizer)
     theirs = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "out").eval()
-    labels = torch.nn.utils.rnn.pad_sequence(batch.targets.split(batch.lengths), batch_first=True, padding_value=-100)
-    logits = theirs(input_ids=batch.input_ids, attention_mask=batch.attention_mask.long(), labels=labels).logits
+    labels = torch.nn.utils.rnn.pad_sequence(batch.targets.split(batch.decoder_lengths), batch_first=True, padding_value=-100)
+    ids, mask = padded(batch.input_ids, batch.lengths, tokenizer.pad_id)
+    logits = theirs(input_ids=ids, attention_mask=mask.long(), labels=labels).logits
     for training in (True, False):
         step = system.train(training)(batch)
         expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum",
                                                      label_smoothing=smoothing if training else 0.0)
         torch.testing.assert_close(step.terms["lm"].total, expected, rtol=1e-5, atol=1e-5)
     assert batch.counts == {"targets": 6}
+
+
+@pytest.mark.parametrize(("name", "style"), [("t5", "t5"), ("bart", "roberta"), ("mass", "roberta")])
+def test_every_pretraining_loss_can_be_smoothed(name, style):
+    tok = vocabulary(style)
+    system = polymodal.system(name, size="tiny", tokenizer=tok, objective={"label_smoothing": 0.1}).eval()
+    batch = system.objective.collate(list(system.objective.example(Sample("a", {"txt": b"water flows past stone bridge"}),
+                                                                   np.random.default_rng(0))))
+    logits = system.net.head(system.states(batch))
+    for smoothing in (0.0, 0.1):  # an evaluation has none
+        system.training = bool(smoothing)  # of the system alone: no dropout
+        expected = torch.nn.functional.cross_entropy(logits, batch.targets, label_smoothing=smoothing, reduction="sum")
+        torch.testing.assert_close(system(batch).terms["lm"].total, expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(UserError, match="label_smoothing is 1"):
+        polymodal.system(name, size="tiny", tokenizer=tok, objective={"label_smoothing": 1.0})
 
 
 def test_the_loss_of_a_batch_is_the_sum_of_its_parts(tokenizer):

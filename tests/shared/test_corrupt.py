@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from polymodal.shared.corrupt import choose_places, prediction_count, replace_places, truncate_pair
+from polymodal.shared.corrupt import choose_places, prediction_count, replace_places
 
 MASK, VOCAB = 3, 1000
 
@@ -73,18 +73,3 @@ def test_fewer_places_than_are_wanted_are_all_taken():
 def test_the_same_generator_state_gives_the_same_noise():
     first, second, other = masked(80, 7)[1], masked(80, 7)[1], masked(80, 8)[1]
     assert (first.ids == second.ids).all() and not np.array_equal(first.ids, other.ids)
-
-
-def test_pairs_are_cut_at_random_ends_of_the_longer_segment():
-    a, b = np.arange(20), np.arange(100, 109)
-    fronts = []
-    for seed in range(400):
-        x, y = truncate_pair(a, b, 20, np.random.default_rng(seed))
-        assert (len(x), len(y)) == (11, 9) and (y == b).all()
-        assert (np.diff(x) == 1).all()
-        fronts.append(x[0])
-    assert abs(np.mean(fronts) - 4.5) < 4 * np.sqrt(9 * 0.25 / 400)
-    x, y = truncate_pair(a, a, 7, np.random.default_rng(0))
-    assert (len(x), len(y)) == (4, 3)
-    x, y = truncate_pair(a, b, 29, np.random.default_rng(0))
-    assert (x == a).all() and (y == b).all()

@@ -122,6 +122,20 @@ def test_norm_and_gated_feed_forward_are_those_of_t5() -> None:
     torch.testing.assert_close(mine(x), gated(x))
 
 
+@pytest.mark.parametrize("frozen", [None, "x", "weight"])
+def test_rms_norm_has_the_gradients_of_torch(frozen) -> None:
+    torch.manual_seed(0)
+    norm = RMSNorm(6, eps=1e-2).double()
+    norm.weight.data.normal_()
+    norm.weight.requires_grad_(frozen != "weight")
+    x = torch.randn(4, 2, 6, dtype=torch.float64).transpose(0, 1).requires_grad_(frozen != "x")
+    learned = [t for t in (x, norm.weight) if t.requires_grad]
+    want = nn.functional.rms_norm(x, (6,), norm.weight, 1e-2)
+    torch.testing.assert_close(norm(x), want)
+    gradient = torch.randn(2, 6, 4, dtype=torch.float64).transpose(1, 2)
+    torch.testing.assert_close(torch.autograd.grad(norm(x), learned, gradient), torch.autograd.grad(want, learned, gradient))
+
+
 def test_depth_scaled_initialisation() -> None:
     from polymodal.shared.attention import Attention
     from polymodal.shared.block import Block

@@ -65,15 +65,18 @@ def segments(lengths, start=0):
     return [np.arange(a, b) for a, b in pairwise(edges)]
 
 
-@pytest.mark.parametrize("lengths", [[5] * 20, [29, 3, 28, 1, 14, 14, 14], [40, 2]], ids=["even", "uneven", "too long"])
+@pytest.mark.parametrize("lengths", [[5] * 20, [14, 3, 14, 1, 14, 14, 14], [1] * 61, [9]], ids=["even", "uneven", "tokens", "single"])
 def test_pairs_cover_the_document_once_and_fit(lengths):
-    """What a random second segment replaces, and what a pair has no room for, comes again: each token is in one pair."""
+    """What a random second segment replaces comes again: each token is in one pair, and no sentence is cut."""
     document, other = segments(lengths), segments([5] * 9, start=1000)
+    edges = {*np.cumsum([0, *lengths]).tolist(), *range(1005, 1046, 5)}
     for seed in range(100):
         seen = []
         for a, b, label in pairs(document, other, 29, 0.1, rng(seed)):
             assert len(a) >= 1 and len(b) >= 1 and len(a) + len(b) <= 29
             assert (np.diff(a) == 1).all() and (np.diff(b) == 1).all()
+            assert {int(a[0]), int(a[-1]) + 1, int(b[0])} <= edges
+            assert label == IS_RANDOM or int(b[-1]) + 1 in edges, "only a random one that no sentence fits is cut"
             if label == IS_NEXT:
                 assert b[0] == a[-1] + 1
             else:
@@ -99,14 +102,57 @@ def test_a_single_sentence_always_gets_a_random_partner():
         assert label == IS_RANDOM and len(a) == 10 and b.min() >= 1000
 
 
-def test_the_random_segment_starts_at_a_sentence_and_stops_when_it_is_long_enough():
+def test_a_second_segment_is_no_longer_than_what_is_left_of_either_document():
     starts = set()
     for seed in range(200):
-        for _, b, label in pairs(segments([6] * 4), segments([6] * 5, 1000), 200, 0.0, rng(seed)):
+        for a, b, label in pairs(segments([6] * 4), segments([6] * 5, 1000), 200, 0.0, rng(seed)):
             if label == IS_RANDOM:
                 starts.add(int(b[0]))
-                assert b[-1] == 1029  # too long a target: everything to the end of the other document
-    assert starts == {1000, 1006, 1012, 1018, 1024}
+                assert len(b) <= max(6, 23 - a[-1]) or a[-1] == 23, "the last sentence of the document gets one as long as can be"
+            else:
+                assert len(b) <= 24
+    assert starts == {1006, 1012, 1018, 1024}, "a sentence that is not the first"
+
+
+def told(values, labels):
+    """How often the label is guessed right by the value of something: the more frequent one, learnt on even pairs, tried on odd ones."""
+    values, labels = np.asarray(values), np.asarray(labels)
+    known = {v: labels[::2][values[::2] == v].mean() for v in np.unique(values[::2])}
+    return np.mean([(known.get(v, 0.0) > 0.5) == label for v, label in zip(values[1::2].tolist(), labels[1::2])])
+
+
+@pytest.mark.parametrize("kind", ["rows of a document", "rows of documents", "texts", "texts without sentences"])
+def test_nothing_but_the_words_tells_whether_a_segment_follows(tok, kind):
+    """Words are random, so every guess is one by lengths or by edges. Documents begin with alpha and end with omega."""
+    words = np.array(tok.encode(" ".join(WORDS[1:-1]), add_special_tokens=False))
+    (alpha,), (omega,) = tok.encode("alpha", add_special_tokens=False), tok.encode("omega", add_special_tokens=False)
+
+    def made(seed):
+        draw = rng(7, seed)
+        if kind.startswith("rows"):
+            sizes = [62] if kind == "rows of a document" else draw.multinomial(54, [0.2, 0.5, 0.3]) + 3
+            parts = [np.array([tok.cls_id, alpha, *draw.choice(words, n - 2), omega, tok.sep_id]) for n in sizes]
+            return sample(seed, **{"tokens.u16": np.concatenate(parts).astype("<u2").tobytes(),
+                                   "lengths.u32": np.array([len(d) for d in parts], "<u4").tobytes()})
+        inside = [draw.choice(WORDS[1:-1], draw.integers(3, 20)) for _ in range(draw.integers(2, 25))]
+        mark = " " if kind == "texts without sentences" else ". "
+        return sample(seed, txt=f"alpha {mark.join(' '.join(s) for s in inside)} omega{mark}".encode())
+
+    o = objective(tok, 64)
+    found = []
+    for seed in range(800):
+        one = made(seed)
+        one.pair_with(lambda seed=seed: made(seed + 10_000))
+        for e in o.example(one, rng(seed)):
+            ids = original(e)
+            a, b = ids[1:-1][e.token_type_ids[1:-1] == 0][:-1], ids[:-1][e.token_type_ids[:-1] == 1]
+            found.append((len(a), len(b), len(a) + len(b), a[0], a[-1], b[0], b[-1], e.next_sentence))
+    *features, labels = np.array(found).T
+    odd = labels[1::2]
+    assert len(labels) > 2000
+    for name, values in zip(("first length", "second length", "both", "first of a", "last of a", "first of b", "last of b"), features):
+        chance = max(odd.mean(), 1 - odd.mean())
+        assert told(values, labels) < chance + 3.89 * 0.5 / np.sqrt(len(odd)), f"the {name} tells the label"
 
 
 # ------------------------------------------------------------------------------------- from samples

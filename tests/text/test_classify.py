@@ -1,4 +1,4 @@
-"""Fine-tuning BERT, ELECTRA and RoBERTa to classify: framing, losses, metrics, export."""
+"""Fine-tuning BERT, ELECTRA, RoBERTa and ALBERT to classify: framing, losses, metrics, export."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from polymodal.pipelines.model.export import export_system
 from polymodal.shared.errors import BadSample, UserError
 from polymodal.shared.sample import Sample
 from polymodal.shared.tokenizer import Tokenizer
-from polymodal.text.classify import ClassifyExample, ClassifyObjective, shortened
+from polymodal.text.classify import ClassifyExample, ClassifyObjective
+from polymodal.text.encoder_task import shortened
 from polymodal.text.tasks import ClassifierOutput, SequenceClassifier
 
 WORDS = ["red", "green", "blue", "cat", "dog", "house", "tree", "runs", "sleeps", "and", "the", "small", "large", "old", "new"]
@@ -64,7 +65,7 @@ def test_a_pair_that_is_too_long_loses_the_longer_ends_one_by_one():
                 assert shortened(list(range(first)), list(range(10, 10 + second)), room) == (a, b)
 
 
-@pytest.mark.parametrize("name", ["bert", "electra", "roberta"])
+@pytest.mark.parametrize("name", ["bert", "electra", "roberta", "albert"])
 def test_loss_and_accuracy_are_those_of_each_text_alone(name, tokenizer):
     system = built(name, tokenizer).eval()
     step = system(batch_of(system, ROWS))
@@ -109,7 +110,7 @@ def test_macro_f1_adds_up_over_batches(tokenizer):
 
 @pytest.mark.parametrize(("name", "reference"), [
     ("bert", "BertForSequenceClassification"), ("electra", "ElectraForSequenceClassification"),
-    ("roberta", "RobertaForSequenceClassification")])
+    ("roberta", "RobertaForSequenceClassification"), ("albert", "AlbertForSequenceClassification")])
 def test_the_export_loads_in_transformers_with_the_same_logits_and_names(name, reference, tokenizer, tmp_path):
     system = built(name, tokenizer).eval()
     export_system(system, tmp_path / "out", tokenizer)

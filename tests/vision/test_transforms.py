@@ -8,7 +8,7 @@ import torch
 from open_clip.transform import image_transform
 from PIL import Image
 from polymodal.shared.errors import UserError
-from polymodal.vision.transforms import Augmentation, Normalize, Preprocessing, crop_box, to_picture, to_tensor
+from polymodal.vision.transforms import Augmentation, Normalize, Preprocessing, crop_box, jitter_colours, to_picture, to_tensor
 
 SHAPES = [(50, 70), (300, 224), (48, 48), (20, 90), (91, 33), (333, 500)]
 
@@ -141,6 +141,21 @@ def test_each_change_does_what_it_says():
         strength[place] = 0.4
         changed = Augmentation(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), jitter=tuple(strength)).pixels(np.array(image), target, rng(1))
         assert not torch.equal(changed, plain)
+
+
+def test_colours_change_as_torchvisions():
+    """The drawn factors, in the drawn order, through torchvision's functions."""
+    from torchvision.transforms.v2 import functional
+
+    image, strength = picture((24, 24)), (0.4, 0.3, 0.2, 0.1)
+    for seed in range(6):
+        found, rng = jitter_colours(image, strength, np.random.default_rng(seed)), np.random.default_rng(seed)
+        factors = [rng.uniform(centre - s, centre + s) for centre, s in zip((1.0, 1.0, 1.0, 0.0), strength, strict=True)]
+        changes = (functional.adjust_brightness, functional.adjust_contrast, functional.adjust_saturation, functional.adjust_hue)
+        expected = image
+        for place in rng.permutation(4):
+            expected = changes[place](expected, factors[place])
+        assert np.array_equal(np.asarray(found), np.asarray(expected))
 
 
 def test_pictures_and_tensors_both_ways():

@@ -74,10 +74,9 @@ def test_transformers_parity_both_ways(settings, tmp_path):
     assert again.config.id2label == names and ViTConfig.from_dict(record) == config
 
 
-@pytest.mark.parametrize("pool", ["token", "avg"])
-def test_timm_parity_both_ways(pool, tmp_path):
-    arguments = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4, "global_pool": pool,
-                 **({"fc_norm": False} if pool == "avg" else {})}
+@pytest.mark.parametrize(("pool", "fc_norm"), [("token", {}), ("avg", {"fc_norm": False}), ("avg", {"fc_norm": True}), ("avg", {})])
+def test_timm_parity_both_ways(pool, fc_norm, tmp_path):
+    arguments = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4, "global_pool": pool, **fc_norm}
     theirs = shaken(timm.create_model("vit_base_patch16_224", num_classes=5, **arguments))
     record = {"architecture": "vit_base_patch16_224", "num_classes": 5, "global_pool": pool, "model_args": arguments,
               "pretrained_cfg": {"mean": [0.1, 0.2, 0.3], "crop_pct": 0.9}}
@@ -109,6 +108,8 @@ def test_formats_refuse_what_they_cannot_say():
         TIMM.read({"architecture": "vit_base_patch16_siglip_224"}, None)
     with pytest.raises(UserError, match="class_token"):
         TIMM.read({"architecture": "vit_base_patch16_224", "model_args": {"class_token": False}}, None)
+    with pytest.raises(UserError, match=r"or 'avg' with any model_args\.fc_norm, got 'token' with True"):
+        TIMM.read({"architecture": "vit_base_patch16_224", "model_args": {"fc_norm": True}}, None)
     config = ViTConfig(**SHAPE, pooling="mean", layer_norm_eps=1e-6)
     assert NET.default_format(config).name == "timm" and NET.default_format(replace(config, pooling="cls")).name == "transformers"
 
@@ -151,6 +152,8 @@ def test_other_sizes_need_interpolation():
     ({"hidden_size": 30}, "does not divide hidden_size 30"), ({"patch_size": 0}, "patch_size is 0"), ({"image_size": -32}, "image_size is"),
     ({"num_hidden_layers": 0, "intermediate_size": 0}, r"(?s)num_hidden_layers is 0.*intermediate_size is 0"),
     ({"num_channels": 1}, "num_channels is 1, expected 3"), ({"hidden_dropout_prob": 1.5}, "hidden_dropout_prob is 1.5"),
+    ({"fc_norm": True}, "fc_norm is a norm of the mean, and pooling is 'cls'"),
+    ({"drop_path_rate": 1.0}, "drop_path_rate is 1, expected less"),
     ({"num_labels": 0}, "num_labels is 0"), ({"labels": ("cat",)}, "1 labels for num_labels 2"),
 ])  # fmt: skip
 def test_impossible_shapes(settings, message):
@@ -204,6 +207,13 @@ def test_the_loss_is_a_sum_and_learns(loss, pooling):
         step.terms["classification"].total.backward()
         optimizer.step()
     assert step.metrics["accuracy"][0] == 9 and step.metrics["accuracy"][1] == 9
+
+
+def test_the_head_begins_as_small_as_it_is_told_to():
+    assert not system({"head_std": 0.0}).net.head.weight.any()
+    assert system({"head_std": 1e-3}, hidden_size=512).net.head.weight.std().item() == pytest.approx(1e-3, rel=0.1)
+    with pytest.raises(UserError, match="head_std is -1"):
+        system({"head_std": -1.0})
 
 
 def test_evaluation_is_not_augmented():

@@ -55,7 +55,7 @@ class Decoder:
         alone = Sample(sample.key, {kind if picture else name: sample.fields[name]}, sample.index, sample.source)
         if picture:
             return alone.image() if self.decode == "pil" else _own(alone.pixels())
-        read = _READERS.get(kind)
+        read = _READERS.get(name) or _READERS.get(kind)
         return sample.fields[name] if read is None else read(alone, name)
 
 
@@ -79,11 +79,15 @@ def _label(sample: Sample, name: str) -> int:
     return Sample(sample.key, {"cls": sample.fields[name]}, source=sample.source).label()
 
 
+def _tokens(sample: Sample, name: str) -> np.ndarray:
+    return sample.tokens()[0]
+
+
 _READERS: Mapping[str, Callable[[Sample, str], Any]] = {
-    "txt": _text, "text": _text, "caption": _text, "json": _json, "cls": _label,
-    "npy": lambda sample, name: sample.array(name), "u16": lambda sample, name: sample.tokens()[0] if name == "tokens.u16" else
-    sample.fields[name], "u32": lambda sample, name: sample.tokens()[0] if name == "tokens.u32" else sample.fields[name],
+    "txt": _text, "text": _text, "caption": _text, "json": _json, "cls": _label, "npy": Sample.array,
+    "tokens.u16": _tokens, "tokens.u32": _tokens,
 }
+"""By the name of a field, or its ending."""
 
 
 def decoded(samples: Sequence[Sample | BadSample], urls: Sequence[str], decoder: Decoder, on_bad: str) -> list[Any]:

@@ -1,8 +1,8 @@
 """Samples of indexed data in the exact order, and the loader that keeps it with any number of workers.
 
 The state is one integer: how many positions of the order (`pipelines/data/order.py`) all ranks together have handed out. From there rank r
-of R takes every R-th position, and worker w of W makes the batches w, w + W, ... of its rank, which the loader takes in turn. So the
-samples that follow a state are the same on any ranks and workers, and each comes once in an epoch.
+of R takes every R-th position, and its batches have numbers, which the loader's workers make in any division. So the samples that follow
+a state are the same on any ranks and workers, and each comes once in an epoch.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
+from torch.utils.data import IterableDataset, default_collate, get_worker_info
 
 from ....shared import dist
 from ....shared.errors import BadSample, UserError
 from ....shared.sample import Sample
 from ..ahead import ReadAhead
 from ..dataset import DataSet
-from ..loader import Mistake, prepare_worker
+from ..loader import load_numbered
 from ..stream import STAND_INS, order_of
 from .decode import Decoder, decoded
 
 OnBad = Literal["raise", "skip"]
+_ENDLESS = 1 << 62
 _READ_TOGETHER = 64
 """Samples that are located and read at once where no batch says how many."""
 
@@ -115,7 +116,7 @@ class ExactSamples(IterableDataset[Any]):
     def __iter__(self) -> Iterator[Any]:
         """The samples of this rank, one by one; those of a worker, where a plain DataLoader has some."""
         info = get_worker_info()
-        positions = self._mine(self.position)
+        positions = iter(self.mine(self.position))
         if info is not None:
             self._state[1] = 1
             positions = itertools.islice(positions, info.id, None, info.num_workers)
@@ -124,27 +125,23 @@ class ExactSamples(IterableDataset[Any]):
                 if info is None:
                     self.advance(1)
                 yield from self._decoded([sample])
+        if info is None:
+            self.finish()
 
-    def _mine(self, state: int) -> Iterator[int]:
-        """The positions of this rank from a state on."""
+    def mine(self, state: int) -> range:
+        """The positions of this rank from a state on; without an end there are more than anyone counts."""
         rank, world = self.ranks()
-        if self._end is None:
-            return itertools.count(state + rank, world)
-        end = self._end - (max(0, self._end - state) % world if self._drop_last else 0)
-        return iter(range(state + rank, end, world))
+        end = _ENDLESS if self._end is None else self._end
+        if self._drop_last:
+            end -= max(0, end - state) % world
+        return range(state + rank, end, world)
 
-    def blocks(self, state: int, size: int, worker: int, workers: int) -> Iterator[tuple[list[Any], int]]:
-        """From a state on every `workers`-th batch of this rank, beginning with number `worker`; each with its number of positions.
+    def batch(self, positions: list[int]) -> list[Any]:
+        """The samples at some positions; bad ones are left out.
 
-        Bad samples are left out. Where all of a batch are bad, a good neighbour stands in, so that every rank hands out equally many.
+        Where all of them are bad, a good neighbour stands in, so that every rank hands out equally many batches.
         """
-        positions = self._mine(state)
-        for number in itertools.count():
-            block = list(itertools.islice(positions, size))
-            if not block:
-                return
-            if number % workers == worker:
-                yield self._decoded(self._read(block)) or self._stand_in(block[0]), len(block)
+        return self._decoded(self._read(positions)) or self._stand_in(positions[0])
 
     def _stand_in(self, position: int) -> list[Any]:
         """The nearest good sample in the shuffle window of a position."""
@@ -164,6 +161,11 @@ class ExactSamples(IterableDataset[Any]):
     def _go_to(self, position: int) -> None:
         self._state[0] = position
 
+    def finish(self) -> None:
+        """Count what is handed out until the end of the stream: a rank whose last samples were others' would lag behind them."""
+        if self._end is not None:
+            self._go_to(max(self.position, self._end))
+
     def advance(self, positions: int) -> None:
         """Count what was handed out on this rank, and as much on the others."""
         reached = self.position + positions * self.ranks()[1]
@@ -179,22 +181,19 @@ class ExactSamples(IterableDataset[Any]):
         return int(self._state[0])
 
 
-class _Batches(IterableDataset[Any]):
-    """What a worker of an `ExactLoader` makes."""
+class _Batches:
+    """The batches of this rank from a state on, by number."""
 
     def __init__(self, samples: ExactSamples, size: int, collate: Callable[[list[Any]], Any]) -> None:
-        super().__init__()
         self._samples, self._size, self._collate = samples, size, collate
-        self._begin = samples.position  # a worker that starts late must not begin where the loop is by then
+        self._positions = samples.mine(samples.position)
 
-    def __iter__(self) -> Iterator[Any]:
-        info = get_worker_info()
-        try:
-            place = (0, 1) if info is None else (info.id, info.num_workers)
-            for items, positions in self._samples.blocks(self._begin, self._size, *place):
-                yield self._batch(items), positions
-        except UserError as error:
-            yield Mistake(str(error)), 0
+    def __len__(self) -> int:
+        return -(-len(self._positions) // self._size)
+
+    def __getitem__(self, number: int) -> Any:
+        positions = self._positions[number * self._size : (number + 1) * self._size]
+        return self._batch(self._samples.batch(list(positions)))
 
     def _batch(self, items: list[Any]) -> Any:
         if self._collate is not default_collate:
@@ -221,29 +220,17 @@ class ExactLoader:
 
     def __iter__(self) -> Iterator[Any]:
         """Batches from the state on."""
-        made: DataLoader[Any] = DataLoader(
-            _Batches(self.samples, self.batch_size, self._collate), batch_size=None, num_workers=self.num_workers, collate_fn=_same,
-            prefetch_factor=self._prefetch if self.num_workers else None, pin_memory=self._pin_memory,
-            worker_init_fn=prepare_worker, generator=torch.Generator())  # its own generator: the loop's random state is left alone
-        handed_out = 0
-        batches = iter(made)  # this forks the workers; threads begin after that
+        batches = _Batches(self.samples, self.batch_size, self._collate)
         ahead = self.samples.read_ahead()
-        try:
+        numbers = range(len(batches) if self.steps is None else min(self.steps, len(batches)))
+        for batch in load_numbered(batches, numbers, self.num_workers, self._prefetch, self._pin_memory, ahead):
+            # a whole batch, also where this one is shorter: ranks whose last batches differ in size agree about the state
+            self.samples.advance(self.batch_size)
             if ahead is not None:
-                ahead.start()
-            for batch, positions in batches:
-                if isinstance(batch, Mistake):
-                    raise UserError(batch.message)
-                self.samples.advance(positions)
-                if ahead is not None:
-                    ahead.reached(self.samples.position)
-                yield batch
-                handed_out += 1
-                if handed_out == self.steps:
-                    return
-        finally:
-            if ahead is not None:
-                ahead.close()
+                ahead.reached(self.samples.position)
+            yield batch
+        if self.steps is None or len(batches) < self.steps:
+            self.samples.finish()
 
     def state_dict(self) -> dict[str, Any]:
         """See `ExactSamples.state_dict`."""
@@ -253,6 +240,3 @@ class ExactLoader:
         """See `ExactSamples.load_state_dict`; the next iteration begins there."""
         self.samples.load_state_dict(state)
 
-
-def _same(value: Any) -> Any:
-    return value

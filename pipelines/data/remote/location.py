@@ -27,8 +27,8 @@ _REQUEST = 4 << 20
 """What a request costs, in bytes that could have come meanwhile."""
 _HUNG = 180.0
 """Seconds without progress after which another process that fetches the same file is taken for hung."""
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt",
-                    "spiece.model")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
+                    "merges.txt", "spiece.model")
 
 
 class Location(ABC):

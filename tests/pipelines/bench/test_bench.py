@@ -220,11 +220,11 @@ def test_published_rates() -> None:
 def test_gpu_suite_measures_what_it_should(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "fast_bfloat16", lambda device: True)
     todo = {t.name: t for t in gpu.trainings(Options(device="cuda"))}
-    millions = {name: round(gpu.weight_bytes(t.work) / 18e6) for name, t in todo.items()}
+    millions = {name: round(gpu.weight_bytes(t.setup) / 18e6) for name, t in todo.items()}
     assert millions == {"GPT-2 124M, full rows": 124, "GPT 1.3B, full rows": 1314, "BERT large, full rows": 336, "CLIP ViT-L/14": 428,
                         "BERT base, full rows": 110, "CLIP ViT-B/32": 151, "BERT base, natural lengths": 110, "T5 base, full rows": 223,
                         "GPT-2 medium (350M), full rows": 355, "CLIP ViT-B/16": 150}
-    assert {t.work.dtype for t in todo.values()} == {torch.bfloat16} and [n for n, t in todo.items() if t.apart] == ["GPT 1.3B, full rows"]
+    assert {t.setup.dtype for t in todo.values()} == {torch.bfloat16} and [n for n, t in todo.items() if t.apart] == ["GPT 1.3B, full rows"]
 
 
 def test_memory_is_that_of_the_steps() -> None:
@@ -255,26 +255,29 @@ def test_gpt2_beside_torch_alone_where_it_is_asked_for() -> None:
 # -------------------------------------------------------------------------------------------- the work
 
 
-@pytest.mark.parametrize("index", range(5))
+MAE = next(i for i, (name, _) in enumerate(train.setups(True)) if name.startswith("MAE"))
+
+
+@pytest.mark.parametrize("index", [*range(11), MAE, -2, -1])
 def test_useful_operations_are_those_that_torch_counts(index: int) -> None:
     """Our own step does the useful work and little else: the formula is within 12 % of torch's count, from below."""
-    name, work = train.works(True)[index]
-    trainer = train.ours(work)
+    name, setup = train.setups(True)[index]
+    trainer = train.ours(setup)
     with FlopCounterMode(display=False) as counter:
         trainer.loss().backward()
-    formula = systems.SUBJECTS[work.system].flops(work)
+    formula = systems.PAIRINGS[setup.system].flops(setup)
     assert 0.88 <= formula / counter.get_total_flops() <= 1.02, name
 
 
 def test_padding_is_not_counted() -> None:
-    config = train.works(True)[3][1].config
-    flops = [systems.gpt2_flops(systems.Work("gpt2", config, lengths)) for lengths in ((16, 4), (16, 16))]
+    config = next(s.config for _, s in train.setups(True) if s.system == "gpt2")
+    flops = [systems.gpt2_flops(systems.TrainSetup("gpt2", config, lengths)) for lengths in ((16, 4), (16, 16))]
     assert flops[0] < 0.7 * flops[1]
 
 
 def test_other_weights_are_noticed() -> None:
-    work = train.works(True)[0][1]
-    ours, theirs = train.ours(work), train.theirs(work)
+    setup = train.setups(True)[0][1]
+    ours, theirs = train.ours(setup), train.theirs(setup)
     with torch.no_grad():
         next(theirs.module.parameters()).mul_(1.01)
     losses = ours.loss().item(), theirs.loss().item()

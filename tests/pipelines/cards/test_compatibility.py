@@ -14,13 +14,17 @@ from open_clip.transform import PreprocessCfg
 from polymodal.multimodal import clip_formats
 from polymodal.multimodal.clip_config import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from polymodal.pipelines.cards.compatibility import compatibility_page
+from polymodal.seq2seq.bart import BartConfig
+from polymodal.seq2seq.gpt import OpenAIGPTConfig
 from polymodal.seq2seq.gpt2 import GPT2Config
 from polymodal.seq2seq.t5 import T5Config
 from polymodal.shared.config import COMMON
 from polymodal.shared.errors import UserError
 from polymodal.shared.keys import check_keys, honoured, no_effect, only, same
+from polymodal.text.albert import AlbertConfig
 from polymodal.text.bert import BertConfig
 from polymodal.text.electra import ElectraConfig
+from polymodal.text.ernie import ErnieConfig
 from polymodal.text.roberta import RobertaConfig
 from polymodal.vision.processor_files import IMAGE_PROCESSOR, PREPROCESS_CFG, PRETRAINED_CFG, PROCESSOR_KEYS
 from polymodal.vision.vit import MODEL_ARGS, TIMM_KEYS, ViTConfig
@@ -77,7 +81,8 @@ def test_the_page_has_a_row_for_every_key():
 
 CONFIGS = {
     "BertConfig": BertConfig, "ElectraConfig": ElectraConfig, "GPT2Config": GPT2Config, "T5Config": T5Config, "ViTConfig": ViTConfig,
-    "RobertaConfig": RobertaConfig, "CLIPConfig": CLIPConfig, "CLIPTextConfig": CLIPTextConfig, "CLIPVisionConfig": CLIPVisionConfig,
+    "RobertaConfig": RobertaConfig, "AlbertConfig": AlbertConfig, "ErnieConfig": ErnieConfig, "CLIPConfig": CLIPConfig,
+    "CLIPTextConfig": CLIPTextConfig, "CLIPVisionConfig": CLIPVisionConfig, "OpenAIGPTConfig": OpenAIGPTConfig, "BartConfig": BartConfig,
 }  # fmt: skip
 
 

@@ -1,14 +1,17 @@
 """`polymodal tokenizer`: from files to a directory, and one line for every mistake."""
 
 import json
+from dataclasses import asdict
 from pydoc_data.topics import topics
 
+import polymodal
 import pytest
 import webdataset
 from polymodal.pipelines import cli
 from polymodal.pipelines.pack.corpus import iterate_texts
+from polymodal.registry import families
 from polymodal.shared.errors import UserError
-from polymodal.shared.tokenizer import Tokenizer
+from polymodal.shared.tokenizer import STYLES, Tokenizer
 
 TEXTS = [t.strip() for t in list(topics.values())[:12]]
 
@@ -106,3 +109,33 @@ def test_out_must_be_writable_and_free(corpus, tmp_path, capsys):
     assert (tmp_path / "full" / "kept").read_text() == "x"
     assert cli.run(["tokenizer", "show", str(tmp_path / "full"), "a"]) == 2
     assert "no tokenizer in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [name for name, entry in families().items() if entry.vocabulary])
+def test_a_vocabulary_for_a_system(corpus, tmp_path, name, capsys):
+    """`--for` learns what the family declares, and its system takes it; options win."""
+    own = families()[name].vocabulary
+    more = [] if own.kind == "word" else ["--coverage", "0.99"]
+    assert train(corpus, tmp_path / "tok", "--for", name, "--size", "900", *more, "--json") == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {key: result[key] for key in asdict(own)} == asdict(own)
+    tok, style = Tokenizer.load(tmp_path / "tok"), STYLES[own.style]
+    assert tok.framing.roles == dict(style.roles) and len(tok.framing.single.parts) == len(style.single.split())
+    assert (tok.encode("CLASS") == tok.encode("class")) is own.lowercase
+    assert polymodal.system(name, size="tiny", tokenizer=tok).objective is not None
+    if own.lowercase:
+        assert train(corpus, tmp_path / "cased", "--for", name, "--size", "900", *more, "--cased") == 0
+        assert Tokenizer.load(tmp_path / "cased").encode("CLASS") != Tokenizer.load(tmp_path / "cased").encode("class")
+
+
+def test_systems_say_their_vocabulary():
+    told = {s.name: s.to_dict()["vocabulary"] for s in polymodal.systems()}
+    assert [name for name, own in told.items() if own is None] == [s.name for s in polymodal.systems() if s.folder == "vision"]
+    assert told["t5"] == {"kind": "unigram", "style": "t5", "lowercase": False, "strip_accents": None}
+
+
+def test_no_system_and_no_kind(corpus, tmp_path, capsys):
+    for more, words in (((), "which kind of vocabulary"), (("--for", "vit"), "vit reads no text"), (("--for", "brt"), "did you mean bert")):
+        assert train(corpus, tmp_path / "tok", "--size", "900", *more) == 2
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "tok").exists()

@@ -119,6 +119,31 @@ def test_the_end_of_the_last_epoch(data):
         assert [s.loader(5, num_workers=0).samples is s for s in streams] == [True, True]
 
 
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize(("world", "size"), [(2, 5), (3, 4), (4, 3), (5, 8), (4, 16)])
+def test_ranks_agree_about_the_state_to_the_end_of_an_uneven_epoch(data, world, size, drop_last):
+    """After each batch that all of them have, and at the end, where some have a sample or a whole batch less."""
+    states, seen = [], []
+    for rank in range(world):
+        loader = numbers(source=data, epochs=1, rank=rank, world_size=world, drop_last=drop_last).loader(size)
+        mine = []
+        for batch in loader:
+            seen += batch.tolist()
+            mine.append(loader.state_dict()["position"])
+        states.append(mine)
+        assert loader.state_dict()["position"] == COUNT and list(loader) == []
+    assert sorted(seen) == list(range(COUNT)) or (drop_last and len(set(seen)) == len(seen) == COUNT - COUNT % world)
+    assert all(len(set(row)) == 1 for row in zip(*states)), states
+
+    alone = [numbers(source=data, epochs=1, rank=rank, world_size=world, drop_last=drop_last) for rank in range(world)]
+    assert sum(len(list(s)) for s in alone) == len(seen) and {s.state_dict()["position"] for s in alone} == {COUNT}
+    # an iteration that ends for its steps goes on from there, whether or not this rank had more
+    first_steps = [numbers(source=data, epochs=1, rank=rank, world_size=world, drop_last=drop_last).loader(size, steps=1)
+                   for rank in range(world)]
+    assert all(len(list(loader)) == 1 for loader in first_steps)
+    assert {loader.state_dict()["position"] for loader in first_steps} == {min(world * size, COUNT)}
+
+
 def test_a_plain_loader_reads_everything_once_but_has_no_state_with_workers(data):
     plain = numbers(source=data, epochs=1)
     assert items(DataLoader(plain, 5)) == list(numbers(source=data, epochs=1)) and plain.state_dict()["position"] == COUNT

@@ -7,6 +7,7 @@ import math
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -14,7 +15,9 @@ import numpy as np
 import pytest
 from polymodal.pipelines.base.console import Console
 from polymodal.pipelines.demo import data
-from polymodal.pipelines.demo.demo import demo, unigram_loss
+from polymodal.pipelines.demo.demo import demo, train, unigram_loss
+from polymodal.pipelines.demo.pace import Pace, Part, plan
+from polymodal.pipelines.demo.story import Story
 from polymodal.pipelines.pack.pack import pack
 from polymodal.pipelines.pack.settings import PackSettings
 from polymodal.shared.errors import UserError
@@ -62,6 +65,69 @@ def test_a_directory_in_use_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "mine").read_text() == "precious"
 
 
+@pytest.mark.parametrize("update", [0.01, 0.3, 0.6, 1.5])
+def test_a_part_is_planned_to_end_in_its_time(update: float) -> None:
+    part, pace = Part(360, ends=165), Pace(update, evaluation=0.4, start=6.0, made=20)
+    found = plan(part, pace, now=40.0, starts=pace.start)
+    took = (found.updates - pace.made) * update + 6 * pace.evaluation  # the first updates are made
+    assert found.seconds == 165 - 40 - 6 and took <= found.seconds
+    assert found.updates == 360 or took > 0.9 * found.seconds - update, "the time is used"
+
+
+def test_a_machine_that_is_too_slow_makes_the_fewest_updates_and_its_run_has_an_end() -> None:
+    found = plan(Part(360, ends=165), Pace(20.0, 1.0, 30.0, made=3), now=160.0, starts=30.0)
+    assert found.updates == 60 and found.seconds == 1.0
+    assert found.limit(spent=9.0) == ["--max-seconds", "1"]
+    endless = plan(Part(4, math.inf, first=2), Pace(20.0, 1.0, 30.0, made=3), now=1e6, starts=30.0)
+    assert endless.length() == ["--max-updates", 4, "--set", "evaluate.every=1"] and endless.limit() == []
+
+
+@pytest.mark.parametrize("ending", ["complete", "out of time"])
+def test_a_run_goes_on_from_the_updates_that_were_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str], ending: str) -> None:
+    """The command is a stand-in that writes what a run writes: half a second for an update."""
+    commands: list[list[str]] = []
+
+    def invoke(words: Sequence[str]) -> None:
+        commands.append(list(words))
+        updates = int(words[words.index("--max-updates") + 1])
+        run = tmp_path / "runs/clip"
+        run.mkdir(parents=True, exist_ok=True)
+        rows = [{"split": "train", "update": updates, "step_s": 0.5}, {"split": "eval", "update": updates, "seconds": 0.25}]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        print(f"update {updates}/{updates}", file=sys.stderr)
+        print(json.dumps({"updates": updates, "ending": ending if len(commands) == 2 else "complete"}))
+
+    story = Story(tmp_path, Console(), invoke, limit=200)
+    train(story, "clip", Part(360, ends=105), "pretrain", "clip-tiny-locked")
+    first, second = commands
+    assert first[:4] == ["pretrain", "clip-tiny-locked", "--max-updates", "20"]
+    assert first[4:6] == ["--max-seconds", "26"], "a quarter of its time at most"
+    updates, seconds = (float(second[second.index(option) + 1]) for option in ("--max-updates", "--max-seconds"))
+    assert 104 <= seconds <= 105 and 20 + 0.9 * 105 / 0.5 < updates < 20 + 105 / 0.5
+    part = story.parts["clip"]
+    assert part["updates"] == part["planned"] == updates and part["most"] == 360 and part["ending"] == ending
+    said = capsys.readouterr().out
+    assert f"0.50 s for an update, {seconds:.0f} s left for this part: {updates:.0f} updates (fewer than 360, to end in time)" in said
+    assert ("out of time: ended cleanly" in said) == (ending != "complete")
+
+
+def test_steps_and_updates_tell_the_time_that_is_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("polymodal.pipelines.demo.story._EVERY", 0.0)
+
+    def invoke(_: Sequence[str]) -> None:
+        print("update 10/360  loss 3.0", file=sys.stderr)
+        print("epoch: 1506 samples", file=sys.stderr)
+        print("{}")
+
+    story = Story(tmp_path, Console(), invoke, limit=290)
+    story.step("CLIP")
+    story.command("pretrain", "clip-tiny-locked")
+    step, _, line = capsys.readouterr().out.splitlines()
+    assert (step, line) == ("[   0 s, 290 s left] CLIP", "         [   0 s, 290 s left] update 10/360  loss 3.0")
+
+
 @pytest.fixture(scope="module")
 def quick_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("demo") / "out"
@@ -78,6 +144,7 @@ def test_the_demo_runs_and_its_kill_changes_nothing(quick_demo: Path) -> None:
     result = json.loads((quick_demo / "result.json").read_text())
     assert result["kill"]["identical"] and result["kill"]["computed_twice"] >= 1
     assert result["kill"]["resumed_from"] < result["kill"]["killed_after"]
+    assert {name: part["updates"] for name, part in result["parts"].items()} == {"clip": 4, "gpt2": 20, "bert": 4}
     zero = result["zero_shot"]
     assert len(zero["guesses"]) == 150 and 0 <= zero["top1"] <= zero["top5"] <= 1
     assert result["gpt2"]["eval"]["loss"] > 0 and result["bert_unigram"] > 0

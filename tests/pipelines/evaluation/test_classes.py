@@ -194,6 +194,16 @@ def test_a_vit_whose_classes_have_another_order(folder, labelled, clip):
         measured(classify(DataSet.open(labelled)), clip[0], labelled)
 
 
+@pytest.mark.parametrize("kind", ["multi_label_classification", "regression"])
+def test_a_vit_with_several_labels_or_numbers_is_refused(folder, labelled, tmp_path, kind):
+    system = polymodal.system("vit", size="tiny", classes=CLASSES, **VISION)
+    export_system(system, tmp_path, None)
+    record = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**record, "problem_type": kind}))
+    with pytest.raises(UserError, match=f"evaluation is for models that tell classes apart.*problem_type {kind}"):
+        measured(classify(DataSet.open(labelled)), tmp_path, labelled)
+
+
 @torch.no_grad()
 def test_texts_and_pairs(folder, tmp_path, capsys):
     tokenizer = Tokenizer.train(["red green blue cat dog house tree runs sleeps"] * 9, "wordpiece", 57)

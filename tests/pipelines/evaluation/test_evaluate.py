@@ -301,7 +301,7 @@ def test_compare(models, texts, tmp_path, capsys):
     assert "setting window differs: 20, 8" in shown and "perplexity" in shown
     (tmp_path / "c.json").write_text("{}")
     assert cli.run(["evaluate", "compare", str(tmp_path / "c.json")]) == 2
-    assert "is no result of" in capsys.readouterr().err
+    assert "is not a result of" in capsys.readouterr().err
 
 
 def test_the_command_prints_one_object(models, texts, capsys):

@@ -9,8 +9,9 @@ import polymodal
 import pytest
 import torch
 from polymodal.pipelines import cli
-from polymodal.pipelines.inference.summarize import HINT, Trained, summaries, summarize, trained
-from polymodal.seq2seq.generation.decoder import ConditionedDecoder, DecoderInfo
+from polymodal.pipelines.inference.summarize import HINT, summaries, summarize
+from polymodal.pipelines.inference.trained import Trained, trained
+from polymodal.shared.decoder import ConditionedDecoder, DecoderInfo
 from polymodal.shared.errors import UserError
 from polymodal.shared.tokenizer import STYLES, Tokenizer
 
@@ -203,10 +204,10 @@ def test_the_command(tok, tmp_path, capsys, monkeypatch):
     code, out, err = run(capsys, *arguments, tmp_path / "b.jsonl", "--reference", tmp_path / "right.txt", "--json")
     assert code == 0, err
     scores = json.loads(out)["scores"]
-    assert set(scores) == {"rouge1", "rouge2", "rougeL", "bleu"}
+    assert set(scores) == {"rouge1", "rouge2", "rougeL", "bleu", "chrf"}
     assert scores["rouge1"] == pytest.approx(sum(bool(w.strip(" .:")) for w in want[1:3]) / 2)
     (tmp_path / "wrong.txt").write_text("one\n")
-    for extra, message in ((("--reference", tmp_path / "wrong.txt"), "holds 1 summaries for 2"), (("--max-new-tokens", 30), "at most"),
+    for extra, message in ((("--reference", tmp_path / "wrong.txt"), "holds 1 references for 2"), (("--max-new-tokens", 30), "at most"),
                            (("--reference", tmp_path / "none.txt"), "no file")):
         code, out, err = run(capsys, *arguments, tmp_path / "b.jsonl", *extra)
         assert code == 2 and message in err and not out and len(err.strip().splitlines()) == 1, err

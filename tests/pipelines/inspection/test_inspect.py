@@ -17,6 +17,7 @@ from polymodal.pipelines.pack.settings import PackSettings
 from polymodal.pipelines.run.recipe import recipe
 from polymodal.shared.errors import UserError
 from polymodal.shared.sample import Sample
+from polymodal.shared.system import Objective
 from polymodal.shared.tokenizer import Tokenizer
 
 
@@ -118,8 +119,12 @@ def test_the_command_shows_the_samples_of_an_update_and_what_becomes_of_them(tex
     facts = last(polymodal("inspect", texts / data, "--update", 8, "--samples", 0, "--json", *arguments))["update"]
     chosen = recipe("bert-tiny", ["data.global_batch=6", "seed=5"])
 
-    class Nothing:
-        needs_partner = sequential = False
+    class Nothing(Objective):
+        def example(self, sample, rng):
+            raise AssertionError("not used")
+
+        def collate(self, examples):
+            raise AssertionError("not used")
 
     stream = Stream(DataSet.open(texts / data), Nothing(), BatchLayout(6), seed=5, lanes=chosen.data.lanes, window=chosen.data.window)
     assert facts["sample_ids"] == [stream.index(stream.order.locate(p)) for p in range(42, 48)]

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 import numpy as np
 import processes
 import pytest
-import torch
 from polymodal.pipelines import cli
 from polymodal.pipelines.base.console import Console
 from polymodal.pipelines.crew.pieces import Workers
@@ -39,12 +38,7 @@ XL = ["model.d_model=16", "model.d_embed=16", "model.n_layer=2", "model.n_head=2
       "model.dropout=0.2", *LOOP]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

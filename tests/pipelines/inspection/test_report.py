@@ -71,6 +71,6 @@ def test_pictures_are_embedded_as_they_are() -> None:
 
 
 def test_a_directory_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no run directory"):
+    with pytest.raises(UserError, match="not a run directory"):
         report([tmp_path], tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()

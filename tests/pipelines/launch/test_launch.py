@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -221,7 +222,7 @@ def fits(value, schema, place="$"):
     if isinstance(schema, dict):
         assert isinstance(value, dict), place
         for key, inner in value.items():
-            assert key in schema or str in schema, f"{place}: {key} is no field"
+            assert key in schema or str in schema, f"{place}: {key} is not a field"
             fits(inner, schema[key] if key in schema else schema[str], f"{place}.{key}")
     elif isinstance(schema, list):
         assert isinstance(value, list) and value, place
@@ -293,6 +294,19 @@ def test_a_recipe_file_travels(mine):
     assert any(m["mountPath"] == "/etc/polymodal" for m in container["volumeMounts"])
 
 
+@pytest.mark.parametrize(("on", "options", "said"), [
+    ("slurm", {}, "queues itself again"), ("kubernetes", KUBE, "has 120 s.*the Job makes a new one that does not count as a failure"),
+    ("kubernetes", {"kind": "pytorchjob", **KUBE}, "operator makes a new one"), ("ray", {}, "at most 3 times"),
+    ("skypilot", {"gpu_type": "H100"}, "--out must lie on a mounted store"),
+])  # fmt: skip
+def test_what_happens_on_preemption_is_said(on, options, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # Slurm's folder for logs
+    result = launch(job(**options), on, write=tmp_path)
+    told = capsys.readouterr().out
+    assert re.search(f"when it is preempted: .*{said}", told), told
+    assert result["preempted"] in told
+
+
 # --- Ray and SkyPilot
 
 
@@ -344,7 +358,7 @@ def test_all_problems_at_once():
     for part in ("--nodes is 3:2", "--gpus is 0", "--max-restarts is -1", "--image is 'an image'", "--partition means nothing",
                  "it is for slurm", "--time is 'soon'", "would lie in a container"):
         assert part in str(error.value), part
-    with pytest.raises(UserError, match="no multiple of the 24 ranks: use 240 or 264"):
+    with pytest.raises(UserError, match="not a multiple of the 24 ranks: use 240 or 264"):
         check(job((3, 3)), "slurm")
     for on, work, said in (("local", job(), "this machine"), ("torchrun", job(), "--rendezvous"), ("slurm", job((1, 2)), "fixed number"),
                            ("kubernetes", job((1, 2), **KUBE), "pytorchjob"), ("skypilot", job(), "--gpu-type is missing"),

@@ -7,7 +7,8 @@ import pytest
 import torch
 from polymodal.registry import families
 from polymodal.shared.errors import UserError
-from polymodal.shared.tokenizer import Tokenizer
+from polymodal.shared.tokenizer import STYLES, Tokenizer
+from transformers import AutoTokenizer
 
 
 def test_systems_lists_what_the_registry_holds():
@@ -76,7 +77,7 @@ def test_a_save_that_fails_leaves_what_was_there(saved, monkeypatch):
 
 
 def test_directories_that_hold_no_model(tmp_path, saved):
-    cases = {"empty": "no model directory", "other": "model_type 'mamba'; known:", "head": "architectures \\['GPT2ForCheese'\\]",
+    cases = {"empty": "is not a model directory", "other": "model_type 'mamba'; known:", "head": "architectures \\['GPT2ForCheese'\\]",
              "broken": "not JSON", "weightless": "holds no weights", "cut": "damaged"}
     record = json.loads((saved / "config.json").read_text())
     for name in cases:
@@ -99,3 +100,29 @@ def test_directories_that_hold_no_model(tmp_path, saved):
     with pytest.raises(UserError, match="known system"):
         polymodal.save(torch.nn.Linear(1, 1), tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(("name", "kind", "size", "positions"), [
+    ("bert", "wordpiece", 45, 40), ("roberta", "byte-bpe", 270, 42), ("gpt2", "byte-bpe", 270, 40), ("clip", "byte-bpe", 270, 16),
+    ("t5", "bpe", 125, None),
+])
+def test_the_saved_tokenizer_says_how_long_an_input_may_be(tmp_path, name, kind, size, positions):
+    """`model_max_length`: transformers cuts by it, and a text of that length can be read; what a text encodes to stays."""
+    tok = Tokenizer.train(["some words to train a vocabulary on"] * 3, kind, size, style=STYLES[name])
+    fields = {"bert": "max_position_embeddings", "roberta": "max_position_embeddings", "gpt2": "n_positions"}
+    config = {fields[name]: positions} if name in fields else {}
+    net = polymodal.system(name, size="tiny", tokenizer=tok, **config).net.eval()
+    polymodal.save(net, tmp_path, tokenizer=tok)
+    again, theirs = polymodal.tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    assert again.fingerprint == tok.fingerprint and tok.max_length is None
+    text = "words " * 300
+    assert again.encode(text) == tok.encode(text)
+    if positions is None:  # they are relative: any length
+        assert again.max_length is None and theirs.model_max_length > 10**9
+        return
+    wanted = net.config.text_config.max_position_embeddings if name == "clip" else positions - ((tok.pad_id or 0) + 1) * (name == "roberta")
+    assert again.max_length == theirs.model_max_length == wanted
+    ids = theirs(text, truncation=True, return_tensors="pt")["input_ids"]
+    assert ids.shape == (1, wanted) and torch.equal(ids, again(text)["input_ids"])
+    with torch.no_grad():
+        net.get_text_features(ids) if name == "clip" else net(input_ids=ids)

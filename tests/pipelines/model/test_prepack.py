@@ -81,6 +81,16 @@ def test_where_it_would_not_pay_nothing_changes(monkeypatch):
     assert prepack(net) is net and type(net[0]) is nn.Linear and net[0].weight.requires_grad
 
 
+def test_few_rows_are_left_to_mkl_on_intel(monkeypatch):
+    able = dict.fromkeys(("avx512_f", "avx512_bw", "avx512_vl", "avx512_dq"), True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    for processor, paying in (("Intel Xeon 2.80GHz", [False, False, True, True]), ("AMD EPYC 9B14", [True] * 4)):
+        monkeypatch.setattr(module, "cpu_features", lambda name=processor: able | {"cpu_name": name})
+        assert [module.pays(nn.Linear(2, 2), rows) for rows in (1, 3, 4, None)] == paying
+    assert module.pays(nn.Linear(2, 2, dtype=torch.bfloat16), 1)
+
+
 @here
 def test_load_and_the_command_take_it(tmp_path, capsys, monkeypatch):
     tok = Tokenizer.train(["one two three"], "byte-bpe", 258)
@@ -90,5 +100,5 @@ def test_load_and_the_command_take_it(tmp_path, capsys, monkeypatch):
     assert not any(isinstance(m, PackedLinear) for m in polymodal.load(tmp_path).modules())
     counts = []
     monkeypatch.setattr(module, "replace_linears", lambda net, make: counts.append(replace_linears(net, make)) or counts[-1])
-    assert run(["generate", "one", "--model", str(tmp_path), "--device", "cpu", "--max-new-tokens", "3"]) == 0
+    assert run(["generate", "one", "--model", str(tmp_path), "--device", "cpu", "--max-new-tokens", "3", "--num-beams", "4"]) == 0
     assert capsys.readouterr().out.startswith("one") and counts == [4 * 2 + 1]

@@ -131,6 +131,31 @@ def test_parquet_holds_pictures_captions_and_the_names_of_classes(tmp_path):
         pack(tmp_path / "c.parquet", tmp_path / "no")
 
 
+def test_a_file_beside_parquet_names_the_classes(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def named(*names):
+        return {"features": {"label": {"names": names, "_type": "ClassLabel"}}}
+
+    folder, settings = tmp_path / "in", PackSettings(Reading(label_field="label"), shuffle=None)
+    folder.mkdir()
+    table = pa.table({"text": ["one", "two", "three"], "label": [2, 0, 2]})
+    pq.write_table(table, folder / "a.parquet")
+    (folder / "dataset_info.json").write_text(json.dumps(named("a", "b", "c")))
+    made = pack(folder, tmp_path / "out", settings)
+    assert made.schema == {"classes": ["a", "b", "c"]}, "and it is no file that is left out"
+    assert [s.label() for s in samples(tmp_path / "out")] == [2, 0, 2]
+
+    own = {"huggingface": json.dumps({"info": named("truck", "cat", "boat")})}
+    pq.write_table(table.replace_schema_metadata(own), folder / "a.parquet")
+    assert pack(folder, tmp_path / "own", settings).schema["classes"] == ["truck", "cat", "boat"], "what the file says comes first"
+    pq.write_table(table, folder / "a.parquet")
+    (folder / "dataset_info.json").write_text("{")
+    with pytest.raises(UserError, match=r"dataset_info\.json is not JSON"):
+        pack(folder, tmp_path / "no", settings)
+
+
 def test_a_table_beside_its_pictures_has_their_classes(tmp_path):
     (tmp_path / "in" / "pics").mkdir(parents=True)
     for i in range(2):

@@ -96,7 +96,7 @@ def test_no_checkpoint(tmp_path):
     assert checkpoint.newest(tmp_path) is None
     checkpoint.clean(tmp_path)
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(UserError, match="is no checkpoint"):
+    with pytest.raises(UserError, match="is not a checkpoint"):
         checkpoint.open_checkpoint(tmp_path)
 
 

@@ -170,16 +170,31 @@ def test_layer_decay_gives_every_layer_its_rate(name):
     assert len(set(rates(model, OptimSettings(name=name, lr=1.0)).values())) == 1
 
 
-@pytest.mark.parametrize("size", ["bert", "vit", "clip"])
+@pytest.mark.parametrize("size", ["bert", "vit", "clip", "xlnet", "transformer_xl"])
 def test_layer_decay_finds_the_layers_of_real_networks(size):
+    """Whether a `Stack` has the blocks, or the network itself."""
     small = {"bert": {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 20},
-             "vit": {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16}, "clip": {}}[size]
+             "vit": {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 16}, "clip": {},
+             "xlnet": {"d_model": 8, "n_head": 2, "d_inner": 16, "vocab_size": 20},
+             "transformer_xl": {"d_model": 8, "d_embed": 8, "n_head": 2, "d_head": 4, "d_inner": 16, "vocab_size": 20, "n_layer": 2}}[size]
     system = polymodal.system(size, size="tiny", **small)
     found = rates(system, OptimSettings(lr=1.0, layer_decay=0.5))
     deepest = {key: rate for key, rate in found.items() if "embed" in key and "pre_norm" not in key}
-    assert deepest and max(deepest.values()) < min(rate for key, rate in found.items() if ".blocks.0." in key) + 1e-9
-    assert all(rate == 0.5 for key, rate in found.items() if ".blocks.1." in key), "tiny networks have two blocks"
+    lowest, highest = ([rate for key, rate in found.items() if f".blocks.{n}." in key or f".layers.{n}." in key] for n in (0, 1))
+    assert deepest and max(deepest.values()) < min(lowest) + 1e-9
+    assert highest and set(highest) == {0.5}, "tiny networks have two blocks"
     assert all(rate == 1.0 for key, rate in found.items() if key.startswith(("net.head", "net.classifier", "net.next", "net.logit")))
+
+
+def test_what_lies_beside_the_layers_is_frozen_with_the_embeddings():
+    """XLNet's first query, and u and v where Transformer-XL's layers share them."""
+    for name, sizes, beside in (("xlnet", {"d_model": 8, "n_head": 2, "d_inner": 16}, {"mask"}),
+                                ("transformer_xl", {"d_model": 8, "d_embed": 8, "n_head": 2, "d_head": 4, "d_inner": 16},
+                                 {"content_bias", "position_bias"})):
+        system = polymodal.system(name, size="tiny", vocab_size=20, **sizes)
+        tables = {n for n, _ in system.named_parameters() if n.startswith("net.trunk.embed.")}
+        assert set(freeze(system, ["embed"])) == tables | {f"net.trunk.{n}" for n in beside} and tables
+        assert set(freeze(system, ["layers:1"])) == {n for n, _ in system.named_parameters() if n.startswith("net.trunk.layers.0.")}
 
 
 def test_freezing_by_layer_and_by_name():
@@ -188,7 +203,7 @@ def test_freezing_by_layer_and_by_name():
     expected = {n for n, _ in model.named_parameters() if ".embed." in n or "position_bias" in n or ".blocks.0." in n or n == "head.bias"}
     assert set(frozen) == expected == {n for n, p in model.named_parameters() if not p.requires_grad}
     assert set(rates(model, OptimSettings(lr=1.0, layer_decay=0.5))) == {n for n, _ in model.named_parameters()} - expected
-    with pytest.raises(UserError, match=r"'layers:4' is no number of layers, expected layers:1 to layers:3"):
+    with pytest.raises(UserError, match=r"'layers:4' is not a number of layers, expected layers:1 to layers:3"):
         freeze(model, ["layers:4"])
     with pytest.raises(UserError, match=r"'nett.trunk' names no parameter; expected embed, layers:N, or a pattern"):
         freeze(model, ["nett.trunk"])
@@ -204,10 +219,10 @@ def test_impossible_layer_decay(factor):
 
 
 def test_layers_that_nobody_can_count_are_refused():
-    """Transformer-XL has no `Stack`: a decay would do nothing, and nobody would be told."""
-    system = polymodal.system("transformer_xl", size="tiny", vocab_size=50)
-    with pytest.raises(UserError, match=r"optim\.layer_decay is 0\.5, and this network keeps its layers in no `Stack`"):
-        build_optimizer(system, OptimSettings(layer_decay=0.5))
-    with pytest.raises(UserError, match=r"'layers:1' needs layers to count, and this network keeps its layers in no `Stack`"):
-        freeze(system, ["layers:1"])
-    assert build_optimizer(system, OptimSettings()).param_groups
+    """Without blocks a decay would do nothing, and nobody would be told."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.ModuleList([nn.Linear(3, 3)]))
+    with pytest.raises(UserError, match=r"optim\.layer_decay is 0\.5, and this network has no list of blocks"):
+        build_optimizer(model, OptimSettings(layer_decay=0.5))
+    with pytest.raises(UserError, match=r"'layers:1' needs layers to count, and this network has no list of blocks"):
+        freeze(model, ["layers:1"])
+    assert build_optimizer(model, OptimSettings()).param_groups

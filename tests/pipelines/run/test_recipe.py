@@ -3,12 +3,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import pytest
+import torch
 import yaml
 from polymodal.pipelines.run.recipe import Recipe, recipe, recipes, record
 from polymodal.pipelines.train import devices
 from polymodal.pipelines.train.devices import choose_precision
 from polymodal.registry import families
 from polymodal.shared.errors import UserError
+from polymodal.shared.family import Context
 
 NAMES = sorted(recipes())
 
@@ -50,7 +52,7 @@ def test_every_problem_at_once_with_the_nearest_name():
 @pytest.mark.parametrize(("overrides", "message"), [
     (["max_updates=0"], "max_updates is 0"), (["data.micro_batch=64", "data.global_batch=32"], "micro_batch is 64, more than"),
     (["checkpoint.keep_last=0"], "keep_last"), (["optim=3"], "optim is 3"), (["optim.lr.x=3"], "it has no parts"),
-    (["system=gpt3"], "did you mean gpt2"), (["schedule.name=wsd"], "wsd needs decay"),
+    (["system=gtp2"], "did you mean gpt2"), (["schedule.name=wsd"], "wsd needs decay"),
 ])
 def test_impossible_values(overrides, message):
     with pytest.raises(UserError, match=message):
@@ -96,3 +98,11 @@ def test_precision(monkeypatch):
 def test_a_recipe_is_plain_yaml():
     content = yaml.safe_load(recipe("clip-base").to_yaml())
     assert content["data"]["global_batch"] == 32_768 and isinstance(Recipe(name="x", system="gpt2").to_dict(), dict)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if recipe(name).evaluate.monitor != "loss"])
+def test_what_a_recipe_watches_its_evaluations_measure(name):
+    found = recipe(name)
+    with torch.device("meta"):
+        system = found.build(families()[found.system], Context(classes=("B-X", "I-X", "O"), net_only=True))
+    assert found.evaluate.monitor in system.measured()

@@ -10,7 +10,7 @@ import processes
 import pytest
 import torch
 from polymodal.pipelines.run import checkpoint
-from polymodal.pipelines.run.pieces import _ALIGN, Piece, Staging, _layout, divide
+from polymodal.pipelines.run.chunks import _ALIGN, Chunk, Staging, _layout, divide
 from polymodal.pipelines.run.saver import Saver
 from polymodal.shared.errors import UserError
 
@@ -32,12 +32,12 @@ def disk(monkeypatch):
     go, full, began = threading.Event(), threading.Event(), threading.Event()
     real = checkpoint.write
 
-    def write(path, pieces):
+    def write(path, chunks):
         began.set()
         assert go.wait(20)
         if full.is_set():
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return real(path, pieces)
+        return real(path, chunks)
 
     monkeypatch.setattr(checkpoint, "write", write)
 
@@ -138,14 +138,14 @@ def test_what_fails_after_the_checkpoint_is_told_too(tmp_path):
 
 def test_the_copy_lies_in_memory_that_is_used_again():
     staging = Staging()
-    pieces = [Piece(name, (0,) * t.dim(), t) for name, t in (tensors(1) | {"view": torch.arange(12.0).view(3, 4).T}).items()]
-    first = staging.copy(pieces)
-    for piece, copy in zip(pieces, first, strict=True):
-        assert torch.equal(copy.data, piece.data) and copy.data.is_contiguous() and copy.data.data_ptr() % _ALIGN == 0
-        assert copy.data.numel() == 0 or copy.data.data_ptr() != piece.data.data_ptr()
-    again = staging.copy(pieces[:3])
+    chunks = [Chunk(name, (0,) * t.dim(), t) for name, t in (tensors(1) | {"view": torch.arange(12.0).view(3, 4).T}).items()]
+    first = staging.copy(chunks)
+    for chunk, copy in zip(chunks, first, strict=True):
+        assert torch.equal(copy.data, chunk.data) and copy.data.is_contiguous() and copy.data.data_ptr() % _ALIGN == 0
+        assert copy.data.numel() == 0 or copy.data.data_ptr() != chunk.data.data_ptr()
+    again = staging.copy(chunks[:3])
     assert [c.data.data_ptr() for c in again] == [c.data.data_ptr() for c in first[:3]]
-    larger = staging.copy([Piece("x", (0,), torch.ones(10**6))])
+    larger = staging.copy([Chunk("x", (0,), torch.ones(10**6))])
     assert torch.equal(larger[0].data, torch.ones(10**6))
 
 
@@ -164,7 +164,7 @@ def test_every_piece_has_one_writer_and_all_write_about_as_much():
     assert all(checkpoint.json.dumps(own[rank][0]) in shares[rank] for rank in range(3))
     loads = [sum(checkpoint.json.loads(key)[2] for key in share) for share in shares]
     assert max(loads) - min(loads) <= 140
-    # a shard of the same tensor is another piece
+    # a shard of the same tensor is another chunk
     assert [len(s) for s in divide([[["w", [0, 0], 8]], [["w", [2, 0], 8]]])] == [1, 1]
 
 
@@ -278,10 +278,10 @@ again = {"same": torch.zeros(5, 3)}
 checkpoint.load(found.path, again, ignore=lambda n: n != "same")
 assert torch.equal(again["same"], full + 1), again
 real = checkpoint.write
-def broken(path, pieces):
+def broken(path, chunks):
     if rank == 1:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    return real(path, pieces)
+    return real(path, chunks)
 checkpoint.write = broken
 saver.save(2, now, {})
 try:

@@ -35,6 +35,14 @@ def test_values_from_the_formulas():
     assert factor(settings("constant"), 10**9, 1) == 1.0
 
 
+@pytest.mark.parametrize("name", ["cosine", "linear", "polynomial"])
+def test_a_rate_that_ends_to_fall_before_the_run_does(name):
+    """GPT-3: to a tenth at 260 of 300 billion tokens, then flat."""
+    early, whole = settings(name, warmup=10, final=0.1, until=60), settings(name, warmup=10, final=0.1)
+    assert [factor(early, u, 100) for u in range(60)] == [factor(whole, u, 60) for u in range(60)]
+    assert [factor(early, u, 100) for u in range(60, 120)] == pytest.approx([0.1] * 60)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_runs_shorter_than_the_warmup_and_longer_than_planned(name):
     for update, total in ((0, 0), (0, 1), (5, 3), (50, 20), (10**6, 20)):
@@ -42,6 +50,8 @@ def test_runs_shorter_than_the_warmup_and_longer_than_planned(name):
 
 
 @pytest.mark.parametrize(("bad", "message"), [({"name": "wsd"}, "decay"), ({"warmup": -1}, "warmup"),
+                                              ({"until": 0}, "until"), ({"warmup": 9, "until": 9}, "until"),
+                                              ({"name": "constant", "until": 9}, "until is 9, and constant does not fall"),
                                               ({"final": 2.0}, "final"), ({"power": 0.0}, "power")])
 def test_bad_settings(bad, message):
     with pytest.raises(UserError, match=message):

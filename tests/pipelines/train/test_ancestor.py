@@ -36,12 +36,7 @@ SHORT, LONG = ["objective.max_length=12", "objective.max_predictions=2"], ["obje
 TIMES = ("samples_per_s", "tokens_per_s", "step_s", "data_wait_s", "save_s", "elapsed_s", "seconds")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +152,7 @@ def test_what_it_began_with_must_be_there_until_its_first_checkpoint(data, phase
     manifest = tmp_path / "first" / "checkpoints" / "update-00000006" / "manifest.json"
     before = manifest.read_text()
     manifest.write_text(before.replace("{", "{ ", 1))
-    with pytest.raises(UserError, match=r"began from .*update-00000006 \(sha256 .*\), which is gone or another one now"):
+    with pytest.raises(UserError, match=r"began from .*update-00000006 \(sha256 .*\), which is missing or has changed"):
         phase2(data, None, tmp_path / "run")
     manifest.write_text(before)
     phase2(data, None, tmp_path / "run")
@@ -178,21 +173,21 @@ def test_wrong_starts_are_refused_and_nothing_is_written(data, phase1, gpt2, tmp
         assert not out.exists()
 
     refused("--model and --continue-from both say where the run begins", model=phase1)
-    refused("is no run directory", first=tmp_path)
+    refused("is not a run directory", first=tmp_path)
     refused(r"system was 'gpt2' and is 'bert'.*give the run as --model", first=gpt2)
     refused("task was '' and is 'classify'", "task=classify", "objective={max_length: 12}")
     refused("optim.name was 'adamw' and is 'sgd': set it back", "optim.name=sgd")
     refused(r"does not fit the model: missing .*use the recipe", "model.num_hidden_layers=3")
     refused(r"embed.position.weight is \(24, 16\), the model has \(30, 16\)", "model.max_position_embeddings=30")
     refused(r"has optimizer state for net\.trunk\.embed.*, which this run freezes", "optim.freeze=[embed]")
-    refused("the tokenizer is another one", tokenizer=data.other)
+    refused("the tokenizer differs from", tokenizer=data.other)
     shutil.copytree(phase1, tmp_path / "broken")
     for shard in (tmp_path / "broken" / "checkpoints").glob("*/shard-*"):
         shard.write_bytes(b"")
     with pytest.warns(UserWarning, match="is damaged"):
         refused("holds no checkpoint that verifies", first=tmp_path / "broken")
     for source in (phase1, gpt2):
-        with pytest.raises(UserError, match=r"began with fresh weights or those of a model and cannot go on from .*--continue-from out"):
+        with pytest.raises(UserError, match=r"began with randomly initialized weights or those of a model and cannot go on"):
             pretrain(recipe("bert-tiny", [*BERT, *SHORT]), data.some, phase1, continue_from=source, console=QUIET)
 
 

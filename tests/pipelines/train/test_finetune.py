@@ -15,6 +15,7 @@ from PIL import Image
 from polymodal.pipelines import cli
 from polymodal.pipelines.base.console import Console
 from polymodal.pipelines.crew.pieces import Workers
+from polymodal.pipelines.model.export import export
 from polymodal.pipelines.pack.pack import pack
 from polymodal.pipelines.pack.settings import PackSettings, Reading
 from polymodal.pipelines.run import checkpoint
@@ -265,6 +266,33 @@ def test_a_run_that_ended_before_its_first_checkpoint_still_knows_its_model(data
     assert any(line.startswith(f"weights of {pretrained / 'bert'}: ") for line in said)
 
 
+def test_the_defaults_of_generation_that_a_model_came_with_stay_with_its_runs(data, tmp_path):
+    """In the export, in a checkpoint, after a resume, and in a run that goes on from it; a run of its own has none."""
+    small = ["model.n_embd=16", "model.n_layer=1", "model.n_head=2", "model.n_positions=24"]
+    short = [s for s in SHORT if "max_length" not in s and "max_updates" not in s]
+    vocabulary = Tokenizer.train([text for text, _ in sentences(20, 1)], "byte-bpe", 280)
+    vocabulary.save(tmp_path / "tok")
+    torch.manual_seed(0)
+    net = polymodal.system("gpt2", size="tiny", tokenizer=vocabulary, n_embd=16, n_layer=1, n_head=2, n_positions=24).net
+    polymodal.save(net, tmp_path / "model", tokenizer=vocabulary)
+    said = {"do_sample": True, "top_k": 7, "repetition_penalty": 1.5}
+    (tmp_path / "model/generation_config.json").write_text(json.dumps(said))
+
+    def run(out, *more, updates, **options):
+        pretrain(recipe("gpt2-tiny", [*small, *short, *more, f"max_updates={updates}"]), data.raw, tmp_path / out, **options)
+        path = tmp_path / out / "export/generation_config.json"
+        return json.loads(path.read_text()) if path.is_file() else None
+
+    assert run("own", updates=1, tokenizer=tmp_path / "tok") is None and not (tmp_path / "own/start").exists()
+    assert run("tuned", updates=1, model=tmp_path / "model") == said
+    assert run("tuned", updates=2) == said, "without the model"
+    assert run("next", updates=1, continue_from=tmp_path / "tuned") == said
+    newest = max((tmp_path / "tuned/checkpoints").iterdir())
+    assert polymodal.load(newest).generation_defaults.record == said
+    export(newest, tmp_path / "exported")
+    assert json.loads((tmp_path / "exported/generation_config.json").read_text()) == said
+
+
 def test_a_model_of_pictures_gets_a_head_for_other_classes_and_is_told_of_other_preprocessing(tmp_path):
     rng = np.random.default_rng(0)
     for number in range(12):
@@ -292,7 +320,8 @@ def test_a_run_with_fresh_weights_takes_no_model_later(data, pretrained, tmp_pat
 
 
 def test_mistakes_in_what_is_watched_are_told(data, tmp_path):
-    with pytest.raises(UserError, match=r"evaluate.monitor is 'acuracy', which the evaluations do not measure; they have .*accuracy"):
+    with pytest.raises(UserError, match=r"evaluate.monitor is 'acuracy', which the evaluations of the task classify of bert do not "
+                                        "measure: set it to one of loss, classification, .*accuracy"):
         finetune(data, tmp_path / "run", None, *SMALL, "evaluate.monitor=acuracy")
     with pytest.raises(UserError, match=r"give --eval-data and set evaluate.every"):
         finetune(data, tmp_path / "other", None, *SMALL, eval_data=None)

@@ -136,7 +136,7 @@ def test_export_is_what_the_checkpoint_holds(data, whole, tmp_path):
         torch.testing.assert_close(load(tmp_path / "a")(input_ids=ids).logits, theirs(input_ids=ids).logits, rtol=1e-5, atol=1e-5)
     with pytest.raises(UserError, match="is not empty"):
         export(whole, tmp_path / "a")
-    with pytest.raises(UserError, match="is no run directory"):
+    with pytest.raises(UserError, match="is not a run directory"):
         export(tmp_path, tmp_path / "c")
 
 
@@ -149,7 +149,7 @@ def test_a_recipe_file_is_a_run_again(data, whole, tmp_path):
 
 def test_a_tokenizer_that_does_not_fit_is_refused(data, whole, tmp_path):
     Tokenizer.train(["x y z"] * 9, "byte-bpe", 258).save(tmp_path / "other")
-    with pytest.raises(UserError, match="the tokenizer is another one"):
+    with pytest.raises(UserError, match="the tokenizer differs from"):
         loop.pretrain(recipe("gpt2-tiny", OVERRIDES), data.train, whole, tokenizer=str(tmp_path / "other"), console=Console(quiet=True))
     pack([data.train + ".txt"], tmp_path / "rows", PackSettings(Reading(split="line"), tokenizer=data.tok, block=32), workers=Workers(1),
          console=Console(quiet=True))

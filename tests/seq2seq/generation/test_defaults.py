@@ -8,9 +8,10 @@ import polymodal
 import pytest
 import torch
 import transformers
-from polymodal.seq2seq.generation.defaults import FILE, GENERATION, options_of, settings_of
+from polymodal.seq2seq.generation.defaults import options_of, settings_of
 from polymodal.seq2seq.generation.generate import generate_ids
 from polymodal.shared.errors import UserError
+from polymodal.shared.generation_config import FILE, GENERATION
 from polymodal.shared.tokenizer import Tokenizer
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Pipeline

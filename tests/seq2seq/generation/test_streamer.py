@@ -1,12 +1,14 @@
 """Texts as they are written: whole characters, stop strings, and the same text as without a listener."""
 
+from dataclasses import replace
+
 import polymodal
 import pytest
 import torch
-from polymodal.seq2seq.generation.decoder import DecoderInfo
 from polymodal.seq2seq.generation.generate import generate, generate_texts
 from polymodal.seq2seq.generation.options import GenerationSettings
 from polymodal.seq2seq.generation.streamer import RowStreamer
+from polymodal.shared.decoder import DecoderInfo
 from polymodal.shared.errors import UserError
 from polymodal.shared.tokenizer import STYLES, Tokenizer
 
@@ -126,3 +128,19 @@ def test_mistakes(bytewise):
         generate(model, torch.tensor([[1]]), tokenizer=bytewise, stop_strings=("a",))
     with pytest.raises(TypeError, match="beams"):
         generate(model, "x", tokenizer=bytewise, beams=2)
+
+
+@pytest.mark.parametrize("stop", [(), ("now",)])
+def test_spaces_before_marks_go_while_a_text_is_written(stop):
+    """With `clean_up_tokenization_spaces`, the pieces join to the text that is returned, and to what decoding gives."""
+    plain = Tokenizer.train(["plain words do n't end , or so . It 's now !"] * 3, "byte-bpe", 270)
+    tok = Tokenizer(plain._pipeline, replace(plain.framing, clean_up=True))
+    text = " words do n't end , or so . It 's now !"
+    script = Script(tok.encode("plain" + text, add_special_tokens=False), tok.vocab_size, tok.eos_id)
+    heard = []
+    options = GenerationSettings(max_new_tokens=80, stop_strings=stop)
+    (streamed,) = generate_texts(script, ["plain"], tok, options, stream=heard.append)[0]
+    wanted = tok.decode(tok.encode(text, add_special_tokens=False))
+    assert wanted == " words don't end, or so. It's now!"
+    assert "".join(heard) == streamed.text == (wanted.partition("now")[0] if stop else wanted)
+    assert generate_texts(script, ["plain"], tok, options)[0][0].text == streamed.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from dataclasses import fields, replace
 
 import numpy as np
@@ -11,7 +12,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from polymodal.shared.attention.choose import Documents, make_plan
+from polymodal.shared.attention import plan as plan_module
+from polymodal.shared.attention.choose import Documents, Prefixes, make_plan
 from polymodal.shared.attention.flex import Flex
 from polymodal.shared.attention.mask import Layout, Mask
 from polymodal.shared.attention.plan import Dense, Plan, Shape
@@ -22,7 +24,7 @@ from torch.nn.attention import flex_attention
 
 Case = tuple[Mask, int, int, int, int, bool, int]
 CPU = torch.device("cpu")
-PLANS: tuple[type[Plan], ...] = (Dense, Documents, Local, Blocks, Flex)
+PLANS: tuple[type[Plan], ...] = (Dense, Documents, Prefixes, Local, Blocks, Flex)
 
 
 def sees(mask: Mask, batch: int, heads: int, query_length: int, key_length: int) -> np.ndarray:
@@ -46,12 +48,20 @@ def sees(mask: Mask, batch: int, heads: int, query_length: int, key_length: int)
         before = np.broadcast_to(key <= position, ok.shape).copy()
         if mask.prefix is not None:
             before |= key < mask.prefix.numpy()[:, None, None, None]
+        if mask.key_lengths is not None and mask.lengths is not None:
+            at = zip(mask.lengths, mask.key_lengths, np.cumsum(mask.key_lengths))
+            places = np.concatenate([np.arange(end - length, end) for length, _, end in at])
+            before = np.broadcast_to(key <= places[:, None], ok.shape)
+        if mask.prefix_lengths is not None and mask.lengths is not None:
+            firsts = np.cumsum([0, *mask.lengths[:-1]])
+            before |= np.any([(key >= first) & (key < first + n) for first, n in zip(firsts, mask.prefix_lengths)], axis=0)
         ok &= before
     if mask.keep is not None:
         ok &= mask.keep.numpy()[:, None, None, :]
     if mask.lengths is not None:
         document = np.repeat(np.arange(len(mask.lengths)), mask.lengths)
-        ok &= document[mask.offset : mask.offset + query_length, None] == document[None]
+        keys_of = document if mask.key_lengths is None else np.repeat(np.arange(len(mask.key_lengths)), mask.key_lengths)
+        ok &= document[mask.offset : mask.offset + query_length, None] == keys_of[None]
     if mask.extra is not None:
         ok &= mask.extra.numpy()
     return ok
@@ -71,10 +81,15 @@ def cases(draw: st.DrawFn) -> Case:
     """A random mask with the sizes it is for: (mask, batch, heads, queries, keys, whether there is a bias, seed)."""
     seed = draw(st.integers(0, 2**16))
     rng = torch.Generator().manual_seed(seed)
-    focus = draw(st.sampled_from([None, Documents, Local, Blocks]))  # plans that random fields alone would seldom allow
-    offset = 0 if focus in (Documents, Blocks) else draw(st.sampled_from([0, 0, 1, 7, 20]))
+    focus = draw(st.sampled_from([None, Documents, Prefixes, Prefixes, Local, Blocks]))  # plans that random fields alone would seldom allow
+    offset = 0 if focus in (Documents, Prefixes, Blocks) else draw(st.sampled_from([0, 0, 1, 7, 20]))
     queries = draw(st.sampled_from([1, 2, 5, 17, 33, 48, 70]))
     keys = queries + offset
+    if focus is Prefixes:
+        lengths = tuple(torch.randint(2, 9, (draw(st.integers(1, 5)),), generator=rng).tolist()) + (5,) * draw(st.integers(0, 3))
+        some_of_each = tuple(int(torch.randint(1, length, (), generator=rng)) for length in lengths)
+        mask = Mask(causal=True, lengths=lengths, prefix_lengths=some_of_each)
+        return mask, 1, draw(st.sampled_from([1, 2])), sum(lengths), sum(lengths), False, seed
     packed = focus is Documents or draw(st.booleans())
     batch = 1 if packed else draw(st.integers(1, 3))
     heads = draw(st.sampled_from([1, 2]))
@@ -95,6 +110,11 @@ def cases(draw: st.DrawFn) -> Case:
         lengths = tuple(b - a for a, b in zip([0, *cuts], cuts))
         if draw(st.booleans()) and keys % 4 == 0:
             lengths = (keys // 4,) * 4
+    key_lengths = None
+    if focus is Documents and lengths and draw(st.booleans()):  # other texts, packed too
+        more = torch.randint(0 if causal else -8, 9, (len(lengths),), generator=rng).tolist()
+        key_lengths = tuple(max(1, length + n) for length, n in zip(lengths, more))
+        keys = sum(key_lengths)
     blocks = None
     if focus is Blocks or (focus is not Documents and sometimes()):
         size = draw(st.sampled_from([1, 4, 16]))
@@ -107,10 +127,11 @@ def cases(draw: st.DrawFn) -> Case:
     rich = focus is not Documents  # it takes causal, window and keep
     mask = Mask(
         causal=causal,
-        window=draw(reach if focus is Local else st.one_of(st.none(), reach)),
+        window=None if key_lengths else draw(reach if focus is Local else st.one_of(st.none(), reach)),
         prefix=torch.randint(0, keys + 1, (batch,), generator=rng) if rich and causal and sometimes() else None,
         keep=bits(batch, keys) if sometimes() else None,
         lengths=lengths,
+        key_lengths=key_lengths,
         global_tokens=bits(batch, keys) if not cross and focus not in (Documents, Blocks) and sometimes() else None,
         blocks=blocks,
         extra=bits(draw(st.sampled_from([1, batch])), draw(st.sampled_from([1, heads])), queries, keys) if rich and sometimes() else None,
@@ -119,7 +140,7 @@ def cases(draw: st.DrawFn) -> Case:
     return mask, batch, heads, queries, keys, focus is not Blocks and draw(st.booleans()), seed
 
 
-@settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
+@settings(max_examples=160, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
 @given(cases(), st.sampled_from([torch.float64, torch.float32]), st.sampled_from([None, 1.0]))
 def test_every_plan_equals_the_definition(case: Case, dtype: torch.dtype, scale: float | None) -> None:
     check(case, dtype, scale)
@@ -196,7 +217,7 @@ def test_every_field_of_the_mask_is_drawn_and_every_plan_is_met() -> None:
     pairs: set[tuple[str, str]] = set()
     names = [f.name for f in fields(Mask)]
 
-    @settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
+    @settings(max_examples=160, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
     @given(cases())
     def look(case: Case) -> None:
         mask, batch, _, queries, keys, with_bias, _ = case
@@ -207,7 +228,7 @@ def test_every_field_of_the_mask_is_drawn_and_every_plan_is_met() -> None:
 
     look()
     assert min(met.values()) >= 20, met
-    assert len(pairs) == 8 * 7 // 2, len(pairs)
+    assert len(pairs) == 8 * 7 // 2 + 3 + 2, len(pairs)  # key_lengths go with lengths, keep, causal; prefix_lengths with lengths and causal
 
 
 def plan_for(mask: Mask, batch: int = 2, queries: int = 8, keys: int | None = None, bias: Tensor | None = None) -> Plan:
@@ -294,13 +315,58 @@ def test_documents_are_grouped_by_length_and_keep_the_causal_flag() -> None:
     assert not isinstance(plan_for(Mask(lengths=(16,)), batch=1, queries=16), Documents)
 
 
+def test_what_a_prefix_hides_is_not_computed() -> None:
+    """Prefixes are packed documents without a mask, the rests ones with more keys; each of equal lengths together."""
+    plan = plan_for(Mask(causal=True, lengths=(5, 7, 5), prefix_lengths=(3, 4, 3)), batch=1, queries=17)
+    assert isinstance(plan, Prefixes)
+    assert [numbers for numbers, _ in plan.prefixes.groups] == [[0, 2], [1]] == [numbers for numbers, _ in plan.rests.groups]
+    assert all(isinstance(inner, Dense) and inner.mask is None for _, inner in plan.prefixes.groups)
+    assert all(isinstance(inner, Dense) and inner.mask is not None for _, inner in plan.rests.groups)
+
+
+def test_prefixes_are_two_kernels_on_a_gpu() -> None:
+    """The same with rows that are sorted and put back, as a GPU has it; its kernel is what a CPU computes document by document."""
+    mask = Mask(causal=True, lengths=(5, 7, 5), prefix_lengths=(3, 4, 1))
+    plan, calls = plan_for(mask, batch=1, queries=17), []
+    assert isinstance(plan, Prefixes)
+    q, k, v = torch.randn(3, 1, 2, 17, 8, generator=torch.Generator().manual_seed(5)).unbind(0)
+    expected = plan(q, k, v)
+    order = torch.tensor([0, 1, 2, 5, 6, 7, 8, 12, 3, 4, 9, 10, 11, 13, 14, 15, 16])
+    for part in (plan.prefixes, plan.rests):
+        def kernel(q: Tensor, k: Tensor, v: Tensor, scale: float | None, part: Documents = part) -> Tensor:
+            calls.append((q.shape[2], k.shape[2]))
+            return part._one_by_one(q, k, v, scale, 0.0)
+
+        part.is_one_kernel, part._varlen = (lambda q, dropout: True), kernel
+    plan.places, plan.back = order, order.argsort()
+    torch.testing.assert_close(plan(q, k, v), expected)
+    assert calls == [(8, 8), (9, 17)]
+
+
+@pytest.mark.parametrize("lengths", [(3, 5, 3, 2), (4, 4, 4), (6,)])
+def test_the_bias_of_the_longest_document_serves_all(lengths: tuple[int, ...]) -> None:
+    """Where it depends on the distance alone it is, document by document, that of the row."""
+    length, longest = sum(lengths), max(lengths)
+    rng = torch.Generator().manual_seed(4)
+    q, k, v = torch.randn(3, 1, 2, length, 8, generator=rng).unbind(0)
+    of_distance = torch.randn(2, 2 * length, generator=rng, requires_grad=True)
+    places = torch.arange(length)
+    row = of_distance[:, places[:, None] - places + length][None]
+    mask, found = Mask(causal=True, lengths=lengths), []
+    for bias in (row, row[:, :, :longest, :longest]):
+        out = make_plan(mask, 1, length, length, CPU, bias)(q, k, v)
+        found.append((out, *torch.autograd.grad(out.square().sum(), of_distance, retain_graph=True)))
+    torch.testing.assert_close(found[0], found[1])
+
+
 def test_no_document_leaks_into_another() -> None:
     """Change one document: only its own outputs move, and gradients of the others do not reach it."""
     lengths = (4, 7, 4, 9)
     rng = torch.Generator().manual_seed(3)
     q, k, v = torch.randn(3, 1, 2, 24, 8, generator=rng).unbind(0)
-    for mask in (Mask(lengths=lengths), Mask(causal=True, lengths=lengths), Mask(lengths=lengths, window=(2, 2))):
-        for backend in (Documents, Dense):
+    prefix = Mask(causal=True, lengths=lengths, prefix_lengths=(2, 4, 1, 5))
+    for mask in (Mask(lengths=lengths), Mask(causal=True, lengths=lengths), Mask(lengths=lengths, window=(2, 2)), prefix):
+        for backend in (Prefixes if mask is prefix else Documents, Dense):
             plan = make_plan(mask, 1, 24, 24, CPU, backend=backend)
             before = plan(q, k, v)
             moved = [t.clone() for t in (q, k, v)]
@@ -315,6 +381,32 @@ def test_no_document_leaks_into_another() -> None:
             plan(q, k_leaf, v)[:, :, :4].sum().backward()
             assert k_leaf.grad is not None
             assert (k_leaf.grad[:, :, 4:] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("mask", "backend", "kernel"), [(Mask(lengths=(8, 8)), Documents, "varlen_attn"), (Mask(), Flex, "flex_attention")]
+)
+def test_dropout_that_a_fast_kernel_lacks_is_told_once(
+    mask: Mask, backend: type[Plan], kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_module, "_without_dropout", set())
+    q = torch.ones(1, 2, 16, 8, dtype=torch.bfloat16)
+    plan = make_plan(mask, 1, 16, 16, CPU, backend=backend)
+    monkeypatch.setattr(plan, "varlen", True, raising=False)  # as on a GPU
+    with pytest.warns(UserWarning, match=f"{kernel} has no dropout .* Set the model's attention dropout .* to 0"):
+        dropped = plan(q, q, q, dropout=0.5)
+    assert len(set(dropped.flatten().tolist())) > 1, "it drops weights all the same"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plan(q, q, q, dropout=0.5)
+
+
+def test_dropout_on_a_cpu_needs_no_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_module, "_without_dropout", set())
+    q = torch.ones(1, 2, 16, 8, dtype=torch.bfloat16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make_plan(Mask(lengths=(8, 8)), 1, 16, 16, CPU)(q, q, q, dropout=0.5)
 
 
 def test_dropout_drops_weights_in_every_plan() -> None:
@@ -355,6 +447,14 @@ def test_the_bias_table_may_stay_in_fp32_under_autocast() -> None:
         (lambda: plan_for(Mask(keep=torch.ones(2, 7, dtype=torch.bool))), r"keep must be \[2, 8\]"),
         (lambda: plan_for(Mask(causal=True, prefix=torch.tensor([1, 2, 3]))), r"prefix must be \[2\]"),
         (lambda: plan_for(Mask(lengths=(4, 3)), batch=1), "lengths must sum to the 8 tokens"),
+        (lambda: plan_for(Mask(lengths=(4, 4), key_lengths=(3, 4)), batch=1), "key_lengths must sum to the 8 tokens"),
+        (lambda: plan_for(Mask(lengths=(4, 4), key_lengths=(8,)), batch=1), "as many as lengths, 2, got 1"),
+        (lambda: Mask(lengths=(4,), key_lengths=(4,), window=(1, 1)), "no window between them"),
+        (lambda: make_plan(Mask(lengths=(4,), key_lengths=(3,), causal=True), 1, 4, 3, CPU), "key_lengths must be at least lengths"),
+        (lambda: Mask(lengths=(4, 4), prefix_lengths=(1, 2)), "pass causal=True and lengths"),
+        (lambda: Mask(causal=True, prefix_lengths=(1, 2)), "pass causal=True and lengths"),
+        (lambda: plan_for(Mask(causal=True, lengths=(4, 4), prefix_lengths=(1,)), batch=1), "prefix_lengths must be of each document"),
+        (lambda: plan_for(Mask(causal=True, lengths=(4, 4), prefix_lengths=(1, 4)), batch=1), "fewer than all"),
         (lambda: plan_for(Mask(lengths=(4, 4)), batch=2), "one packed row"),
         (lambda: plan_for(Mask(blocks=Layout(torch.ones(1, 1, dtype=torch.bool), 4))), "block table covers 4 x 4"),
         (lambda: plan_for(Mask(extra=torch.ones(2, 1, 8, 9, dtype=torch.bool))), "extra must broadcast"),

@@ -46,7 +46,7 @@ def test_all_layers_are_one_graph_whatever_the_lengths(monkeypatch: pytest.Monke
     def as_on_cuda(plan: Documents, mask: Mask, shape: Shape, bias: Tensor | None) -> None:
         make(plan, mask, shape, bias)
         plan.varlen = True
-        plan.cumulative = on_device([0, *torch.tensor(mask.lengths).cumsum(0).tolist()], shape.device, torch.int32)
+        plan.cumulative = plan.key_cumulative = on_device([0, *torch.tensor(mask.lengths).cumsum(0).tolist()], shape.device, torch.int32)
 
     def backend(graph: torch.fx.GraphModule, examples: list[Tensor]) -> Callable[..., Any]:
         kernels = sum("documents" in str(node.target) for node in graph.graph.nodes)
