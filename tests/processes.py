@@ -233,6 +233,7 @@ def _serve() -> tuple[str | None, str, tuple[Any, ...]] | None:
         if not pid:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # kept until the work has begun, where somebody answers it
             signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets its background jobs ignore it
             os.setsid()
             for number, name in ((0, os.devnull), (1, f"{folder}/out"), (2, f"{folder}/err")):
@@ -242,7 +243,7 @@ def _serve() -> tuple[str | None, str, tuple[Any, ...]] | None:
             os.chdir(cwd)
             os.environ.clear()
             os.environ.update(env)
-            os.write(answers, f"{os.getpid()}\n".encode())  # only now may a signal reach it
+            os.write(answers, f"{os.getpid()}\n".encode())
             for number in (wake, waker, answers):
                 os.close(number)
             return work
@@ -279,6 +280,7 @@ if __name__ == "__main__":
     if (todo := _serve()) is None:
         os._exit(0)
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         _work(*todo)
     except SystemExit as ending:
         code = ending.code if isinstance(ending.code, int) else int(ending.code is not None)
