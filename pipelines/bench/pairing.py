@@ -75,8 +75,8 @@ class Pairing:
     library: str = "transformers"
     unit: Literal["tokens", "pictures"] = "tokens"
     """What is counted."""
-    beside: tuple[str, Callable[[Any], Any]] | None = None
-    """Another network of ours that is timed for orientation: what it is called, and its config from the setup's."""
+    beside: tuple[str, Callable[[TrainSetup], TrainSetup]] | None = None
+    """Another network of ours that is timed for orientation: what it is called, and its setup from this one."""
 
 
 def our_system(setup: TrainSetup) -> System:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any, cast
 
@@ -348,6 +348,13 @@ def mae_flops(setup: TrainSetup) -> float:
     return encoder + decoder + count * ends
 
 
+def whole_pictures(setup: TrainSetup) -> TrainSetup:
+    """A ViT of the encoder's shape, as a step on every patch costs."""
+    c: MAEConfig = setup.config
+    shape = {f.name: getattr(c, f.name) for f in fields(ViTConfig) if hasattr(c, f.name)}
+    return replace(setup, system="vit", config=ViTConfig(**shape | {"num_labels": 1000}))
+
+
 # ------------------------------------------------------------------------------------------------- all
 
 
@@ -357,13 +364,13 @@ PAIRINGS: dict[str, Pairing] = {
     **tuned.PAIRINGS,
     "gpt2": Pairing(gpt2_batch, gpt2_peer, partial(rules_of, "gpt2"), gpt2_flops),
     "gpt3": Pairing(gpt2_batch, gpt3_peer, partial(rules_of, "gpt3", layout="polymodal"), gpt3_flops,
-                    beside=("all layers dense", lambda config: replace(config, window_size=None))),
+                    beside=("all layers dense", lambda setup: replace(setup, config=replace(setup.config, window_size=None)))),
     "gpt2-plain": Pairing(gpt2_batch, plain_gpt2_peer, plain.rules, gpt2_flops, "plain-torch"),
     "t5": Pairing(t5_batch, t5_peer, partial(rules_of, "t5"), t5_flops),
     "bart": Pairing(bart_batch, bart_peer, partial(rules_of, "bart"), bart_flops),
     "mass": Pairing(mass_batch, mass_peer, partial(rules_of, "mass"), mass_flops),
     "vit": Pairing(vit_batch, vit_peer, partial(rules_of, "vit", layout="timm"), vit_flops, "timm", "pictures"),
-    "mae": Pairing(mae_batch, mae_peer, partial(rules_of, "mae"), mae_flops, unit="pictures"),
+    "mae": Pairing(mae_batch, mae_peer, partial(rules_of, "mae"), mae_flops, unit="pictures", beside=("ViT on whole pictures", whole_pictures)),
     "clip": Pairing(clip_batch, clip_peer, partial(rules_of, "clip", layout="open_clip"), clip_flops, "open_clip", "pictures"),
 }
 

@@ -138,8 +138,8 @@ def training_case(name: str, setup: TrainSetup, compiled: bool = False, *, eager
     if eager:
         sides += [Contender("polymodal", partial(ours, setup), update), Contender(pairing.library, partial(theirs, setup), update)]
         if pairing.beside is not None:
-            called, config = pairing.beside[0], pairing.beside[1](setup.config)
-            sides.append(Contender(f"polymodal, {called}", partial(ours, replace(setup, config=config)), update, same_work=False))
+            called, other = pairing.beside[0], pairing.beside[1](setup)
+            sides.append(Contender(f"polymodal, {called}", partial(ours, other), update, same_work=False))
     if compiled:
         sides += [Contender("polymodal compiled", partial(ours, setup, True), update),
                   Contender(f"{pairing.library} compiled", partial(theirs, setup, True), update)]
