@@ -13,6 +13,7 @@ from ._version import __version__
 if TYPE_CHECKING:
     from .pipelines.data.own_loop.stream import stream
     from .pipelines.inference.summarize import summarize
+    from .pipelines.inference.translate import translate
     from .pipelines.model.frontdoor import load, save, system, tokenizer
     from .pipelines.model.listing import systems
     from .seq2seq.generation.generate import generate
@@ -21,13 +22,13 @@ _WHERE = {
     "generate": ".seq2seq.generation.generate", "load": ".pipelines.model.frontdoor", "save": ".pipelines.model.frontdoor",
     "stream": ".pipelines.data.own_loop.stream",
     "summarize": ".pipelines.inference.summarize", "system": ".pipelines.model.frontdoor", "systems": ".pipelines.model.listing",
-    "tokenizer": ".pipelines.model.frontdoor",
+    "tokenizer": ".pipelines.model.frontdoor", "translate": ".pipelines.inference.translate",
 }
-__all__ = ["__version__", "generate", "load", "save", "stream", "summarize", "system", "systems", "tokenizer"]
+__all__ = ["__version__", "generate", "load", "save", "stream", "summarize", "system", "systems", "tokenizer", "translate"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `load`, `save`, `tokenizer`, `generate`, `stream`, `summarize`, `system` and `systems` when they are first used."""
+    """Import what the front door offers when it is first used."""
     if name in _WHERE:
         return getattr(importlib.import_module(_WHERE[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

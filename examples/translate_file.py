@@ -13,7 +13,6 @@ from pathlib import Path
 
 import polymodal
 from polymodal.pipelines.base.inputs import documents
-from polymodal.pipelines.inference.translate import translations
 from polymodal.shared.errors import UserError
 
 
@@ -23,7 +22,7 @@ def main(source: str, path: str, out: str, source_language: str = "", target_lan
         raise UserError(f"{out} exists: give a new file")
     lines = [d.text for d in documents([path], lines=True)]
     model, tokenizer = polymodal.load(source), polymodal.tokenizer(source)
-    found = translations(model, lines, tokenizer, source_language=source_language, target_language=target_language)
+    found = polymodal.translate(model, lines, tokenizer=tokenizer, source_language=source_language, target_language=target_language)
     with Path(out).open("x", encoding="utf-8") as file:
         file.writelines(" ".join(text.split()) + "\n" for text in found)
     print(f"{len(found)} lines: {out}")

@@ -17,7 +17,7 @@ from functools import cache
 import typer
 
 from . import commands
-from .base.endings import leave_sign
+from .base.endings import done, leave_sign, withdraw_sign
 from .base.redact import redact
 
 app = typer.Typer(name="polymodal", no_args_is_help=True, rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False,
@@ -50,8 +50,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     # `--debug` may stand anywhere
     arguments = [*(["--debug"] if debug else []), *(a for a in arguments if a != "--debug")]
+    withdraw_sign(done())
     try:
-        return invoke(arguments)
+        code = invoke(arguments)
+        if code == 0:
+            leave_sign(done())
+        return code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

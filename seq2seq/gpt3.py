@@ -8,8 +8,9 @@ GPT-2's network, whose layers see in turn everything before a token and the near
 
 Faithful: GPT-2's block and initialisation, 2048 positions, feed-forward nets of 4 D, "alternating dense and locally banded sparse
 attention patterns in the layers" (section 2.1), sizes, learning rates and batches of table 2.1; Adam 0.9/0.95 with epsilon 1e-8, clipping
-at 1, weight decay 0.1, warmup over 375M tokens, cosine to a tenth at 260B of the 300B tokens and flat from there (appendix B), in the
-recipes. A network with `window_size` null is all dense: it is GPT-2's, and is exported as transformers' `GPT2LMHeadModel`.
+at 1, weight decay 0.1, a batch that grows linearly from 32k tokens over the first 4 to 12 billion, warmup over 375M tokens, cosine to a
+tenth at 260B of the 300B tokens and flat from there (appendix B), in the recipes. A network with `window_size` null is all dense: it is
+GPT-2's, and is exported as transformers' `GPT2LMHeadModel`.
 
 Deviations, each with its reason:
 * The paper does not publish the bands. Here the first layer is dense, every second one banded, and a band is 256 tokens with the token
@@ -17,8 +18,8 @@ Deviations, each with its reason:
 * Networks with bands are none of transformers': they have a format of their own.
 * Documents packed in one row do not see each other, as in GPT-2's file. In the paper a row is 2048 tokens of several documents, without a
   mask between them, and the end-of-text token alone says that a new one begins.
-* The batch has its full size from the beginning. The paper raises it from 32k tokens over the first 4 to 12 billion; here update u reads
-  the samples [u G, (u + 1) G), which an exact resume at any place counts on.
+* The batch grows in steps of 32k tokens, and which size has which of the 4 to 12 billion tokens is a guess: the paper says that
+  they depend on the size.
 * Table 2.1 gives the 1.3B model 24 heads of 128 at a width of 2048, and the 13B model a width of 5140 with 40 heads of 128. Neither fits;
   here they are 16 heads and a width of 5120.
 * No dropout: the paper names none.

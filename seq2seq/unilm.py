@@ -8,11 +8,12 @@ would be comes next.
     [CLS] x1 x2 [SEP] y1 [MASK]        y1 is read where it stands, as training has it, and its keys and values are kept;
                       y1  y2  [MASK]   what [MASK] left is forgotten as soon as y2 is known
 
-Faithful: networks and outputs as in transformers' `Bert*` classes, with six segments; tasks, segments and masks as in `cloze`; an update
-has one task, in shares of 1/3, 1/3, 1/6 and 1/6 (section 2.3); next sentences in the bidirectional task alone; 15 % of the tokens, of the
-draws 80 % one token and 20 % two or three, then 80/10/10 (section 2.2). Fine-tuning to write: 70 % of the target's tokens are hidden, its
-[SEP] among them, and none of the text's; label smoothing 0.1 (section 3.1; microsoft/unilm). Understanding: the tasks of every encoder,
-with the bidirectional segments (section 2.5).
+Faithful: networks and outputs as in transformers' `Bert*` classes, with six segments, and exported as theirs; a run may begin with BERT's
+weights, as the paper's (section 2.4): a task's first and second segment begin with BERT's two (microsoft/unilm); tasks, segments and masks
+as in `cloze`; an update has one task, in shares of 1/3, 1/3, 1/6 and 1/6 (section 2.3); next sentences in the bidirectional task alone;
+15 % of the tokens, of the draws 80 % one token and 20 % two or three, then 80/10/10 (section 2.2). Fine-tuning to write: 70 % of the
+target's tokens are hidden, its [SEP] among them, and none of the text's; label smoothing 0.1 (section 3.1; microsoft/unilm).
+Understanding: the tasks of every encoder, with the bidirectional segments (section 2.5).
 
 Deviations, each with its reason:
 * Shares are exact in each cycle of updates, where the paper draws the task of a batch.
@@ -24,13 +25,13 @@ Deviations, each with its reason:
   them overlap and throws some of the tokens away.
 * What label smoothing takes is spread over the whole vocabulary; the published code leaves out the token itself and padding.
 * A text that is read to be answered is never hidden in fine-tuning (the published code can, and does not by default).
-* Pretraining starts from random weights, the paper's from BERT's.
 * GELU is the exact one, as in transformers.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ from ..shared.attention.mask import Mask
 from ..shared.decoder import ConditionedDecoder, DecoderInfo
 from ..shared.encoder import Encoder, EncoderOutput
 from ..shared.errors import UserError
-from ..shared.family import Card, Context, Family, Net, Task, Vocabulary, transformers
+from ..shared.family import Adopt, Card, Context, Family, Net, Task, Vocabulary, transformers
 from ..shared.generation_config import defaults_files, read_defaults
 from ..shared.packed import starts
 from ..shared.system import Preview, Step, Term, named
@@ -50,7 +51,18 @@ from ..text.bert import BertConfig, BertForMaskedLM, BertForPreTraining, BertSys
 from ..text.encoder_tasks import encoder_tasks
 from ..text.framing import longest
 from ..text.masking import MaskedLMOutput, MaskedLMSystem, MaskedWords
-from .cloze import BIDIRECTIONAL, SEGMENTS, SOURCE, TARGET, AnswerObjective, AnswerSettings, ClozeBatch, ClozeObjective, ClozeSettings
+from .cloze import (
+    BIDIRECTIONAL,
+    SEGMENTS,
+    SOURCE,
+    TARGET,
+    TASKS,
+    AnswerObjective,
+    AnswerSettings,
+    ClozeBatch,
+    ClozeObjective,
+    ClozeSettings,
+)
 from .generation.generate import generate_ids
 from .teacher_forcing import padded, smoothed_sum
 
@@ -283,6 +295,20 @@ class UnilmAnswers(MaskedLMSystem[UnilmForConditionalGeneration, AnswerObjective
 # --------------------------------------------------------------------------------------------- the entry
 
 
+def from_bert(config: BertConfig) -> UnilmConfig:
+    """The config of a network that begins with BERT's weights; the special ids come from the tokenizer (`special`)."""
+    values = {f.name: getattr(config, f.name) for f in fields(config) if f.name != "extra"}
+    return replace(UnilmConfig(**values), type_vocab_size=SEGMENTS)
+
+
+def with_segments(tensors: Mapping[str, Tensor], net: Any) -> Mapping[str, Tensor]:
+    """BERT's weights with a row for each segment: that of BERT's first or second one, as the segment is the first or second of its task."""
+    name = "trunk.embed.token_type.weight"
+    place = {segment: number for task in TASKS.values() for number, segment in enumerate(task.segments)}
+    rows = [min(place[segment], len(tensors[name]) - 1) for segment in range(SEGMENTS)]
+    return {**tensors, name: tensors[name][rows]}
+
+
 def _check(config: UnilmConfig) -> None:
     if config.type_vocab_size < SEGMENTS:
         raise UserError(f"model.type_vocab_size is {config.type_vocab_size}, expected at least the {SEGMENTS} segments of UniLM's tasks")
@@ -306,15 +332,39 @@ def create_answers(config: UnilmConfig, settings: AnswerSettings, context: Conte
 
 def adapt(config: UnilmConfig, context: Context) -> UnilmConfig:
     """Take vocabulary size and special ids from the tokenizer."""
+    return special(bert.adapt(config, context), context)
+
+
+def special(config: UnilmConfig, context: Context) -> UnilmConfig:
+    """Take the ids of [SEP] and [MASK] from the tokenizer."""
     if context.tokenizer is None:
         return config
     _, sep, mask = context.tokenizer.need("masking", "cls", "sep", "mask")
-    return replace(bert.adapt(config, context), sep_token_id=sep, mask_token_id=mask)
+    return replace(config, sep_token_id=sep, mask_token_id=mask)
+
+
+def _ours(task: Task) -> Task:
+    """A task whose network may begin with the weights of a BERT, which has no special ids."""
+    return replace(task, adapt=lambda config, context: special(task.adapt(config, context), context))
+
+
+def _as_bert(net: Net) -> Net:
+    """One of BERT's networks, which transformers may read as that; the id of [MASK] in config.json says that it is UniLM's."""
+    def write(model: Any) -> Mapping[str, Any]:
+        return {**model.config.to_dict(), "model_type": "bert", "architectures": [net.architecture]}
+
+    def recognises(record: Mapping[str, Any]) -> bool:
+        segments = record.get("type_vocab_size")
+        return (record.get("model_type") == "bert" and "mask_token_id" in record and isinstance(segments, int) and segments >= SEGMENTS
+                and net.architecture in (record.get("architectures") or ()))
+
+    (theirs,) = net.formats
+    return Net(net.architecture, net.build, replace(theirs, write=write, recognises=recognises))
 
 
 _BERT = bert.nets("Bert")
 NETS = (
-    *_BERT,
+    *map(_as_bert, _BERT),
     Net("UnilmForConditionalGeneration", UnilmForConditionalGeneration,
         transformers(next(net for net in _BERT if net.architecture == "BertForMaskedLM").format("transformers").rules,
                      files=defaults_files, finish=read_defaults)),
@@ -343,11 +393,13 @@ FAMILIES = (
         config=UnilmConfig,
         sizes=SIZES,
         adapt=adapt,
-        pretraining=Task("hidden words under four masks", ClozeSettings, create),
-        tasks=(Task("a text from a text", AnswerSettings, create_answers, "text2text", architecture="UnilmForConditionalGeneration"),
-               *encoder_tasks(NETS)),
+        pretraining=_ours(Task("hidden words under four masks", ClozeSettings, create)),
+        tasks=tuple(map(_ours, (
+            Task("a text from a text", AnswerSettings, create_answers, "text2text", architecture="UnilmForConditionalGeneration"),
+            *encoder_tasks(NETS)))),
         nets=NETS,
         heads=("head", "next_sentence", "classifier", "trunk.pooler"),
+        starts={"bert": Adopt(with_segments, from_bert)},
         model_type="unilm",
         vocabulary=Vocabulary("wordpiece", "bert"),
     ),

@@ -2,6 +2,6 @@
 
 `console` prints for people and for programs; `files` locks, writes whole or not at all, and reads JSON lines; `inputs` reads what a
 command is given; `names` reads class names; `options` words the options that several commands share; `redact` takes secrets out of
-addresses.
+addresses; `ramp` says how many samples each update has.
 May import: nothing of `pipelines`.
 """

@@ -173,16 +173,15 @@ def _planned(data: DataSet, recipe: str | None, overrides: list[str], tok: Token
     """The stream of a data set as a recipe reads it, what to call it, and the names of its attention masks."""
     from ...registry import family
     from ...shared.errors import UserError
-    from ..data.layout import BatchLayout
     from ..run.recipe import recipe as resolve
-    from ..train.inputs import build_stream, read_context
+    from ..train.inputs import build_layout, build_stream, read_context
 
     if recipe is None:
         raise UserError("--update needs --recipe: its batch, seed, lanes and window determine the order")
     chosen = resolve(recipe, overrides)
     entry = family(chosen.system)
     system = chosen.build(entry, read_context([data], None, tok))
-    stream = build_stream(chosen, data, system.objective, BatchLayout(chosen.data.global_batch, chosen.data.micro_batch))
+    stream = build_stream(chosen, data, system.objective, build_layout(chosen))
     return stream, chosen.name, list(entry.card.masks)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...shared.errors import raise_problems
+from .layout import BatchLayout
 from .order import CYCLE, quotas
 from .stream import Stream
 
@@ -18,7 +19,9 @@ def order_state(stream: Stream) -> dict[str, Any]:
     first = stream.order.sources[0]
     how = {"sequential": True} if first.sequential else {"lanes": first.lanes, "window": first.window}
     turns = {"turns": list(stream.turns.cycle)} if stream.objective.turns else {}
-    return {"version": 1, "global_batch": stream.layout.global_batch, "seed": stream.seed, **how, **turns,
+    batches = stream.layout.batches
+    ramp = {} if batches.start is None else {"ramp_start": batches.start, "ramp_samples": batches.samples}
+    return {"version": 1, "global_batch": stream.layout.global_batch, "seed": stream.seed, **ramp, **how, **turns,
             "data": [{"fingerprint": d.fingerprint, "samples": len(d), "quota": q}
                      for d, q in zip(stream.sets, quotas(stream.order.weights), strict=True)]}
 
@@ -26,7 +29,7 @@ def order_state(stream: Stream) -> dict[str, Any]:
 def check_order(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Refuse to resume in another order than a checkpoint's, naming what differs."""
     problems: list[str] = []
-    fixes = {"seed": "seed", "lanes": "data.lanes", "window": "data.window", "global_batch": "data.global_batch"}
+    fixes = {"seed": "seed", **{name: f"data.{name}" for name in ("lanes", "window", "global_batch", "ramp_start", "ramp_samples")}}
     if saved.get("sequential", False) != now.get("sequential", False):
         was, now_is = ("in sequence" if state.get("sequential") else "shuffled" for state in (saved, now))
         problems.append(f"the samples were read {was} and now {now_is}: use the system that the run began with")
@@ -62,13 +65,15 @@ def plan_lines(stream: Stream) -> list[str]:
                      f"{len(data.index.shards)} shards{share}")
     micro = f"{layout.accumulate} micro-batches of {layout.size}" if layout.accumulate > 1 else f"one micro-batch of {layout.size}"
     lines.append(f"update: {g} samples = {layout.world} {'rank' if layout.world == 1 else 'ranks'} x {micro}")
+    lines += _ramp_lines(layout)
     whole, tail = divmod(n, g)
     rest = f" and {tail} samples, which share an update with the next epoch; none is dropped" if tail else ""
     if stream.objective.turns:
         cycle = stream.turns.cycle
         shares = ", ".join(f"{task} {count / len(cycle):.1%}" for task, count in stream.objective.turns.items())
         lines.append(f"tasks: one for each update, in turns: {shares}; in {len(cycle)} updates {', '.join(cycle)}, and again")
-    lines.append(f"epoch: {n} samples = {whole} updates{rest}")
+    lines.append(f"epoch: {n} samples = {whole} updates{rest}" if len(layout.batches.levels) == 1 else
+                 f"epoch: {n} samples; the first one ends in update {layout.batches.update_at(n - 1) + 1:,}")
     if g > n:
         lines.append(f"note: an update of {g} holds samples more than once, the data has {n}")
     if order.sequential:
@@ -86,6 +91,15 @@ def plan_lines(stream: Stream) -> list[str]:
             lines.append(f"reading: {order.lanes} lanes are no multiple of {layout.world} ranks, so every rank reads every shard; "
                          f"data.lanes={near} would divide them (before the run starts)")
     return [*lines, *_remote_lines(stream)]
+
+
+def _ramp_lines(layout: BatchLayout) -> Iterator[str]:
+    """How the batch grows, where it does."""
+    first, *later = layout.batches.levels
+    if later:
+        full = later[-1]
+        yield (f"ramp: {first.batch} samples in each of the first {later[0].update:,} updates, then more in steps of {first.batch}; all "
+               f"{full.batch} from update {full.update + 1:,} on, behind {full.sample:,} samples")
 
 
 def _remote_lines(stream: Stream) -> Iterator[str]:
@@ -122,10 +136,9 @@ def describe_update(stream: Stream, update: int) -> list[PlannedSample]:
     """Every sample of an update, over all ranks (those of `BatchLayout.replays`, too), in the order of the positions."""
     found: list[PlannedSample] = []
     layout = stream.layout
-    for i in range(layout.global_batch):
-        position = update * layout.global_batch + i
+    for position in range(layout.batches.before(update), layout.batches.before(update + 1)):
         ref = stream.order.locate(position)
         key, shard = stream.key_and_shard(ref)
-        part = i // layout.ranks // layout.size
-        found.append(PlannedSample(position, i % layout.ranks, part, ref.epoch, stream.index(ref), key, shard, ref.source))
+        _, rank, part = layout.place(position)
+        found.append(PlannedSample(position, rank, part, ref.epoch, stream.index(ref), key, shard, ref.source))
     return found

@@ -1,9 +1,9 @@
 """The stream: from shards to batches, in an order that any run, rank and worker agrees on.
 
-Update u trains on the samples at positions [u * G, (u + 1) * G) of the order (`order.py`), G being the global batch. Rank r of R takes the
-positions p with p % R == r and cuts them into micro-batches (`layout.py`), so batch number `update * accumulate + part` of a rank can be
-made from nothing but that number. The loop's update counter is the whole state of the data; how many workers prefetched what does not
-matter.
+Update u trains on the samples at positions [u * G, (u + 1) * G) of the order (`order.py`), G being the global batch; where the batch grows,
+on those behind what the updates before it read (`base/ramp.py`). Rank r of R takes every R-th of these positions from the r-th on and cuts
+them into micro-batches (`layout.py`), so a micro-batch of a rank can be made from nothing but its number. The loop's update counter is the
+whole state of the data; how many workers prefetched what does not matter.
 
 Where tasks take turns, the number of the update says which task it has (`turns.py`); which samples it reads does not depend on that.
 
@@ -36,7 +36,7 @@ STAND_INS = 1000
 
 
 class Stream:
-    """Micro-batches by number: `stream[update * layout.accumulate + part]`.
+    """Micro-batches by number: `stream[layout.number(update, part)]`.
 
     Args:
         data: a data set, or a mixture of (data set, weight).
@@ -58,6 +58,9 @@ class Stream:
         if objective.sequential and len(parts) > 1:
             raise UserError(f"this objective reads one text from its beginning to its end and got a mixture of {len(parts)} data sets: "
                             "pack the texts into one data set, or train on one of them")
+        if objective.sequential and len(layout.batches.levels) > 1:
+            raise UserError(f"this objective reads one lane of the text for each sample of an update, so its batch cannot grow from "
+                            f"{layout.batches.batch(0)} samples: leave data.ramp_start and data.ramp_samples out")
         self.turns = Turns(objective)
         if max_tokens is not None and any(type(o).tokens_of is Objective.tokens_of for o in self.turns.objectives.values()):
             raise UserError(f"data.max_tokens is {max_tokens}, and this objective's samples are not counted in tokens: "
@@ -78,7 +81,7 @@ class Stream:
 
     def epoch(self, update: int) -> float:
         """Epochs consumed before an update."""
-        return update * self.layout.global_batch / self.samples_per_epoch
+        return self.layout.batches.before(update) / self.samples_per_epoch
 
     def index(self, ref: SampleRef) -> int:
         """The sample's number among all data sets of the stream: `Sample.index`."""
@@ -90,7 +93,7 @@ class Stream:
 
     def __getitem__(self, number: int) -> Batch:
         """Micro-batch `number` of this rank."""
-        update, part = divmod(number, self.layout.accumulate)
+        update, part = self.layout.update_and_part(number)
         refs = [self.order.locate(p) for p in self.layout.positions(update, part)]
         builder = BatchBuilder(self.turns.objective(update), self.on_bad, self._reader, self.max_tokens, self.turns.task(update))
         for prepared in self._reader.prepare(refs):
@@ -105,7 +108,7 @@ class Stream:
 
     def batch_of_one(self, position: int) -> Batch | None:
         """The sample at a position as a batch of its own; None where it is bad."""
-        update = position // self.layout.global_batch
+        update = self.layout.batches.update_at(position)
         builder = BatchBuilder(self.turns.objective(update), "skip", self._reader, self.max_tokens, self.turns.task(update))
         for prepared in self.prepare([position]):
             builder.add(prepared)
@@ -154,12 +157,13 @@ class Stream:
             pin_memory: put batches into pinned memory, for copies to a GPU that overlap with work.
         """
         seen = bad = 0
-        first = start_update * self.layout.accumulate
-        ahead = ReadAhead.of(self.sets, self.order, start_update * self.layout.global_batch, self.layout.rank, self.layout.world)
+        layout = self.layout
+        first = layout.number(start_update)
+        ahead = ReadAhead.of(self.sets, self.order, layout.batches.before(start_update), layout.rank, layout.world)
         for number, batch in enumerate(load(self, CountFrom(first), workers, prefetch, pin_memory, ahead), first):
             if ahead is not None:
-                ahead.reached((number + 1) // self.layout.accumulate * self.layout.global_batch)
-            seen += self.layout.size
+                ahead.reached(layout.batches.before(layout.update_and_part(number + 1)[0]))
+            seen += len(layout.positions(*layout.update_and_part(number)))
             bad += len(batch.bad)
             if bad > self.max_bad * max(seen, _GRACE):
                 last = batch.bad[-1] if batch.bad else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
-from typing import Unpack
+from typing import Unpack, overload
 
 from torch import nn
 
@@ -17,7 +17,7 @@ from ...seq2seq.generation.defaults import options_of
 from ...seq2seq.generation.generate import generate_texts
 from ...seq2seq.generation.options import FilledOptions, GenerationOptions, GenerationSettings
 from ...seq2seq.languages import Multilingual
-from ...shared.decoder import EncoderDecoder
+from ...shared.decoder import EncoderDecoder, longest_source
 from ...shared.errors import UserError
 from ...shared.tokenizer import Tokenizer
 from ..base.console import Console
@@ -28,6 +28,56 @@ from .trained import merged, trained
 DEFAULTS: GenerationOptions = {"num_beams": 4, "length_penalty": 0.6}
 LONGEST = 512
 """Tokens that a model reads and writes at once where nothing says otherwise."""
+
+
+@overload
+def translate(  # pyright: ignore[reportOverlappingOverload]  (a str is a Sequence[str] too; the first match counts)
+    model: nn.Module, texts: str, *, tokenizer: Tokenizer, source_language: str = "", target_language: str = "", prefix: str | None = None,
+    max_length: int | None = None, batch_size: int = 16, ignore_generation_config: bool = False, **options: Unpack[GenerationOptions],
+) -> str: ...
+@overload
+def translate(
+    model: nn.Module, texts: Sequence[str], *, tokenizer: Tokenizer, source_language: str = "", target_language: str = "",
+    prefix: str | None = None, max_length: int | None = None, batch_size: int = 16, ignore_generation_config: bool = False,
+    **options: Unpack[GenerationOptions],
+) -> list[str]: ...
+def translate(
+    model: nn.Module,
+    texts: str | Sequence[str],
+    *,
+    tokenizer: Tokenizer,
+    source_language: str = "",
+    target_language: str = "",
+    prefix: str | None = None,
+    max_length: int | None = None,
+    batch_size: int = 16,
+    ignore_generation_config: bool = False,
+    **options: Unpack[GenerationOptions],
+) -> str | list[str]:
+    """Translate texts of any length: longer ones are cut at sentences, and the translations of the pieces joined.
+
+    Args:
+        model: an encoder-decoder from `polymodal.load` that was fine-tuned on pairs.
+        texts: one text or several.
+        tokenizer: the model's, from `polymodal.tokenizer`.
+        source_language: of the texts, for a model with languages; by default what it was trained with, as far as its directory tells.
+        target_language: of the translations, the same.
+        prefix: what the model reads before each text; by default what it was trained with.
+        max_length: tokens that the model reads at once, prefix included; by default what it was trained with, or what it has positions
+            for, or 512.
+        batch_size: pieces that run together.
+        ignore_generation_config: leave out the model's generation_config.json.
+        **options: as in `polymodal.generate`; by default `num_beams=4, length_penalty=0.6` and as many tokens as the model was trained
+            to write, or as it reads at once.
+
+    Raises:
+        UserError: a text is empty, the model writes no text beside another one, or it does not know the language.
+    """
+    single = isinstance(texts, str)
+    found = translations(model, [texts] if isinstance(texts, str) else texts, tokenizer, source_language=source_language,
+                         target_language=target_language, prefix=prefix, max_length=max_length, batch_size=batch_size,
+                         ignore_generation_config=ignore_generation_config, **options)
+    return found[0] if single else found
 
 
 def translations(
@@ -44,25 +94,9 @@ def translations(
     ignore_generation_config: bool = False,
     **options: Unpack[GenerationOptions],
 ) -> list[str]:
-    """The translation of each text.
+    """The translation of each text; arguments as in `translate`.
 
-    Args:
-        model: an encoder-decoder from `polymodal.load` that was fine-tuned on pairs.
-        texts: of any length.
-        tokenizer: the model's, from `polymodal.tokenizer`.
-        source_language: of the texts, for a model with languages; by default what it was trained with, as far as its directory tells.
-        target_language: of the translations, the same.
-        prefix: what the model reads before each text; by default what it was trained with.
-        max_length: tokens that the model reads at once, prefix included; by default what it was trained with, or what it has positions
-            for, or 512.
-        batch_size: pieces that run together.
-        progress: entered once with a title and the number of pieces, as `Console.progress`.
-        ignore_generation_config: leave out the model's generation_config.json.
-        **options: as in `polymodal.generate`; by default `num_beams=4, length_penalty=0.6` and as many tokens as the model was trained
-            to write, or as it reads at once.
-
-    Raises:
-        UserError: a text is empty, the model writes no text beside another one, or it does not know the language.
+    `progress(title, total)` is entered once and gives the bar to advance, as `Console.progress` does.
     """
     known = trained(model)
     filled = options_of(model, options, ignore=ignore_generation_config)
@@ -75,12 +109,14 @@ def translations(
     before = known.prefix if prefix is None else prefix
     positions = getattr(getattr(model, "config", None), "longest_input", None) or LONGEST
     limit = max_length or known.max_length or min(positions, tokenizer.max_length or positions)
+    whole = filled.get("max_length")
+    most = positions - 1 if longest_source(model, 1) is None else positions // 2  # behind the start id, or behind the text
+    longest = options.get("max_new_tokens") or (whole - 1 if whole else filled.get("default_new_tokens") or known.max_target_length or most)
+    limit = min(limit, longest_source(model, longest) or limit)
     pieces = Pieces(tokenizer, limit, before)
     if pieces.room < 1:
         raise UserError(f"the model reads {limit} tokens at once, which the prefix {before!r} fills: shorten it, or raise max_length")
-    whole = filled.get("max_length")
-    usual = whole - 1 if whole else filled.get("default_new_tokens") or known.max_target_length or positions - 1  # behind the start id
-    settings: FilledOptions = {**merged(DEFAULTS, filled), "max_new_tokens": options.get("max_new_tokens") or usual}
+    settings: FilledOptions = {**merged(DEFAULTS, filled), "max_new_tokens": longest}
     found = GenerationSettings(**settings)
     if found.num_return_sequences > 1:
         raise UserError("a translation is one text: leave num_return_sequences out")

@@ -99,7 +99,7 @@ class Past:
             micro = batch // world // self.following["accumulate"]
         else:
             micro = self.recipe.data.micro_batch
-        return BatchLayout(batch, micro, replays=world)
+        return BatchLayout(batch, micro, replays=world, ramp=self.recipe.data.ramp)
 
     def sets(self, given: Sequence[str] = ()) -> list[tuple[DataSet, float]]:
         """The data sets of the run with their weights, each checked against its fingerprint.
@@ -201,8 +201,8 @@ def show(stream: Stream, index: int, limit: int | None = None, chosen: Sequence[
         known = ", ".join(str(r.sample_id) for r in reads[:_LISTED]) + (" ..." if len(reads) > _LISTED else "")
         raise UserError(f"sample {strange[0]} is not in this update: it has {known}")
     decoded = [read for read in reads if read.sample_id in chosen] if chosen else reads[:limit]
-    whose = {layout.rank_and_part(part): part for part in range(layout.accumulate)}
-    parts = sorted({whose[read.rank, read.part] for read in decoded}) if limit is not None else list(range(layout.accumulate))
+    whose = {layout.rank_and_part(index, part): part for part in range(layout.parts(index))}
+    parts = sorted({whose[read.rank, read.part] for read in decoded}) if limit is not None else list(range(layout.parts(index)))
     facts: dict[str, Any] = {
         "epoch": stream.epoch(index), "positions": [reads[0].position, reads[-1].position], "seed": stream.seed, "ranks": layout.ranks,
         "micro_batches": [_micro_batch(stream, index, part) for part in parts],
@@ -235,10 +235,10 @@ def show(stream: Stream, index: int, limit: int | None = None, chosen: Sequence[
 
 def _micro_batch(stream: Stream, index: int, part: int) -> dict[str, Any]:
     """What one forward pass gets."""
-    rank, number = stream.layout.rank_and_part(part)
+    rank, number = stream.layout.rank_and_part(index, part)
     facts: dict[str, Any] = {"rank": rank, "part": number, "torch_seed": draw_seed(stream.seed, index, rank, number)}
     try:
-        batch = stream[index * stream.layout.accumulate + part]
+        batch = stream[stream.layout.number(index, part)]
     except UserError as error:
         return {**facts, "bad": str(error)}
     passes = batch.passes()

@@ -211,7 +211,7 @@ def _stream(past: Past, sets: list[tuple[DataSet, float]], system: System) -> St
     """The stream in the layout that an update was made in."""
     layout = past.layout
     if system.coupled:  # the samples of all ranks are compared with each other, so they are one batch here
-        layout = BatchLayout(layout.global_batch)
+        layout = BatchLayout(layout.global_batch, ramp=layout.ramp)
     return build_stream(past.recipe, sets, system.objective, layout)
 
 
@@ -292,13 +292,13 @@ def sample_losses(state: TrainState, console: Console) -> list[dict[str, Any]]:
         part of the update's gradient).
     """
     system, layout, index = state.system, state.stream.layout, state.update
-    numbers = range(index * layout.accumulate, (index + 1) * layout.accumulate)
+    numbers = range(layout.number(index), layout.number(index + 1))
     counts = added(p.counts for number in numbers for p in state.stream[number].passes())
     trained = [p for p in system.parameters() if p.requires_grad]
     found: list[dict[str, Any]] = []
     system.eval()
-    with console.progress("samples", total=layout.global_batch) as bar, torch.compiler.set_stance("force_eager"):
-        for part in range(layout.accumulate):
+    with console.progress("samples", total=layout.batches.batch(index)) as bar, torch.compiler.set_stance("force_eager"):
+        for part in range(layout.parts(index)):
             for position in layout.positions(index, part):
                 bar.advance()
                 batch = state.stream.batch_of_one(position)

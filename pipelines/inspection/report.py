@@ -12,7 +12,7 @@ from ..run.recipe import record
 from ..train.events import describe_event
 from . import page
 
-_COUNTERS = frozenset({"split", "update", "samples", "epoch", "tokens", "bad", "lr", "grad_norm", "seconds",
+_COUNTERS = frozenset({"split", "update", "samples", "batch", "epoch", "tokens", "bad", "lr", "grad_norm", "seconds",
                        "tokens_per_s", "samples_per_s", "data_wait_s", "save_s", "step_s", "elapsed_s"})  # fmt: skip
 _MAX_FIGURES = 6
 _MAX_EVENTS = 5
@@ -102,6 +102,8 @@ def _figures(run: Run, train: list[dict[str, Any]], held_out: list[dict[str, Any
         for title, lines in _curves(run, quantity, mine).items():
             figures.append(page.curves(f"{prefix}: {_words(title)}", lines, levels=levels if title == "loss" else None))
     figures.append(page.curves(f"{prefix}: learning rate", {"learning rate": line(run, "train", "lr")}))
+    if len({row.get("batch") for row in train}) > 1:
+        figures.append(page.curves(f"{prefix}: samples of an update", {"batch": line(run, "train", "batch")}))
     rate = "tokens_per_s" if train[-1].get("tokens_per_s") else "samples_per_s"
     figures.append(page.curves(f"{prefix}: {_words(rate)}", {rate: line(run, "train", rate)}))
     return figures

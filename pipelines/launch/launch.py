@@ -129,7 +129,7 @@ def _problems(job: Job, on: str, known: Mapping[str, Target]) -> Iterator[str]:
     if 1 <= least <= most and job.gpus >= 1:
         for nodes in range(least, most + 1):
             try:
-                BatchLayout(job.recipe.data.global_batch, job.recipe.data.micro_batch, 0, nodes * job.gpus)
+                BatchLayout(job.recipe.data.global_batch, job.recipe.data.micro_batch, 0, nodes * job.gpus, ramp=job.recipe.data.ramp)
             except UserError as error:
                 yield str(error)
     yield from (problem for word in job.arguments for problem in _exposed(word))

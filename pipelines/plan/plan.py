@@ -24,7 +24,7 @@ from ..data.layout import BatchLayout
 from ..run.optim import freeze
 from ..run.recipe import Recipe
 from ..train.devices import choose_precision
-from ..train.inputs import Data, build_stream, open_sets, read_context
+from ..train.inputs import Data, build_layout, build_stream, open_sets, read_context
 from ..train.layers import recompute_blocks
 from ..train.preflight import precision_problems, preflight
 from ..train.sharding import layout_problems, sharded
@@ -93,7 +93,7 @@ def plan(recipe: Recipe, data: Data | None, cluster: Cluster, *, model: str | Pa
     machine = _Machine(cluster.world_size, _device(recipe))
     raise_problems([*layout_problems(recipe, machine.world_size, machine.device.type), *precision_problems(recipe)], "the run")
     precision = _precision(recipe, machine)
-    layout = BatchLayout(recipe.data.global_batch, recipe.data.micro_batch, 0, cluster.world_size)
+    layout = build_layout(recipe, 0, cluster.world_size)
     draft = _Draft(recipe, entry, start, precision, layout)
     if data is None:
         lines = draft.imagine(tokenizer)
@@ -107,7 +107,7 @@ def plan(recipe: Recipe, data: Data | None, cluster: Cluster, *, model: str | Pa
         "recipe": recipe.name, "world": cluster.world_size, "precision": precision, "parameters": parameters,
         "parameters_net": sum(p.numel() for p in system.net.parameters()),
         "parameters_trained": sum(p.numel() for p in system.parameters() if p.requires_grad),
-        "updates": recipe.max_updates, "samples": recipe.max_updates * recipe.data.global_batch,
+        "updates": recipe.max_updates, "samples": layout.batches.before(recipe.max_updates),
         "flops_per_update": found.flops * cluster.world_size, "memory": memory, "checkpoint_bytes": found.weights + found.optimizer,
         "seconds": _seconds(found, recipe, cluster),
     }
@@ -153,13 +153,14 @@ class _Draft:
         """Without data: synthetic samples, and the vocabulary of the config's defaults unless a tokenizer is given."""
         classes = ("0", "1") if self.recipe.task else None  # a task's data names them
         self.context = Context(read_context([], None, tokenizer or self.start.tokenizer).tokenizer, classes, net_only=True)
-        samples = self.recipe.max_updates * self.recipe.data.global_batch
-        return [f"recipe: {self.recipe.name}: {self.recipe.max_updates:,} updates of {self.recipe.data.global_batch} samples = "
+        samples, batches = self.layout.batches.before(self.recipe.max_updates), self.layout.batches
+        growing = f"{first} to " if (first := batches.batch(0)) < batches.full else ""
+        return [f"recipe: {self.recipe.name}: {self.recipe.max_updates:,} updates of {growing}{batches.full} samples = "
                 f"{samples:,} samples on {self.layout.world} ranks",
                 "note: no --data, so the batch is of synthetic samples of full length, and epochs are not known"]
 
     def rehearse(self, layout: BatchLayout) -> Rehearsal:
-        """Rehearse an update in which a rank has the micro-batches of `layout`; of tasks that take turns the one that takes most memory.
+        """Rehearse one of the largest updates, in the micro-batches of `layout`; of tasks that take turns the one that takes most memory.
 
         Its operations are then the mean over the tasks.
         """
@@ -178,17 +179,24 @@ class _Draft:
         shards = (self.recipe.shard_size or layout.world) if sharded(self.recipe, layout.world) else 1
         batches = self._batches(objective, layout)
         passes = [list(batch.passes()) for batch in batches]
-        updates = [list(chain(*passes[i:i + layout.accumulate])) for i in range(0, len(passes), layout.accumulate)]
-        each = -(-layout.accumulate * sum(map(len, passes)) // len(passes))
+        parts = layout.parts(_largest(self.recipe, layout))
+        updates = [list(chain(*passes[i:i + parts])) for i in range(0, len(passes), parts)]
+        each = -(-parts * sum(map(len, passes)) // len(passes))
         return rehearse(system, updates, self.recipe.optim, passes=each, precision=self.precision, shards=shards,
                         reshard=self.recipe.reshard_after_forward)
 
     def _batches(self, objective: Objective[Any], layout: BatchLayout) -> list[Batch]:
-        """Micro-batches of the first updates, as many as are looked at."""
+        """Micro-batches of the first updates that are as large as any, as many as are looked at."""
+        update = _largest(self.recipe, layout)
         if not self.sets:
-            return [synthetic_batch(objective, layout.size)]
-        stream = build_stream(self.recipe, self.sets, objective, layout)
-        return [stream[number] for number in range(min(_LOOKED_AT, layout.accumulate * self.recipe.max_updates))]
+            return [synthetic_batch(objective, max(len(layout.positions(update, part)) for part in range(layout.parts(update))))]
+        stream, first = build_stream(self.recipe, self.sets, objective, layout), layout.number(update)
+        return [stream[number] for number in range(first, min(first + _LOOKED_AT, layout.number(self.recipe.max_updates)))]
+
+
+def _largest(recipe: Recipe, layout: BatchLayout) -> int:
+    """The first update of the run whose batch is as large as any."""
+    return layout.batches.level(recipe.max_updates - 1).update
 
 
 def _device(recipe: Recipe) -> torch.device:
@@ -238,10 +246,16 @@ def _on_device(found: Rehearsal, recipe: Recipe, layout: BatchLayout) -> dict[st
 
 def _seconds(found: Rehearsal, recipe: Recipe, cluster: Cluster) -> float | None:
     if cluster.rate is not None:
-        return recipe.max_updates * recipe.data.global_batch / cluster.rate
+        return recipe.data.ramp.before(recipe.max_updates) / cluster.rate
     if cluster.tflops is not None:
-        return recipe.max_updates * found.flops / (cluster.tflops * 1e12)
+        return _full_updates(recipe) * found.flops / (cluster.tflops * 1e12)
     return None
+
+
+def _full_updates(recipe: Recipe) -> float:
+    """How many updates of the largest batch have the samples of the run."""
+    batches = recipe.data.ramp
+    return batches.before(recipe.max_updates) / batches.batch(recipe.max_updates - 1)
 
 
 def _too_large(draft: _Draft, cluster: Cluster, layout: BatchLayout, memory: Mapping[str, int], coupled: bool) -> str:
@@ -279,7 +293,7 @@ def _lines(result: Mapping[str, Any], recipe: Recipe, cluster: Cluster) -> list[
         f"{gathered}; at the peak {size(memory['peak'])} "
         f"(precision {result['precision']})",
         f"work: {count(flops)}FLOP an update{f', {count(flops / ranks)}FLOP on each rank' if ranks > 1 else ''}; "
-        f"{count(flops * recipe.max_updates)}FLOP the run",
+        f"{count(flops * _full_updates(recipe))}FLOP the run",
         f"checkpoint: {size(result['checkpoint_bytes'])}, {f'every {kept.every} updates' if kept.every else 'at the end'}; "
         f"the last {kept.keep_last} are kept",
     ]

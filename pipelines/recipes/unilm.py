@@ -43,7 +43,8 @@ def unilm_base() -> Recipe:
     Paper: Dong et al. 2019, sections 2.3 and 2.4: English Wikipedia and BookCorpus, batch 330, Adam (0.9, 0.999), decay 0.01, learning rate
     3e-5, linear warmup over 40,000 updates and linear decay, dropout 0.1, 770,000 updates.
     Target: none for this size; of the large one, `unilm-large`.
-    Deviates: the paper trains the large size, from BERT's weights; here are random ones, and BERT's rate and warmup for these.
+    Deviates: the paper trains the large size, from BERT's weights (`unilm-large`); here are random ones, and BERT's rate and warmup for
+    these. A BERT may be given with `--model`, too.
     Unverified: never trained to the end; BookCorpus is no longer distributed.
     Cost: not measured.
     Command: torchrun --nproc-per-node 8 -m polymodal pretrain unilm-base --data DATA --tokenizer TOKENIZER --out RUN
@@ -59,20 +60,22 @@ def unilm_base() -> Recipe:
 
 
 def unilm_large() -> Recipe:
-    """UniLM large, the paper's: 24 layers, width 1024, 340M parameters, sequences of 512 tokens.
+    """UniLM large, the paper's: 24 layers, width 1024, 340M parameters, sequences of 512 tokens, from the weights of BERT large.
 
-    Paper: Dong et al. 2019, sections 2.3 and 2.4 (see `unilm-base`).
+    Paper: Dong et al. 2019, sections 2.3 and 2.4 (see `unilm-base`): begins with BERT large (cased), learning rate 3e-5, linear warmup over
+    40,000 updates.
     Target: after fine-tuning, CNN/DM ROUGE 43.33 / 20.21 / 40.51, Gigaword 38.45 / 19.45 / 35.75, SQuAD 2.0 F1 83.4, GLUE 80.8.
-    Deviates: from random weights, where the paper's begin with BERT's; BERT's rate and warmup for these.
-    Unverified: never trained to the end; BookCorpus is no longer distributed.
+    Deviates: a batch of 352 instead of 330, which 32 ranks do not divide.
+    Unverified: never trained to the end; BookCorpus is no longer distributed, and BERT's weights were not available in the development
+    environment. From random weights (without `--model`), take `unilm-base`'s rate and warmup.
     Cost: not measured.
-    Command: torchrun --nproc-per-node 8 --nnodes 4 -m polymodal pretrain unilm-large --data DATA --tokenizer TOKENIZER --out RUN
+    Command: torchrun --nproc-per-node 8 --nnodes 4 -m polymodal pretrain unilm-large --model BERT --data DATA --out RUN
     """
     return Recipe(
         name="unilm-large", system="unilm", size="large",
         data=DataSettings(global_batch=352, micro_batch=11, workers=8),
-        optim=OptimSettings(lr=1e-4, eps=1e-6, weight_decay=0.01),
-        schedule=ScheduleSettings("linear", warmup=10_000),
+        optim=OptimSettings(lr=3e-5, eps=1e-6, weight_decay=0.01),
+        schedule=ScheduleSettings("linear", warmup=40_000),
         max_updates=770_000, log=LogSettings(every=102), evaluate=EvaluateSettings(every=10_000, limit=4096),
         checkpoint=CheckpointSettings(every=2000, keep_last=3, keep_every=100_000),
     )

@@ -24,6 +24,7 @@ from ...shared.errors import UserError, raise_problems
 from ...shared.family import Context, Family
 from ...shared.settings import check_settings, unknown_key
 from ...shared.system import System
+from ..base.ramp import Ramp
 from .optim import OptimSettings
 from .schedule import ScheduleSettings
 
@@ -36,8 +37,13 @@ class DataSettings:
 
     global_batch: int = 32
     """Samples of one update, over all ranks."""
+    ramp_start: int | None = None
+    """Samples of the first update, where the batch grows to `global_batch`; it grows in steps of as many, so ranks must divide it. null: it
+    does not grow. The schedule goes by the samples read."""
+    ramp_samples: int = 0
+    """Over how many samples the batch grows linearly from `ramp_start` to `global_batch`."""
     micro_batch: int | None = None
-    """Samples of one forward pass of one rank; null: the rank's whole share. The gradient does not depend on it."""
+    """Samples of one forward pass of one rank, at most; null: the rank's whole share. The gradient does not depend on it."""
     max_tokens: int | None = None
     """Tokens of one forward pass: a micro-batch with more, as a long document makes it, is computed in several, with the same gradient.
     null: twice what `micro_batch` sequences as long as its longest one hold."""
@@ -62,12 +68,19 @@ class DataSettings:
             ("prefetch", self.prefetch, 1), ("lanes", self.lanes, 1), ("window", self.window, 1),
             ("max_tokens", 1 if self.max_tokens is None else self.max_tokens, 1),
         ) if value < least]
+        if not wrong:
+            _ = self.ramp  # refuses what cannot grow
         if self.micro_batch is not None and self.micro_batch > self.global_batch:
             wrong.append(f"micro_batch is {self.micro_batch}, more than global_batch {self.global_batch}")
         if not 0 <= self.max_bad <= 1:
             wrong.append(f"max_bad is {self.max_bad}, expected a fraction from 0 to 1")
         if wrong:
             raise UserError("; ".join(wrong))
+
+    @property
+    def ramp(self) -> Ramp:
+        """The samples of each update."""
+        return Ramp(self.global_batch, self.ramp_start, self.ramp_samples)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,9 @@
 
 Every schedule is a factor of the peak learning rate. Update numbers count from 0; during warmup update u
 has factor (u + 1) / warmup, so that the first update moves.
+
+Where the batch grows, what counts is how many samples an update stands behind, as GPT-3's schedule goes by tokens: the numbers of updates
+in the settings say where something begins or ends, and between two of them the rate moves with the samples.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ...shared.errors import UserError
+from ..base.ramp import Ramp
 
 Name = Literal["constant", "linear", "cosine", "inverse_sqrt", "wsd", "polynomial"]
 _FALLING: tuple[Name, ...] = ("cosine", "linear", "polynomial")
@@ -50,44 +54,55 @@ class ScheduleSettings:
             raise UserError("; ".join(wrong))
 
 
-def factor(settings: ScheduleSettings, update: int, total: int) -> float:
-    """The factor of the peak learning rate for `update` (from 0) of `total` updates."""
+EVEN = Ramp(1)
+"""All updates count the same."""
+
+
+def factor(settings: ScheduleSettings, update: int, total: int, batches: Ramp = EVEN) -> float:
+    """The factor of the peak learning rate for `update` (from 0) of `total` updates, which have `batches`."""
+    samples = batches.before
     if update < settings.warmup:
-        return (update + 1) / settings.warmup
-    return _SHAPES[settings.name](settings, update, max(settings.until or total, settings.warmup + 1))
+        return samples(update + 1) / samples(settings.warmup)
+    return _SHAPES[settings.name](settings, update, max(settings.until or total, settings.warmup + 1), samples)
 
 
-def _progress(s: ScheduleSettings, update: int, total: int) -> float:
+Samples = Callable[[int], int]
+"""The samples before an update."""
+
+
+def _progress(s: ScheduleSettings, update: int, total: int, samples: Samples) -> float:
     """How much of the time after warmup is over: 0 at its first update, 1 from update `total` on."""
-    return min(1.0, (update - s.warmup) / (total - s.warmup))
+    begin = samples(s.warmup)
+    return min(1.0, (samples(update) - begin) / (samples(total) - begin))
 
 
-def _constant(s: ScheduleSettings, update: int, total: int) -> float:
+def _constant(s: ScheduleSettings, update: int, total: int, samples: Samples) -> float:
     return 1.0
 
 
-def _polynomial(s: ScheduleSettings, update: int, total: int) -> float:
-    return s.final + (1 - s.final) * (1 - _progress(s, update, total)) ** s.power
+def _polynomial(s: ScheduleSettings, update: int, total: int, samples: Samples) -> float:
+    return s.final + (1 - s.final) * (1 - _progress(s, update, total, samples)) ** s.power
 
 
-def _linear(s: ScheduleSettings, update: int, total: int) -> float:
-    return s.final + (1 - s.final) * (1 - _progress(s, update, total))
+def _linear(s: ScheduleSettings, update: int, total: int, samples: Samples) -> float:
+    return s.final + (1 - s.final) * (1 - _progress(s, update, total, samples))
 
 
-def _cosine(s: ScheduleSettings, update: int, total: int) -> float:
-    return s.final + (1 - s.final) * 0.5 * (1 + math.cos(math.pi * _progress(s, update, total)))
+def _cosine(s: ScheduleSettings, update: int, total: int, samples: Samples) -> float:
+    return s.final + (1 - s.final) * 0.5 * (1 + math.cos(math.pi * _progress(s, update, total, samples)))
 
 
-def _inverse_sqrt(s: ScheduleSettings, update: int, total: int) -> float:
-    return math.sqrt(max(s.warmup, 1) / (update + 1))
+def _inverse_sqrt(s: ScheduleSettings, update: int, total: int, samples: Samples) -> float:
+    return math.sqrt(samples(max(s.warmup, 1)) / samples(update + 1))
 
 
-def _wsd(s: ScheduleSettings, update: int, total: int) -> float:
+def _wsd(s: ScheduleSettings, update: int, total: int, samples: Samples) -> float:
     """Warmup, stable, decay: constant until the last `decay` updates, then linear to `final`."""
-    left = min(total - update, s.decay)
-    return s.final + (1 - s.final) * max(left, 0) / s.decay
+    decay = samples(total) - samples(total - s.decay)
+    left = min(samples(total) - samples(update), decay)
+    return s.final + (1 - s.final) * max(left, 0) / decay
 
 
-_SHAPES: dict[Name, Callable[[ScheduleSettings, int, int], float]] = {
+_SHAPES: dict[Name, Callable[[ScheduleSettings, int, int, Samples], float]] = {
     "constant": _constant, "linear": _linear, "cosine": _cosine, "inverse_sqrt": _inverse_sqrt, "wsd": _wsd, "polynomial": _polynomial,
 }

@@ -53,6 +53,12 @@ def read_context(data: Sequence[DataSet], held_out: DataSet | None, tokenizer: s
     return Context(found, lists[0] if lists else None, several_labels=bool(several))
 
 
+def build_layout(recipe: Recipe, rank: int = 0, world: int = 1) -> BatchLayout:
+    """How each batch of the recipe is divided, as one of `world` ranks sees it."""
+    settings = recipe.data
+    return BatchLayout(settings.global_batch, settings.micro_batch, rank, world, ramp=settings.ramp)
+
+
 def build_stream(recipe: Recipe, data: DataSet | Mixture, objective: Objective[Any], layout: BatchLayout) -> Stream:
     """What a run reads: `data` in the recipe's order, for one rank's share of each update."""
     settings = recipe.data

@@ -23,7 +23,8 @@ one global batch, however that is divided. On two ranks with three micro-batches
     between updates: what went wrong is acted upon (`rewind.py`), then log, evaluate, save
 
 So the gradient is that of the whole batch, on any number of ranks and micro-batches. A micro-batch with too many tokens for one forward
-pass, as a long document makes it, is computed in several (`Batch.passes`). The loop knows `Objective`, `Batch`, `Term`, `Step`
+pass, as a long document makes it, is computed in several (`Batch.passes`); where the batch grows, an update has as many micro-batches as
+its share needs (`BatchLayout.parts`). The loop knows `Objective`, `Batch`, `Term`, `Step`
 and `System` and nothing else: it imports no family and branches on no name.
 
 The state of a run is its weights, the optimizer, and one integer, the number of updates made. The data follows from that integer
@@ -64,7 +65,7 @@ from .begin import begin
 from .best import best_updates
 from .devices import build_fabric, seed_draws
 from .fabric import DDPStrategy, Fabric
-from .inputs import Data, build_stream, open_sets, read_context
+from .inputs import Data, build_layout, build_stream, open_sets, read_context
 from .layers import compile_parts, recompute_blocks
 from .meter import Meter
 from .passes import MicroBatch, Pass, ScaledLoss, settle_buckets
@@ -123,7 +124,7 @@ def pretrain(
     held_out = None if eval_data is None else DataSet.open(eval_data)
     with building(recipe, fabric.global_rank, fabric.world_size):
         start = find_start(recipe, family(recipe.system), model, out, resume, continue_from)
-    layout = BatchLayout(recipe.data.global_batch, recipe.data.micro_batch, fabric.global_rank, fabric.world_size)
+    layout = build_layout(recipe, fabric.global_rank, fabric.world_size)
     context = read_context([d for d, _ in mixture], held_out, tokenizer or start.tokenizer)
     system, origin = build_system(recipe, context, start, layout)
     # a system that starts from a trained tower brings that tower's tokenizer, and a task may have added tokens
@@ -258,7 +259,7 @@ def make_update(state: TrainState, stop: Stop | None = None) -> Ending | None:
     # 1. Read the update's micro-batches.
     state.mark("reading")
     with state.clock.waiting():
-        batches: list[Batch] = [next(state.batches) for _ in range(state.stream.layout.accumulate)]
+        batches: list[Batch] = [next(state.batches) for _ in range(state.stream.layout.parts(state.update))]
         passes = [Pass(part, number, batch) for part, micro in enumerate(batches) for number, batch in enumerate(micro.passes())]
 
     # 2. Add up the counts over micro-batches and ranks; wishes to stop, and what is wrong with earlier updates, travel with them.
@@ -272,18 +273,19 @@ def make_update(state: TrainState, stop: Stop | None = None) -> Ending | None:
         return "asked to stop" if totals[_ASKED] else "out of time"
 
     # 3. Learn from them, unless this update is left out.
-    state.lr = recipe.optim.lr * factor(recipe.schedule, state.update, recipe.max_updates)
+    state.lr = recipe.optim.lr * factor(recipe.schedule, state.update, recipe.max_updates, state.stream.layout.batches)
     if health.is_left_out(state.update) or not learn(state, passes, totals):
         health.mark_left_out(state.update)
 
     # 4. Advance.
+    samples = state.stream.layout.batches.batch(state.update)
     state.update += 1
     state.tokens += totals[_TOKENS]
     state.bad += totals[_BAD]
     for name, value in (item for batch in batches for item in batch.reads.items()):
         state.reads[name] = state.reads.get(name, 0) + value
     state.bad_records += [{"update": state.update, **asdict(record)} for batch in batches for record in batch.bad]
-    state.clock.update(recipe.data.global_batch, totals[_TOKENS])
+    state.clock.update(samples, totals[_TOKENS])
     return None
 
 
@@ -310,7 +312,7 @@ def learn(state: TrainState, passes: Sequence[Pass], totals: Mapping[str, int]) 
     for place, (part, number, batch) in enumerate(passes):
         is_accumulating = place < len(passes) + idle - 1
         # the first pass draws what a micro-batch in one piece draws
-        seed_draws(recipe.seed, state.update, *layout.rank_and_part(part), *([number] if number else []))
+        seed_draws(recipe.seed, state.update, *layout.rank_and_part(state.update, part), *([number] if number else []))
         micro = MicroBatch(batch.to(fabric.device), carries.get(part), scale)
         state.mark("forward", part)
         with fabric.no_backward_sync(state.module, enabled=world > 1 and is_accumulating):
@@ -351,7 +353,7 @@ def learn(state: TrainState, passes: Sequence[Pass], totals: Mapping[str, int]) 
 
 def idle_passes(state: TrainState, passes: Sequence[Pass], totals: Mapping[str, int]) -> int:
     """How many passes this rank makes for nothing: ranks that share their weights layer by layer must make equally many."""
-    if state.whole is None or totals[_PASSES] == state.stream.layout.accumulate * state.fabric.world_size:
+    if state.whole is None or totals[_PASSES] == state.stream.layout.parts(state.update) * state.fabric.world_size:
         return 0
     return max(dist.gather_json(len(passes))) - len(passes)
 
@@ -375,7 +377,8 @@ def log(state: TrainState, logbook: Logbook | None, bar: Bar) -> None:
     parts = dist.gather_json({"bad": state.bad_records, "reads": state.reads})
     reads = {name: sum(part["reads"].get(name, 0) for part in parts) for name in sorted({n for part in parts for n in part["reads"]})}
     state.bad_records, state.reads = [], {}
-    row = {"split": "train", **state.progress(), **means, **state.system.derived(means), "lr": state.lr, **state.clock.rates(), **reads}
+    row = {"split": "train", **state.progress(), **means, **state.system.derived(means), "lr": state.lr,
+           "batch": state.stream.layout.batches.batch(state.update - 1), **state.clock.rates(), **reads}
     state.trained = row
     bar.advance(0, note=f"loss {row['loss']:.4f}")
     if logbook is not None:

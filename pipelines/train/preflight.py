@@ -47,7 +47,7 @@ def preflight(recipe: Recipe, system: System, stream: Stream, held_out: DataSet 
     total, trained = sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
     frozen = "" if total == trained else f", {trained:,} of them trained"
     precision = choose_precision(recipe.precision, fabric.device.type)
-    samples = recipe.max_updates * recipe.data.global_batch
+    samples = recipe.data.ramp.before(recipe.max_updates)
     lines = [line for line in record(recipe.name).splitlines() if line]
     lines += [
         f"system: {recipe.system} {recipe.task or recipe.size}: {total:,} parameters{frozen}",
@@ -99,8 +99,8 @@ def _problems(recipe: Recipe, system: System, stream: Stream, held_out: DataSet 
     if system.coupled and layout.accumulate > 1:
         yield (f"{recipe.system} compares all samples of a batch, so its batch cannot be split: leave data.micro_batch out "
                f"(got {recipe.data.micro_batch}, a rank's share is {recipe.data.global_batch // layout.world})")
-    if system.coupled and recipe.data.global_batch < 2:
-        yield f"{recipe.system} compares the samples of a batch: data.global_batch must be at least 2"
+    if system.coupled and layout.batches.batch(0) < 2:
+        yield f"{recipe.system} compares the samples of a batch: data.global_batch, and data.ramp_start where it is set, must be at least 2"
     watched = recipe.evaluate.patience or recipe.checkpoint.keep_best
     if watched and (held_out is None or not recipe.evaluate.every):
         yield "evaluate.patience and checkpoint.keep_best go by evaluations: give --eval-data and set evaluate.every"

@@ -99,8 +99,8 @@ def _record(state: TrainState, logbook: Logbook | None, trouble: Trouble, event:
     """Write down what happened, and say it; rank 0 has the logbook."""
     if logbook is None:
         return
-    batch = state.recipe.data.global_batch
-    positions = range(left_out.start * batch, left_out.stop * batch)
+    batches = state.stream.layout.batches
+    positions = range(batches.before(left_out.start), batches.before(left_out.stop))
     record: dict[str, Any] = {
         "event": event, "update": trouble.update + 1, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "norm": trouble.norm,
         "limit": trouble.limit, "loss": trouble.loss,

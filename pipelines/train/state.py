@@ -109,7 +109,7 @@ class TrainState:
 
     def progress(self) -> dict[str, Any]:
         """How far the run is, for a line of the log."""
-        return {"update": self.update, "samples": self.update * self.recipe.data.global_batch, "epoch": self.stream.epoch(self.update),
+        return {"update": self.update, "samples": self.stream.layout.batches.before(self.update), "epoch": self.stream.epoch(self.update),
                 "tokens": self.tokens, "bad": self.bad}
 
     # --- checkpoints

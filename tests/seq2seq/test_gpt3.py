@@ -133,8 +133,11 @@ def test_the_papers_table():
     made = {name: recipe() for name, recipe in recipes().items() if name.startswith("gpt3-") and name != "gpt3-tiny"}
     assert {r.size for r in made.values()} == set(named)
     for recipe in made.values():
-        tokens = recipe.data.global_batch * 2048
-        assert recipe.max_updates * tokens == pytest.approx(300e9, rel=1e-4)
-        rates = [factor(recipe.schedule, round(billions * 1e9 / tokens), recipe.max_updates) for billions in (0.375, 260, 280, 299)]
-        assert rates == pytest.approx([1.0, 0.1, 0.1, 0.1], abs=1e-3)
+        batches = recipe.data.ramp
+        assert batches.before(recipe.max_updates) * 2048 == pytest.approx(300e9, rel=1e-4)
+        at = {billions: batches.update_at(int(billions * 1e9 / 2048)) for billions in (0.1875, 0.375, 130.1875, 260, 280, 299)}
+        rates = [factor(recipe.schedule, update, recipe.max_updates, batches) for update in at.values()]
+        assert rates == pytest.approx([0.5, 1.0, 0.55, 0.1, 0.1, 0.1], abs=2e-3), "a schedule of tokens"
+        assert batches.batch(0) * 2048 == 2**15
+        assert 4e9 <= batches.levels[-1].sample * 2048 <= 12e9 + recipe.data.global_batch * 2048
     assert made["gpt3-125m"].data.global_batch * 2048 == 2**19 and made["gpt3-175b"].optim.lr == 0.6e-4

@@ -80,16 +80,21 @@ def test_loss_and_every_gradient_of_a_batch_are_the_references(task, tok, tmp_pa
 
 
 def test_weights_go_both_ways(tmp_path):
-    """transformers reads what we write (as BERT), and we read what it writes, once config.json says that it is UniLM."""
+    """transformers reads what we write, as BERT, and we read what it writes: the id of [MASK] in config.json says that it is UniLM."""
     torch.manual_seed(0)
     theirs = noise(transformers.BertForPreTraining(transformers.BertConfig(type_vocab_size=6, **TINY)))
     theirs.save_pretrained(tmp_path / "theirs")
-    described = tmp_path / "theirs" / "config.json"
-    described.write_text(described.read_text().replace('"model_type": "bert"', '"model_type": "unilm"'))
     ours = polymodal.load(tmp_path / "theirs")
     assert isinstance(ours.config, UnilmConfig) and ours.config.mask_token_id == MASK and ours.origin.family == "unilm"
     polymodal.save(ours, tmp_path / "ours")
-    again = transformers.BertForPreTraining.from_pretrained(tmp_path / "ours").eval()
+    again = transformers.AutoModelForPreTraining.from_pretrained(tmp_path / "ours").eval()
+    assert isinstance(again, transformers.BertForPreTraining)
+    assert polymodal.load(tmp_path / "ours").config == ours.config
+    transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "ours").save_pretrained(tmp_path / "back")
+    assert (polymodal.load(tmp_path / "back").origin.family, polymodal.load(tmp_path / "back").config) == ("unilm", ours.config)
+    described = tmp_path / "theirs" / "config.json"  # as exports were called before
+    described.write_text(described.read_text().replace('"model_type": "bert"', '"model_type": "unilm"'))
+    assert polymodal.load(tmp_path / "theirs").origin.family == "unilm"
     ids = torch.randint(5, 40, (2, 9), generator=torch.Generator().manual_seed(1))
     types = torch.tensor([4] * 5 + [5] * 4).expand(2, -1)
     with torch.no_grad():

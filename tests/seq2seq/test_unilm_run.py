@@ -8,6 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import polymodal
 import pytest
+import torch
+import transformers
+from parity import noise
 from polymodal.pipelines import cli
 from polymodal.pipelines.base.console import Console
 from polymodal.pipelines.crew.pieces import Workers
@@ -44,6 +47,10 @@ def made(tmp_path_factory):
              eval_data=root / "plain-held", **quiet)
     pretrain(recipe("unilm-text2text-tiny", [*NARROW[4:], "max_updates=3", "objective.max_target_length=8", "objective.prefix=ka "]),
              root / "pairs", root / "tuned", model=root / "run", eval_data=root / "pairs-held", console=Console(quiet=True))
+    torch.manual_seed(0)
+    net = noise(polymodal.system("unilm", size="tiny", task="text2text", tokenizer=root / "tok", hidden_size=32, intermediate_size=48,
+                                 num_hidden_layers=1, max_position_embeddings=48).net)
+    polymodal.save(net, root / "plain-net")
     return SimpleNamespace(root=root, run=root / "run", tuned=root / "tuned", text=rows[0]["text"])
 
 
@@ -68,7 +75,7 @@ def test_a_run_logs_and_shows_each_task(made, capsys):
 
 
 def test_what_was_tuned_writes(made, capsys):
-    for command, more in (("generate", ("--max-new-tokens", 4)), ("generate", ("--num-beams", 3)), ("summarize", ())):
+    for command, more in (("generate", ("--max-new-tokens", 4)), ("generate", ("--num-beams", 3)), ("summarize", ()), ("translate", ())):
         code, out, err = told(capsys, command, "--model", made.tuned, *more, "--json", made.text)
         assert code == 0, err
         assert json.loads(out.splitlines()[-1])
@@ -86,6 +93,62 @@ def test_texts_do_not_depend_on_their_neighbours(made):
     prompts = [row["text"][:40 + 9 * n] for n, row in enumerate(texts(4))]
     together = polymodal.generate(net, prompts, tokenizer=tok, batch_size=4, max_new_tokens=6)
     assert together == [polymodal.generate(net, prompt, tokenizer=tok, max_new_tokens=6) for prompt in prompts]
+
+
+def test_a_long_text_is_translated_in_pieces_that_leave_room_for_the_answer(made):
+    net, tok = polymodal.load(made.tuned), polymodal.tokenizer(made.tuned)
+    long = ". ".join(" ".join(WORDS[n:n + 9]) for n in range(6)) + "."
+    assert len(tok.encode(long)) > 48
+    options = {"tokenizer": tok, "max_new_tokens": 20, "num_beams": 1}
+    found = polymodal.translate(net, [long, "ka ren."], **options)
+    assert len(found) == 2 and all(found) and found[1] == polymodal.translate(net, "ka ren.", **options)
+    plain = polymodal.load(made.root / "plain-net")  # without a run that says how long answers are: half of the positions
+    assert len(polymodal.translate(plain, [long], tokenizer=tok)) == 1
+
+
+class Listener(Console):
+    """Keeps what it is told."""
+
+    def __init__(self):
+        super().__init__(quiet=True)
+        self.lines = []
+
+    def say(self, line):
+        self.lines.append(line)
+
+
+@pytest.fixture(scope="module")
+def bert(made):
+    tok = polymodal.tokenizer(made.root / "tok")
+    torch.manual_seed(1)
+    net = polymodal.system("bert", size="tiny", tokenizer=tok, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
+                           max_position_embeddings=48).net
+    polymodal.save(noise(net), made.root / "bert", tokenizer=tok)
+    return made.root / "bert"
+
+
+@pytest.mark.parametrize(("name", "data"), [("unilm-tiny", "plain"), ("unilm-text2text-tiny", "pairs")])
+def test_a_run_begins_with_the_weights_of_bert(made, bert, name, data, tmp_path):
+    """Segments begin with BERT's two by their places in a task, special ids are the tokenizer's, and a text is read as BERT reads it."""
+    console = Listener()
+    short = [*NARROW[4:], "max_updates=2", "optim.lr=1e-12", "evaluate.every=0", "checkpoint.every=1", "checkpoint.keep_best=false",
+             *(["objective.max_target_length=8"] if data == "pairs" else [])]
+    pretrain(recipe(name, short), made.root / data, tmp_path / "run", model=bert, console=console)
+    assert any("fitted to this network: trunk.embed.token_type.weight [2, 32] -> [6, 32]" in line for line in console.lines)
+    assert not any("randomly initialized" in line for line in console.lines)
+    net, source, tok = polymodal.load(tmp_path / "run"), polymodal.load(bert), polymodal.tokenizer(bert)
+    assert net.origin.family == "unilm" and (net.config.sep_token_id, net.config.mask_token_id) == (tok.sep_id, tok.mask_id)
+    rows = source.trunk.embed.token_type.weight[[0, 1, 0, 0, 0, 1]]
+    assert torch.allclose(net.trunk.embed.token_type.weight, rows, atol=1e-6)
+    if data == "plain":
+        ids = torch.tensor([tok.encode(made.text)[:40]])
+        with torch.no_grad():
+            assert torch.allclose(net(ids).prediction_logits, source(ids).prediction_logits, atol=1e-5)
+        theirs = transformers.AutoModelForPreTraining.from_pretrained(tmp_path / "run/export")
+        assert isinstance(theirs, transformers.BertForPreTraining)
+        assert transformers.AutoTokenizer.from_pretrained(tmp_path / "run/export")(made.text)["input_ids"] == tok.encode(made.text)
+    pretrain(recipe(name, [*short, "max_updates=3"]), made.root / data, tmp_path / "run", console=console)  # it goes on without the model
+    assert Run(tmp_path / "run").described()["model"] == str(bert)
 
 
 def test_mistakes_are_told_in_one_line(made, capsys):

@@ -136,7 +136,7 @@ def test_the_micro_batches_of_all_ranks_are_made_by_one(data):
 
     one = stream(replays=3)
     whose = [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1)]
-    assert one.layout.accumulate == 6 and [one.layout.rank_and_part(part) for part in range(6)] == whose
+    assert one.layout.accumulate == 6 and [one.layout.rank_and_part(4, part) for part in range(6)] == whose
     reads = describe_update(one, 4)
     for part, (rank, number) in enumerate(whose):
         theirs = stream(rank=rank, world=3)

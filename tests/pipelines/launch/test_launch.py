@@ -17,6 +17,7 @@ import processes
 import pytest
 import typer
 import yaml
+from polymodal.pipelines import cli
 from polymodal.pipelines.base.console import Console
 from polymodal.pipelines.commands import launch as commands
 from polymodal.pipelines.launch import agent
@@ -184,9 +185,64 @@ def test_the_agents_exit_codes(tmp_path, work, code, said):
     assert said in child.err and "ChildFailedError" not in child.err and "Traceback" not in child.err, child.err
 
 
-def _agent(script):
-    sys.exit(agent.main(["--nnodes=1", "--nproc-per-node=1", "--max-restarts=0", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0",
-                         str(script)]))
+def _agent(script, endpoint="localhost:0", ranks=1, *more):
+    sys.exit(agent.main(["--nnodes=1", f"--nproc-per-node={ranks}", "--max-restarts=0", "--rdzv-backend=c10d",
+                         f"--rdzv-endpoint={endpoint}", *more, str(script)]))
+
+
+RANK = """
+import os, pathlib, signal, sys, time
+from polymodal.pipelines.base.endings import code_of_a_stop, done, leave_sign
+signal.signal(signal.SIGTERM, lambda *_: sys.exit({term}))
+{work}
+pathlib.Path({folder!r}, os.environ["RANK"]).touch()
+time.sleep(100)
+"""
+
+
+@pytest.mark.parametrize(("work", "term", "code", "said"), [
+    # they are done, and have not ended yet: the interpreter takes its time
+    ("leave_sign(done())", "0", 0, "were done"),
+    # one of them is not
+    ("os.environ['RANK'] == '0' and leave_sign(done())", "0", 1, "had to end, and the same command goes on from the newest checkpoint"),
+    ("", "code_of_a_stop()", 75, "were stopped"),
+    ("", "leave_sign('failed') or code_of_a_stop()", 1, "were stopped"),
+])
+def test_an_agent_that_loses_the_meeting_place_goes_by_its_own_ranks(tmp_path, work, term, code, said):
+    """The store ends while the ranks are there, as where the agent that keeps it ends first."""
+    (tmp_path / "ready").mkdir()
+    (tmp_path / "rank.py").write_text(RANK.format(work=work, term=term, folder=str(tmp_path / "ready")))
+    store = processes.call(_meeting_place, tmp_path / "port")
+    wait_for((tmp_path / "port").exists, store)
+    child = processes.call(_agent, tmp_path / "rank.py", f"localhost:{(tmp_path / 'port').read_text()}", 2, "--rdzv-conf=is_host=0")
+    wait_for(lambda: len(list((tmp_path / "ready").iterdir())) == 2, child)
+    store.kill()
+    assert child.wait() == code, child.err
+    (line,) = [line for line in child.err.splitlines() if line.startswith("the other agents are lost (RendezvousConnectionError at ")]
+    assert line.endswith(said) and "Traceback" not in child.err, child.err
+
+
+def _meeting_place(path):
+    from torch.distributed import TCPStore
+
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    path.with_suffix(".new").write_text(str(store.port))
+    path.with_suffix(".new").rename(path)
+    time.sleep(200)
+
+
+def wait_for(condition, child):
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end and child.poll() is None, child.err
+        time.sleep(0.02)
+
+
+def test_a_rank_says_that_it_is_done_and_takes_it_back_when_it_is_started_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("POLYMODAL_ENDINGS", str(tmp_path))
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert cli.run(["--help"]) == 0 and [p.name for p in tmp_path.iterdir()] == ["done-3"]
+    assert cli.run(["inspect", str(tmp_path / "nothing")]) == 2 and [p.name for p in tmp_path.iterdir()] == ["failed"]
 
 
 # --- Kubernetes: the fields that its API knows, from the published schemas (batch/v1 Job, kubeflow.org/v1, trainer.kubeflow.org/v1alpha1)

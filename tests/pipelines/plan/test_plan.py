@@ -165,6 +165,30 @@ def as_a_rank(data, out):
     (out / f"{os.environ['RANK']}.json").write_text(json.dumps(peaks))
 
 
+# --- a batch that grows
+
+
+def test_the_samples_of_a_growing_batch_are_counted_and_its_largest_update_is_rehearsed(data, tmp_path):
+    given = sources(data, "gpt2")
+    common = ["precision=32", "accelerator=cpu", "model.n_layer=1", "checkpoint.every=0", "data.global_batch=16", "data.window=64"]
+    ramp = ["data.ramp_start=4", "data.ramp_samples=200"]
+
+    def planned(*changes, data=None, **speed):
+        return plan(recipe("gpt2-tiny", [*common, *changes]), data, Cluster(**(speed or {"rate": 10})), tokenizer=given["tokenizer"],
+                    out=tmp_path, console=QUIET)
+
+    for more in ({}, {"data": given["data"]}):
+        growing, full = planned("max_updates=40", *ramp, **more), planned("max_updates=40", **more)
+        samples = recipe("gpt2-tiny", [*common, *ramp]).data.ramp.before(40)
+        assert growing["samples"] == samples < 640 == full["samples"] and growing["seconds"] == samples / 10
+        assert growing["memory"]["peak"] == pytest.approx(full["memory"]["peak"], rel=0.05), "other samples, as many"
+        short, small = planned("max_updates=3", *ramp, **more), planned("max_updates=3", "data.global_batch=4", **more)
+        assert short["memory"] == small["memory"] and short["flops_per_update"] == small["flops_per_update"], "it ends before it has grown"
+    assert any("40 updates of 4 to 16 samples" in line for line in planned("max_updates=40", *ramp)["lines"])
+    work = (planned("max_updates=40", *changes, tflops=1) for changes in (ramp, ()))
+    assert next(work)["seconds"] / next(work)["seconds"] == pytest.approx(samples / 640)
+
+
 # --- a network whose numbers are known
 
 
