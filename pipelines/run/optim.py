@@ -47,6 +47,11 @@ class OptimSettings:
     """The largest gradient norm; null turns clipping off (the norm is measured all the same)."""
     layer_decay: float = 1.0
     """Each layer's learning rate as a factor of that of the layer above it; heads have the full rate, embeddings the least."""
+    ema_decay: float | None = None
+    """Keep an exponential moving average of the weights with this decay, such as 0.9999: evaluations, the export and whoever loads the run
+    use it. null: none."""
+    ema_warmup: bool = True
+    """The decay after update u (from 0) is at most 1 - (1 + u)^(-2/3), timm's warm-up, so that the first weights are soon forgotten."""
     freeze: tuple[str, ...] = ()
     """What keeps its weights: `embed` (embeddings), `layers:N` (the lowest N blocks), patterns of names such as `net.trunk.*`."""
 
@@ -59,6 +64,7 @@ class OptimSettings:
             ("momentum", self.momentum, "0 <= momentum < 1", 0 <= self.momentum < 1),
             ("betas", self.betas, "two numbers from 0 up to 1", all(0 <= b < 1 for b in self.betas)),
             ("clip", self.clip, "a positive number or null", self.clip is None or self.clip > 0),
+            ("ema_decay", self.ema_decay, "a number above 0 and below 1, or null", self.ema_decay is None or 0 < self.ema_decay < 1),
             ("layer_decay", self.layer_decay, "a factor above 0, at most 1", 0 < self.layer_decay <= 1),
         ) if not fine]
         if self.nesterov and (self.name != "sgd" or self.momentum == 0):

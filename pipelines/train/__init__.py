@@ -11,6 +11,7 @@ The updates:
     passes      what goes into one forward pass, and what comes out
     state       all that a run in progress consists of, and how a checkpoint saves and restores it
     totals      the counts of an update, added up over the ranks
+    average     an average of the weights, for evaluation and export
     health      judges gradients; `rewind` acts on what went wrong, `events` reads what was done
 Between updates:
     meter       means for the log; `clock` measures time

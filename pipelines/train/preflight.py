@@ -59,6 +59,10 @@ def preflight(recipe: Recipe, system: System, stream: Stream, held_out: DataSet 
         f"{recipe.optim.name}, peak learning rate {recipe.optim.lr:g}, "
         f"{recipe.schedule.name} after {recipe.schedule.warmup} updates of warmup",
     ]
+    if recipe.optim.ema_decay is not None:
+        warm = " after a warm-up" if recipe.optim.ema_warmup else ""
+        lines.append(f"average: of the weights, with decay {recipe.optim.ema_decay:g}{warm}; evaluations and the export use it, "
+                     "checkpoints hold both")
     if recipe.schedule.warmup >= recipe.max_updates:
         lines.append(f"note: the run ends within the warmup of {recipe.schedule.warmup} updates (schedule.warmup)")
     cycle = len(stream.turns.cycle)
@@ -111,8 +115,9 @@ def _problems(recipe: Recipe, system: System, stream: Stream, held_out: DataSet 
                f"{', '.join(['loss', *measured][:LISTED])}{' ...' if len(measured) >= LISTED else ''}")
     if held_out is not None and {d.fingerprint for d in stream.sets} & {held_out.fingerprint}:
         yield f"the held-out data {held_out.directory} is the training data: hold some back"
-    # weights and the optimizer's two moments, in the precision they are kept in
-    needed = sum(p.numel() * p.element_size() * (3 if p.requires_grad else 1) for p in system.parameters())
+    # weights, the optimizer's two moments and the average, in the precision they are kept in
+    copies = 3 if recipe.optim.ema_decay is None else 4
+    needed = sum(p.numel() * p.element_size() * (copies if p.requires_grad else 1) for p in system.parameters())
     place = next(p for p in (out, *out.absolute().parents) if p.is_dir())
     free = shutil.disk_usage(place).free
     if needed > free:
