@@ -11,8 +11,9 @@ pooling at the end-of-text token, projections without bias, the learned logit sc
 clamped to at most ln 100 (transformers does not clamp), initialisation as in the released code (transformers swaps the
 deviations of the attention's input and output). Additions: the text tower may be a pretrained encoder (`text_tower`), and
 either tower may be locked (Zhai et al., LiT, 2021); a locked text tower reads each distinct caption once; a network with
-a bias of its logits learns with SigLIP's loss (`sigmoid_loss.py`). Deviation: batch norm of the ResNet uses each rank's
-own statistics. Parity: transformers CLIPModel and SiglipModel's loss, open_clip.
+a bias of its logits learns with SigLIP's loss (`sigmoid_loss.py`). Deviation: on several ranks batch norm of the ResNet
+uses each rank's own statistics, unless the recipe has `sync_batchnorm`. Parity: transformers CLIPModel and SiglipModel's
+loss, open_clip.
 """
 
 from __future__ import annotations

@@ -193,6 +193,8 @@ class Recipe:
     """fsdp: ranks that share one copy of the weights, the GPUs of a node for example; null: all ranks share one."""
     reshard_after_forward: bool = True
     """fsdp: give up a layer's gathered weights until its backward pass; false keeps them, for more memory and less traffic."""
+    sync_batchnorm: bool = False
+    """On several ranks, batch norm takes the statistics of all of them (of each micro-batch), not of each rank's part."""
     activation_checkpointing: bool = False
     """Keep only the input of every layer for the backward pass and compute the rest again: less memory, about a third more work."""
     compile: bool = False

@@ -69,6 +69,7 @@ from .fabric import DDPStrategy, Fabric
 from .inputs import Data, build_stream, open_sets, read_context
 from .layers import compile_parts, recompute_blocks
 from .meter import Meter
+from .norms import synchronize_norms
 from .passes import MicroBatch, Pass, ScaledLoss, settle_buckets
 from .preflight import preflight
 from .rewind import apply_policy
@@ -171,6 +172,8 @@ def set_up(recipe: Recipe, fabric: Fabric, system: System, stream: Stream, held_
            console: Console) -> TrainState:
     """The run at its beginning: the system on its devices, with a fresh optimizer."""
     whole = Whole(system) if sharded(recipe, fabric.world_size) else None
+    if recipe.sync_batchnorm and fabric.world_size > 1:
+        synchronize_norms(system)
     if recipe.compile:
         compile_parts(system)
     if recipe.activation_checkpointing:

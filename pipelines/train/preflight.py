@@ -17,6 +17,7 @@ from ..data.stream import Stream
 from ..run.optim import layer_problems
 from ..run.recipe import Recipe, record
 from .devices import choose_precision
+from .norms import batch_norms
 from .sharding import layout_problems, sharded, system_problems
 
 LISTED = 20
@@ -100,6 +101,8 @@ def _problems(recipe: Recipe, system: System, stream: Stream, held_out: DataSet 
     yield from system_problems(recipe, system, machine.world_size)
     yield from precision_problems(recipe)
     yield from layer_problems(system, recipe.optim)
+    if recipe.sync_batchnorm and not any(batch_norms(system)):
+        yield f"sync_batchnorm is true and {recipe.system} has no norms over the batch that are trained: leave it out"
     if system.coupled and layout.accumulate > 1:
         yield (f"{recipe.system} compares all samples of a batch, so its batch cannot be split: leave data.micro_batch out "
                f"(got {recipe.data.micro_batch}, a rank's share is {recipe.data.global_batch // layout.world})")
