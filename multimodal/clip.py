@@ -19,7 +19,7 @@ loss, open_clip.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Self
 
@@ -48,6 +48,7 @@ from .clip_config import HIGHEST_ID, CLIPConfig, CLIPTextConfig, CLIPVisionConfi
 from .pairs import ImageTextPairs, Memo, PairBatch
 from .pretrained_text import PretrainedText, describe, load_weights
 from .sigmoid_loss import sigmoid_sum
+from .zero_shot import ZeroShotSystem
 
 
 class TextTower(nn.Module):
@@ -292,6 +293,10 @@ class CLIPSystem(System[CLIP, ImageTextPairs]):
         if self.net.logit_bias is None:
             return "contrastive", "contrastive_chance", *both
         return "sigmoid", "sigmoid_chance", *both, "logit_bias"
+
+    def zero_shot(self, classes: Sequence[str], templates: Sequence[str]) -> ZeroShotSystem:
+        """See `System.zero_shot`."""
+        return ZeroShotSystem(self.net, self.objective.tokenizer, classes, templates)
 
     def undivided(self) -> Iterable[nn.Module]:
         """A locked text tower: captions that this rank knows may be new to another."""

@@ -93,6 +93,11 @@ class EvaluateSettings:
     one for each sample of an update); each begins without a memory, so fewer lanes suit a small data set."""
     limit: int | None = None
     """Upper limit of samples; null: all."""
+    zero_shot: str | None = None
+    """A data set of labelled pictures (its directory or URL) that every evaluation also names by their classes, which need not occur in the
+    training data: `zero_shot_top1` and `zero_shot_top5`. For systems that compare pictures with texts (CLIP). `limit` holds for it, too."""
+    templates: tuple[str, ...] = ()
+    """zero_shot: prompts with {} for the class name, or the names of sets of them (openai, simple); none: "a photo of a {}."."""
     previews: int = 4
     """Examples of what the model does, written to samples.jsonl at every evaluation."""
     monitor: str = "loss"

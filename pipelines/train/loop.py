@@ -66,7 +66,7 @@ from .begin import begin
 from .best import best_updates
 from .devices import build_fabric, seed_draws
 from .fabric import DDPStrategy, Fabric
-from .inputs import Data, build_stream, open_sets, read_context
+from .inputs import Data, build_stream, open_sets, read_context, zero_shot_of
 from .layers import compile_parts, recompute_blocks
 from .meter import Meter
 from .norms import synchronize_norms
@@ -406,6 +406,8 @@ def evaluate(state: TrainState, logbook: Logbook | None) -> None:
         system.eval()
         for task, objective in system.objective.by_turn().items():
             previews += _measure(state, system, state.held_out, meter, task, objective)
+        if state.labelled is not None:
+            _measure(state, zero_shot_of(system, state.labelled, state.recipe.evaluate), state.labelled, meter)
         system.train()
     means = meter.means()
     if not means:

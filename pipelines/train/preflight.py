@@ -9,7 +9,7 @@ from typing import Protocol
 
 import torch
 
-from ...shared.errors import raise_problems
+from ...shared.errors import UserError, raise_problems
 from ...shared.system import System
 from ..data.account import plan_lines
 from ..data.dataset import DataSet
@@ -17,6 +17,7 @@ from ..data.stream import Stream
 from ..run.optim import layer_problems
 from ..run.recipe import Recipe, record
 from .devices import choose_precision
+from .inputs import open_labelled, zero_shot_of
 from .norms import batch_norms
 from .sharding import layout_problems, sharded, system_problems
 
@@ -74,7 +75,8 @@ def preflight(recipe: Recipe, system: System, stream: Stream, held_out: DataSet 
         lines.append("note: no --eval-data, so nothing is evaluated")
     else:
         limit = min(len(held_out), recipe.evaluate.limit or len(held_out))
-        lines.append(f"evaluation: {limit} of {len(held_out)} held-out samples " +
+        named = f" and zero-shot on {recipe.evaluate.zero_shot}" if recipe.evaluate.zero_shot else ""
+        lines.append(f"evaluation: {limit} of {len(held_out)} held-out samples{named} " +
                      (f"every {recipe.evaluate.every} updates and at the end" if recipe.evaluate.every else "at the end"))
     return lines
 
@@ -112,6 +114,14 @@ def _problems(recipe: Recipe, system: System, stream: Stream, held_out: DataSet 
     if watched and (held_out is None or not recipe.evaluate.every):
         yield "evaluate.patience and checkpoint.keep_best go by evaluations: give --eval-data and set evaluate.every"
     measured, monitor = system.measured(), recipe.evaluate.monitor
+    try:
+        if (labelled := open_labelled(recipe.evaluate)) is not None:
+            more = zero_shot_of(system, labelled, recipe.evaluate).measured()
+            measured = None if measured is None or more is None else (*measured, *more)
+            if held_out is None:
+                yield "evaluate.zero_shot is measured where held-out data is evaluated: give --eval-data"
+    except UserError as error:
+        yield str(error)
     if held_out is not None and measured is not None and monitor not in ("loss", *measured):
         what = f"the task {recipe.task} of {recipe.system}" if recipe.task else recipe.system
         yield (f"evaluate.monitor is {monitor!r}, which the evaluations of {what} do not measure: set it to one of "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, cast
 
 from torch import Tensor
@@ -28,6 +29,7 @@ from .events import rewind_decisions
 from .fabric import Fabric
 from .health import Health
 from .heartbeat import MAKING, Heartbeat
+from .inputs import open_labelled
 from .meter import Meter
 from .sharding import Whole
 from .totals import Totals
@@ -86,6 +88,11 @@ class TrainState:
         """The same optimizer, as Fabric makes its steps."""
         self.batches: Any = None
         """This rank's micro-batches from `update` on, once `start_reading` was called."""
+
+    @cached_property
+    def labelled(self) -> DataSet | None:
+        """What every evaluation also measures zero-shot, where the recipe asks for it."""
+        return open_labelled(self.recipe.evaluate)
 
     def start_reading(self) -> None:
         """Read the data from `update` on, and get ready to train."""
