@@ -14,7 +14,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from ...shared.block import Block
 from ...shared.errors import UserError, raise_problems
 from ...shared.stack import Stack
 
-Name = Literal["adamw", "adafactor", "lamb", "muon", "sgd", "adagrad"]
+Name = Literal["adamw", "adafactor", "lamb", "muon", "sgd", "adagrad", "lars"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class OptimSettings:
     """AdamW and LAMB; Muon uses them for the parameters it hands to AdamW."""
     eps: float = 1e-8
     momentum: float = 0.9
-    """SGD (0.9) and Muon (0.95 in its paper)."""
+    """SGD and LARS (0.9), and Muon (0.95 in its paper)."""
     nesterov: bool = False
     """SGD only."""
     clip: float | None = 1.0
@@ -275,6 +275,14 @@ def _adagrad(groups: list[dict[str, Any]], s: OptimSettings) -> Optimizer:
     return torch.optim.Adagrad(groups, lr=s.lr, eps=s.eps)
 
 
+def _lars(groups: list[dict[str, Any]], s: OptimSettings) -> Optimizer:
+    from timm.optim.lars import Lars
+
+    # as in MAE's code: matrices have a rate of their own, also without decay; biases and gains have the plain one
+    adapted = [group | {"always_adapt": all(p.ndim >= 2 for p in group["params"])} for group in groups]
+    return Lars(adapted, lr=s.lr, momentum=cast("Any", s.momentum))  # annotated as an int
+
+
 _BUILDERS: dict[Name, Callable[[list[dict[str, Any]], OptimSettings], Optimizer]] = {
-    "adamw": _adamw, "adafactor": _adafactor, "lamb": _lamb, "muon": _muon, "sgd": _sgd, "adagrad": _adagrad,
+    "adamw": _adamw, "adafactor": _adafactor, "lamb": _lamb, "muon": _muon, "sgd": _sgd, "adagrad": _adagrad, "lars": _lars,
 }
