@@ -257,7 +257,16 @@ def beyond(config: ViTConfig) -> str:
     """What transformers' class would leave out or compute in another way; empty where it is the same network."""
     if config.representation_size:
         return "a hidden layer before its head (representation_size)"
-    return "a norm behind the mean of its patches (fc_norm; timm has that)" if config.fc_norm else ""
+    if config.fc_norm:
+        return "a norm behind the mean of its patches (fc_norm; timm has that)"
+    if config.pooling == "mean":
+        return "the mean of its patches before its head, where that class reads the class token (timm has both)"
+    return ""
+
+
+def is_ours(record: Mapping[str, Any]) -> bool:
+    """Whether a config.json is of our own format: `polymodal-vit`, or as earlier versions wrote a mean as transformers' where asked to."""
+    return record.get("model_type") == "polymodal-vit" or (record.get("model_type") == "vit" and record.get("pooling") == "mean")
 
 
 def _files(net: ViT) -> dict[str, dict[str, Any]]:
@@ -318,8 +327,7 @@ CARD = Card(
 _THEIRS, _OWN = or_our_own(
     Net("ViTForImageClassification", ViT, transformers(rules, files=_files, finish=reads_preprocessing("ViTImageProcessor"))),
     ViTConfig, "polymodal-vit", beyond).formats
-TRANSFORMERS_FORMAT, OWN = (replace(theirs, fold=ViT.folded) for theirs in (
-    replace(_THEIRS, suits=lambda config: config.pooling == "cls" and not beyond(config)), _OWN))
+TRANSFORMERS_FORMAT, OWN = replace(_THEIRS, fold=ViT.folded), replace(_OWN, fold=ViT.folded, recognises=is_ours)
 """The second is for what is beyond the first."""
 
 FAMILIES = (

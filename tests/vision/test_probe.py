@@ -139,6 +139,26 @@ def test_the_hidden_layer_of_pretraining_is_written_as_ours_and_left_out_in_fine
     assert any("not used: pre_logits (2 tensors)" in line for line in console.lines)
 
 
+def test_a_mean_is_not_written_as_a_class_token(tmp_path):
+    net = shaken(ViT(config(pooling="mean")))
+    with pytest.raises(UserError, match=r"which has the mean of its patches before its head, where that class reads the class token"):
+        polymodal.save(net, tmp_path / "theirs", format="transformers")
+    odd = shaken(ViT(config(pooling="mean", layer_norm_eps=1e-12)))
+    with pytest.raises(UserError, match="layer_norm_eps 1e-6, this model gelu and 1e-12: save it as polymodal"):
+        polymodal.save(odd, tmp_path / "theirs", format="timm")
+    pixels = torch.randn(2, 3, 16, 16)
+    for number, (model, architecture) in enumerate(((net, "vit_base_patch16_224"), (odd, None))):
+        polymodal.save(model, tmp_path / str(number))
+        assert json.loads((tmp_path / str(number) / "config.json").read_text()).get("architecture") == architecture
+        with torch.no_grad():
+            assert torch.equal(polymodal.load(tmp_path / str(number))(pixels).logits, model(pixels).logits)
+    # what earlier versions wrote where transformers' format was asked for is read as what it was
+    record = json.loads((tmp_path / "1" / "config.json").read_text())
+    (tmp_path / "1" / "config.json").write_text(json.dumps({**record, "model_type": "vit"}))
+    with torch.no_grad():
+        assert torch.equal(polymodal.load(tmp_path / "1")(pixels).logits, odd(pixels).logits)
+
+
 @pytest.mark.parametrize("name", ["vit", "mae", "clip"])
 def test_class_tokens_and_position_tables_do_not_decay(name):
     system = polymodal.system(name, size="tiny")
