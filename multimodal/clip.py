@@ -10,16 +10,18 @@ Faithful: both towers (ViT with a norm before the blocks and one after on the cl
 pooling at the end-of-text token, projections without bias, the learned logit scale that starts at ln(1/0.07) and is
 clamped to at most ln 100 (transformers does not clamp), initialisation as in the released code (transformers swaps the
 deviations of the attention's input and output). Additions: the text tower may be a pretrained encoder (`text_tower`), and
-either tower may be locked (Zhai et al., LiT, 2021); a locked text tower reads each distinct caption once. Deviation:
-batch norm of the ResNet uses each rank's own statistics. Parity: transformers CLIPModel and open_clip.
+either tower may be locked (Zhai et al., LiT, 2021); a locked text tower reads each distinct caption once; a network with
+a bias of its logits learns with SigLIP's loss (`sigmoid_loss.py`). Deviation: on several ranks batch norm of the ResNet
+uses each rank's own statistics, unless the recipe has `sync_batchnorm`. Parity: transformers CLIPModel and SiglipModel's
+loss, open_clip.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +47,8 @@ from . import clip_formats as formats
 from .clip_config import HIGHEST_ID, CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from .pairs import ImageTextPairs, Memo, PairBatch
 from .pretrained_text import PretrainedText, describe, load_weights
+from .sigmoid_loss import sigmoid_sum
+from .zero_shot import ZeroShotSystem
 
 
 class TextTower(nn.Module):
@@ -133,13 +137,13 @@ class CLIPOutput:
     text_embeds: Tensor
     """Unit vectors [N, projection_dim]."""
     logits_per_image: Tensor
-    """[B, N]: scaled cosines."""
+    """[B, N]: scaled cosines, with the bias where there is one."""
     logits_per_text: Tensor
     """[N, B]."""
 
 
 class CLIP(nn.Module):
-    """Two towers, each a trunk and a head that projects into the shared space, and the logit scale."""
+    """Two towers, each a trunk and a head that projects into the shared space, the logit scale, and the bias that SigLIP's loss needs."""
 
     def __init__(self, config: CLIPConfig) -> None:
         super().__init__()
@@ -156,6 +160,8 @@ class CLIP(nn.Module):
             self.image_trunk, self.image_head = image_tower(vision), ClassTokenHead(vision, dim)
         nn.init.normal_(self.text_head.weight, std=text.hidden_size**-0.5)
         self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init_value))
+        bias = config.logit_bias_init_value
+        self.logit_bias = None if bias is None else nn.Parameter(torch.tensor(float(bias)))
 
     def get_image_features(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> Tensor:
         """Project normalised pictures [B, 3, H, W] into the shared space: [B, projection_dim], not yet unit vectors."""
@@ -171,7 +177,7 @@ class CLIP(nn.Module):
         """Compare every picture with every text."""
         image = F.normalize(self.get_image_features(pixel_values, interpolate_pos_encoding), dim=-1)
         text = F.normalize(self.get_text_features(input_ids, attention_mask), dim=-1)
-        logits = self.logit_scale.exp() * image @ text.T
+        logits = self.logit_scale.exp() * image @ text.T + (0.0 if self.logit_bias is None else self.logit_bias)
         return CLIPOutput(image, text, logits, logits.T)
 
 
@@ -179,6 +185,9 @@ class CLIP(nn.Module):
 class CLIPSettings:
     """The objective: contrastive, over the whole batch."""
 
+    loss: Literal["clip", "siglip"] | None = None
+    """`clip`: find the caption among all captions, and the picture. `siglip`: a yes or no for each pair, with a bias that is learned
+    (`model.logit_bias_init_value`). None: what the network is made for."""
     max_length: int | None = None
     """Longest caption in tokens, the end-of-text token included; None is the text tower's limit, at most 77."""
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -205,6 +214,13 @@ class CLIPSystem(System[CLIP, ImageTextPairs]):
             raise UserError(f"objective.max_length is {length}: expected 3 to {room}, the text tower's positions")
         if settings.chunk is not None and isinstance(config.vision_config, ResNetConfig) and not config.lock_image:
             raise UserError("objective.chunk needs an image tower without batch statistics: use a ViT, or leave chunk out")
+        if settings.loss == "siglip" and config.logit_bias_init_value is None:
+            raise UserError("objective.loss is siglip, which learns a bias of the logits, and this network has none: set "
+                            "model.logit_bias_init_value=-10 and model.logit_scale_init_value=2.3026 (the paper's), or start from a model "
+                            "with a bias")  # fmt: skip
+        if settings.loss == "clip" and config.logit_bias_init_value is not None:
+            raise UserError("objective.loss is clip, which a bias of the logits does not change, and this network has one: set "
+                            "objective.loss=siglip, or model.logit_bias_init_value=null for a network without it")  # fmt: skip
         if settings.chunk is not None and settings.chunk < 1:
             raise UserError(f"objective.chunk is {settings.chunk}: expected at least 1 pair, or null")
         net = CLIP(config)
@@ -241,6 +257,10 @@ class CLIPSystem(System[CLIP, ImageTextPairs]):
         """The summed loss over this rank's pairs, against the pairs of all ranks."""
         sizes = first_dims(batch.images)
         image, text = self.image_embeds(batch.images, max(sizes)), self.text_embeds(batch, max(sizes))
+        return self._clip(image, text, sizes) if self.net.logit_bias is None else self._siglip(image, text, self.net.logit_bias, sizes)
+
+    def _clip(self, image: Tensor, text: Tensor, sizes: list[int]) -> Step:
+        """A softmax over all texts for each picture, and the reverse."""
         offset = sum(sizes[: rank()])
         all_image, all_text = all_gather_with_grad(image, sizes), all_gather_with_grad(text, sizes)
         scale = self.net.logit_scale.exp()
@@ -255,9 +275,28 @@ class CLIPSystem(System[CLIP, ImageTextPairs]):
             }
         return Step({"contrastive": Term(total, "pairs", labels=targets)}, metrics)
 
+    def _siglip(self, image: Tensor, text: Tensor, bias: Tensor, sizes: list[int]) -> Step:
+        """A sigmoid for each pair. The chance is what a predictor loses that knows only that one of N answers is yes."""
+        scale = self.net.logit_scale.exp()
+        found = sigmoid_sum(image, text, scale, bias.to(image.dtype), sizes)
+        pairs, everyone = len(image), sum(sizes)
+        chance = math.log(everyone) + (everyone - 1) * math.log(everyone / max(1, everyone - 1))
+        return Step({"sigmoid": Term(found.total, "pairs")}, {
+            "image_to_text": (found.image_to_text, pairs), "text_to_image": (found.text_to_image, pairs),
+            "logit_scale": (scale.detach() * pairs, pairs), "logit_bias": (bias.detach() * pairs, pairs),
+            **({} if self.training else {"sigmoid_chance": (scale.new_tensor(chance * pairs), pairs)}),
+        })  # fmt: skip
+
     def measured(self) -> tuple[str, ...]:
         """See `System.measured`."""
-        return "contrastive", "contrastive_chance", "image_to_text", "text_to_image", "logit_scale"
+        both = ("image_to_text", "text_to_image", "logit_scale")
+        if self.net.logit_bias is None:
+            return "contrastive", "contrastive_chance", *both
+        return "sigmoid", "sigmoid_chance", *both, "logit_bias"
+
+    def zero_shot(self, classes: Sequence[str], templates: Sequence[str]) -> ZeroShotSystem:
+        """See `System.zero_shot`."""
+        return ZeroShotSystem(self.net, self.objective.tokenizer, classes, templates)
 
     def undivided(self) -> Iterable[nn.Module]:
         """A locked text tower: captions that this rank knows may be new to another."""
@@ -370,10 +409,14 @@ def _text(width: int, layers: int, positions: int = 77) -> dict[str, Any]:
             "max_position_embeddings": positions}  # fmt: skip
 
 
+SIGLIP = {"logit_scale_init_value": math.log(10), "logit_bias_init_value": -10.0}
+"""SigLIP's first values (its section 3.2): with a batch of many pairs, nearly all answers are no."""
+
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"projection_dim": 128, "vision_config": _vit(128, 2, 8, 64), "text_config": _text(128, 2)},
     "tiny-resnet": {"projection_dim": 128, "text_config": _text(128, 2),
                     "vision_config": {"layers": (1, 1, 1, 1), "width": 16, "image_size": 64, "head_width": 32}},
+    "tiny-siglip": {"projection_dim": 128, "vision_config": _vit(128, 2, 8, 64), "text_config": _text(128, 2), **SIGLIP},
     "small": {"projection_dim": 256, "vision_config": _vit(384, 12, 16), "text_config": _text(256, 6)},
     "base": {"vision_config": _vit(768, 12, 32), "text_config": _text(512, 12)},
     "base16": {"vision_config": _vit(768, 12, 16), "text_config": _text(512, 12)},
@@ -390,7 +433,8 @@ CARD = Card(
     equation=r"\mathcal{L} = -\frac{1}{2N} \sum_{i=1}^{N} \left[ \log \frac{e^{\tau u_i \cdot v_i}}{\sum_{j} e^{\tau u_i \cdot v_j}} "
              r"+ \log \frac{e^{\tau u_i \cdot v_i}}{\sum_{j} e^{\tau u_j \cdot v_i}} \right]",
     symbols="u and v are the unit vectors of picture and caption, N the pairs of the whole global batch, over all "
-            "ranks; the scale is learned, at most 100.",
+            "ranks; the scale is learned, at most 100. SigLIP's loss is instead the sum over all i and j of "
+            "log(1 + exp(-z(τ u_i · v_j + b))), divided by N, with z = 1 for i = j, else -1, and a learned bias b.",
     masks={"Patches and class token": Mask(), "Caption": Mask(causal=True)},
     reference="transformers CLIPModel; open_clip",
 )

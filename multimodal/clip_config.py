@@ -80,6 +80,8 @@ class CLIPConfig(Config):
     """Dimension of the shared space."""
     logit_scale_init_value: float = 2.6592
     """Logarithm of the first scale of the cosines: ln(1/0.07)."""
+    logit_bias_init_value: float | None = None
+    """First value of the bias of the logits, which SigLIP's loss learns (-10 in its paper; open_clip's `init_logit_bias`); None: none."""
     text_tower: str | None = None
     """Directory of a trained text encoder to start the text tower from (transformers' format)."""
     text_pooling: Pooling = "mean"
@@ -114,6 +116,8 @@ class CLIPConfig(Config):
         record = super().to_dict()
         for name in ("text_tower", "text_pooling", "lock_text", "lock_text_projection", "lock_image"):
             record.pop(name)
+        if self.logit_bias_init_value is None:
+            record.pop("logit_bias_init_value")
         for name, kind in (("text_config", "clip_text_model"), ("vision_config", "clip_vision_model")):
             part = getattr(self, name)
             if isinstance(part, Config):

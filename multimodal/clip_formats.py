@@ -34,8 +34,9 @@ OPEN_CLIP = {"norm1": "ln_1", "qkv": "attn.in_proj_", "out": "attn.out_proj", "n
 
 
 def suits_transformers(config: CLIPConfig) -> bool:
-    """Whether transformers knows this net: it has neither the ResNet nor a text tower of another family."""
-    return isinstance(config.text_config, CLIPTextConfig) and isinstance(config.vision_config, CLIPVisionConfig)
+    """Whether transformers knows this net: it has neither the ResNet, nor a text tower of another family, nor a bias."""
+    return (isinstance(config.text_config, CLIPTextConfig) and isinstance(config.vision_config, CLIPVisionConfig)
+            and config.logit_bias_init_value is None)
 
 
 def transformers_rules(config: CLIPConfig) -> Sequence[Rule]:
@@ -43,6 +44,9 @@ def transformers_rules(config: CLIPConfig) -> Sequence[Rule]:
     text, vision = config.text_config, config.vision_config
     if not isinstance(text, CLIPTextConfig) or not isinstance(vision, CLIPVisionConfig):
         raise UserError("transformers' CLIPModel has a ViT and CLIP's own text tower: save this model in open_clip's format")
+    if config.logit_bias_init_value is not None:
+        raise UserError("transformers' CLIPModel has no logit_bias, which SigLIP's loss learns (and its SiglipModel has other towers): "
+                        "save this model in open_clip's format")  # fmt: skip
     return (
         Ignore(r".*\.position_ids"),
         Rename("logit_scale", "logit_scale"),
@@ -74,6 +78,8 @@ def open_clip_rules(config: CLIPConfig) -> Sequence[Rule]:
     """open_clip's CLIP, or its CustomTextCLIP where the text tower is of another family."""
     text, vision = config.text_config, config.vision_config
     table: list[Rule] = [Rename("logit_scale", "logit_scale")]
+    if config.logit_bias_init_value is not None:
+        table.append(Rename("logit_bias", "logit_bias"))
     if isinstance(text, CLIPTextConfig):
         table += [
             Ignore("attn_mask"),
@@ -137,7 +143,7 @@ MODEL_CFG: Keys = {
     "text_cfg": honoured("see below"),
     "quick_gelu": honoured(),
     "init_logit_scale": honoured("the weights hold the scale itself"),
-    "init_logit_bias": only(None),
+    "init_logit_bias": honoured("with a number the network has a bias of its logits (SigLIP's loss); the weights hold the bias itself"),
     "nonscalar_logit_scale": only(False, None),
     "custom_text": no_effect("names one of open_clip's classes for the same network"),
     "output_dict": no_effect("about the form of open_clip's outputs"),
@@ -209,6 +215,7 @@ def read_open_clip(record: Mapping[str, Any], directory: Path) -> CLIPConfig:
         text_config=_read_hf_text(text, directory) if hf else _read_text(text, activation),
         vision_config=_read_resnet(vision) if isinstance(vision.get("layers"), (list, tuple)) else _read_vit(vision, activation),
         projection_dim=dim, logit_scale_init_value=scale,
+        logit_bias_init_value=None if model.get("init_logit_bias") is None else float(model["init_logit_bias"]),
     )  # fmt: skip
 
 
@@ -270,8 +277,9 @@ def write_open_clip(net: DualEncoder) -> dict[str, Any]:
     if isinstance(vision, ResNetConfig) and len(vision.layers) != 4:
         problems.append(f"its ResNet has 4 stages, this model's {len(vision.layers)}")
     raise_problems(problems, "open_clip cannot hold this model")
+    bias = {} if config.logit_bias_init_value is None else {"init_logit_bias": config.logit_bias_init_value}
     return {
-        "model_cfg": {"embed_dim": config.projection_dim, **({"quick_gelu": True} if activations == {"quick_gelu"} else {}),
+        "model_cfg": {"embed_dim": config.projection_dim, **({"quick_gelu": True} if activations == {"quick_gelu"} else {}), **bias,
                       "vision_cfg": _write_vision(vision), "text_cfg": _write_text(text)},
         "preprocess_cfg": to_open_clip(net.preprocessing),
     }  # fmt: skip

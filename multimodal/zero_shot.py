@@ -2,6 +2,7 @@
 
 As in CLIP (Radford et al., 2021, section 3.1): every class name is put into every template, each prompt's embedding is
 made a unit vector, their mean is made one again. The ensemble lies in the embedding space, so it costs nothing per picture.
+`ZeroShotSystem` measures it while a network is trained (`evaluate.zero_shot`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..shared.errors import UserError
+from ..shared.system import Step, System
 from ..shared.tokenizer import Tokenizer
+from ..vision.classify import ImageBatch, ImageClassification
 from ..vision.transforms import Normalize, Preprocessing
 
 
@@ -89,6 +92,15 @@ def class_weights(model: ImageTextModel, tokenizer: Tokenizer, names: Sequence[s
     return F.normalize(torch.cat(vectors).unflatten(0, (len(names), len(prompts))).mean(1), dim=-1)
 
 
+def check_labels(labels: Sequence[str]) -> None:
+    """Refuse class names that cannot be told apart."""
+    if not labels:
+        raise UserError("zero-shot classification needs class names: pass at least one label")
+    twice = sorted(name for name, times in Counter(labels).items() if times > 1)
+    if twice:
+        raise UserError(f"labels are given twice: {', '.join(twice)}")
+
+
 class ZeroShotClassifier:
     """Classifies pictures by class names that the model was never trained on.
 
@@ -102,11 +114,7 @@ class ZeroShotClassifier:
     def __init__(
         self, model: ImageTextModel, tokenizer: Tokenizer, labels: Sequence[str], prompts: Sequence[Template] | None = None
     ) -> None:
-        if not labels:
-            raise UserError("zero-shot classification needs class names: pass at least one label")
-        twice = sorted(name for name, times in Counter(labels).items() if times > 1)
-        if twice:
-            raise UserError(f"labels are given twice: {', '.join(twice)}")
+        check_labels(labels)
         self.model = model
         self.labels = tuple(labels)
         self.normalize = Normalize(model.preprocessing).to(model.logit_scale.device)
@@ -123,6 +131,36 @@ class ZeroShotClassifier:
         features = self.model.get_image_features(self.normalize(pixels).to(self.model.logit_scale.dtype))
         logits = self.model.logit_scale.float().exp() * F.normalize(features.float(), dim=-1) @ self.weights.T
         return logits.softmax(-1).cpu()
+
+
+class ZeroShotSystem(System[nn.Module, ImageClassification]):
+    """A network's zero-shot accuracy, measured as the loop measures held-out data; nothing is trained.
+
+    Args:
+        net: in eval mode when it is measured; its class weights are computed with the first batch.
+        tokenizer: its tokenizer.
+        labels: class names, all different.
+        chosen: templates, see `templates`.
+    """
+
+    def __init__(self, net: nn.Module, tokenizer: Tokenizer, labels: Sequence[str], chosen: Sequence[str]) -> None:
+        assert isinstance(net, ImageTextModel)
+        check_labels(labels)
+        prompts = templates(chosen)
+        super().__init__(net, ImageClassification(net.preprocessing, len(labels), tuple(labels), None))
+        self._make = lambda: ZeroShotClassifier(net, tokenizer, labels, prompts)
+        self._made: ZeroShotClassifier | None = None
+
+    def forward(self, batch: ImageBatch, carry: Any = None) -> Step:
+        """How many pictures have their class first, and among the first five."""
+        self._made = self._made or self._make()
+        scores, count = self._made.of_pixels(batch.images), len(batch.labels)
+        labels = batch.labels.cpu()
+        return Step({}, {f"zero_shot_top{k}": (torch.tensor(round(top_k_accuracy(scores, labels, k) * count)), count) for k in (1, 5)})
+
+    def measured(self) -> tuple[str, ...]:
+        """See `System.measured`."""
+        return "zero_shot_top1", "zero_shot_top5"
 
 
 def top_k_accuracy(probabilities: Tensor, targets: Tensor, k: int) -> float:

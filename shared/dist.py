@@ -101,6 +101,19 @@ def all_gather_with_grad(tensor: Tensor, sizes: list[int] | None = None) -> Tens
     return cast("Tensor", _Gather.apply(tensor, sizes if sizes is not None else first_dims(tensor)))
 
 
+def pass_on(tensor: Tensor) -> Tensor:
+    """Give `tensor` to the next rank and return that of the rank before, of the same shape and type (no gradient). All ranks call it."""
+    if world_size() == 1:
+        return tensor
+    leaving = tensor.detach().to(_device(tensor.device)).contiguous()
+    coming = torch.empty_like(leaving)
+    ahead, behind = (rank() + 1) % world_size(), (rank() - 1) % world_size()
+    requests = dist.batch_isend_irecv([dist.P2POp(dist.isend, leaving, ahead), dist.P2POp(dist.irecv, coming, behind)])
+    for request in requests:
+        request.wait()
+    return coming.to(tensor.device)
+
+
 def gather_json(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
     """Every rank's `value` (anything JSON can hold), in the order of the ranks; nothing is pickled.
 

@@ -94,6 +94,7 @@ class Format:
         files: net -> further JSON files, by name relative to the directory.
         finish: (net, the contents of `config_file`, directory): take over what is not a config, such as the preprocessing of pictures.
         suits: config -> whether a network of this config is written in this format where none is asked for.
+        fold: net -> the network that is written: the same function, without parts for training that the library has no place for.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Format:
     files: Callable[[Any], Mapping[str, Mapping[str, Any]]] = lambda net: {}
     finish: Callable[[Any, Mapping[str, Any], Path], None] = lambda net, record, directory: None
     suits: Callable[[Any], bool] = lambda config: True
+    fold: Callable[[Any], nn.Module] = lambda net: net
 
 
 def transformers(

@@ -264,6 +264,21 @@ class System(nn.Module, ABC, Generic[NetT, ObjectiveT]):
             found |= {named(task, name): value for name, value in self.derive(own).items()}
         return found
 
+    def zero_shot(self, classes: Sequence[str], templates: Sequence[str]) -> System | None:
+        """A system that measures how often samples are told by the names of classes, with the network of this one as it is then.
+
+        Its objective reads labelled samples, its steps have metrics and no terms; nothing trains it. None (by default) where the network
+        compares nothing with names.
+
+        Args:
+            classes: the names in the order of their numbers.
+            templates: texts with {} for a name, or names of sets of them; none for the system's own.
+
+        Raises:
+            UserError: classes or templates make no sense.
+        """
+        return None
+
     def exports(self) -> Mapping[str, nn.Module]:
         """The networks of an export by subdirectory; "" is the export itself. By default `net` alone."""
         return {"": self.net}

@@ -6,21 +6,21 @@ pretrained with labels: softmax cross entropy, or a sigmoid per class as in the 
 
 Faithful: patch embedding with bias, class token first, learned positions for it and the patches, final norm on all
 tokens, linear head on the class token; `pooling="mean"` is big_vision's variant (mean of the patch tokens after the
-final norm), and with `fc_norm` MAE's and timm's (mean, then a norm). A run that starts from a model at another resolution
-resamples its positions. A run may also start from MAE's encoder. Deviations: positions are resampled bicubically, as in
-transformers (the authors' code does it bilinearly); the optional tanh layer before the head
-(`pre_logits`) is left out, as the authors' later code does; weights start truncated-normal(0.02) as in
-transformers and timm (the original starts linear maps Xavier-uniform). Parity: transformers and timm.
+final norm), and with `fc_norm` MAE's and timm's (mean, then a norm). The tanh layer before the head of pretraining
+(`pre_logits`) is there with `representation_size`, as in the authors' code, and not in fine-tuning. Class token and
+positions do not decay. A run that starts from a model at another resolution resamples its positions. A run may also start
+from MAE's encoder, and train a head alone on a frozen one, behind a batch norm (`head_norm`), as MAE's authors probe.
+Deviations: positions are resampled bicubically, as in transformers (the authors' code does it bilinearly); weights start
+truncated-normal(0.02) as in transformers and timm (the original starts linear maps Xavier-uniform). Parity: transformers
+and timm.
 """
 
 from __future__ import annotations
 
-import re
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,70 +30,16 @@ from ..shared.attention.mask import Mask
 from ..shared.block import LayerNorm
 from ..shared.config import need_one_class_each
 from ..shared.convert import Ignore, Legacy, Rename, Rule, affine, layers
-from ..shared.errors import UserError, raise_problems
-from ..shared.family import Adopt, Card, Context, Family, Format, Net, Task, transformers
-from ..shared.keys import Keys, honoured, key_problems, no_effect, only, shown
+from ..shared.errors import UserError
+from ..shared.family import Adopt, Card, Context, Family, Format, Net, Task, or_our_own, transformers
 from ..shared.loss import accuracy_sum, at_least_fp32, cross_entropy_sum
-from ..shared.settings import build_settings
 from ..shared.system import Preview, Step, System, Term
 from .classify import ImageBatch, ImageClassification, Mixing
-from .processor_files import PRETRAINED_CFG, from_timm, reads_preprocessing, to_timm, to_transformers
-from .tower import ImageEmbedding, ImageTower, TowerConfig, block_rules, interpolate_positions, patch_rule, pre_norm_stack, square_side
+from .processor_files import reads_preprocessing, to_transformers
+from .tower import ImageEmbedding, ImageTower, TowerConfig, block_rules, interpolate_positions, patch_rule, pre_norm_stack
 from .transforms import HALF, Augmentation, Normalize, Preprocessing
-
-
-@dataclass(frozen=True, kw_only=True)
-class ViTConfig(TowerConfig):
-    """The shape of a ViT, in transformers' terms (and with transformers' defaults)."""
-
-    hidden_dropout_prob: float = 0.0
-    """Dropout of the embeddings and before each residual sum."""
-    attention_probs_dropout_prob: float = 0.0
-    """Dropout of the attention weights."""
-    initializer_range: float = 0.02
-    """Standard deviation of the initial weights."""
-    layer_norm_eps: float = 1e-12
-    """Epsilon of every layer norm. This is transformers' default; the paper's code, timm and the named sizes use 1e-6."""
-    qkv_bias: bool = True
-    """Whether queries, keys and values have biases."""
-    num_labels: int = 2
-    """Classes."""
-    labels: tuple[str, ...] | None = None
-    """Class names in the order of their numbers (`id2label`)."""
-    pooling: Literal["cls", "mean"] = "cls"
-    """What the head reads: the class token, or the mean of the patch tokens (not known to transformers)."""
-    fc_norm: bool = False
-    """Whether the final norm stands behind the mean instead of before it (timm's name)."""
-    drop_path_rate: float = 0.0
-    """Stochastic depth: in training, the probability of leaving a part of the last block out for a picture; it rises evenly from 0."""
-
-    AT_LEAST_ONE = (*TowerConfig.AT_LEAST_ONE, "num_labels")
-    NOT_NEGATIVE = (*TowerConfig.NOT_NEGATIVE, "initializer_range")
-    PROBABILITIES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate")
-    IGNORED = MappingProxyType({
-        "encoder_stride": "about masked-image pretraining", "pooler_act": "of the pooler, which a classifier has not",
-        "pooler_output_size": "of the pooler, which a classifier has not",
-    })
-
-    def problems(self) -> list[str]:
-        """What is wrong with the fields."""
-        found = super().problems()
-        if self.labels is not None and len(self.labels) != self.num_labels:
-            found.append(f"{len(self.labels)} labels for num_labels {self.num_labels}: expected one name for each class")
-        if self.fc_norm and self.pooling != "mean":
-            found.append(f"fc_norm is a norm of the mean, and pooling is {self.pooling!r}: expected pooling 'mean', or fc_norm false")
-        if self.drop_path_rate == 1:
-            found.append("drop_path_rate is 1, expected less: the last block would never be there")
-        return found
-
-    def to_dict(self) -> dict[str, Any]:
-        """The keys of config.json; those that transformers does not know only where they say something."""
-        record = super().to_dict()
-        for name, usual in (("pooling", "cls"), ("fc_norm", False), ("drop_path_rate", 0.0)):
-            if record[name] == usual:
-                record.pop(name)
-        return record
-
+from .vit_config import ViTConfig
+from .vit_timm import is_timm, read_timm, suits_timm, timm_config, timm_record, timm_rules
 
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 512, "image_size": 32,
@@ -118,7 +64,7 @@ class ImageClassifierOutput:
     last_hidden_state: Tensor
     """[B, 1 + P, D], after the final norm (which stands behind the mean with `fc_norm`)."""
     pooler_output: Tensor
-    """[B, D], what the head read."""
+    """[B, D], what the head read (before `pre_logits` and `head_norm`)."""
     hidden_states: tuple[Tensor, ...] | None = None
     """The embeddings and each layer's output, where asked for."""
 
@@ -137,7 +83,10 @@ class ViT(nn.Module):
                            attention_dropout=c.attention_probs_dropout_prob, drop_path=c.drop_path_rate),
         )  # fmt: skip
         self.fc_norm = LayerNorm(c.hidden_size, eps=c.layer_norm_eps) if c.fc_norm else None
-        self.head = nn.Linear(c.hidden_size, c.num_labels)
+        width = c.representation_size or c.hidden_size
+        self.pre_logits = nn.Linear(c.hidden_size, width) if c.representation_size else None
+        self.head_norm = nn.BatchNorm1d(width, eps=1e-6, affine=False) if c.head_norm else None
+        self.head = nn.Linear(width, c.num_labels)
         self.apply(self._init)
 
     def _init(self, module: nn.Module) -> None:
@@ -156,16 +105,36 @@ class ViT(nn.Module):
         """Classify normalised pictures [B, 3, H, W]."""
         states: list[Tensor] | None = [] if output_hidden_states else None
         hidden = self.trunk(pixel_values, interpolate_pos_encoding, hidden_states=states)
-        pooled = self._pooled(hidden)
-        return ImageClassifierOutput(self.head(pooled), hidden, pooled, None if states is None else tuple(states))
+        pooled = read = self._pooled(hidden)
+        if self.pre_logits is not None:
+            read = self.pre_logits(read).tanh()
+        if self.head_norm is not None:
+            if self.training and len(read) < 2:
+                raise UserError("model.head_norm is a norm over the pictures of a micro-batch, and this one has one picture: give it more "
+                                "(data.micro_batch, data.global_batch)")  # fmt: skip
+            read = self.head_norm(read)
+        return ImageClassifierOutput(self.head(read), hidden, pooled, None if states is None else tuple(states))
 
     def _pooled(self, hidden: Tensor) -> Tensor:
         pooled = hidden[:, 0] if self.config.pooling == "cls" else hidden[:, 1:].mean(1)
         return pooled if self.fc_norm is None else self.fc_norm(pooled)
 
     def get_image_features(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> Tensor:
-        """Vectors of pictures [B, 3, H, W]: what the head reads, [B, D]."""
+        """Vectors of pictures [B, 3, H, W]: what the head reads (before `pre_logits` and `head_norm`), [B, D]."""
         return self._pooled(self.trunk(pixel_values, interpolate_pos_encoding))
+
+    def folded(self) -> ViT:
+        """The same function without `head_norm`: its statistics, which are fixed in evaluation, are in the head's weights."""
+        if self.head_norm is None:
+            return self
+        net = copy.deepcopy(self)
+        net.config, net.head_norm = replace(self.config, head_norm=False), None
+        mean, variance = self.head_norm.running_mean, self.head_norm.running_var
+        assert mean is not None and variance is not None
+        with torch.no_grad():
+            net.head.weight.mul_((variance + self.head_norm.eps).rsqrt())
+            net.head.bias.sub_(net.head.weight @ mean)
+        return net
 
 
 @dataclass(frozen=True)
@@ -265,13 +234,10 @@ LEGACY: tuple[Rule, ...] = (
     Legacy(r"(layers\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
 )
 """The keys of transformers 4, of ViT and of MAE."""
-TIMM = {"norm1": "norm1", "qkv": "attn.qkv.", "out": "attn.proj", "norm2": "norm2", "up": "mlp.fc1", "down": "mlp.fc2"}
 
 
 def rules(config: ViTConfig) -> Sequence[Rule]:
-    """Transformers' ViTForImageClassification; transformers 4's spelling is read too."""
-    if config.fc_norm:
-        raise UserError("transformers' ViT has no norm behind the mean (fc_norm): write this network as timm")
+    """Transformers' ViTForImageClassification, and what it has no place for (`beyond`); transformers 4's spelling is read too."""
     return (
         *LEGACY,
         Ignore(r"vit\.pooler\..*"),
@@ -281,149 +247,26 @@ def rules(config: ViTConfig) -> Sequence[Rule]:
         Rename("vit.embeddings.patch_embeddings.projection.bias", "trunk.embed.patches.projection.bias"),
         *layers(config.num_hidden_layers,
                 block_rules(TRANSFORMERS, "vit.layers.{i}.", "trunk.stack.blocks.{i}", qkv_bias=config.qkv_bias)),
-        *affine("vit.layernorm", "trunk.stack.final_norm"),
+        *(affine("fc_norm", "fc_norm") if config.fc_norm else affine("vit.layernorm", "trunk.stack.final_norm")),
+        *(affine("pre_logits", "pre_logits") if config.representation_size else ()),
         *affine("classifier", "head"),
     )  # fmt: skip
 
 
-def timm_rules(config: ViTConfig) -> Sequence[Rule]:
-    """Timm's VisionTransformer."""
-    return (
-        Rename("cls_token", "trunk.embed.cls_token"),
-        Rename("pos_embed", "trunk.embed.position_embeddings"),
-        patch_rule("patch_embed.proj.weight", "trunk.embed.patches.projection.weight", config.patch_size),
-        Rename("patch_embed.proj.bias", "trunk.embed.patches.projection.bias"),
-        *layers(config.num_hidden_layers, block_rules(TIMM, "blocks.{i}.", "trunk.stack.blocks.{i}", qkv_bias=config.qkv_bias)),
-        *(affine("fc_norm", "fc_norm") if config.fc_norm else affine("norm", "trunk.stack.final_norm")),
-        *affine("head", "head"),
-    )
+def beyond(config: ViTConfig) -> str:
+    """What transformers' class would leave out or compute in another way; empty where it is the same network."""
+    if config.representation_size:
+        return "a hidden layer before its head (representation_size)"
+    if config.fc_norm:
+        return "a norm behind the mean of its patches (fc_norm; timm has that)"
+    if config.pooling == "mean":
+        return "the mean of its patches before its head, where that class reads the class token (timm has both)"
+    return ""
 
 
-TIMM_VARIANTS = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16), "huge": (1280, 32, 16)}
-DROPOUT = "timm's dropout in training; a recipe sets its own (model.*_dropout_prob)"
-MODEL_ARGS: Keys = {
-    "img_size": honoured("a number or a square [height, width]"),
-    "patch_size": honoured("a number or a square [height, width]"),
-    "embed_dim": honoured(),
-    "depth": honoured(),
-    "num_heads": honoured(),
-    "mlp_ratio": honoured(),
-    "qkv_bias": honoured(),
-    "num_classes": honoured(),
-    "global_pool": honoured("token or avg; others are refused"),
-    "fc_norm": honoured("where the norm stands with global_pool avg: behind the mean, or with false before it; null or false with token"),
-    "in_chans": only(3),
-    "qk_norm": only(False), "scale_attn_norm": only(False), "scale_mlp_norm": only(False), "proj_bias": only(True),
-    "init_values": only(None), "class_token": only(True), "pos_embed": only("learn"), "no_embed_class": only(False), "reg_tokens": only(0),
-    "pre_norm": only(False), "final_norm": only(True), "pool_include_prefix": only(False), "embed_norm_layer": only(None),
-    "norm_layer": only(None), "act_layer": only(None), "attn_layer": only(None),
-    "dynamic_img_size": no_effect("about pictures of other sizes: interpolate_pos_encoding"),
-    "dynamic_img_pad": no_effect("about pictures that are no multiple of a patch, which are refused"),
-    "drop_rate": no_effect(DROPOUT), "pos_drop_rate": no_effect(DROPOUT), "patch_drop_rate": no_effect(DROPOUT),
-    "proj_drop_rate": no_effect(DROPOUT), "attn_drop_rate": no_effect(DROPOUT), "drop_path_rate": no_effect(DROPOUT),
-    "weight_init": no_effect("about initial weights"), "fix_init": no_effect("about initial weights"),
-    "device": no_effect("where weights are made"), "dtype": no_effect("how weights are made"),
-}  # fmt: skip
-"""Keys of `model_args` in timm's config.json: the arguments of its VisionTransformer that JSON can hold."""
-TIMM_KEYS: Keys = {
-    "architecture": honoured("vit_(tiny|small|base|large|huge)_patch(N)_(SIZE), whose shape model_args may change"),
-    "model_args": honoured("see below"),
-    "pretrained_cfg": honoured("see below"),
-    "num_classes": honoured(),
-    "global_pool": honoured("as in model_args"),
-    "label_names": honoured("a list, or an object from number to name"),
-    "labels": honoured("as label_names"),
-    "label_descriptions": no_effect("longer names of the classes"),
-    "num_features": no_effect("follows from embed_dim"),
-}
-"""Keys of timm's config.json."""
-
-
-def timm_config(record: Mapping[str, Any], directory: Path) -> ViTConfig:
-    """From timm's config.json: the shape is in the architecture's name, `model_args` and `pretrained_cfg`."""
-    name, what = str(record["architecture"]), "config.json"
-    found = re.fullmatch(r"vit_(tiny|small|base|large|huge)_patch(\d+)_(\d+)(\..*)?", name)
-    if found is None:
-        raise UserError(f"timm architecture {name!r} is not supported, expected vit_(tiny|small|base|large|huge)_patch(N)_(SIZE)")
-    arguments, trained = _part(record, "model_args", what), _timm_pretrained(record, what)
-    problems = [*key_problems(record, TIMM_KEYS)] if "pretrained_cfg" in record else []
-    problems += [f"model_args: {p}" for p in key_problems(arguments, MODEL_ARGS)]
-    raise_problems([*problems, *(f"pretrained_cfg: {p}" for p in key_problems(trained, PRETRAINED_CFG))], what)
-    width, depth, heads = TIMM_VARIANTS[found[1]]
-    given: dict[str, Any] = {
-        "img_size": list(trained["input_size"])[1:] if trained.get("fixed_input_size") and trained.get("input_size") else int(found[3]),
-        "patch_size": int(found[2]), "embed_dim": width, "depth": depth, "num_heads": heads, "mlp_ratio": 4.0, "qkv_bias": True,
-        "global_pool": record.get("global_pool") or trained.get("global_pool") or "token", "fc_norm": None,
-        "num_classes": record.get("num_classes", trained.get("num_classes", 1000)), **arguments,
-    }  # fmt: skip
-    pool, norm = given["global_pool"], given["fc_norm"]
-    if pool not in ("token", "avg") or norm not in (None, False, True) or (pool == "token" and norm):
-        raise UserError(f"{what}: expected global_pool 'token', or 'avg' with any model_args.fc_norm, got {shown(pool)} with {shown(norm)}")
-    numbers = {name: _number(given[name], f"{what}: {name}") for name in ("embed_dim", "mlp_ratio")}
-    return build_settings(ViTConfig, {
-        "hidden_size": given["embed_dim"], "num_hidden_layers": given["depth"], "num_attention_heads": given["num_heads"],
-        "intermediate_size": int(numbers["embed_dim"] * numbers["mlp_ratio"]), "layer_norm_eps": 1e-6,
-        "image_size": square_side(given["img_size"], f"{what}: img_size"),
-        "patch_size": square_side(given["patch_size"], f"{what}: patch_size"), "qkv_bias": given["qkv_bias"],
-        "num_labels": given["num_classes"], "labels": _label_names(record, trained, what), "pooling": "cls" if pool == "token" else "mean",
-        "fc_norm": pool == "avg" and norm is not False,
-    }, what)  # fmt: skip
-
-
-def _part(record: Mapping[str, Any], name: str, what: str) -> dict[str, Any]:
-    part = record.get(name) or {}
-    if not isinstance(part, Mapping):
-        raise UserError(f"{what}: {name} is {shown(part)}, expected an object")
-    return dict(cast("Mapping[str, Any]", part))
-
-
-def _timm_pretrained(record: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """`pretrained_cfg`; timm's first files had its keys at the top level."""
-    if "pretrained_cfg" in record:
-        return _part(record, "pretrained_cfg", what)
-    return {key: value for key, value in record.items() if key in PRETRAINED_CFG or key not in TIMM_KEYS}
-
-
-def _label_names(record: Mapping[str, Any], trained: Mapping[str, Any], what: str) -> list[str] | None:
-    """The names of the classes in the order of their numbers."""
-    names = record.get("label_names") or record.get("labels") or trained.get("label_names")
-    if isinstance(names, Mapping):
-        by_number = {int(k): v for k, v in cast("Mapping[str, Any]", names).items() if str(k).isdecimal()}
-        if sorted(by_number) != list(range(len(cast("Mapping[str, Any]", names)))):
-            raise UserError(f"{what}: label_names has gaps between the numbers of its classes, expected 0, 1, 2 ...")
-        names = [by_number[i] for i in range(len(by_number))]
-    return names or None
-
-
-def _number(value: Any, what: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise UserError(f"{what} is {shown(value)}, expected a number")
-    return value
-
-
-def _is_timm(record: Mapping[str, Any]) -> bool:
-    return str(record.get("architecture", "")).startswith("vit_")
-
-
-def timm_record(net: ViT) -> dict[str, Any]:
-    """Timm's config.json for `net`; the shape goes into `model_args`, whatever the name says."""
-    c = net.config
-    if c.hidden_act != "gelu" or c.layer_norm_eps != 1e-6:
-        raise UserError(f"timm's vit has gelu and layer_norm_eps 1e-6, this model {c.hidden_act} and {c.layer_norm_eps:g}: "
-                        "save it in transformers' format")  # fmt: skip
-    pool = "token" if c.pooling == "cls" else "avg"
-    arguments = {"img_size": c.image_size, "patch_size": c.patch_size, "embed_dim": c.hidden_size, "depth": c.num_hidden_layers,
-                 "num_heads": c.num_attention_heads, "mlp_ratio": c.intermediate_size / c.hidden_size, "qkv_bias": c.qkv_bias,
-                 "global_pool": pool, **({"fc_norm": c.fc_norm} if pool == "avg" else {})}  # fmt: skip
-    named = {"label_names": list(c.labels)} if c.labels else {}
-    return {"architecture": "vit_base_patch16_224", "num_classes": c.num_labels, "num_features": c.hidden_size, "global_pool": pool,
-            **named, "model_args": arguments,
-            "pretrained_cfg": {**to_timm(net.preprocessing), "num_classes": c.num_labels, "first_conv": "patch_embed.proj",
-                               "classifier": "head", **named}}  # fmt: skip
-
-
-def _read_timm(net: ViT, record: Mapping[str, Any], directory: Path) -> None:
-    net.preprocessing = from_timm(_timm_pretrained(record, "config.json"), net.config.image_size)
+def is_ours(record: Mapping[str, Any]) -> bool:
+    """Whether a config.json is of our own format: `polymodal-vit`, or as earlier versions wrote a mean as transformers' where asked to."""
+    return record.get("model_type") == "polymodal-vit" or (record.get("model_type") == "vit" and record.get("pooling") == "mean")
 
 
 def _files(net: ViT) -> dict[str, dict[str, Any]]:
@@ -435,6 +278,11 @@ def adapt(config: ViTConfig, context: Context) -> ViTConfig:
     if context.classes is None:
         return config
     return replace(config, num_labels=len(context.classes), labels=tuple(context.classes))
+
+
+def adapt_to_tune(config: ViTConfig, context: Context) -> ViTConfig:
+    """As many classes as the data names, and a head of one layer, as the paper fine-tunes."""
+    return replace(adapt(config, context), representation_size=None)
 
 
 def from_mae(config: TowerConfig) -> ViTConfig:
@@ -476,6 +324,12 @@ CARD = Card(
     reference="transformers ViTForImageClassification; timm VisionTransformer",
 )
 
+_THEIRS, _OWN = or_our_own(
+    Net("ViTForImageClassification", ViT, transformers(rules, files=_files, finish=reads_preprocessing("ViTImageProcessor"))),
+    ViTConfig, "polymodal-vit", beyond).formats
+TRANSFORMERS_FORMAT, OWN = replace(_THEIRS, fold=ViT.folded), replace(_OWN, fold=ViT.folded, recognises=is_ours)
+"""The second is for what is beyond the first."""
+
 FAMILIES = (
     Family(
         name="vit",
@@ -484,15 +338,12 @@ FAMILIES = (
         sizes=SIZES,
         adapt=adapt,
         pretraining=Task("image classification: softmax, or a sigmoid per class", ViTSettings, create),
-        tasks=(Task("image classification with the classes of the data", ViTSettings, create, "classify", adapt,
+        tasks=(Task("image classification with the classes of the data", ViTSettings, create, "classify", adapt_to_tune,
                     "ViTForImageClassification"),),
-        nets=(
-            Net("ViTForImageClassification", ViT,
-                transformers(rules, files=_files, finish=reads_preprocessing("ViTImageProcessor"),
-                             suits=lambda config: config.pooling == "cls"),
-                Format("timm", timm_rules, recognises=_is_timm, read=timm_config, write=timm_record, finish=_read_timm)),
-        ),
-        heads=("head", "fc_norm"),
+        nets=(Net("ViTForImageClassification", ViT, TRANSFORMERS_FORMAT,
+                  Format("timm", timm_rules, recognises=is_timm, read=timm_config, write=timm_record, finish=read_timm, fold=ViT.folded,
+                         suits=suits_timm), OWN),),
+        heads=("head", "fc_norm", "pre_logits", "head_norm"),
         starts={"vit": Adopt(resampled), "mae": Adopt(resampled, from_mae)},
         model_type="vit",
     ),

@@ -17,7 +17,7 @@ from ...shared.generation_config import GENERATION
 from ...shared.keys import Key, Keys
 from ...shared.tokenizer import keys as tokenizer_keys
 from ...vision import processor_files
-from ...vision.vit import MODEL_ARGS, TIMM_KEYS
+from ...vision.vit_timm import MODEL_ARGS, TIMM_KEYS
 from ..base.markdown import table
 from .reference import NOTE
 

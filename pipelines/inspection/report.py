@@ -14,7 +14,7 @@ from . import page
 
 _COUNTERS = frozenset({"split", "update", "samples", "batch", "epoch", "tokens", "bad", "lr", "grad_norm", "seconds",
                        "tokens_per_s", "samples_per_s", "data_wait_s", "save_s", "step_s", "elapsed_s"})  # fmt: skip
-_MAX_FIGURES = 6
+_MAX_FIGURES = 9
 _MAX_EVENTS = 5
 
 

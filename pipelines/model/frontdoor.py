@@ -269,8 +269,9 @@ def save(model: nn.Module, directory: str | Path, *, tokenizer: Tokenizer | None
         entry, net = _known(model)
         origin = Origin(entry.name, net)
     entry, net = family(origin.family), origin.net
+    chosen = net.format(format) if format else net.default_format(model.config)
+    model = chosen.fold(model)
     config: Any = model.config
-    chosen = net.format(format) if format else net.default_format(config)
     described = _described(model, entry, net) if chosen.write is None else chosen.write(model)
     files = {chosen.config_file: described, **chosen.files(model)}
     weights = to_theirs(chosen.rules(config), {k: v.cpu() for k, v in model.state_dict().items()}, net.architecture)

@@ -108,7 +108,7 @@ def plan(recipe: Recipe, data: Data | None, cluster: Cluster, *, model: str | Pa
         "parameters_net": sum(p.numel() for p in system.net.parameters()),
         "parameters_trained": sum(p.numel() for p in system.parameters() if p.requires_grad),
         "updates": recipe.max_updates, "samples": layout.batches.before(recipe.max_updates),
-        "flops_per_update": found.flops * cluster.world_size, "memory": memory, "checkpoint_bytes": found.weights + found.optimizer,
+        "flops_per_update": found.flops * cluster.world_size, "memory": memory, "checkpoint_bytes": found.saved,
         "seconds": _seconds(found, recipe, cluster),
     }
     lines += _lines(result, recipe, cluster)
@@ -225,20 +225,21 @@ def rank_memory(found: Rehearsal, recipe: Recipe, layout: BatchLayout, device: s
     """
     parts = _on_device(found, recipe, layout)
     saves = recipe.checkpoint.asynchronous and (0 < recipe.checkpoint.every < recipe.max_updates or recipe.checkpoint.keep_best)
-    staging = -(-(found.weights + found.optimizer) // layout.world) if saves else 0
+    staging = -(-found.saved // layout.world) if saves else 0
     return parts | {"staging": staging, "peak": parts["peak"] + (staging if device == "cpu" else 0)}
 
 
 def _on_device(found: Rehearsal, recipe: Recipe, layout: BatchLayout) -> dict[str, int]:
     parts = {"weights": found.weights, "gradients": found.gradients, "optimizer": found.optimizer, "activations": found.activations}
+    parts |= {"average": found.average} if found.average else {}
     if layout.world == 1 and recipe.strategy in ("auto", "fsdp"):
         return {**parts, "peak": found.peak}
     if sharded(recipe, layout.world):
         shards = recipe.shard_size or layout.world
-        parts |= {name: -(-parts[name] // shards) for name in ("gradients", "optimizer")}
+        parts |= {name: -(-parts[name] // shards) for name in ("gradients", "optimizer", "average") if name in parts}
         parts["weights"] = found.whole - (-(found.weights - found.whole) // shards)
         # evaluation and export put a copy of all weights on each rank
-        after = parts["weights"] + parts["optimizer"] + found.weights
+        after = parts["weights"] + parts["optimizer"] + parts.get("average", 0) + found.weights
         return {**parts, "gathered": found.gathered, "peak": max(found.peak, after)}
     # DDP's buckets hold the gradients from the first update on
     return {**parts, "peak": found.steady + found.gradients}
@@ -265,7 +266,7 @@ def _too_large(draft: _Draft, cluster: Cluster, layout: BatchLayout, memory: Map
     if coupled:
         return f"{what}: its batch cannot be split; use more ranks, a smaller data.global_batch or chunks (objective.chunk)"
     share = layout.global_batch // layout.world
-    fixed = memory["weights"] + memory["gradients"] + memory["optimizer"]
+    fixed = memory["weights"] + memory["gradients"] + memory["optimizer"] + memory.get("average", 0)
     smaller = [m for m in range(layout.size - 1, 0, -1) if share % m == 0] if fixed < cluster.memory else []
     while smaller:
         micro = smaller.pop(0)
@@ -285,13 +286,13 @@ def _lines(result: Mapping[str, Any], recipe: Recipe, cluster: Cluster) -> list[
     aside += [f"{total - net:,} for training only"] if net < total else []
     gathered = f", gathered for use {size(memory['gathered'])}" if "gathered" in memory else ""
     gathered += f", the copy of a checkpoint {size(memory['staging'])} (host memory)" if memory["staging"] else ""
+    average = f", average of the weights {size(memory['average'])}" if "average" in memory else ""
     flops, ranks, kept = result["flops_per_update"], cluster.world_size, recipe.checkpoint
     lines = [
         f"parameters: {total:,}{f' ({chr(44).join(aside)})' if aside else ''}",
         f"memory of a rank: weights {size(memory['weights'])}, gradients {size(memory['gradients'])}, optimizer ({recipe.optim.name}) "
-        f"{size(memory['optimizer'])}, activations and batches {size(memory['activations'])}"
-        f"{gathered}; at the peak {size(memory['peak'])} "
-        f"(precision {result['precision']})",
+        f"{size(memory['optimizer'])}{average}, activations and batches {size(memory['activations'])}{gathered}; "
+        f"at the peak {size(memory['peak'])} (precision {result['precision']})",
         f"work: {count(flops)}FLOP an update{f', {count(flops / ranks)}FLOP on each rank' if ranks > 1 else ''}; "
         f"{count(flops * _full_updates(recipe))}FLOP the run",
         f"checkpoint: {size(result['checkpoint_bytes'])}, {f'every {kept.every} updates' if kept.every else 'at the end'}; "

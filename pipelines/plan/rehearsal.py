@@ -57,6 +57,13 @@ class Rehearsal:
     """With shards: what of the peak are gathered weights, gradients before they are divided, and what is on its way between ranks."""
     whole: int = 0
     """With shards: weights that are not divided."""
+    average: int = 0
+    """The average of the weights (`optim.ema_decay`)."""
+
+    @property
+    def saved(self) -> int:
+        """What a checkpoint holds."""
+        return self.weights + self.optimizer + self.average
 
 
 def rehearse(system: System, updates: Sequence[Sequence[Batch]], optim: OptimSettings, *, passes: int, precision: str, shards: int = 1,
@@ -93,6 +100,13 @@ def rehearse(system: System, updates: Sequence[Sequence[Batch]], optim: OptimSet
         if division is not None:
             ledger.travelling = division.travelling
         optimizer = build_optimizer(system, optim)
+        average = _bytes(p for p in parameters if p.requires_grad) if optim.ema_decay is not None else 0
+        mine = average
+        if division is not None and average:
+            divided = {id(p) for p in division.divided}
+            parts = [p for p in parameters if p.requires_grad and id(p) in divided]
+            mine += division.rows(parts) - _bytes(parts)
+        ledger.add(mine)
         flops = gradients = update = kept = 0
         carries: list[Any] = [None] * len(run)
         # the second update has the optimizer's state from the start, as all that follow; a memory of earlier text fills up first
@@ -133,11 +147,12 @@ def rehearse(system: System, updates: Sequence[Sequence[Batch]], optim: OptimSet
     weights = _bytes([*system.parameters(), *system.buffers()])
     state = _bytes(tree_leaves([*optimizer.state.values()]))
     if division is None:
-        return Rehearsal(weights, gradients, state, ledger.steady - weights - state, ledger.peak, ledger.steady, flops)
+        return Rehearsal(weights, gradients, state, ledger.steady - weights - state - average, ledger.peak, ledger.steady, flops,
+                         average=average)
     divided = _bytes(division.divided)
-    mine = weights - divided + division.rows(division.divided) + division.rows(_states(optimizer, division.divided))
+    mine += weights - divided + division.rows(division.divided) + division.rows(_states(optimizer, division.divided))
     return Rehearsal(weights, gradients, state, ledger.peak - mine - ledger.beside, ledger.peak, ledger.peak, flops, ledger.beside,
-                     weights - divided)
+                     weights - divided, average)
 
 
 def _states(optimizer: Optimizer, parameters: Iterable[Tensor]) -> list[Tensor]:

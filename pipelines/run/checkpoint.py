@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     import torch.distributed.checkpoint as dcp  # takes seconds to import: the functions that need it do so
 
 FORMAT = 1
+AVERAGE = "ema/"
+"""What the averages of the weights (`optim.ema_decay`) begin with, where the weights themselves begin with `model/`."""
 MANIFEST = "manifest.json"
 STATE = "state.json"
 _NAME = re.compile(r"update-(\d{8,})")
@@ -348,9 +350,17 @@ def model_tensors(system: nn.Module) -> dict[str, Tensor]:
     return {f"model/{name}": tensor for name, tensor in system.state_dict().items()}
 
 
-def load_model(path: Path, system: nn.Module) -> None:
-    """Give a system the weights that the checkpoint at `path` holds."""
-    load(path, model_tensors(system), ignore=lambda name: not name.startswith("model/"))
+def has_average(path: Path) -> bool:
+    """Whether a checkpoint holds averages of the weights."""
+    return any(name.startswith(AVERAGE) for name in stored(path))
+
+
+def load_model(path: Path, system: nn.Module, *, to_train: bool = False) -> None:
+    """Give a system the weights that the checkpoint at `path` holds: the averages where it has some, unless it is going `to_train` on."""
+    there = () if to_train else [name for name in stored(path) if name.startswith(AVERAGE)]
+    averaged = {name.replace(AVERAGE, "model/", 1): name for name in there}
+    tensors = {averaged.get(name, name): tensor for name, tensor in model_tensors(system).items()}
+    load(path, tensors, ignore=lambda name: name in averaged or not name.startswith("model/" if to_train else ("model/", AVERAGE)))
 
 
 # --- optimizers ------------------------------------------------------------------------------------------------------

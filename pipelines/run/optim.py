@@ -14,7 +14,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from ...shared.block import Block
 from ...shared.errors import UserError, raise_problems
 from ...shared.stack import Stack
 
-Name = Literal["adamw", "adafactor", "lamb", "muon", "sgd", "adagrad"]
+Name = Literal["adamw", "adafactor", "lamb", "muon", "sgd", "adagrad", "lars"]
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,18 @@ class OptimSettings:
     """AdamW and LAMB; Muon uses them for the parameters it hands to AdamW."""
     eps: float = 1e-8
     momentum: float = 0.9
-    """SGD (0.9) and Muon (0.95 in its paper)."""
+    """SGD and LARS (0.9), and Muon (0.95 in its paper)."""
     nesterov: bool = False
     """SGD only."""
     clip: float | None = 1.0
     """The largest gradient norm; null turns clipping off (the norm is measured all the same)."""
     layer_decay: float = 1.0
     """Each layer's learning rate as a factor of that of the layer above it; heads have the full rate, embeddings the least."""
+    ema_decay: float | None = None
+    """Keep an exponential moving average of the weights with this decay, such as 0.9999: evaluations, the export and whoever loads the run
+    use it. null: none."""
+    ema_warmup: bool = True
+    """The decay after update u (from 0) is at most 1 - (1 + u)^(-2/3), timm's warm-up, so that the first weights are soon forgotten."""
     freeze: tuple[str, ...] = ()
     """What keeps its weights: `embed` (embeddings), `layers:N` (the lowest N blocks), patterns of names such as `net.trunk.*`."""
 
@@ -59,6 +64,7 @@ class OptimSettings:
             ("momentum", self.momentum, "0 <= momentum < 1", 0 <= self.momentum < 1),
             ("betas", self.betas, "two numbers from 0 up to 1", all(0 <= b < 1 for b in self.betas)),
             ("clip", self.clip, "a positive number or null", self.clip is None or self.clip > 0),
+            ("ema_decay", self.ema_decay, "a number above 0 and below 1, or null", self.ema_decay is None or 0 < self.ema_decay < 1),
             ("layer_decay", self.layer_decay, "a factor above 0, at most 1", 0 < self.layer_decay <= 1),
         ) if not fine]
         if self.nesterov and (self.name != "sgd" or self.momentum == 0):
@@ -269,6 +275,14 @@ def _adagrad(groups: list[dict[str, Any]], s: OptimSettings) -> Optimizer:
     return torch.optim.Adagrad(groups, lr=s.lr, eps=s.eps)
 
 
+def _lars(groups: list[dict[str, Any]], s: OptimSettings) -> Optimizer:
+    from timm.optim.lars import Lars
+
+    # as in MAE's code: matrices have a rate of their own, also without decay; biases and gains have the plain one
+    adapted = [group | {"always_adapt": all(p.ndim >= 2 for p in group["params"])} for group in groups]
+    return Lars(adapted, lr=s.lr, momentum=cast("Any", s.momentum))  # annotated as an int
+
+
 _BUILDERS: dict[Name, Callable[[list[dict[str, Any]], OptimSettings], Optimizer]] = {
-    "adamw": _adamw, "adafactor": _adafactor, "lamb": _lamb, "muon": _muon, "sgd": _sgd, "adagrad": _adagrad,
+    "adamw": _adamw, "adafactor": _adafactor, "lamb": _lamb, "muon": _muon, "sgd": _sgd, "adagrad": _adagrad, "lars": _lars,
 }

@@ -106,6 +106,11 @@ class EvaluateSettings:
     one for each sample of an update); each begins without a memory, so fewer lanes suit a small data set."""
     limit: int | None = None
     """Upper limit of samples; null: all."""
+    zero_shot: str | None = None
+    """A data set of labelled pictures (its directory or URL) that every evaluation also names by their classes, which need not occur in the
+    training data: `zero_shot_top1` and `zero_shot_top5`. For systems that compare pictures with texts (CLIP). `limit` holds for it, too."""
+    templates: tuple[str, ...] = ()
+    """zero_shot: prompts with {} for the class name, or the names of sets of them (openai, simple); none: "a photo of a {}."."""
     previews: int = 4
     """Examples of what the model does, written to samples.jsonl at every evaluation."""
     monitor: str = "loss"
@@ -206,6 +211,8 @@ class Recipe:
     """fsdp: ranks that share one copy of the weights, the GPUs of a node for example; null: all ranks share one."""
     reshard_after_forward: bool = True
     """fsdp: give up a layer's gathered weights until its backward pass; false keeps them, for more memory and less traffic."""
+    sync_batchnorm: bool = False
+    """On several ranks, batch norm takes the statistics of all of them (of each micro-batch), not of each rank's part."""
     activation_checkpointing: bool = False
     """Keep only the input of every layer for the backward pass and compute the rest again: less memory, about a third more work."""
     compile: bool = False

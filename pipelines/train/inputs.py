@@ -6,15 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ...shared.errors import raise_problems
+from ...shared.errors import UserError, raise_problems
 from ...shared.family import Context
-from ...shared.system import Objective
+from ...shared.sample import IMAGE_FIELDS
+from ...shared.system import Objective, System
 from ...shared.tokenizer import Tokenizer
+from ..base.redact import redact
 from ..data.dataset import DataSet
 from ..data.index import SEVERAL_LABELS
 from ..data.layout import BatchLayout
 from ..data.stream import Mixture, Stream
-from ..run.recipe import Recipe
+from ..run.recipe import EvaluateSettings, Recipe
 
 Data = str | Path | Sequence[tuple[str | Path, float]]
 """A data set's directory or URL, or a mixture of (directory or URL, weight)."""
@@ -57,6 +59,32 @@ def build_layout(recipe: Recipe, rank: int = 0, world: int = 1) -> BatchLayout:
     """How each batch of the recipe is divided, as one of `world` ranks sees it."""
     settings = recipe.data
     return BatchLayout(settings.global_batch, settings.micro_batch, rank, world, ramp=settings.ramp)
+
+
+def open_labelled(settings: EvaluateSettings) -> DataSet | None:
+    """The labelled pictures of `evaluate.zero_shot`; None where none are asked for."""
+    if settings.zero_shot is None:
+        if settings.templates:
+            raise UserError("evaluate.templates are for evaluate.zero_shot, which is null: name a data set there, or leave them out")
+        return None
+    if redact(settings.zero_shot) != settings.zero_shot:
+        raise UserError(f"evaluate.zero_shot is {redact(settings.zero_shot)} with a login or signature, which the run's recipe would keep: "
+                        "give an address without, or a directory")
+    data = DataSet.open(settings.zero_shot)
+    classes = data.index.schema.get("classes")
+    if not classes or not set(IMAGE_FIELDS) & set(data.index.fields):
+        raise UserError(f"evaluate.zero_shot is {data.directory}, which holds the fields {', '.join(data.index.fields)} and "
+                        f"{len(classes or ())} class names: expected pictures in labelled folders, as `polymodal pack --kind images` packs "
+                        "them")
+    return data
+
+
+def zero_shot_of(system: System, data: DataSet, settings: EvaluateSettings) -> System:
+    """What measures a system on labelled pictures."""
+    measure = system.zero_shot(tuple(data.index.schema["classes"]), settings.templates)
+    if measure is None:
+        raise UserError("evaluate.zero_shot is for systems that compare pictures with texts, such as clip: leave it out")
+    return measure
 
 
 def build_stream(recipe: Recipe, data: DataSet | Mixture, objective: Objective[Any], layout: BatchLayout) -> Stream:

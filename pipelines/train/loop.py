@@ -17,6 +17,7 @@ one global batch, however that is divided. On two ranks with three micro-batches
                         check: is it finite?                     no: no step (`health.py`)
                         step, at the rate of the schedule
                         System.after_update
+                        the average of the weights takes them in (`average.py`), where one is kept
                                    │
     4 advance           update += 1, tokens, bad samples, times
 
@@ -27,15 +28,16 @@ pass, as a long document makes it, is computed in several (`Batch.passes`); wher
 its share needs (`BatchLayout.parts`). The loop knows `Objective`, `Batch`, `Term`, `Step`
 and `System` and nothing else: it imports no family and branches on no name.
 
-The state of a run is its weights, the optimizer, and one integer, the number of updates made. The data follows from that integer
-(`pipelines/data/stream.py`), and so do the task, where several take turns (`pipelines/data/turns.py`), learning rate and dropout: the
-random generators are seeded again for every micro-batch. Therefore a run that was killed continues bit for bit on one rank.
+The state of a run is its weights (and their average), the optimizer, and one integer, the number of updates made. The data follows
+from that integer (`pipelines/data/stream.py`), and so do the task, where several take turns (`pipelines/data/turns.py`), learning rate and
+dropout: the random generators are seeded again for every micro-batch. Therefore a run that was killed continues bit for bit on one rank.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -65,9 +67,10 @@ from .begin import begin
 from .best import best_updates
 from .devices import build_fabric, seed_draws
 from .fabric import DDPStrategy, Fabric
-from .inputs import Data, build_layout, build_stream, open_sets, read_context
+from .inputs import Data, build_layout, build_stream, open_sets, read_context, zero_shot_of
 from .layers import compile_parts, recompute_blocks
 from .meter import Meter
+from .norms import synchronize_norms
 from .passes import MicroBatch, Pass, ScaledLoss, settle_buckets
 from .preflight import preflight
 from .rewind import apply_policy
@@ -170,6 +173,8 @@ def set_up(recipe: Recipe, fabric: Fabric, system: System, stream: Stream, held_
            console: Console) -> TrainState:
     """The run at its beginning: the system on its devices, with a fresh optimizer."""
     whole = Whole(system) if sharded(recipe, fabric.world_size) else None
+    if recipe.sync_batchnorm and fabric.world_size > 1:
+        synchronize_norms(system)
     if recipe.compile:
         compile_parts(system)
     if recipe.activation_checkpointing:
@@ -348,6 +353,8 @@ def learn(state: TrainState, passes: Sequence[Pass], totals: Mapping[str, int]) 
     state.fabric_optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     system.after_update(state.update)
+    if state.average is not None:
+        state.average.update(state.update)
     return True
 
 
@@ -394,14 +401,17 @@ def evaluate(state: TrainState, logbook: Logbook | None) -> None:
     if state.held_out is None or state.evaluated.get("update") == state.update:
         return
     state.mark("evaluating")
-    fabric, system = state.fabric, state.whole_system()
-    meter = Meter(fabric.device, chance=True, turns=system.objective.turns)
-    previews: list[Preview] = []
-    system.eval()
     began = time.perf_counter()
-    for task, objective in system.objective.by_turn().items():
-        previews += _measure(state, system, task, objective, meter)
-    system.train()
+    meter = Meter(state.fabric.device, chance=True, turns=state.system.objective.turns)
+    previews: list[Preview] = []
+    with state.averaged():
+        system = state.whole_system()
+        system.eval()
+        for task, objective in system.objective.by_turn().items():
+            previews += _measure(state, system, state.held_out, meter, task, objective)
+        if state.labelled is not None:
+            _measure(state, zero_shot_of(system, state.labelled, state.recipe.evaluate), state.labelled, meter)
+        system.train()
     means = meter.means()
     if not means:
         raise UserError("the held-out data gave no batch: give more of it, or leave --eval-data out")
@@ -417,19 +427,20 @@ def evaluate(state: TrainState, logbook: Logbook | None) -> None:
         state.console.say(f"evaluation after update {state.update}: loss {row['loss']:.4f}  {others}")
 
 
-def _measure(state: TrainState, system: System, task: str, objective: Objective[Any], meter: Meter) -> list[Preview]:
-    """Measure the held-out data by the objective of a task; on rank 0 what the model makes of the first batch."""
-    assert state.held_out is not None
+def _measure(state: TrainState, system: System, data: DataSet, meter: Meter, task: str = "",
+             objective: Objective[Any] | None = None) -> list[Preview]:
+    """Measure held-out data by the objective of a task, by default the system's; on rank 0 what the model makes of the first batch."""
+    objective = objective or system.objective
     recipe, fabric, settings = state.recipe, state.fabric, state.recipe.evaluate
     previews: list[Preview] = []
     # at most a training micro-batch at a time, so that what trains can be evaluated
     each = state.stream.layout.size if settings.batch is None else -(-settings.batch // fabric.world_size)
-    rank, world, count = fabric.global_rank, fabric.world_size, len(state.held_out)
+    rank, world, count = fabric.global_rank, fabric.world_size, len(data)
     if objective.sequential:
         parts = lane_batches(min(settings.limit or count, count), settings.batch or recipe.data.global_batch, each, rank, world)
     else:
         parts = shared_batches(chosen_samples(count, recipe.seed, settings.limit), each, rank, world, equal=system.coupled)
-    batches = evaluation_batches(state.held_out, objective, parts, seed=recipe.seed, on_bad=recipe.data.on_bad,
+    batches = evaluation_batches(data, objective, parts, seed=recipe.seed, on_bad=recipe.data.on_bad,
                                  max_tokens=recipe.data.max_tokens, task=task)
     carry: Any = None
     for number, batch in enumerate(batches):  # a rank may have fewer batches than another, or none
@@ -457,13 +468,17 @@ def save(state: TrainState, logbook: Logbook | None, wait: bool = False) -> None
 
 
 def export(state: TrainState, ending: Ending) -> None:
-    """Write the network in the reference library's layout: the best one where the recipe asks for it, else this moment's."""
+    """Write the network in the reference library's layout: the best one where the recipe asks for it, else this moment's.
+
+    Where the run keeps an average of the weights, it is the network's in both.
+    """
     if (best := state.best_checkpoint()) is not None:
         checkpoint.load_model(best.path, state.system)
         monitor = state.recipe.evaluate.monitor
         state.console.say(f"the best {monitor} was {state.best.value:.4f}, after update {best.update}: that is exported")
     state.mark("exporting")
-    finished = state.whole_system()
     said = "training finished" if ending == "complete" else f"training stopped ({ending})"
-    dist.on_rank_0(lambda: export_system(finished, state.run.export, state.run.tokenizer()))
+    with state.averaged() if best is None else nullcontext():
+        finished = state.whole_system()
+        dist.on_rank_0(lambda: export_system(finished, state.run.export, state.run.tokenizer()))
     state.console.say(f"{said} at update {state.update}; exported to {state.run.export}")

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import torch
 
-from ...shared.errors import raise_problems
+from ...shared.errors import UserError, raise_problems
 from ...shared.system import System
 from ..data.account import plan_lines
 from ..data.dataset import DataSet
@@ -17,6 +17,8 @@ from ..data.stream import Stream
 from ..run.optim import layer_problems
 from ..run.recipe import Recipe, record
 from .devices import choose_precision
+from .inputs import open_labelled, zero_shot_of
+from .norms import batch_norms
 from .sharding import layout_problems, sharded, system_problems
 
 LISTED = 20
@@ -59,6 +61,10 @@ def preflight(recipe: Recipe, system: System, stream: Stream, held_out: DataSet 
         f"{recipe.optim.name}, peak learning rate {recipe.optim.lr:g}, "
         f"{recipe.schedule.name} after {recipe.schedule.warmup} updates of warmup",
     ]
+    if recipe.optim.ema_decay is not None:
+        warm = " after a warm-up" if recipe.optim.ema_warmup else ""
+        lines.append(f"average: of the weights, with decay {recipe.optim.ema_decay:g}{warm}; evaluations and the export use it, "
+                     "checkpoints hold both")
     if recipe.schedule.warmup >= recipe.max_updates:
         lines.append(f"note: the run ends within the warmup of {recipe.schedule.warmup} updates (schedule.warmup)")
     cycle = len(stream.turns.cycle)
@@ -69,7 +75,8 @@ def preflight(recipe: Recipe, system: System, stream: Stream, held_out: DataSet 
         lines.append("note: no --eval-data, so nothing is evaluated")
     else:
         limit = min(len(held_out), recipe.evaluate.limit or len(held_out))
-        lines.append(f"evaluation: {limit} of {len(held_out)} held-out samples " +
+        named = f" and zero-shot on {recipe.evaluate.zero_shot}" if recipe.evaluate.zero_shot else ""
+        lines.append(f"evaluation: {limit} of {len(held_out)} held-out samples{named} " +
                      (f"every {recipe.evaluate.every} updates and at the end" if recipe.evaluate.every else "at the end"))
     return lines
 
@@ -96,6 +103,8 @@ def _problems(recipe: Recipe, system: System, stream: Stream, held_out: DataSet 
     yield from system_problems(recipe, system, machine.world_size)
     yield from precision_problems(recipe)
     yield from layer_problems(system, recipe.optim)
+    if recipe.sync_batchnorm and not any(batch_norms(system)):
+        yield f"sync_batchnorm is true and {recipe.system} has no norms over the batch that are trained: leave it out"
     if system.coupled and layout.accumulate > 1:
         yield (f"{recipe.system} compares all samples of a batch, so its batch cannot be split: leave data.micro_batch out "
                f"(got {recipe.data.micro_batch}, a rank's share is {recipe.data.global_batch // layout.world})")
@@ -105,14 +114,23 @@ def _problems(recipe: Recipe, system: System, stream: Stream, held_out: DataSet 
     if watched and (held_out is None or not recipe.evaluate.every):
         yield "evaluate.patience and checkpoint.keep_best go by evaluations: give --eval-data and set evaluate.every"
     measured, monitor = system.measured(), recipe.evaluate.monitor
+    try:
+        if (labelled := open_labelled(recipe.evaluate)) is not None:
+            more = zero_shot_of(system, labelled, recipe.evaluate).measured()
+            measured = None if measured is None or more is None else (*measured, *more)
+            if held_out is None:
+                yield "evaluate.zero_shot is measured where held-out data is evaluated: give --eval-data"
+    except UserError as error:
+        yield str(error)
     if held_out is not None and measured is not None and monitor not in ("loss", *measured):
         what = f"the task {recipe.task} of {recipe.system}" if recipe.task else recipe.system
         yield (f"evaluate.monitor is {monitor!r}, which the evaluations of {what} do not measure: set it to one of "
                f"{', '.join(['loss', *measured][:LISTED])}{' ...' if len(measured) >= LISTED else ''}")
     if held_out is not None and {d.fingerprint for d in stream.sets} & {held_out.fingerprint}:
         yield f"the held-out data {held_out.directory} is the training data: hold some back"
-    # weights and the optimizer's two moments, in the precision they are kept in
-    needed = sum(p.numel() * p.element_size() * (3 if p.requires_grad else 1) for p in system.parameters())
+    # weights, the optimizer's two moments and the average, in the precision they are kept in
+    copies = 3 if recipe.optim.ema_decay is None else 4
+    needed = sum(p.numel() * p.element_size() * (copies if p.requires_grad else 1) for p in system.parameters())
     place = next(p for p in (out, *out.absolute().parents) if p.is_dir())
     free = shutil.disk_usage(place).free
     if needed > free:

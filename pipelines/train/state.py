@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, cast
 
 from torch import Tensor
@@ -20,12 +22,14 @@ from ..run.directory import Run
 from ..run.recipe import Recipe
 from ..run.saver import Saver
 from ..run.trees import flatten, join_rows, unflatten
+from .average import Average
 from .best import Best
 from .clock import Clock
 from .events import rewind_decisions
 from .fabric import Fabric
 from .health import Health
 from .heartbeat import MAKING, Heartbeat
+from .inputs import open_labelled
 from .meter import Meter
 from .sharding import Whole
 from .totals import Totals
@@ -77,11 +81,18 @@ class TrainState:
         self.meter = Meter(self.fabric.device, turns=self.system.objective.turns)
         self.best = Best(self.recipe.evaluate)
         self.health = Health(self.recipe.health, self.fabric.device)
+        self.average = None if self.recipe.optim.ema_decay is None else Average(self.system, self.recipe.optim)
+        """The average of the weights, where the recipe asks for one."""
         self.saver = Saver(self.run.checkpoints, self.recipe.checkpoint.asynchronous)
         self.fabric_optimizer = cast("Any", self.fabric.setup_optimizers(self.optimizer))
         """The same optimizer, as Fabric makes its steps."""
         self.batches: Any = None
         """This rank's micro-batches from `update` on, once `start_reading` was called."""
+
+    @cached_property
+    def labelled(self) -> DataSet | None:
+        """What every evaluation also measures zero-shot, where the recipe asks for it."""
+        return open_labelled(self.recipe.evaluate)
 
     def start_reading(self) -> None:
         """Read the data from `update` on, and get ready to train."""
@@ -96,6 +107,10 @@ class TrainState:
     def mark(self, phase: str, part: int = 0) -> None:
         """Say what this rank does now (`PHASES`), with which micro-batch; costs next to nothing."""
         self.heartbeat.mark(phase, self.update + (phase in MAKING), part)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside, the system has the weights that evaluations and the export use: the averages, where some are kept."""
+        return nullcontext() if self.average is None else self.average.in_use()
 
     def whole_system(self) -> System:
         """The system with all its weights on this rank; every rank must call it."""
@@ -124,18 +139,28 @@ class TrainState:
             "meter": self.meter.state(), "optim": scalars, "carries": dist.gather_json(skeleton),
             "recipe": self.recipe.to_dict(), "best": self.best.state(), "health": self.health.state(),
         }
-        return {**checkpoint.model_tensors(self.system), **tensors, **carried}, record
+        averages = {} if self.average is None else self.average.tensors()
+        return {**checkpoint.model_tensors(self.system), **tensors, **averages, **carried}, record
 
     def adopt(self, start: checkpoint.Checkpoint) -> dict[str, Any]:
-        """Take the weights and the optimizer's state of a checkpoint, of this run or another one; the rest of what it holds."""
+        """Take the weights and the optimizer's state of a checkpoint, of this run or another one; the rest of what it holds.
+
+        The average of the weights begins anew with these.
+        """
         record = start.state()
-        checkpoint.load_model(start.path, self.system)
+        checkpoint.load_model(start.path, self.system, to_train=True)
         checkpoint.load_optimizer_state(start.path, self.system, self.optimizer, record["optim"])
+        if self.average is not None:
+            self.average.restart()
         return record
 
     def restore(self, start: checkpoint.Checkpoint) -> None:
         """Continue from a checkpoint, on whatever ranks there are now."""
         record = self.adopt(start)
+        if self.average is not None and not self.average.restore(start):
+            self.console.say(f"note: {start.path.name} holds no average of the weights: it begins with those of update {start.update}")
+        elif self.average is None and checkpoint.has_average(start.path):
+            self.console.say(f"note: the average of the weights in {start.path.name} is given up: optim.ema_decay is null now")
         self.update, self.tokens, self.bad = record["update"], record["tokens"], record["bad"]
         self.clock.elapsed = record["elapsed_s"]
         if "best" in record:

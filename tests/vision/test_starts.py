@@ -99,7 +99,7 @@ def test_a_run_begins_with_the_encoder_of_mae(data, mae, tmp_path):
         assert torch.allclose(theirs(pixels), net(pixels).logits, atol=1e-5)
         vectors = theirs.forward_head(theirs.forward_features(pixels), pre_logits=True)
         assert torch.allclose(vectors, net.get_image_features(pixels), atol=1e-5)
-    with pytest.raises(UserError, match="transformers' ViT has no norm behind the mean"):
+    with pytest.raises(UserError, match="which has a norm behind the mean of its patches"):
         polymodal.save(net, tmp_path / "no", format="transformers")
     picture = Image.new("RGB", (20, 20), (200, 10, 10))
     assert embed_pictures(net, [picture]).shape == (1, 16)

@@ -27,7 +27,8 @@ from polymodal.text.electra import ElectraConfig
 from polymodal.text.ernie import ErnieConfig
 from polymodal.text.roberta import RobertaConfig
 from polymodal.vision.processor_files import IMAGE_PROCESSOR, PREPROCESS_CFG, PRETRAINED_CFG, PROCESSOR_KEYS
-from polymodal.vision.vit import MODEL_ARGS, TIMM_KEYS, ViTConfig
+from polymodal.vision.vit_config import ViTConfig
+from polymodal.vision.vit_timm import MODEL_ARGS, TIMM_KEYS
 from timm.models.vision_transformer import VisionTransformer
 
 CODE = {"embed_layer", "block_fn", "mlp_layer"}  # arguments of timm's network that are classes, and never in a file

@@ -108,7 +108,8 @@ def test_the_predicted_peak_is_that_of_the_training_run(data, tmp_path, system):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("change", ["optim.name=lamb", "optim.name=muon", "data.micro_batch=4", "precision=bf16-mixed"])
+@pytest.mark.parametrize("change", ["optim.name=lamb", "optim.name=muon", "optim.ema_decay=0.9", "data.micro_batch=4",
+                                    "precision=bf16-mixed"])
 def test_other_optimizers_precisions_and_micro_batches(data, tmp_path, change):
     work, given = recipe("gpt2-tiny", [*COMMON, change]), sources(data, "gpt2")
     predicted = plan(work, given["data"], Cluster(), tokenizer=given["tokenizer"], out=tmp_path, console=QUIET)
@@ -123,6 +124,7 @@ DIVIDED = {
     "accumulated": ("bert", "model.hidden_size=256", "model.num_hidden_layers=6", "data.global_batch=8", "data.micro_batch=2"),
     "pictures": ("vit", "model.hidden_size=256", "model.num_hidden_layers=6", "data.global_batch=8"),
     "chunks": ("clip", "objective.chunk=2", "data.global_batch=16"),
+    "averaged": ("gpt2", "model.n_embd=256", "model.n_layer=6", "data.global_batch=4", "optim.ema_decay=0.9"),
     "saved": ("gpt2", "model.n_embd=256", "model.n_layer=6", "data.global_batch=2", "checkpoint.every=1", "max_updates=4"),
 }
 
@@ -239,6 +241,9 @@ def test_parts_and_work_by_hand():
     assert found.peak < 2 * weight + weight + found.optimizer + 10 * 256 * 64 * 4
     again = rehearse(known()[0], [[batch]], OptimSettings(name="adamw"), passes=4, precision="32")
     assert again.flops == 4 * found.flops and again.weights == found.weights
+    averaged = rehearse(known()[0], [[batch]], OptimSettings(name="adamw", ema_decay=0.9), passes=1, precision="32")
+    assert averaged.average == weight and averaged.peak == found.peak + weight and averaged.saved == found.saved + weight
+    assert averaged.activations == found.activations
 
 
 def test_nothing_is_kept_of_a_network_too_large_for_any_machine():

@@ -91,6 +91,32 @@ def test_a_part_says_what_of_it_does_not_decay_wherever_it_stands():
     assert "net.trunk.layers.1.attention.content_bias" in _names(untied, group["params"])
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.01])
+def test_lars_is_that_of_maes_code(decay):
+    """Its util/lars.py: weights and gradients of matrices are compared, vectors take plain steps; decay is part of the gradient."""
+    torch.manual_seed(0)
+    net = nn.Linear(5, 3)
+    optimizer = build_optimizer(net, OptimSettings(name="lars", lr=4.0, weight_decay=decay))
+    weights = {n: p.detach().clone() for n, p in net.named_parameters()}
+    moments = {n: torch.zeros_like(p) for n, p in weights.items()}
+    for _ in range(4):
+        optimizer.zero_grad()
+        net(torch.randn(8, 5)).pow(2).mean().backward()
+        for name, p in net.named_parameters():
+            step = p.grad.clone()
+            if p.ndim > 1:
+                step += decay * weights[name]
+                step *= 0.001 * weights[name].norm() / step.norm()
+            moments[name] = 0.9 * moments[name] + step
+            weights[name] -= 4.0 * moments[name]
+        optimizer.step()
+    if not decay:  # with decay, timm compares with the sum of both norms, as the paper does, instead of the norm of the sum
+        for name, p in net.named_parameters():
+            torch.testing.assert_close(p.detach(), weights[name], rtol=1e-5, atol=1e-6)
+    else:
+        assert (net.weight - weights["weight"]).norm() < 0.01 * weights["weight"].norm()
+
+
 def test_nothing_to_train():
     with pytest.raises(UserError, match="every parameter is frozen"):
         build_optimizer(Model().requires_grad_(False), OptimSettings())

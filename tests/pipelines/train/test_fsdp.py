@@ -48,9 +48,9 @@ def chosen() -> dict[str, Case]:
 
 
 def fit(case: Case, root: Path, out: Path, world: int, **more: Any) -> None:
-    """Train with AdamW, whose state must move between ranks too; every rank calls it."""
+    """Train with AdamW and an average of the weights, whose states must move between ranks too; every rank calls it."""
     made = short(case.recipe, micro=None if case.coupled else 2, **({
-        "updates": 4, "strategy": "fsdp", "devices": world, "optim": OptimSettings("adamw", lr=1e-3, eps=1e-4, clip=0.5),
+        "updates": 4, "strategy": "fsdp", "devices": world, "optim": OptimSettings("adamw", lr=1e-3, eps=1e-4, clip=0.5, ema_decay=0.6),
         "checkpoint": CheckpointSettings(every=2, keep_last=9), "evaluate": EvaluateSettings(batch=8, every=3, previews=2),
     } | more))
     data = prepare(root, case)
