@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
@@ -24,7 +24,7 @@ from .convert import Rule
 from .errors import UserError
 from .sample import Sample
 from .settings import build_settings
-from .system import Batch, Objective, System
+from .system import Batch, Companion, Objective, System
 
 if TYPE_CHECKING:
     from .tokenizer import Tokenizer
@@ -57,6 +57,8 @@ class Context:
     """Class names in the order of their numbers, where the data set is labelled."""
     several_labels: bool = False
     """Each sample has any number of these classes, not one."""
+    companions: Mapping[str, Companion] = field(default_factory=dict)
+    """The networks beside the one that is trained (`Task.companions`), by name."""
     net_only: bool = False
     """The system is built for its network: a tokenizer that is lacking is not a mistake, and the objective is `NoData`."""
 
@@ -65,6 +67,12 @@ class Context:
         if self.net_only and self.tokenizer is None:
             return cast("ObjectiveT", NoData(system))
         return make(self.need_tokenizer(system))
+
+    def companion(self, name: str, system: str) -> Companion | None:
+        """The companion of that name, or a clear error; None under `net_only`, where it may be lacking."""
+        if name not in self.companions and not self.net_only:
+            raise UserError(f"{system} needs a {name} beside the network that it trains: set companions.{name}=DIR, a run or a model")
+        return self.companions.get(name)
 
     def need_tokenizer(self, system: str) -> Tokenizer:
         """The tokenizer, or a clear error."""
@@ -201,6 +209,8 @@ class Task:
         name: what recipes and `--set task=` call it: "classify", "text2text"; pretraining has the empty name.
         adapt: fit the config of a network, fresh or loaded, to the data: the number and names of classes. The vocabulary stays.
         architecture: `Net.architecture` of the network that is trained; empty where the settings decide.
+        companions: the networks that it reads and does not train (`Companion`), by what a recipe calls them, each with the families that
+            it may be of.
     """
 
     objective: str
@@ -209,6 +219,13 @@ class Task:
     name: str = ""
     adapt: Callable[[Any, Context], Any] = lambda config, context: config
     architecture: str = ""
+    companions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def unknown_companions(self, names: Iterable[str], system: str) -> Iterator[str]:
+        """What is wrong with the names of companions in a recipe of `system`."""
+        known = ", ".join(f"companions.{name}" for name in self.companions) or "no companions"
+        return (f"companions.{name} is unknown; {system} {self.name or 'pretraining'} has {known}"
+                for name in names if name not in self.companions)
 
     def build(self, config: Any, settings: Mapping[str, Any], context: Context) -> System:
         """A system with randomly initialized weights; `settings` are those of a recipe's `objective`."""

@@ -12,7 +12,6 @@ from .attention.cache import KVCache
 from .attention.choose import make_plan
 from .attention.mask import Mask
 from .attention.plan import Plan
-from .attention.position import BucketBias
 from .block import Block
 from .errors import UserError
 
@@ -27,7 +26,8 @@ class Stack(nn.Module):
             use the same block, all of them where there is only one.
         num_layers: by default the number of blocks.
         final_norm: after the last block (pre-norm stacks).
-        position_bias: T5's relative positions, added to the scores of every layer.
+        position_bias: relative positions, added to the scores of every layer: (query length, key length, offset of the queries) ->
+            [1, H, Lq, Lk], such as `BucketBias` (T5).
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Stack(nn.Module):
         *,
         num_layers: int | None = None,
         final_norm: nn.Module | None = None,
-        position_bias: BucketBias | None = None,
+        position_bias: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.num_layers = num_layers or len(blocks)

@@ -13,6 +13,7 @@ micro-batch size, accumulation, rank count, padding or packing.
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import TypeVar  # with defaults: typing's has them from Python 3.13 on
 
+from .errors import UserError
 from .sample import Sample
 
 
@@ -51,6 +53,9 @@ class Batch:
     """Useful tokens (not padding), for throughput; 0 where the family has none."""
     task: str = ""
     """The task of this update, where several take turns (`Objective.turns`; set by the stream); else empty."""
+    update: int = 0
+    """The number of its update, counted from 0, for what changes during a run, such as a temperature (set by the stream); held-out batches
+    have 0."""
     sample_ids: list[int] = field(default_factory=list)
     """`Sample.index` of each sample (set by the stream); identity for logs and feature memoisation."""
     follows: list[int] = field(default_factory=list)
@@ -144,6 +149,70 @@ def named(task: str, name: str) -> str:
     return f"{task}/{name}" if task else name
 
 
+class Companion:
+    """A trained network that a system reads and does not train: a tokenizer of pictures, a teacher.
+
+    It is no module of the system. So it has no gradient, is in no checkpoint, export or optimizer, and no strategy wraps or divides it:
+    each rank has it whole. It is read at its first use: who needs the system's own network alone needs no companion. A recipe names it
+    (`companions`), a task says which it needs (`Task.companions`), and a run keeps its fingerprint.
+
+    Args:
+        source: where it lies, for messages.
+        load: reads it.
+        fingerprint: that it must have; empty for any.
+    """
+
+    def __init__(self, source: str, load: Callable[[], nn.Module], fingerprint: str = "") -> None:
+        self.source = source
+        self._load, self._expected = load, fingerprint
+        self._net: nn.Module | None = None
+        self._fingerprint = ""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Companion:
+        """One network serves every copy of a system."""
+        return self
+
+    @property
+    def net(self) -> nn.Module:
+        """The network, in eval mode and frozen, where it was used last.
+
+        Raises:
+            UserError: it cannot be read, or is another one than was expected.
+        """
+        if self._net is None:
+            with torch.random.fork_rng(devices=[]), torch.device("cpu"):  # also where a system is built without weights
+                net = self._load().eval().requires_grad_(False)
+            self._fingerprint = fingerprint_of(net)
+            if self._expected and self._fingerprint != self._expected:
+                raise UserError(f"{self.source} holds other weights (sha256 {self._fingerprint[:12]}) than the run began with "
+                                f"({self._expected[:12]}): put those back, or start a new run in another --out")
+            self._net = net
+        return self._net
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of its config and weights; the same in any file format."""
+        return self._fingerprint if self.net else ""
+
+    def on(self, device: torch.device) -> Any:
+        """The network on a device."""
+        if next(self.net.parameters()).device != device:
+            self._net = self.net.to(device)
+        return self.net
+
+
+def fingerprint_of(net: nn.Module) -> str:
+    """sha256 of a network's weights and of what its config says beside the defaults."""
+    config: Any = getattr(net, "config", None)
+    told = {f.name: value for f in fields(config) if f.compare and (value := getattr(config, f.name)) != f.default} if config else {}
+    found = hashlib.sha256(repr(sorted(told.items())).encode())
+    for name, tensor in sorted(net.state_dict().items()):
+        flat = tensor.detach().cpu().contiguous().view(-1)
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(memoryview(flat.view(torch.uint8).numpy()))
+    return found.hexdigest()
+
+
 ExampleT = TypeVar("ExampleT")
 
 
@@ -220,6 +289,10 @@ class System(nn.Module, ABC, Generic[NetT, ObjectiveT]):
     coupled: ClassVar[bool] = False
     """True where the loss couples all samples of the batch (contrastive): the loop then never
     splits the global batch by accumulation; the system keeps its memory down by itself."""
+
+    companions: Mapping[str, Companion] = MappingProxyType({})
+    """Networks that it reads and does not train, by the names of `Task.companions`; moved to the device by who uses them
+    (`Companion.on`). In half-precision training they compute in half precision, too, unless their use turns autocast off."""
 
     net: NetT
     objective: ObjectiveT

@@ -1,22 +1,28 @@
-"""Classes of pictures: a labelled picture as a training example, and a trained network as a classifier."""
+"""Classes of pictures: a labelled picture as a training example, the loss, and a trained network as a classifier."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol, TypeVar, cast, runtime_checkable
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from ..shared.config import need_one_class_each
 from ..shared.errors import BadSample, UserError
+from ..shared.family import Context
 from ..shared.heads import class_scores
+from ..shared.loss import accuracy_sum, at_least_fp32, cross_entropy_sum
 from ..shared.sample import Sample
-from ..shared.system import Batch, Objective, Preview
-from .transforms import Augmentation, Normalize, Preprocessing
+from ..shared.system import Batch, Objective, Preview, Step, System, Term
+from .transforms import HALF, Augmentation, Normalize, Preprocessing
+
+ConfigT = TypeVar("ConfigT")
 
 
 @dataclass(kw_only=True)
@@ -175,6 +181,20 @@ class ImageClassifier(Protocol):
         ...
 
 
+@dataclass
+class ImageClassifierOutput:
+    """What a classifier of pictures returns, with transformers' names."""
+
+    logits: Tensor
+    """[B, num_labels]."""
+    last_hidden_state: Tensor
+    """[B, 1 + P, D], after the final norm (which stands behind the mean with `fc_norm`)."""
+    pooler_output: Tensor
+    """[B, D], what the head read (before `pre_logits` and `head_norm`)."""
+    hidden_states: tuple[Tensor, ...] | None = None
+    """The embeddings and each layer's output, where asked for."""
+
+
 class TrainedClassifier:
     """Classifies pictures by the classes that a network was trained on.
 
@@ -197,3 +217,120 @@ class TrainedClassifier:
         pixels = pixels.to(self.normalize.scale.device)
         logits = self.model(self.normalize(pixels).to(self.model.head.weight.dtype)).logits.float()
         return class_scores(logits, self.model.config).cpu()
+
+
+# ------------------------------------------------------------------------------------------- the loss side
+
+
+@dataclass(frozen=True)
+class ClassificationSettings:
+    """The objective: supervised classification."""
+
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    """`sigmoid`: an independent binary cross entropy for each class (the paper's ImageNet-21k and JFT runs)."""
+    head_bias: float | None = None
+    """Initial bias of the head; None is 0 for softmax and -10 for sigmoid, so that no class starts likely."""
+    head_std: float | None = None
+    """Standard deviation of the head's initial weights: 0 in the paper's fine-tuning, 2e-5 in MAE's; None is `initializer_range`."""
+    augmentation: Augmentation = field(default_factory=lambda: Augmentation(crop_scale=(0.05, 1.0), flip=0.5))
+    """Inception's crop and a flip, as in the paper."""
+    mixing: Mixing = field(default_factory=Mixing)
+    """mixup and CutMix."""
+    label_smoothing: float = 0.0
+    """Share of a class's probability that is spread over all classes in training."""
+    image_mean: tuple[float, float, float] = HALF
+    """Subtracted from each colour, of pixels from 0 to 1."""
+    image_std: tuple[float, float, float] = HALF
+    """Each colour is divided by it, after the mean is subtracted."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(f"label_smoothing is {self.label_smoothing}, expected a fraction from 0 up to 1")
+        if self.head_std is not None and self.head_std < 0:
+            raise UserError(f"head_std is {self.head_std}, expected 0 or more, or null")
+
+
+class ClassificationSystem(System[Any, ImageClassification]):
+    """A network of pictures with the classification loss.
+
+    Args:
+        net: an `ImageClassifier` (ViT, BEiT).
+        settings: the objective's.
+    """
+
+    def __init__(self, net: nn.Module, settings: ClassificationSettings) -> None:
+        classifier = cast("ImageClassifier", net)
+        config: Any = classifier.config
+        # training crops keep the aspect ratio, so held-out pictures do too
+        view = Preprocessing(image_size=config.image_size, image_mean=settings.image_mean, image_std=settings.image_std)
+        classifier.preprocessing = view
+        super().__init__(net, ImageClassification(view, config.num_labels, config.labels, settings.augmentation,
+                                                     settings.mixing))  # fmt: skip
+        self.normalize = Normalize(view)
+        self.loss, self.label_smoothing = settings.loss, settings.label_smoothing
+        bias = settings.head_bias if settings.head_bias is not None else (-10.0 if settings.loss == "sigmoid" else 0.0)
+        nn.init.constant_(self.net.head.bias, bias)
+        if settings.head_std is not None:
+            nn.init.normal_(self.net.head.weight, std=settings.head_std)
+
+    def forward(self, batch: ImageBatch, carry: Any = None) -> Step:
+        """The summed loss over the pictures, and how many were right."""
+        logits = self.net(self.normalize(batch.images)).logits
+        smoothing = self.label_smoothing if self.training else 0.0
+        if self.loss == "softmax" and batch.others is None and not smoothing:
+            total = cross_entropy_sum(logits, batch.labels)
+        else:
+            scores = at_least_fp32(logits)
+            targets = self.targets(batch, smoothing).to(scores.dtype)
+            total = (F.cross_entropy(scores, targets, reduction="sum") if self.loss == "softmax"
+                     else F.binary_cross_entropy_with_logits(scores, targets, reduction="sum"))
+        right = accuracy_sum(logits, batch.labels)
+        labels = batch.labels if self.loss == "softmax" else None  # a sigmoid for each class has another baseline
+        return Step({"classification": Term(total, "images", labels=labels)}, {"accuracy": (right, len(batch.labels))})
+
+    def targets(self, batch: ImageBatch, smoothing: float) -> Tensor:
+        """Probabilities of the classes, [B, num_labels]: a mixed picture has its two classes by their shares."""
+        count = self.net.config.num_labels
+        wanted = F.one_hot(batch.labels, count).float()
+        if batch.others is not None and batch.shares is not None:
+            wanted = torch.lerp(F.one_hot(batch.others, count).float(), wanted, batch.shares[:, None])
+        return wanted * (1 - smoothing) + smoothing / count
+
+    def measured(self) -> tuple[str, ...]:
+        """See `System.measured`."""
+        return ("classification", *(("classification_chance",) if self.loss == "softmax" else ()), "accuracy")
+
+    @torch.no_grad()
+    def preview(self, batch: ImageBatch, limit: int = 4) -> list[Preview]:
+        """Pictures with their true and most likely classes."""
+        images = batch.images[:limit]
+        probabilities, best = self.net(self.normalize(images)).logits.softmax(-1).topk(min(3, self.net.config.num_labels))
+        name = self.objective.name
+        return [
+            Preview((("class", name(int(label))),
+                     *(("predicted", f"{name(int(c))} ({float(p):.2f})") for c, p in zip(classes, scores, strict=True))),
+                    image.permute(1, 2, 0).cpu().numpy())
+            for image, label, classes, scores in zip(images, batch.labels, best, probabilities, strict=False)
+        ]  # fmt: skip
+
+
+def adapt(config: ConfigT, context: Context) -> ConfigT:
+    """As many classes as the data names."""
+    if context.classes is None:
+        return config
+    return replace(cast("Any", config), num_labels=len(context.classes), labels=tuple(context.classes))
+
+
+def _some(names: tuple[str, ...] | None) -> str:
+    return ", ".join((names or ())[:4]) + (", ..." if len(names or ()) > 4 else "")
+
+
+def check_classes(config: Any, context: Context) -> None:
+    """Refuse a network whose classes are not the data's."""
+    need_one_class_each(config, "training")
+    if None not in (context.classes, config.labels) and context.classes != config.labels:
+        raise UserError(f"the model's classes are {_some(config.labels)}, the data's are {_some(context.classes)}: "
+                        "set task=classify, which gives it a head for the data's")
+    if context.classes is not None and len(context.classes) != config.num_labels:
+        raise UserError(f"the model has {config.num_labels} classes, the data {len(context.classes)}: set task=classify, which gives it a "
+                        "head for the data's")

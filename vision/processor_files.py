@@ -41,6 +41,8 @@ IMAGE_PROCESSOR: Keys = {
     "image_mean": honoured("one number, or one for each colour"),
     "image_std": honoured("one number, or one for each colour"),
     "do_convert_rgb": no_effect("every picture is made RGB; transparency is laid over white"),
+    "do_reduce_labels": no_effect("about maps of segmentation"),
+    "reduce_labels": no_effect("about maps of segmentation"),
     "do_pad": only(False, None),
     "pad_size": no_effect("belongs to do_pad"),
     "use_square_size": only(False, None),
@@ -84,6 +86,7 @@ class ProcessorDefaults:
 
 PROCESSORS: Mapping[str, ProcessorDefaults] = {
     "ViTImageProcessor": ProcessorDefaults({"height": 224, "width": 224}, True, 2, HALF, HALF),
+    "BeitImageProcessor": ProcessorDefaults({"height": 224, "width": 224}, True, 3, HALF, HALF),
     "CLIPImageProcessor": ProcessorDefaults({"shortest_edge": 224}, False, 3, CLIP_MEAN, CLIP_STD, True, 224),
 }
 

@@ -23,6 +23,8 @@ from ...seq2seq.teacher_forcing import Seq2SeqBatch, Seq2SeqExample, packed_pair
 from ...shared.attention.position import document_positions
 from ...shared.loss import IGNORE
 from ...shared.system import System
+from ...vision._masked_views import BeitSettings, MaskedViewBatch, blockwise_mask
+from ...vision.beit import BeitConfig
 from ...vision.classify import ImageBatch
 from ...vision.mae import MAEConfig, MaskedPictureBatch
 from ...vision.vit import ViTConfig
@@ -355,6 +357,42 @@ def whole_pictures(setup: TrainSetup) -> TrainSetup:
     return replace(setup, system="vit", config=ViTConfig(**shape | {"num_labels": 1000}))
 
 
+# ------------------------------------------------------------------------------------------------ BEiT
+
+
+def beit_batch(setup: TrainSetup) -> MaskedViewBatch:
+    """Random pictures, one for each entry of `lengths`, with blockwise masks and random visual tokens: no tokenizer is timed."""
+    config: BeitConfig = setup.config
+    count, grid, s = len(setup.lengths), config.grid, BeitSettings()
+    generator, rng = torch.Generator().manual_seed(setup.seed), np.random.default_rng(setup.seed)
+    masks = [blockwise_mask(grid, s.budget(grid), s.min_block, s.min_aspect, rng).reshape(-1) for _ in range(count)]
+    return MaskedViewBatch(
+        counts={"masked_patches": int(np.sum(masks))}, masked=torch.from_numpy(np.stack(masks)),
+        images=torch.randint(256, (count, 3, config.image_size, config.image_size), generator=generator, dtype=torch.uint8),
+        codes=torch.randint(config.vocab_size, (count, grid * grid), generator=generator))  # fmt: skip
+
+
+def beit_peer(setup: TrainSetup, ours: System) -> tuple[nn.Module, Loss]:
+    """BEiT of transformers; pictures normalised beforehand, masks and visual tokens given."""
+    transformers = need("transformers")
+    with torch.device(setup.device):
+        module = transformers.BeitForMaskedImageModeling(transformers.BeitConfig(**setup.config.to_dict()))
+    copy_weights(ours.net, module, rules_of("beit", setup.config))
+    batch = beit_batch(setup)
+    assert batch.codes is not None
+    inputs = on(setup.device, {"bool_masked_pos": batch.masked, "labels": batch.codes[batch.masked]})
+    images = cast(Any, ours).normalize(batch.images.to(setup.device))
+    return module, lambda m: m(images, **inputs).loss
+
+
+def beit_flops(setup: TrainSetup) -> float:
+    """Useful operations of a step; see `pairing`. Masked patches alone have a target."""
+    c: BeitConfig = setup.config
+    count, patches, masked = len(setup.lengths), c.grid**2, beit_batch(setup).counts["masked_patches"]
+    trunk = transformer_flops(c.num_hidden_layers, c.hidden_size, c.intermediate_size, (patches + 1,) * count, causal=False)
+    return trunk + 4 * 3 * c.patch_size**2 * c.hidden_size * patches * count + 6 * masked * c.hidden_size * c.vocab_size
+
+
 # ------------------------------------------------------------------------------------------------- all
 
 
@@ -370,7 +408,9 @@ PAIRINGS: dict[str, Pairing] = {
     "bart": Pairing(bart_batch, bart_peer, partial(rules_of, "bart"), bart_flops),
     "mass": Pairing(mass_batch, mass_peer, partial(rules_of, "mass"), mass_flops),
     "vit": Pairing(vit_batch, vit_peer, partial(rules_of, "vit", layout="timm"), vit_flops, "timm", "pictures"),
-    "mae": Pairing(mae_batch, mae_peer, partial(rules_of, "mae"), mae_flops, unit="pictures", beside=("ViT on whole pictures", whole_pictures)),
+    "mae": Pairing(mae_batch, mae_peer, partial(rules_of, "mae"), mae_flops, unit="pictures",
+                   beside=("ViT on whole pictures", whole_pictures)),
+    "beit": Pairing(beit_batch, beit_peer, partial(rules_of, "beit"), beit_flops, unit="pictures"),
     "clip": Pairing(clip_batch, clip_peer, partial(rules_of, "clip", layout="open_clip"), clip_flops, "open_clip", "pictures"),
 }
 

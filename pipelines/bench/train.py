@@ -1,4 +1,4 @@
-"""Training: text systems and MAE beside transformers, CLIP beside open_clip, ViT beside timm; GPT-2 beside plain torch too.
+"""Training: text systems, MAE and BEiT beside transformers, CLIP beside open_clip, ViT beside timm; GPT-2 beside plain torch too.
 
 One step is forward, backward, fused AdamW and clearing the gradients, on the same weights, batch,
 precision and dropout (`systems.py`). Before the race the loss and the whole gradient, carried over by
@@ -33,6 +33,7 @@ from ...text.albert import AlbertConfig
 from ...text.bert import BertConfig
 from ...text.roberta import RobertaConfig
 from ...text.xlnet import XLNetConfig
+from ...vision.beit import BeitConfig
 from ...vision.mae import MAEConfig
 from ...vision.vit import ViTConfig
 from ..train.layers import compile_parts
@@ -225,6 +226,8 @@ def setups(quick: bool) -> list[tuple[str, TrainSetup]]:
     halved: dict[str, Any] = {**family("mae").sizes["base"], **thinner, "patch_size": 8 if quick else 16, "num_hidden_layers": layers,
                               "decoder_num_hidden_layers": max(1, layers // 2)}  # fmt: skip
     masked = MAEConfig(**halved)
+    tokens: dict[str, Any] = {**family("beit").sizes["base"], **few, "num_hidden_layers": layers, "drop_path_rate": 0.0,
+                              **({"patch_size": 4, "vocab_size": 99} if quick else {})}  # fmt: skip
     full = (length,) * rows
     return [
         ("BERT, full rows", TrainSetup("bert", trunk, full).still()),
@@ -248,6 +251,7 @@ def setups(quick: bool) -> list[tuple[str, TrainSetup]]:
         ("T5-small, full rows, dropout 0.1", TrainSetup("t5", seq2seq, full[: max(2, rows // 2)])),
         ("ViT-S/16", TrainSetup("vit", pictures, (0,) * (4 if quick else 16))),
         ("MAE ViT-B/16 width", TrainSetup("mae", masked, (0,) * (4 if quick else 16))),
+        ("BEiT-B/16 width", TrainSetup("beit", BeitConfig(**tokens), (0,) * (4 if quick else 16))),
         ("CLIP ViT-B/32 width", TrainSetup("clip", towers, caption_lengths(4 if quick else 32, length))),
         ("GPT-2, full rows, plain torch", TrainSetup("gpt2-plain", decoder, full).still()),
         *tuned.setups(trunk, {

@@ -63,7 +63,8 @@ def card(entry: Family) -> str:
     lines = [f"# {told.title}\n\n",
              f"{told.paper}{year}. <{told.url}>\n\n", *(f"- **{name}:** {value}\n" for name, value in facts),
              "\n## Loss\n\n", f"```math\n{told.equation}\n```\n\n", f"{told.symbols}\n",
-             "\n## Attention masks\n\n", "Attention masks of training, drawn by the library: rows are queries, columns keys.\n",
+             *(["\n## Attention masks\n\n", "Attention masks of training, drawn by the library: rows are queries, columns keys.\n"]
+               if told.masks else []),
              *(f"\n{title}:\n\n![{title}: queries by keys]({_figure(entry, title)})\n" for title in told.masks),
              "\n## Faithful, and what deviates\n\n", faithful(entry), "\n## Sizes\n\n",
              "Parameters of the network, with the vocabulary and the classes of the config's defaults; data brings its own. "

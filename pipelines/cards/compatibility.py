@@ -61,6 +61,8 @@ def sections() -> Iterator[Section]:
                   "A family's own table comes before this one. Any other key is refused, unless its value switches it off (null, false, 0, "
                   "empty).", rows(COMMON))
     for entry in families().values():
+        if not entry.model_type:  # its files are of our own
+            continue
         yield Section(f"config.json of {entry.card.title} (transformers)", "", rows(entry.config.keys()))
     for tower in (CLIPTextConfig, CLIPVisionConfig):
         yield Section(f"config.json of CLIP: {tower.__name__} (transformers)", "", rows(tower.keys()))
@@ -72,8 +74,8 @@ def sections() -> Iterator[Section]:
         yield Section(title, _TOKENIZERS.get(title, ""), rows(keys))
     intros = {
         "preprocessor_config.json, and image_processor in processor_config.json (transformers)":
-            "Of CLIP, ViT and MAE. A null stands for the class's default. Where neither file is there, pictures are prepared as "
-            "`CLIPImageProcessor()` or `ViTImageProcessor()` do it, at the model's size.",
+            "Of CLIP, ViT, MAE and BEiT. A null stands for the class's default. Where neither file is there, pictures are prepared as "
+            "`CLIPImageProcessor()`, `ViTImageProcessor()` or `BeitImageProcessor()` do it, at the model's size.",
     }
     for title, keys in processor_files.TABLES.items():
         yield Section(title, intros.get(title, ""), rows(keys))

@@ -213,7 +213,7 @@ def embed(
     inputs: Annotated[list[str] | None, typer.Argument(
         metavar="[FILE|FOLDER|TEXT|-]...", show_default=False,
         help="Files with one text a line, tables (jsonl, csv, tsv, parquet) with a field text, folders of them, texts, or - for stdin; "
-             "pictures for CLIP, ViT and MAE.")] = None,
+             "pictures for CLIP, ViT, MAE and BEiT.")] = None,
     model: Model = ...,  # type: ignore[assignment]
     tokenizer: ModelTokenizer = None,
     data: Annotated[str | None, typer.Option(
@@ -229,7 +229,7 @@ def embed(
     on_bad: DataOnBad = "raise", workers: DataWorkers = None, on: DataOn = "local", ray_address: RayAddress = None,
     json: Json = False,
 ) -> None:
-    """Turn texts into vectors, or pictures with CLIP, ViT or MAE."""
+    """Turn texts into vectors, or pictures with CLIP, ViT, MAE or BEiT."""
     from ...shared.errors import UserError
     from ..base.console import Console
     from ..base.inputs import documents

@@ -47,10 +47,12 @@ class BatchBuilder:
         max_tokens: of a forward pass; None for `PASS` times what as many sequences as there are samples, all as long as the longest
             example, would hold. So the longest document does not decide about memory.
         task: of the objective, where tasks take turns.
+        update: that the batch is for.
     """
 
-    def __init__(self, objective: Objective[Any], on_bad: str, reader: SampleReader, max_tokens: int | None = None, task: str = "") -> None:
-        self.objective, self.on_bad, self.max_tokens, self.task = objective, on_bad, max_tokens, task
+    def __init__(self, objective: Objective[Any], on_bad: str, reader: SampleReader, max_tokens: int | None = None, task: str = "",
+                 update: int = 0) -> None:
+        self.objective, self.on_bad, self.max_tokens, self.task, self.update = objective, on_bad, max_tokens, task, update
         self._reader = reader
         self.examples: list[Any] = []
         self.used: list[int] = []
@@ -80,7 +82,7 @@ class BatchBuilder:
         batch, *rest = [self.objective.collate(part) for part in self._passes()]
         batch.rest = rest
         for one in (batch, *rest):
-            one.task = self.task
+            one.task, one.update = self.task, self.update
         batch.samples, batch.sample_ids, batch.follows, batch.bad = len(self.used), self.used, self.follows, self.bad
         return batch
 

@@ -95,7 +95,8 @@ class Stream:
         """Micro-batch `number` of this rank."""
         update, part = self.layout.update_and_part(number)
         refs = [self.order.locate(p) for p in self.layout.positions(update, part)]
-        builder = BatchBuilder(self.turns.objective(update), self.on_bad, self._reader, self.max_tokens, self.turns.task(update))
+        builder = BatchBuilder(self.turns.objective(update), self.on_bad, self._reader, self.max_tokens, self.turns.task(update),
+                               update)
         for prepared in self._reader.prepare(refs):
             builder.add(prepared, self._continues(prepared.ref))
         if not builder.examples:
@@ -109,7 +110,7 @@ class Stream:
     def batch_of_one(self, position: int) -> Batch | None:
         """The sample at a position as a batch of its own; None where it is bad."""
         update = self.layout.batches.update_at(position)
-        builder = BatchBuilder(self.turns.objective(update), "skip", self._reader, self.max_tokens, self.turns.task(update))
+        builder = BatchBuilder(self.turns.objective(update), "skip", self._reader, self.max_tokens, self.turns.task(update), update)
         for prepared in self.prepare([position]):
             builder.add(prepared)
         return builder.batch() if builder.examples else None

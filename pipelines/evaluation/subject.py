@@ -19,6 +19,7 @@ from ...shared.system import System
 from ...shared.tokenizer import Tokenizer
 from ..data.dataset import DataSet
 from ..model import frontdoor
+from ..model.companions import companions_of
 from ..run import checkpoint
 from ..run.directory import is_run, open_run_or_checkpoint
 from ..train.fabric import Fabric
@@ -73,7 +74,7 @@ class Subject:
                                 "its export")
             run, at = open_run_or_checkpoint(self.source)
             at = at or checkpoint.newest(run.checkpoints)
-            system = run.system(at)
+            system = run.system(at, companions_of(run))
             assert at is not None
             self._describe_checkpoint(at)
             described = run.described()

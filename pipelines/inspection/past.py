@@ -22,6 +22,7 @@ from ..data.layout import BatchLayout
 from ..data.loader import added
 from ..data.order import draw_seed
 from ..data.stream import Stream
+from ..model.companions import companions_of
 from ..run import checkpoint
 from ..run.directory import Run
 from ..run.recipe import Recipe
@@ -145,7 +146,7 @@ class Past:
         from ...registry import family
 
         recipe, data = self.recipe, self.sets(given)
-        system = recipe.build(family(recipe.system), self.run.context(), self.run.config())
+        system = recipe.build(family(recipe.system), self.run.context(companions_of(self.run)), self.run.config())
         return build_stream(recipe, data, system.objective, self.layout)
 
     @cached_property

@@ -28,6 +28,7 @@ from ..data.dataset import DataSet
 from ..data.layout import BatchLayout
 from ..data.loader import added
 from ..data.stream import Stream
+from ..model.companions import companions_of
 from ..run import checkpoint
 from ..run.environment import describe_environment
 from ..run.recipe import Recipe
@@ -187,7 +188,7 @@ def _build(past: Past, sets: list[tuple[DataSet, float]], way: _Way, console: Co
     if way.start is None and start.ancestor is not None:
         console.say(f"reading {start.ancestor.checkpoint}, which the run began from")
         start.ancestor.verify(run.directory)
-    system, _ = build_system(recipe, run.context(), start, first.layout)
+    system, _ = build_system(recipe, run.context(companions_of(run)), start, first.layout)
     state = set_up(recipe, fabric, system, _stream(first, sets, system), None, run, Console(quiet=True))
     state.health.rewound = [range(*pair) for pair in rewind_decisions(run)]
     if way.start is not None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +18,10 @@ from torch import Tensor, nn
 from ...registry import families, family
 from ...shared.convert import to_ours, to_theirs
 from ...shared.errors import UserError, raise_problems
-from ...shared.family import Context, Family, Format, Net, named_net
+from ...shared.family import Context, Family, Format, Net, Task, named_net
 from ...shared.keys import read_json
 from ...shared.settings import build_settings
-from ...shared.system import System
+from ...shared.system import Companion, System
 from ...shared.tokenizer import Tokenizer
 from .weights import read_weights, write_directory
 
@@ -53,6 +54,7 @@ def system(
     tokenizer: Tokenizer | str | Path | None = None,
     classes: Sequence[str] | None = None,
     objective: Mapping[str, Any] | None = None,
+    companions: Mapping[str, str | Path] | None = None,
     **config_overrides: Any,
 ) -> System:
     """Build a system with randomly initialized weights: `.net`, `.objective`, and `system(batch)` -> `Step`.
@@ -65,6 +67,8 @@ def system(
             that reads text has its network but cannot read data.
         classes: class names of labelled data.
         objective: settings of the objective, such as ``{"mask_prob": 0.4}``.
+        companions: where the trained networks lie that it reads and does not train, such as ``{"tokenizer": "runs/dvae"}`` of beit; without
+            them it has its network, and reads only batches that bring what they would make.
         **config_overrides: fields of the family's config, such as ``hidden_size=256``.
     """
     entry = family(name)
@@ -72,12 +76,41 @@ def system(
     if size not in entry.sizes:
         raise UserError(f"{name} has no size {size!r}; known: {', '.join(entry.sizes)}")
     vocabulary = Tokenizer.load(tokenizer) if isinstance(tokenizer, (str, Path)) else tokenizer
-    context = Context(vocabulary, None if classes is None else tuple(classes), net_only=True)
-    config = build_settings(entry.config, {**entry.sizes[size], **config_overrides}, f"{name} config")
     chosen = entry.task(task)
+    context = Context(vocabulary, None if classes is None else tuple(classes), companions=opened(companions or {}, chosen, name),
+                      net_only=True)
+    config = build_settings(entry.config, {**entry.sizes[size], **config_overrides}, f"{name} config")
     built = chosen.build(chosen.adapt(entry.adapt(config, context), context), objective or {}, context)
     _remember(built.net, entry, net_of(built.net, entry), None)
     return built
+
+
+def opened(sources: Mapping[str, str | Path], task: Task, system: str,
+           fingerprints: Mapping[str, str] | None = None) -> dict[str, Companion]:
+    """Companions of a task by name; none is read before its first use.
+
+    Args:
+        sources: where they lie.
+        task: of which family they may be.
+        system: the family whose task it is.
+        fingerprints: that they must have.
+    """
+    raise_problems(task.unknown_companions(sources, system))
+    known = fingerprints or {}
+    return {name: Companion(str(source), partial(_load_companion, name, str(source), task.companions[name], system), known.get(name, ""))
+            for name, source in sources.items()}
+
+
+def _load_companion(name: str, source: str, families: tuple[str, ...], system: str) -> nn.Module:
+    try:
+        net = load(source)
+    except UserError as error:
+        raise UserError(f"companions.{name} of {system} cannot be read: {error}") from None
+    origin = cast("Origin", net.origin)
+    if families and origin.family not in families:
+        raise UserError(f"companions.{name} is {source}, which holds a {origin.net.architecture} ({origin.family}); {system} needs a "
+                        f"network of {' or '.join(families)} there")
+    return net
 
 
 def tokenizer(source: str | Path) -> Tokenizer:

@@ -89,6 +89,7 @@ def rehearse(system: System, updates: Sequence[Sequence[Batch]], optim: OptimSet
     run = [batch.map_tensors(lambda t: _fake_numbers(t, fake)) for batch in run]
     ledger = _Ledger(fake, max(0, waiting))
     ledger.own([*system.parameters(), *system.buffers(), *(t for batch in run for t in _tensors_of(batch))])
+    ledger.add(sum(_bytes([*c.net.parameters(), *c.net.buffers()]) for c in system.companions.values()))
     for parameter in parameters:
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(ledger.gradient)

@@ -108,8 +108,8 @@ def synthetic_objective(recipe: Recipe, entry: Family, context: Context, config:
             with torch.device("meta"):
                 made = config if config is not None else entry.adapt(
                     build_settings(entry.config, {**entry.sizes[recipe.size], **recipe.model}, recipe.name),
-                    Context(classes=context.classes, net_only=True))
-                objective = recipe.build(entry, Context(tokenizer, context.classes), made).objective
+                    Context(classes=context.classes, companions=context.companions, net_only=True))
+                objective = recipe.build(entry, Context(tokenizer, context.classes, companions=context.companions), made).objective
             for own in objective.by_turn().values():
                 own.collate(_examples(own, 8, 1))
             return objective

@@ -2,7 +2,7 @@
 
     RUN/recipe.yaml        the resolved recipe; can be passed to `polymodal pretrain` again
     RUN/system.json        family, task, config and class names: what is needed to build the network; the model or run it began with;
-                           the sha256 of files that the objective reads beside the data
+                           the sha256 of files that the objective reads beside the data; its companions and their sha256
     RUN/environment.json   versions, hardware, command, data, layout and recipe of every start
     RUN/metrics.jsonl      one JSON object a line: training ("split": "train") and evaluation ("split": "eval")
     RUN/samples.jsonl      what the model made of held-out examples at each evaluation; pictures in RUN/previews/
@@ -30,7 +30,7 @@ from ...registry import family
 from ...shared.errors import UserError, raise_problems
 from ...shared.family import Context
 from ...shared.keys import read_json
-from ...shared.system import System
+from ...shared.system import Companion, System
 from ...shared.tokenizer import Tokenizer
 from ..base.files import lock_file, read_json_lines, replace_durably
 from . import checkpoint
@@ -94,22 +94,27 @@ class Run:
         """The lines of events.jsonl."""
         return read_json_lines(self.directory / EVENTS)
 
-    def context(self) -> Context:
-        """What the data told the system."""
+    def context(self, companions: Mapping[str, Companion] | None = None) -> Context:
+        """What the data told the system. Without `companions`, a system that has some is built for its network alone."""
         described = self.described()
         classes = described["classes"]
-        return Context(self.tokenizer(), None if classes is None else tuple(classes),
-                       several_labels=described.get("several_labels", False))  # runs of older versions do not say it
+        return Context(self.tokenizer(), None if classes is None else tuple(classes), companions=companions or {},
+                       several_labels=described.get("several_labels", False),  # runs of older versions do not say it
+                       net_only=companions is None and bool(self.companions()))
 
-    def system(self, at: Checkpoint | None = None) -> System:
-        """The system with the weights of a checkpoint, by default of the `chosen` one; in eval mode."""
+    def companions(self) -> dict[str, dict[str, str]]:
+        """The `source` and the `fingerprint` of each companion that the run began with."""
+        return self.described().get("companions", {})
+
+    def system(self, at: Checkpoint | None = None, companions: Mapping[str, Companion] | None = None) -> System:
+        """The system with the weights of a checkpoint, by default of the `chosen` one; in eval mode. `companions` as in `context`."""
         at = at or self.chosen()
         if at is None:
             raise UserError(f"{self.directory} holds no checkpoint that verifies: let the run reach its first one")
         described = self.described()
         # no adapting: the config is that of the finished system
         task = family(described["system"]).task(described.get("task", ""))
-        system = task.build(self.config(), described["objective"], self.context())
+        system = task.build(self.config(), described["objective"], self.context(companions))
         self.check_inputs(system)
         checkpoint.load_model(at.path, system)
         return system.eval()
@@ -129,8 +134,14 @@ class Run:
         return family(described["system"]).config.from_dict(described["config"])
 
     def check_inputs(self, system: System) -> None:
-        """Refuse a system that reads other files beside the data (`Objective.inputs`) than the run began with."""
+        """Refuse a system that reads other files beside the data (`Objective.inputs`), or other companions, than the run began with."""
         before: dict[str, str] = self.described().get("inputs", {})
+        for name, companion in system.companions.items():
+            began = self.companions().get(name, {})
+            if began and companion.fingerprint != began["fingerprint"]:
+                raise UserError(f"{self.directory} began with another {name}, {began['source']} (sha256 {began['fingerprint'][:12]}), than "
+                                f"{companion.source} ({companion.fingerprint[:12]}): set companions.{name} back, or start a new run in "
+                                "another --out")
         raise_problems((f"{key} names a file with sha256 {sha256[:12]}, and the run began with {before[key][:12]}: put that one back"
                         for key, sha256 in system.objective.inputs.items() if before.get(key, sha256) != sha256), str(self.directory))
 
@@ -192,7 +203,7 @@ def lock_run(directory: Path) -> IO[str]:
 
 def record_start(run: Run, resolved: Recipe, config: Any, context: Context, model: str, start: Mapping[str, Any],
                  ancestor: Mapping[str, Any] | None = None, brought: Mapping[str, Mapping[str, Any]] | None = None,
-                 inputs: Mapping[str, str] | None = None) -> None:
+                 inputs: Mapping[str, str] | None = None, companions: Mapping[str, Companion] | None = None) -> None:
     """Write recipe.yaml, system.json and the tokenizer, and add this start to environment.json.
 
     A kill at any moment leaves each file as it was or whole.
@@ -207,6 +218,7 @@ def record_start(run: Run, resolved: Recipe, config: Any, context: Context, mode
         ancestor: the checkpoint of another run that the run went on from, where there is one.
         brought: see `Run.brought`.
         inputs: see `Objective.inputs`.
+        companions: of the system.
     """
     for name, record in (brought or {}).items():
         (run.directory / START).mkdir(exist_ok=True)
@@ -214,7 +226,8 @@ def record_start(run: Run, resolved: Recipe, config: Any, context: Context, mode
     replace_durably(run.directory / RECIPE, resolved.to_yaml())
     described = {"system": resolved.system, "task": resolved.task, "model": model, "ancestor": ancestor, "config": config.to_dict(),
                  "objective": resolved.objective, "classes": context.classes, "several_labels": context.several_labels,
-                 "inputs": dict(inputs or {})}
+                 "inputs": dict(inputs or {}),
+                 "companions": {name: {"source": c.source, "fingerprint": c.fingerprint} for name, c in (companions or {}).items()}}
     replace_durably(run.directory / SYSTEM, json.dumps(described, indent=1, ensure_ascii=False))
     if context.tokenizer is not None:
         context.tokenizer.save(run.directory / "tokenizer")

@@ -191,6 +191,8 @@ class Recipe:
     """Overrides of the family's config, by the names of the reference library."""
     objective: dict[str, Any] = field(default_factory=dict)
     """Overrides of the family's objective settings."""
+    companions: dict[str, str] = field(default_factory=dict)
+    """Trained networks that the system reads and does not train, such as BEiT's `tokenizer`: runs, model directories or hub ids."""
     data: DataSettings = field(default_factory=DataSettings)
     optim: OptimSettings = field(default_factory=OptimSettings)
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
@@ -408,11 +410,14 @@ def _family_problems(mapping: Mapping[str, Any]) -> list[str]:
     size = mapping.get("size", "base")
     if not isinstance(size, str) or size not in family.sizes:
         problems.append(f"size is {size!r}, {name} has {', '.join(family.sizes)}")
-    settings = family.pretraining.settings
+    task = family.pretraining
     try:
-        settings = family.task(str(mapping.get("task", ""))).settings
+        task = family.task(str(mapping.get("task", "")))
     except UserError as error:
         problems.append(str(error))
+    settings, companions = task.settings, mapping.get("companions") or {}
+    if isinstance(companions, Mapping):
+        problems.extend(task.unknown_companions(cast("Mapping[str, Any]", companions), name))
     for part, cls in (("model", family.config), ("objective", settings)):
         given = mapping.get(part) or {}
         if isinstance(given, Mapping):

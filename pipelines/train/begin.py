@@ -71,12 +71,12 @@ def begin(run: Run, recipe: Recipe, system: System, context: Context, origin: St
                      {**describe_environment(), **at, **_describe_start(recipe, stream, held_out, fabric)},
                      ancestor=None if origin.ancestor is None else origin.ancestor.to_dict(),
                      brought=origin.brought(system.net) if start is None else Run(start.path.parent.parent).brought(),
-                     inputs=system.objective.inputs)
+                     inputs=system.objective.inputs, companions=system.companions)
         return None if start is None else str(start.path)
 
-    if any(inputs != dict(system.objective.inputs) for inputs in dist.gather_json(dict(system.objective.inputs))):
-        raise UserError(f"the ranks read different files beside the data ({', '.join(system.objective.inputs)}): copy the same to each "
-                        "machine")
+    beside = {**system.objective.inputs, **{f"companions.{name}": c.fingerprint for name, c in system.companions.items()}}
+    if any(other != beside for other in dist.gather_json(beside)):
+        raise UserError(f"the ranks read different files beside the data ({', '.join(beside)}): copy the same to each machine")
     dist.barrier()  # until every rank has looked at the directory as it was
     path = dist.on_rank_0(take)
     return (None if path is None else checkpoint.verified_checkpoint(Path(path))), held

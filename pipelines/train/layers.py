@@ -16,22 +16,21 @@ from torch import Tensor, nn
 from ...shared.block import Block
 from ...shared.heads import LMHead
 from ...shared.loss import softmax_gradient_
+from ...shared.system import System
 
 
-def compile_parts(system: nn.Module) -> None:
-    """Compile every block for itself, and what a head does to its logits; a system without blocks as a whole.
+def compile_parts(system: System) -> None:
+    """Compile every block for itself, and what a head does to its logits; of a network without blocks each part.
 
     Blocks of one shape share their code, and none sees a batch's lengths, so little is compiled, and nothing again when documents
     change. Evaluation and previews are not compiled: text that is generated has another shape in every step. What gathers weights
     (hooks around a block) stays outside. To be called before the module is sharded.
     """
     blocks = [m for m in system.modules() if isinstance(m, Block)]
-    for block in blocks:
-        block.forward = partial(_in_training, torch.compile(block.forward), block.forward)  # type: ignore[method-assign]
+    for part in blocks or list(system.net.children()):
+        part.forward = partial(_in_training, torch.compile(part.forward), part.forward)  # type: ignore[method-assign]
     for head in (m for m in system.modules() if isinstance(m, LMHead)):
         head.soften = torch.compile(softmax_gradient_)
-    if not blocks:
-        system.compile()
 
 
 def _in_training(compiled: Callable[..., Tensor], plain: Callable[..., Tensor], *arguments: Any, **named: Any) -> Tensor:

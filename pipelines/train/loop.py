@@ -55,6 +55,7 @@ from ..data.dataset import DataSet
 from ..data.held_out import chosen_samples, evaluation_batches, lane_batches, shared_batches
 from ..data.layout import BatchLayout
 from ..data.stream import Stream
+from ..model.companions import absolute, open_companions
 from ..model.export import export_system
 from ..model.frontdoor import take_over
 from ..run import checkpoint
@@ -128,7 +129,8 @@ def pretrain(
     with building(recipe, fabric.global_rank, fabric.world_size):
         start = find_start(recipe, family(recipe.system), model, out, resume, continue_from)
     layout = build_layout(recipe, fabric.global_rank, fabric.world_size)
-    context = read_context([d for d, _ in mixture], held_out, tokenizer or start.tokenizer)
+    recipe = replace(recipe, companions=absolute(recipe))
+    context = replace(read_context([d for d, _ in mixture], held_out, tokenizer or start.tokenizer), companions=open_companions(recipe))
     system, origin = build_system(recipe, context, start, layout)
     # a system that starts from a trained tower brings that tower's tokenizer, and a task may have added tokens
     context = replace(context, tokenizer=getattr(system.objective, "tokenizer", None) or context.tokenizer)

@@ -57,6 +57,8 @@ def preflight(recipe: Recipe, system: System, stream: Stream, held_out: DataSet 
         f"{_divided(recipe, fabric)}",
         *plan_lines(stream),
         *system.objective.notes,
+        *(f"{name} (not trained): {c.source}, {sum(p.numel() for p in c.net.parameters()):,} parameters, sha256 {c.fingerprint[:12]}"
+          for name, c in system.companions.items()),
         f"run: {recipe.max_updates:,} updates = {samples:,} samples = {samples / stream.samples_per_epoch:.2f} epochs; "
         f"{recipe.optim.name}, peak learning rate {recipe.optim.lr:g}, "
         f"{recipe.schedule.name} after {recipe.schedule.warmup} updates of warmup",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
@@ -16,9 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polymodal
+import torch
 from PIL import Image
 from polymodal.pipelines.crew.pieces import Workers
 from polymodal.pipelines.data.index import SEVERAL_LABELS, build_index
+from polymodal.pipelines.model.companions import open_companions
 from polymodal.pipelines.pack.pack import pack
 from polymodal.pipelines.pack.settings import PackSettings, Reading
 from polymodal.pipelines.run.recipe import Recipe, recipes
@@ -162,7 +166,8 @@ class Case:
 
     def told(self, style: str) -> Context:
         """Classes, and a tokenizer of a style, or none."""
-        return Context(tokenizer(style) if style else None, TOPICS, several_labels=self.several_labels)
+        return Context(tokenizer(style) if style else None, TOPICS, several_labels=self.several_labels,
+                       companions=open_companions(self.recipe))
 
     @property
     def sequential(self) -> bool:
@@ -267,7 +272,28 @@ def cases() -> list[Case]:
         for task in family.tasks:
             own = next((r for r in mine if r.task == task.name), None)
             found.append(Case(own, family) if own else narrow(Case(replace(base, task=task.name, objective={}), family)))
+    found = [replace(case, recipe=replace(case.recipe, companions=beside(case.family, case.recipe.task))) for case in found]
     return [*found, _with_several_labels(found)]
+
+
+def beside(family: Family, task: str) -> dict[str, str]:
+    """Where the companions of a task lie: tiny networks with randomly initialized weights."""
+    return {name: str(saved(of[0])) for name, of in family.task(task).companions.items()}
+
+
+@cache
+def saved(name: str) -> Path:
+    """A tiny network of a family on disk, the same in every process."""
+    folder = tempfile.TemporaryDirectory(prefix="companion-")
+    _KEPT.append(folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        polymodal.save(polymodal.system(name, size="tiny").net, Path(folder.name))
+    return Path(folder.name)
+
+
+_KEPT: list[tempfile.TemporaryDirectory[str]] = []
+"""Folders that are there as long as the tests run."""
 
 
 def _with_several_labels(found: Sequence[Case]) -> Case:

@@ -25,6 +25,8 @@ def test_a_training_step_neither_mixes_devices_nor_waits(case: Case) -> None:
     batches = [batch_of(objective, samples) for objective in system.objective.by_turn().values()]
     with gpu() as machine:
         to_gpu(system)
+        for companion in system.companions.values():
+            to_gpu(companion.net)
         optimizer = build_optimizer(system, OptimSettings())
         machine.waits.clear()
         for batch in batches:

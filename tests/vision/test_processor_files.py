@@ -29,7 +29,8 @@ from polymodal.vision.processor_files import (
 from polymodal.vision.transforms import HALF, Normalize, Preprocessing
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-KINDS = {"CLIPImageProcessor": transformers.CLIPImageProcessor, "ViTImageProcessor": transformers.ViTImageProcessor}
+KINDS = {"CLIPImageProcessor": transformers.CLIPImageProcessor, "ViTImageProcessor": transformers.ViTImageProcessor,
+         "BeitImageProcessor": transformers.BeitImageProcessor}
 
 
 def picture(height, width, seed=0):
@@ -43,6 +44,8 @@ def normalized(preprocessing, image):
 
 CASES = [
     ("ViTImageProcessor", {"size": {"height": 48, "width": 48}}),
+    ("BeitImageProcessor", {"size": 48}),
+    ("BeitImageProcessor", {"size": 53, "do_center_crop": True, "crop_size": 48, "do_reduce_labels": True}),
     ("ViTImageProcessor", {"size": 48}),
     ("ViTImageProcessor", {"size": [48, 48], "resample": 3, "image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}),
     ("ViTImageProcessor", {"size": 53, "do_center_crop": True, "crop_size": 48}),

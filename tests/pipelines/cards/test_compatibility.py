@@ -26,6 +26,7 @@ from polymodal.text.bert import BertConfig
 from polymodal.text.electra import ElectraConfig
 from polymodal.text.ernie import ErnieConfig
 from polymodal.text.roberta import RobertaConfig
+from polymodal.vision.beit import BeitConfig
 from polymodal.vision.processor_files import IMAGE_PROCESSOR, PREPROCESS_CFG, PRETRAINED_CFG, PROCESSOR_KEYS
 from polymodal.vision.vit_config import ViTConfig
 from polymodal.vision.vit_timm import MODEL_ARGS, TIMM_KEYS
@@ -38,6 +39,7 @@ CODE = {"embed_layer", "block_fn", "mlp_layer"}  # arguments of timm's network t
     (transformers.CLIPImageProcessor.valid_kwargs.__annotations__, IMAGE_PROCESSOR),
     (transformers.CLIPImageProcessor().to_dict(), IMAGE_PROCESSOR),
     (transformers.ViTImageProcessor().to_dict(), IMAGE_PROCESSOR),
+    (transformers.BeitImageProcessor().to_dict(), IMAGE_PROCESSOR),
     ({f.name for f in dataclasses.fields(timm.models.PretrainedCfg)}, PRETRAINED_CFG),
     (set(inspect.signature(VisionTransformer.__init__).parameters) - CODE - {"self"}, MODEL_ARGS),
     ({f.name for f in dataclasses.fields(PreprocessCfg)}, PREPROCESS_CFG),
@@ -45,7 +47,7 @@ CODE = {"embed_layer", "block_fn", "mlp_layer"}  # arguments of timm's network t
     ({f.name for f in dataclasses.fields(open_clip.CLIPTextCfg)}, clip_formats.TEXT_CFG),
     ({f.name for f in dataclasses.fields(open_clip.CLIPTextCfg)} - {"context_length"}, clip_formats.HF_TEXT_CFG),
     (set(inspect.signature(open_clip.CLIP.__init__).parameters) - {"self"}, clip_formats.MODEL_CFG),
-], ids=["clip-arguments", "clip", "vit", "timm-cfg", "timm-args", "open_clip-pictures", "open_clip-vision", "open_clip-text",
+], ids=["clip-arguments", "clip", "vit", "beit", "timm-cfg", "timm-args", "open_clip-pictures", "open_clip-vision", "open_clip-text",
         "open_clip-hf-text", "open_clip"])  # fmt: skip
 def test_every_key_is_in_a_table(written, table):
     assert not sorted(set(written) - set(table))
@@ -84,6 +86,7 @@ CONFIGS = {
     "BertConfig": BertConfig, "ElectraConfig": ElectraConfig, "GPT2Config": GPT2Config, "T5Config": T5Config, "ViTConfig": ViTConfig,
     "RobertaConfig": RobertaConfig, "AlbertConfig": AlbertConfig, "ErnieConfig": ErnieConfig, "CLIPConfig": CLIPConfig,
     "CLIPTextConfig": CLIPTextConfig, "CLIPVisionConfig": CLIPVisionConfig, "OpenAIGPTConfig": OpenAIGPTConfig, "BartConfig": BartConfig,
+    "BeitConfig": BeitConfig,
 }  # fmt: skip
 
 

@@ -1,0 +1,28 @@
+"""The networks that a system reads and does not train (`Companion`): opened from where a recipe says they lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ...registry import family
+from ...shared.system import Companion
+from ..run.directory import Run
+from ..run.recipe import Recipe
+from .frontdoor import opened
+
+
+def open_companions(recipe: Recipe) -> dict[str, Companion]:
+    """The companions that a recipe names."""
+    return opened(recipe.companions, family(recipe.system).task(recipe.task), recipe.system)
+
+
+def companions_of(run: Run) -> dict[str, Companion]:
+    """The companions of a run, as it began with them."""
+    recipe, began = run.recipe(), run.companions()
+    return opened(recipe.companions, family(recipe.system).task(recipe.task), recipe.system,
+                  {name: each["fingerprint"] for name, each in began.items()})
+
+
+def absolute(recipe: Recipe) -> dict[str, str]:
+    """Where the companions of a recipe lie, so that its run can be continued from any directory; a hub id stays one."""
+    return {name: str(Path(source).absolute()) if Path(source).exists() else source for name, source in recipe.companions.items()}
