@@ -57,6 +57,8 @@ class Context:
     """Class names in the order of their numbers, where the data set is labelled."""
     several_labels: bool = False
     """Each sample has any number of these classes, not one."""
+    regions: tuple[int, int] | None = None
+    """Width of the features of a picture's regions, and number of their classes (0 where they have none), where the data has regions."""
     net_only: bool = False
     """The system is built for its network: a tokenizer that is lacking is not a mistake, and the objective is `NoData`."""
 

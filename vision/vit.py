@@ -36,6 +36,7 @@ from ..shared.keys import Keys, honoured, key_problems, no_effect, only, shown
 from ..shared.loss import accuracy_sum, at_least_fp32, cross_entropy_sum
 from ..shared.settings import build_settings
 from ..shared.system import Preview, Step, System, Term
+from . import tower
 from .classify import ImageBatch, ImageClassification, Mixing
 from .processor_files import PRETRAINED_CFG, from_timm, reads_preprocessing, to_timm, to_transformers
 from .tower import ImageEmbedding, ImageTower, TowerConfig, block_rules, interpolate_positions, patch_rule, pre_norm_stack, square_side
@@ -123,7 +124,7 @@ class ImageClassifierOutput:
     """The embeddings and each layer's output, where asked for."""
 
 
-class ViT(nn.Module):
+class ViT(tower.PatchStates):
     """The trunk, and a head that classifies."""
 
     def __init__(self, config: ViTConfig) -> None:
