@@ -26,7 +26,7 @@ from ...shared.system import System
 from ...vision.classify import ImageBatch
 from ...vision.mae import MAEConfig, MaskedPictureBatch
 from ...vision.vit import ViTConfig
-from . import masked, permuted, plain, tuned
+from . import masked, permuted, plain, regional, tuned
 from .machine import need
 from .pairing import Loss, Pairing, TrainSetup, copy_weights, on, padded, padding_mask, rules_of, transformer_flops
 
@@ -355,6 +355,7 @@ PAIRINGS: dict[str, Pairing] = {
     **masked.PAIRINGS,
     **permuted.PAIRINGS,
     **tuned.PAIRINGS,
+    **regional.PAIRINGS,
     "gpt2": Pairing(gpt2_batch, gpt2_peer, partial(rules_of, "gpt2"), gpt2_flops),
     "gpt3": Pairing(gpt2_batch, gpt3_peer, partial(rules_of, "gpt3", layout="polymodal"), gpt3_flops,
                     beside=("all layers dense", lambda config: replace(config, window_size=None))),
