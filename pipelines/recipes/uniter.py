@@ -13,9 +13,19 @@ def uniter_tiny() -> Recipe:
     Paper: Chen et al. 2019, UNITER: UNiversal Image-TExt Representation Learning (the objective).
     Target: none in the paper; this is a tutorial and a smoke test. Matching should be right in more than half of the held-out pairs, and
     the loss of masked words below their unigram entropy (`mlm_chance`).
+    Measured: 2026-11-28, seed 0, 1200 updates (200 to 400 of each task), on the 150 concepts that were held out: 0.680 of the pairs matched
+    (150 pairs, half of them replaced; 95 %: 0.602 to 0.750). Masked words 5.03 nats, where the frequencies of the training captions
+    have 6.02 and those of the held-out ones themselves 5.36 (`mlm_chance`, of the few words that were masked, is 4.55); 0.133 of them
+    right. Masked classes 0.475 right. Features of masked regions are not told better than by the mean of the picture's other regions:
+    0.360 (0.311). Every pair scored, without tuning: recall at 10 of 150 is 0.167 (captions) and 0.200 (pictures), chance 0.067; the
+    CLIP whose patches are the regions has 0.360 and 0.340 by itself.
     Deviates: size, learning rate, batch, no dropout; initial weights with a standard deviation of 0.08, about 1 / sqrt(128), as in
     `roberta-tiny`.
-    Cost: not measured.
+    Data: OpenMoji drawings of 64 pixels and their names (1,506; 150 more concepts held out), as `polymodal demo` draws them
+    (`pipelines.demo.data`), packed as pairs; `polymodal tokenizer train NAMES --for uniter --size 900`; a CLIP: `polymodal pretrain
+    clip-tiny --max-updates 150`; `polymodal regions PAIRS --detector grid --tower CLIP --out DATA`, and the same with `--codebook DATA`
+    for the held-out ones.
+    Cost: not measured alone: 20 minutes of one thread on 2 cores (Intel Xeon, AVX-512 with AMX, 24 GiB, fp32) at a load of 5.
     Command: polymodal pretrain uniter-tiny --data DATA --eval-data HELD --tokenizer TOKENIZER --out RUN
     """
     return Recipe(
