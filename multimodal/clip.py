@@ -167,6 +167,11 @@ class CLIP(nn.Module):
         """Project normalised pictures [B, 3, H, W] into the shared space: [B, projection_dim], not yet unit vectors."""
         return self.image_head(self.image_trunk(pixel_values, interpolate_pos_encoding))
 
+    def get_patch_features(self, pixel_values: Tensor) -> Tensor:
+        """States of the patches of pictures [B, 3, H, W], or of the cells of a ResNet's last map, row by row: [B, P, D]."""
+        states = self.image_trunk(pixel_values)
+        return states[:, 1:] if isinstance(self.image_trunk, ImageTower) else states.flatten(2).transpose(1, 2)
+
     def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Project texts [N, S] into the shared space: [N, projection_dim], not yet unit vectors."""
         return self.text_head(self.text_trunk(input_ids, attention_mask))

@@ -59,6 +59,8 @@ class Context:
     """Each sample has any number of these classes, not one."""
     companions: Mapping[str, Companion] = field(default_factory=dict)
     """The networks beside the one that is trained (`Task.companions`), by name."""
+    regions: tuple[int, int] | None = None
+    """Width of the features of a picture's regions, and number of their classes (0 where they have none), where the data has regions."""
     net_only: bool = False
     """The system is built for its network: a tokenizer that is lacking is not a mistake, and the objective is `NoData`."""
 

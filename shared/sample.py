@@ -19,6 +19,7 @@ from PIL import Image
 
 from .errors import BadSample
 from .picture import ENDINGS, open_picture, plain_pixels, rgb_pixels, to_rgb
+from .regions import BOXES_FIELD, CLASSES_FIELD, FEATURES_FIELD, Regions
 from .unicode import half_character, is_blank
 
 IMAGE_FIELDS = ENDINGS
@@ -172,6 +173,24 @@ class Sample:
             raise
         except Exception as error:  # Pillow raises nearly anything on damaged data
             raise self.bad(f"field {name!r} cannot be decoded as a picture ({type(error).__name__}: {error})") from None
+
+    def regions(self) -> Regions:
+        """The regions of the picture: fields `regions.npy`, `boxes.npy` and, where there is one, `classes.npy`; checked."""
+        if lacking := [name for name in (FEATURES_FIELD, BOXES_FIELD) if name not in self.fields]:
+            raise self.bad(f"no field {' and no '.join(map(repr, lacking))}, got {sorted(self.fields)} (`polymodal regions` adds regions "
+                           "to pictures, `polymodal pack --kind regions` packs those made elsewhere)")
+        features, boxes = self._numbers(FEATURES_FIELD), self._numbers(BOXES_FIELD)
+        found = Regions(features, boxes, self._numbers(CLASSES_FIELD) if CLASSES_FIELD in self.fields else None)
+        if problem := found.problem():
+            raise self.bad(problem)
+        return found
+
+    def _numbers(self, name: str) -> np.ndarray:
+        """Field `name` as fp32."""
+        array = self.array(name)
+        if array.dtype.kind != "f":
+            raise self.bad(f"field {name!r} holds {array.dtype}, expected floating-point numbers")
+        return array.astype(np.float32)
 
     def label(self) -> int:
         """The class number: field `cls`, else the integer `label` (or `cls`) of `json`."""

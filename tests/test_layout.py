@@ -35,8 +35,9 @@ ROOMS = {
     "plan": "base data run model train",
     "inspection": "base data run model train",
     "launch": "base data run",
+    "regions": "base data crew pack model",
     "bench": "base data crew pack run model train",
-    "commands": "base data crew run pack model recipes train inference evaluation plan inspection launch bench demo",
+    "commands": "base data crew run pack model recipes train inference regions evaluation plan inspection launch bench demo",
     "demo": "base data run inspection",
     "cards": "base run model commands recipes",
 }

@@ -33,6 +33,7 @@ from .processor_files import reads_preprocessing, to_transformers
 from .tower import (
     ImageEmbedding,
     ImageTower,
+    PatchStates,
     TowerConfig,
     TransformerConfig,
     block_rules,
@@ -163,7 +164,7 @@ class MAEDecoder(nn.Module):
         return self.head(self.stack(x, Mask())[:, 1:])
 
 
-class MAE(nn.Module):
+class MAE(PatchStates):
     """Encoder and decoder."""
 
     def __init__(self, config: MAEConfig) -> None:

@@ -248,6 +248,16 @@ class ImageTower(nn.Module):
         return self.stack(tokens, Mask(), hidden_states=hidden_states)
 
 
+class PatchStates(nn.Module):
+    """A network with an `ImageTower` as its trunk, whose states of single patches can be had."""
+
+    trunk: ImageTower
+
+    def get_patch_features(self, pixel_values: Tensor) -> Tensor:
+        """States of all patches of normalised pictures [B, 3, H, W], row by row: [B, P, D]."""
+        return self.trunk(pixel_values)[:, 1:]
+
+
 # ------------------------------------------------------------------------------------ names of the references
 
 

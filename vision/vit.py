@@ -30,6 +30,7 @@ from ..shared.block import LayerNorm
 from ..shared.convert import Ignore, Legacy, Rename, Rule, affine, layers
 from ..shared.errors import UserError
 from ..shared.family import Adopt, Card, Context, Family, Format, Net, Task, or_our_own, transformers
+from . import tower
 from .classify import ClassificationSettings, ClassificationSystem, ImageClassifierOutput, adapt, check_classes
 from .processor_files import reads_preprocessing, to_transformers
 from .tower import ImageEmbedding, ImageTower, TowerConfig, block_rules, interpolate_positions, patch_rule, pre_norm_stack
@@ -51,7 +52,7 @@ SIZES: dict[str, dict[str, Any]] = {
 """`base`, `base32`, `large` and `huge` are the paper's; `small` is DeiT's."""
 
 
-class ViT(nn.Module):
+class ViT(tower.PatchStates):
     """The trunk, and a head that classifies."""
 
     def __init__(self, config: ViTConfig) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ...multimodal.clip import CLIPConfig
 from ...multimodal.clip_config import CLIPTextConfig, CLIPVisionConfig
+from ...multimodal.uniter import UniterConfig
 from ...registry import family
 from ...seq2seq.bart import BartConfig
 from ...seq2seq.gpt2 import GPT2Config
@@ -168,6 +169,11 @@ def caption_lengths(count: int, longest: int) -> tuple[int, ...]:
     return natural_lengths(count, longest, mean=2.5, spread=0.3, shortest=4)
 
 
+def region_lengths(count: int, longest: int) -> tuple[int, ...]:
+    """Tokens of captions with the regions of their pictures, about 50 (13 and 37): simulated; 10 to 100 regions."""
+    return natural_lengths(count, longest, mean=3.8, spread=0.5, shortest=14)
+
+
 def sentence_lengths(count: int, longest: int) -> tuple[int, ...]:
     """Lengths of sentences, about 24 tokens on average with both ends: simulated."""
     return natural_lengths(count, longest, mean=3.0, spread=0.6, shortest=5)
@@ -204,6 +210,8 @@ def setups(quick: bool) -> list[tuple[str, TrainSetup]]:
     orders: dict[str, Any] = {**family("xlnet").sizes["base"], **few_words, "n_layer": layers, "mem_len": None}
     permuted = XLNetConfig(**orders)
     unified = UnilmConfig(num_hidden_layers=layers, max_position_embeddings=length, **narrow)
+    seen: dict[str, Any] = {**narrow, "visual_feat_dim": 24, "num_object_labels": 7} if quick else {}
+    regional = UniterConfig(num_hidden_layers=layers, max_position_embeddings=max(64, length), **seen)
     decoder = GPT2Config(n_layer=layers, n_positions=length, **thin)
     banded = GPT3Config(n_layer=layers, n_positions=4096, window_size=5 if quick else 256, **thin)
     pixels: dict[str, Any] = {**SMALL, "image_size": 32, "patch_size": 16} if quick else {}
@@ -239,6 +247,7 @@ def setups(quick: bool) -> list[tuple[str, TrainSetup]]:
         ("ALBERT, natural lengths", TrainSetup("albert", lite, natural_lengths(rows * 4, length)).still()),
         ("UniLM, texts with targets, full rows", TrainSetup("unilm", unified, full).still()),
         ("UniLM, texts with targets, natural lengths", TrainSetup("unilm", unified, natural_lengths(rows * 4, length)).still()),
+        ("UNITER, masked words, natural lengths", TrainSetup("uniter", regional, region_lengths(rows * 16, 140)).still()),
         ("XLNet, full rows", TrainSetup("xlnet", permuted, full).still()),
         ("GPT-2, full rows", TrainSetup("gpt2", decoder, full).still()),
         ("GPT-3, banded layers, a row of 4k tokens", TrainSetup("gpt3", banded, (16 if quick else 4096,))),

@@ -1,4 +1,4 @@
-"""`polymodal pack | index`: make data sets."""
+"""`polymodal pack | index | regions`: make data sets."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from ..base.options import Json, RayAddress
+from ..base.options import Device, Json, RayAddress
 
 ORDER = 20
 
@@ -16,13 +16,14 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command("pack")(pack)
     app.command("index")(index)
+    app.command("regions")(regions)
 
 
 def pack(
     sources: Annotated[list[Path], typer.Argument(help="Files and folders: txt, md, jsonl, csv, tsv, parquet, pictures, tars.")],
     out: Annotated[Path, typer.Option(help="Folder of the new data set; must not hold anything.")],
     kind: Annotated[str | None, typer.Option(
-        metavar="KIND", help="text, pairs, images, tar (guessed by default), words, labels, score, tag, choice, span.")] = None,
+        metavar="KIND", help="text, pairs, images, tar (guessed by default), regions, words, labels, score, tag, choice, span.")] = None,
     shard_bytes: Annotated[str, typer.Option(metavar="SIZE", help="Largest size of a shard.")] = "256M",
     tokenize: Annotated[str | None, typer.Option(metavar="TOKENIZER", help="Tokenise, and pack into rows of --block tokens.")] = None,
     block: Annotated[int, typer.Option(help="Tokens of a row.")] = 1024,
@@ -92,3 +93,43 @@ def index(
         made = build_index(directory, force=force, advance=bar.advance, warn=console.warn)
     console.finish({"directory": str(directory), "samples": made.samples, "shards": len(made.shards), "fields": list(made.fields)},
                    f"{directory}: {made.samples} samples in {len(made.shards)} shards, fields {', '.join(made.fields)}")
+
+
+def regions(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Data set (directory or URL) of pictures, mostly with captions.")],
+    detector: Annotated[str, typer.Option(metavar="grid|torchvision:NAME|DIR", help="What finds regions: cells over a tower's patches, a "
+                                          "Faster R-CNN whose weights are here, or a folder with KEY.npz for each sample.")],
+    out: Annotated[Path, typer.Option(help="Folder of the new data set; must not hold anything.")],
+    tower: Annotated[str | None, typer.Option(metavar="MODEL", help="Of grid: the CLIP, ViT or MAE whose patches are read.")] = None,
+    count: Annotated[int, typer.Option("--regions", help="Regions of a picture, at most; of grid exactly, a square number.")] = 36,
+    classes: Annotated[int, typer.Option(help="Of grid: classes of the codebook that is made of the regions; 0 for none.")] = 64,
+    codebook: Annotated[str | None, typer.Option(metavar="FILE|DIR", help="Of grid: the codebook of another data set, such as the training "
+                                                 "data's for held-out data.")] = None,
+    on_bad: Annotated[str, typer.Option(
+        metavar="raise|skip", help="raise: stop at what cannot be used; skip: leave it out and count it.")] = "raise",
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures that run together.")] = 32,
+    device: Device = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes, each with the detector.")] = 1,
+    json: Json = False,
+) -> None:
+    """Add regions to pictures: features, boxes, class probabilities. A killed run continues when it is run again.
+
+    \b
+    polymodal regions pairs --detector grid --tower CLIP --out pairs-regions
+    polymodal regions held --detector grid --tower CLIP --codebook pairs-regions --out held-regions
+    """
+    import time
+
+    from ..base.console import Console
+    from ..crew.pieces import Workers
+    from ..regions.regions import RegionSettings, add_regions
+
+    console = Console(json=json)
+    began = time.perf_counter()
+    settings = RegionSettings(detector, tower, count, classes, codebook, batch_size, on_bad)
+    made = add_regions(data, out, settings, device=device, workers=Workers(workers), console=console)
+    found = made.schema["regions"]
+    console.finish({"out": str(out), "samples": made.samples, "shards": len(made.shards), "schema": dict(made.schema),
+                    "seconds": round(time.perf_counter() - began, 3)},
+                   f"{out}: {made.samples} samples in {len(made.shards)} shards, features of width {found['features']}, "
+                   f"{found['classes']} classes")

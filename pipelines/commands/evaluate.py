@@ -109,7 +109,7 @@ def retrieval(
     precision: Precision = "32", workers: Workers = 0,
     json: Json = False,
 ) -> None:
-    """Find captions by pictures and pictures by captions, with a CLIP: recall at 1, 5, 10, median rank.
+    """Find captions by pictures and pictures by captions, with a CLIP or a UNITER: recall at 1, 5, 10, median rank.
 
     \b
     polymodal evaluate retrieval --model RUN --data pairs --out retrieval.json

@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...multimodal.pair_classes import PairClassifier, UniterForVisualQuestionAnswering
 from ...multimodal.zero_shot import ImageTextModel, ZeroShotClassifier, templates
 from ...shared.config import MULTI_LABEL, need_one_class_each
 from ...shared.errors import UserError
+from ...shared.regions import FEATURES_FIELD
 from ...shared.sample import Sample
 from ...shared.system import Batch, Objective
 from ...text.classify import TextClassifier
@@ -25,6 +27,7 @@ from ...vision.transforms import Preprocessing
 from ..data.dataset import DataSet
 from ..data.index import SEVERAL_LABELS
 from ..inference.pictures import clip_tokenizer
+from .answers import PairAnswers
 from .intervals import bootstrap, wilson
 from .measure import KINDS, Evaluation, Measure, Numbers, in_order
 from .subject import Subject
@@ -113,8 +116,29 @@ class ClassifyTexts:
                                    lambda batch: by.probabilities(batch.inputs)[:, order], labels)}
 
 
+@dataclass(frozen=True)
+class ClassifyPairs:
+    """Texts about pictures by the answers of a trained head; of another network, what it classifies alone."""
+
+    name: ClassVar[str] = "classify"
+    needs: ClassVar[tuple[str, ...]] = ("text", "class numbers")
+    batch_size: ClassVar[int] = 32
+
+    def measures(self, subject: Subject) -> Mapping[str, Measure]:
+        """One pass."""
+        model = subject.model
+        if not isinstance(model, UniterForVisualQuestionAnswering):
+            pictures = set(KINDS["pictures"]) & set(subject.data.index.fields)
+            return (ClassifyPictures() if pictures and isinstance(model, ImageClassifier) else ClassifyTexts()).measures(subject)
+        by = PairClassifier(model, subject.tokenizer)
+        _same_classes(subject, by.labels)
+        return {"": PairAnswers(by, subject.tokenizer)}
+
+
 def classify(data: DataSet) -> Evaluation:
     """The evaluation `classify` for the kind of data that a data set holds."""
+    if FEATURES_FIELD in data.index.fields:
+        return ClassifyPairs()
     return ClassifyPictures() if set(KINDS["pictures"]) & set(data.index.fields) else ClassifyTexts()
 
 

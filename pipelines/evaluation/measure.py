@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 from ...shared import dist
+from ...shared.regions import FEATURES_FIELD
 from ...shared.sample import IMAGE_FIELDS, TARGET_FIELD, TEXT_FIELDS
 from ...shared.system import Objective
 from .intervals import Interval
@@ -16,6 +17,7 @@ from .subject import Subject
 TOKENS = ("tokens.u16", "tokens.u32")
 KINDS: dict[str, tuple[str, ...]] = {
     "text": (*TEXT_FIELDS, "json"), "text or rows of tokens": (*TEXT_FIELDS, *TOKENS, "json"), "pictures": IMAGE_FIELDS,
+    "pictures or regions": (*IMAGE_FIELDS, FEATURES_FIELD),
     "class numbers": ("cls", "json"), "targets": (TARGET_FIELD, "json"), "annotations": ("json",),
 }
 """What an evaluation may need of a sample, and the fields that hold it."""

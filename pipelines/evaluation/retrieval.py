@@ -12,11 +12,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...multimodal.pairs import captions
+from ...multimodal.region_pairs import PairScorer, PairSettings, RegionBatch, RegionReader, batch_of_pairs
 from ...multimodal.zero_shot import ImageTextModel
 from ...shared import dist
 from ...shared.errors import UserError
+from ...shared.regions import Regions
 from ...shared.sample import Sample
 from ...shared.system import Batch, Objective
+from ...shared.tokenizer import Tokenizer
 from ...vision.transforms import Normalize, Preprocessing
 from ..inference.pictures import clip_tokenizer
 from .intervals import wilson
@@ -25,6 +28,7 @@ from .subject import Subject
 
 CUTS = (1, 5, 10)
 QUERIES_AT_A_TIME = 512
+PAIRS_AT_A_TIME = 256
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class Retrieval:
     """Use at most this many captions of each picture, the first ones; all by default."""
 
     name: ClassVar[str] = "retrieval"
-    needs: ClassVar[tuple[str, ...]] = ("pictures", "text")
+    needs: ClassVar[tuple[str, ...]] = ("pictures or regions", "text")
     batch_size: ClassVar[int] = 64
 
     def __post_init__(self) -> None:
@@ -46,8 +50,11 @@ class Retrieval:
     def measures(self, subject: Subject) -> Mapping[str, Measure]:
         """One pass."""
         model = subject.model
+        if isinstance(model, PairScorer):
+            return {"": JointRecall(model, subject.tokenizer, self.max_captions, subject.device)}
         if not isinstance(model, ImageTextModel):
-            raise UserError(f"{subject.source} holds a {type(model).__name__}; retrieval compares pictures with texts: give a CLIP")
+            raise UserError(f"{subject.source} holds a {type(model).__name__}; retrieval compares pictures with texts: give a CLIP, "
+                            "or a network that scores pairs (UNITER)")
         tokenizer = subject.tokenizer if subject.tokenizer_source is not None else clip_tokenizer(model, subject.source)
         subject.facts["tokenizer"] = tokenizer.fingerprint
         subject.picture_facts(model.preprocessing)
@@ -111,17 +118,7 @@ class Recall(Measure):
         images, ids = self._everyone(self.images, self.ids)
         texts, owners = self._everyone(self.texts, self.owners)
         owners = torch.searchsorted(ids, owners)  # sample numbers -> rows of `images`
-        found = Numbers({})
-        both = {"image_to_text": ranks(images, texts, owners, self.device),
-                "text_to_image": ranks(texts, images, owners, self.device, own=True)}
-        for name, places in both.items():
-            for k in CUTS:
-                hits = int((places <= k).sum())
-                found.put(f"{name}_recall@{k}", hits / len(places), wilson(hits, len(places)))
-            found.put(f"{name}_median_rank", float(places.double().quantile(0.5)))
-        found.put("chance_recall@1", 1 / len(images))
-        found.details["counts"] = {"pictures": len(images), "captions": len(texts)}
-        return found
+        return recalls(ranks(images, texts, owners, self.device), ranks(texts, images, owners, self.device, own=True))
 
     def _everyone(self, parts: list[Tensor], numbers: list[int]) -> tuple[Tensor, Tensor]:
         """The vectors and sample numbers of all ranks, in the order of the samples."""
@@ -152,8 +149,91 @@ def ranks(queries: Tensor, candidates: Tensor, owners: Tensor, device: torch.dev
         rows = torch.arange(start, min(start + QUERIES_AT_A_TIME, len(queries)), device=device)
         scores = queries[start:start + QUERIES_AT_A_TIME].to(device) @ there.T
         right = owned[rows][:, None] == torch.arange(len(there), device=device) if own else owned[None] == rows[:, None]
-        best = scores.masked_fill(~right, float("-inf")).amax(1, keepdim=True)
-        others = scores.masked_fill(right, float("-inf"))
-        place = 1 + (others > best).sum(1) + (others == best).sum(1) / 2
-        found[start:start + QUERIES_AT_A_TIME] = place.float().cpu()
+        found[start:start + QUERIES_AT_A_TIME] = place_of(scores, right).cpu()
     return dist.all_reduce_sum(found)
+
+
+def place_of(scores: Tensor, right: Tensor) -> Tensor:
+    """The rank of the best right candidate of each query, from 1: fp32 [Q], of scores [Q, C] and bool [Q, C]."""
+    best = scores.masked_fill(~right, float("-inf")).amax(1, keepdim=True)
+    others = scores.masked_fill(right, float("-inf"))
+    return (1 + (others > best).sum(1) + (others == best).sum(1) / 2).float()
+
+
+def recalls(captions_found: Tensor, pictures_found: Tensor) -> Numbers:
+    """The numbers of an evaluation.
+
+    Args:
+        captions_found: for each picture, the rank of the best of its captions.
+        pictures_found: for each caption, the rank of its picture.
+    """
+    found = Numbers({})
+    for name, places in {"image_to_text": captions_found, "text_to_image": pictures_found}.items():
+        for k in CUTS:
+            hits = int((places <= k).sum())
+            found.put(f"{name}_recall@{k}", hits / len(places), wilson(hits, len(places)))
+        found.put(f"{name}_median_rank", float(places.double().quantile(0.5)))
+    found.put("chance_recall@1", 1 / len(captions_found))
+    found.details["counts"] = {"pictures": len(captions_found), "captions": len(pictures_found)}
+    return found
+
+
+# ------------------------------------------------------------------------------- networks that score pairs
+
+
+@dataclass(kw_only=True)
+class _RegionsWithCaptions(Batch):
+    pictures: list[Regions] = field(default_factory=list)
+    captions: list[list[np.ndarray]] = field(default_factory=list)
+
+
+class _Regions(Objective[tuple[Regions, list[np.ndarray]]]):
+    """Regions of pictures, with all captions as ids."""
+
+    def __init__(self, reader: RegionReader, limit: int | None) -> None:
+        self.reader, self.limit = reader, limit
+
+    def example(self, sample: Sample, rng: np.random.Generator) -> Iterable[tuple[Regions, list[np.ndarray]]]:
+        return [(self.reader.regions(sample), [self.reader.framed(text) for text in captions(sample)[:self.limit]])]
+
+    def collate(self, examples: list[tuple[Regions, list[np.ndarray]]]) -> _RegionsWithCaptions:
+        return _RegionsWithCaptions(counts={}, pictures=[r for r, _ in examples], captions=[c for _, c in examples])
+
+
+class JointRecall(Measure):
+    """`Recall` of a network that reads a picture and a caption together: it is run on every picture with every caption.
+
+    Each rank holds the pictures that it has read.
+    """
+
+    method = "recall among all pairs, each scored"
+
+    def __init__(self, model: PairScorer, tokenizer: Tokenizer, limit: int | None, device: torch.device) -> None:
+        settings = PairSettings(max_length=min(PairSettings.max_length, model.config.longest_input))
+        self.model, self.device = model, device
+        self.objective = _Regions(RegionReader(tokenizer, settings, model.config.visual_feat_dim, 0, training=False), limit)
+        self.pictures: dict[int, Regions] = {}
+        self.captions: dict[int, list[np.ndarray]] = {}
+
+    def add(self, batch: _RegionsWithCaptions) -> None:
+        """Keep a batch; what is measured needs all of them."""
+        self.pictures |= zip(batch.sample_ids, batch.pictures, strict=True)
+        self.captions |= zip(batch.sample_ids, batch.captions, strict=True)
+
+    @torch.no_grad()
+    def result(self) -> Numbers:
+        """The numbers; each rank scores its own pictures with everyone's captions."""
+        everyone = sorted((int(n), found) for part in dist.gather_json(
+            [(n, [ids.tolist() for ids in found]) for n, found in self.captions.items()]) for n, found in part)
+        rows = {n: row for row, (n, _) in enumerate(everyone)}
+        texts = [np.array(ids) for _, found in everyone for ids in found]
+        owners = torch.tensor([row for row, (_, found) in enumerate(everyone) for _ in found])
+        scores = torch.zeros(len(rows), len(texts))
+        for n, regions in self.pictures.items():
+            for start in range(0, len(texts), PAIRS_AT_A_TIME):
+                some = texts[start:start + PAIRS_AT_A_TIME]
+                fields = batch_of_pairs(some, [regions] * len(some))
+                scores[rows[n], start:start + len(some)] = self.model.score_pairs(RegionBatch(counts={}, **fields).to(self.device)).cpu()
+        scores = dist.all_reduce_sum(scores)
+        right = owners[None] == torch.arange(len(rows))[:, None]
+        return recalls(place_of(scores, right), place_of(scores.T, right.T))

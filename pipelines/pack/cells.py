@@ -46,6 +46,8 @@ class Record:
     """Hash of the content: equal documents or pictures are held out together."""
     classes: tuple[str, ...] = ()
     """Names of classes that it holds beside that in `LABEL`: tags."""
+    regions: tuple[int, int] | None = None
+    """Width of the features of its regions and number of their classes; the same in all records."""
 
 
 def identity(data: bytes) -> bytes:

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 WORK = ".pack"
 _LISTED = 1000
-_FORMAT = 3
+_FORMAT = 4
 """Of what lies in `WORK`."""
 _WHOLE = "whole"
 """Name of a record of tokens that is a document, no piece of one."""
@@ -128,6 +128,7 @@ def _pack(folders: list[Path], found: Sources, settings: Resolved, tokenizer: To
             console.warn(f"columns that are not read: {told_columns}{' ...' if len(unread) > 8 else ''}")
         found = replace(found, left_out=Counter(found.left_out) + members)
         names = [name for unit in units for name in unit["classes"]]
+        found = replace(found, regions=_one_width([row for unit in units for row in unit["regions"]]))
         if names and not found.classes:
             found = replace(found, classes=sorted_classes(names))
         plan = cut([run for unit in units for run in unit["runs"]], work / "units", settings,
@@ -142,6 +143,17 @@ def _pack(folders: list[Path], found: Sources, settings: Resolved, tokenizer: To
     return [_finish(folder, bool(held), found, settings,
                     [entry for entry, shard in zip(entries, plan.shards, strict=True) if shard.held == bool(held)], bad_count,
                     plan.sides, work / TOKENIZER) for held, folder in enumerate(folders)]
+
+
+def _one_width(rows: Sequence[tuple[int, int, str]]) -> tuple[int, int] | None:
+    """The width of all regions' features, and the number of their classes; None without regions."""
+    if not rows:
+        return None
+    (width, classes, _), other = rows[0], next((row for row in rows if row[:2] != rows[0][:2]), None)
+    if other is not None:
+        raise UserError(f"the regions of {rows[0][2]!r} have features of width {width} and {classes} classes, those of {other[2]!r} width "
+                        f"{other[0]} and {other[1]} classes: all must be of one detector")
+    return width, classes
 
 
 def _tell_split(sides: Sequence[Contents], settings: Resolved, console: Console) -> None:
@@ -224,6 +236,7 @@ def _read(unit: Unit, number: int, settings: Resolved, work: Path) -> None:
     bad: list[str] = []
     count = 0
     names: set[str] = set()
+    regions: dict[tuple[int, int], str] = {}
     left_out, unread = Counter[str](), Counter[str]()
 
     def refuse(reason: str) -> None:
@@ -258,13 +271,16 @@ def _read(unit: Unit, number: int, settings: Resolved, work: Path) -> None:
     else:
         for record in good():
             names.update(record.classes)
+            if record.regions is not None:
+                regions.setdefault(record.regions, record.name)
             label = record.fields.get(LABEL)
             if isinstance(label, bytes):
                 names.add(label.decode("utf-8"))
             spool.add(record, sum(512 + -(-(v.size if isinstance(v, Ref) else len(v)) // 512) * 512 for v in record.fields.values()))
     spool.flush()
     save_json(work / "units" / f"{number:06d}.json", {"runs": spool.runs, "bad": bad, "bad_count": count,
-                                                       "classes": sorted(names), "left_out": left_out, "unread": unread})
+                                                       "classes": sorted(names), "left_out": left_out, "unread": unread,
+                                                       "regions": [(*shape, name) for shape, name in regions.items()]})
 
 
 @lru_cache(maxsize=1)
@@ -396,6 +412,8 @@ def _finish(folder: Path, held: bool, found: Sources, settings: Resolved, entrie
                               sides[1].different, **({"tokens": sides[1].tokens} if settings.block else {})}
     if found.classes:
         schema["classes"] = list(found.classes)
+    if found.regions is not None:
+        schema["regions"] = {"detector": "files", "features": found.regions[0], "classes": found.regions[1]}
     if settings.reading.segment is not None:
         schema["segmenter"] = f"{settings.reading.segment} {version(settings.reading.segment)}"
     if settings.block:

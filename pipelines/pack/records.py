@@ -8,6 +8,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from ..base.tables import TABLE_ENDINGS, Place, class_names, pick, rows
 from ..data.index import scan
 from .annotated import FILES, MAKERS, annotated, named_classes
 from .cells import LABEL, Record, Ref, cell_of, columns_of, identity, label_of, text_record
+from .region_files import read_regions
 from .segment import segmented
 from .settings import CLASSED, Reading
 from .sources import Unit
@@ -59,7 +61,8 @@ def _records(unit: Unit, reading: Reading, left_out: Counter[str] | None, unread
         named = named_classes(path, reading) if unit.kind in ("words", *CLASSED) else lambda row: row
         return (row if isinstance(row, BadSample) else annotated(unit.kind, named(row), reading, place, unread)
                 for place, row in rows(path, unit.begin, unit.end))
-    make = _table_record if unit.kind == "text" else partial(_picture_record, pairs=unit.kind == "pairs")
+    make = _table_record if unit.kind == "text" else _region_record if unit.kind == "regions" else partial(
+        _picture_record, pairs=unit.kind == "pairs")
     names = None if reading.label_field is None else class_names(path, reading.label_field)
     return (row if isinstance(row, BadSample) else make(row, reading, place, names) for place, row in rows(path, unit.begin, unit.end))
 
@@ -121,24 +124,73 @@ def _picture_record(row: dict[str, Any], reading: Reading, where: Place, names: 
                     ) -> Record | BadSample:
     """A picture of a table, of `pairs` with its caption (or list of captions), and its class."""
     found: dict[str, bytes | Ref] = {}
+    answers: tuple[str, ...] = ()
     if pairs:
         caption = _captions(row, reading, where)
         if isinstance(caption, BadSample):
             return caption
         found |= caption.fields
     if reading.label_field is not None:
-        label = label_of(row, reading, where, names)
-        if isinstance(label, BadSample):
-            return label
-        found[LABEL] = label.encode("utf-8")
+        named = _named(row, reading, where, names, found, scored=pairs)
+        if isinstance(named, BadSample):
+            return named
+        answers = named
     image = pick(row, reading.image_field)
     data, path = (image.get("bytes"), image.get("path")) if isinstance(image, Mapping) else (image, image)
     if isinstance(data, bytes):
-        return _picture(data, data, f"{where}: the picture", found)
-    if isinstance(path, str):
-        return _picture_from(str(where.path.parent / path), found)
-    return BadSample(f"{where}: no picture in {reading.image_field!r} (a path, bytes, or bytes and path), {columns_of(row)} "
-                     "(--image-field)")
+        made = _picture(data, data, f"{where}: the picture", found)
+    elif isinstance(path, str):
+        made = _picture_from(str(where.path.parent / path), found)
+    else:
+        return BadSample(f"{where}: no picture in {reading.image_field!r} (a path, bytes, or bytes and path), {columns_of(row)} "
+                         "(--image-field)")
+    return replace(made, classes=answers) if answers and isinstance(made, Record) else made
+
+
+def _named(row: dict[str, Any], reading: Reading, where: Place, names: Sequence[str] | None, fields: dict[str, bytes | Ref], *,
+           scored: bool) -> tuple[str, ...] | BadSample:
+    """Put the class of a row into its fields, or with `scored` the answers that it scores from 0 to 1; the names of these answers."""
+    assert reading.label_field is not None
+    given = pick(row, reading.label_field)
+    if not scored or not isinstance(given, Mapping):
+        label = label_of(row, reading, where, names)
+        if isinstance(label, BadSample):
+            return label
+        fields[LABEL] = label.encode("utf-8")
+        return ()
+    for name, score in given.items():
+        if not isinstance(name, str) or is_blank(name) or not _is_share(score):
+            return BadSample(f"{where}: {reading.label_field!r} scores {str(name)[:40]!r} by {str(score)[:40]!r}, expected names with "
+                             "numbers from 0 to 1")
+    record = json.loads(held) if isinstance(held := fields.get("json"), bytes) else {}
+    fields["json"] = json.dumps({**record, "scores": given}, ensure_ascii=False).encode("utf-8")
+    return tuple(given)
+
+
+def _is_share(score: Any) -> bool:
+    return not isinstance(score, bool) and isinstance(score, (int, float)) and 0 <= score <= 1
+
+
+def _region_record(row: dict[str, Any], reading: Reading, where: Place, names: Sequence[str] | None) -> Record | BadSample:
+    """A caption, or a list of captions, with the regions of its picture, which are in a file."""
+    caption = _captions(row, reading, where)
+    if isinstance(caption, BadSample):
+        return caption
+    others, answers = dict(caption.fields), ()
+    if reading.label_field is not None:
+        named = _named(row, reading, where, names, others, scored=True)
+        if isinstance(named, BadSample):
+            return named
+        answers = named
+    path = pick(row, reading.image_field)
+    if not isinstance(path, str):
+        return BadSample(f"{where}: no path of an .npz file with regions in {reading.image_field!r}, {columns_of(row)} (--image-field)")
+    try:
+        found = read_regions(where.path.parent / path)
+    except BadSample as error:
+        return BadSample(f"{where}: {error}")
+    data = found.fields()
+    return Record(Path(path).stem, {**others, **data}, identity(b"".join(data.values())), answers, found.shape)
 
 
 def _captions(row: dict[str, Any], reading: Reading, where: Place) -> Record | BadSample:

@@ -17,7 +17,7 @@ CLASSED = (SEVERAL_LABELS, "tag")
 """Kinds of texts whose annotations are names of classes."""
 ANNOTATED = ("words", *CLASSED, "score", "choice", "span")
 """Kinds of texts with annotations (`annotated`); they are never guessed."""
-KINDS = ("text", "pairs", "images", "tar", *ANNOTATED)
+KINDS = ("text", "pairs", "images", "regions", "tar", *ANNOTATED)
 SEGMENTERS = ("jieba",)
 """What finds the words of texts, by the names of their packages."""
 
@@ -34,7 +34,7 @@ class Reading:
     text_field: str = "text"
     """The column or JSON field with the text."""
     image_field: str = "image"
-    """The column with the path of a picture, relative to the table."""
+    """The column with the path of a picture (of the kind ``regions`` of an `.npz` file), relative to the table."""
     caption_field: str = "caption"
     """The column with the picture's caption."""
     label_field: str | None = None

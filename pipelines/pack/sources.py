@@ -58,6 +58,8 @@ class Sources:
     """(path, size, time of change) of every input file: tells whether an interrupted run can be continued."""
     left_out: Mapping[str, int] = field(default_factory=dict)
     """How many files of the folders are not read, by ending; hidden ones are not counted."""
+    regions: tuple[int, int] | None = None
+    """Width of the features of regions, and number of their classes; known when they have been read."""
 
 
 def find(paths: Sequence[str | Path], reading: Reading) -> Sources:
@@ -106,7 +108,8 @@ def find(paths: Sequence[str | Path], reading: Reading) -> Sources:
     read = [*(p for p, _ in used), *(Path(other) for unit in units for _, _, others in unit.files for other in others),
             *(p for p in sorted(infos) if p.is_file())]
     known = {*read, *(root for root in roots if root.is_file())}
-    companions = {"tar": (".idx",)}.get(kind, PICTURES if kind in ("pairs", "images") else ())  # of tables: the pictures they name
+    # of tables: the pictures, or the files with regions, that they name
+    companions = {"tar": (".idx",), "regions": (".npz",)}.get(kind, PICTURES if kind in ("pairs", "images") else ())
     left_out = Counter(kind_of_name(p.name) for p, _ in files
                        if p not in known and ending(p) not in companions and not (kind == "tar" and p.name == INDEX))
     real: dict[Path, str] = {}  # folders without links, looked at once
@@ -117,7 +120,7 @@ def _wanted(kind: str, files: list[Path], heads: Mapping[Path, Mapping[str, Any]
     """The endings of what is read for a kind: for pictures, tables that name (or hold) them, or else the picture files themselves."""
     if kind in ("text", "tar"):
         return TEXT_ENDINGS if kind == "text" else (".tar",)
-    if kind in ANNOTATED:
+    if kind in (*ANNOTATED, "regions"):
         return (*TABLE_ENDINGS, *FILE_ENDINGS.get(kind, ()))
     pictures = any(ending(p) in PICTURES for p in files)
     if kind == "images":

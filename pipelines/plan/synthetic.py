@@ -14,6 +14,7 @@ from PIL import Image
 
 from ...shared.errors import BadSample, UserError
 from ...shared.family import Context, Family
+from ...shared.regions import DEFAULT_REGIONS, Regions
 from ...shared.sample import Sample
 from ...shared.settings import build_settings
 from ...shared.system import Batch, Objective
@@ -65,7 +66,7 @@ def _sample(index: int, words: int) -> Sample:
     text = " ".join(np.random.default_rng(index).choice(_WORDS, words)).encode()
     annotations = json.dumps({"score": 0, "words": text.decode().split(), "tags": [0] * words, "choices": ["a", "b"],
                               "question": "a", "answers": []}).encode()
-    return Sample(str(index), {"txt": text, "target.txt": text, "png": _picture(), "cls": b"0", "json": annotations}, index)
+    return Sample(str(index), {"txt": text, "target.txt": text, "png": _picture(), "cls": b"0", "json": annotations, **_regions()}, index)
 
 
 def _row(index: int, length: int) -> Sample:
@@ -79,6 +80,14 @@ def _picture() -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+@cache
+def _regions() -> dict[str, bytes]:
+    """As bottom-up attention makes them: features of width 2048 and 1601 classes."""
+    boxes = np.tile([0.25, 0.25, 0.75, 0.75], (DEFAULT_REGIONS, 1))
+    classes = np.full((DEFAULT_REGIONS, 1601), 1 / 1601)
+    return Regions(np.random.default_rng(0).random((DEFAULT_REGIONS, 2048)), boxes, classes).fields()
 
 
 def _toys() -> Iterator[Tokenizer]:

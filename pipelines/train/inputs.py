@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,13 @@ def read_context(data: Sequence[DataSet], held_out: DataSet | None, tokenizer: s
         other = next(d for d in everything if d not in several)
         problems.append(f"{several[0].directory} has several labels for each text and {other.directory} is packed as {other.index.kind}: "
                         f"pack both with --kind {SEVERAL_LABELS}")
+    regions = [d.index.schema["regions"] for d in everything if "regions" in d.index.schema]
+    if len({json.dumps([r.get(key) for key in ("features", "classes", "codebook")]) for r in regions}) > 1:
+        told = "; ".join(", ".join(f"{key} {value}" for key, value in sorted(r.items())) for r in regions)
+        problems.append(f"the regions of the data sets differ ({told}): find them with one detector, and one --codebook")
     raise_problems(problems, "the data does not fit together")
-    return Context(found, lists[0] if lists else None, several_labels=bool(several))
+    shape = (int(regions[0]["features"]), int(regions[0]["classes"])) if regions else None
+    return Context(found, lists[0] if lists else None, several_labels=bool(several), regions=shape)
 
 
 def build_layout(recipe: Recipe, rank: int = 0, world: int = 1) -> BatchLayout:

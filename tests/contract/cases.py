@@ -29,6 +29,7 @@ from polymodal.pipelines.run.recipe import Recipe, recipes
 from polymodal.registry import families
 from polymodal.shared.errors import BadSample, UserError
 from polymodal.shared.family import Context, Family
+from polymodal.shared.regions import Regions
 from polymodal.shared.sample import Sample
 from polymodal.shared.system import Batch, Objective, System
 from polymodal.shared.tokenizer import STYLES, Tokenizer
@@ -92,10 +93,29 @@ def annotated(number: int) -> dict[str, bytes]:
     return {**content, "json": json.dumps({**json.loads(content["json"]), **annotations}).encode()}
 
 
+REGION_SHAPE = (12, 9)
+"""Width of the features of regions, and number of their classes."""
+
+
+def pictured(number: int) -> dict[str, bytes]:
+    """The same sample with regions, two to five of them, which tell the topic and where its half is."""
+    rng, topic, place = np.random.default_rng(number), number % 4, number // 4 % 4
+    count, (width, classes) = 2 + number % 4, REGION_SHAPE
+    features = rng.normal(0, 0.1, (count, width)) + np.eye(width)[topic] + np.eye(width)[4 + place]
+    chances = np.full((count, classes), 0.02)
+    chances[:, 1 + topic] += 1 - chances.sum(1)
+    low = np.array([(0, 0), (0.5, 0), (0, 0), (0, 0.5)][place]) + rng.uniform(0, 0.2, (count, 2))
+    return {**fields_of(number), **Regions(features, np.concatenate([low, low + 0.3], axis=1), chances).fields()}
+
+
 def labels_of(number: int) -> list[str]:
     """The labels of the same sample, one or two: its topic, and the next one where the place says so."""
     topic, place = number % 4, number // 4 % 4
     return sorted({TOPICS[topic], TOPICS[(topic + place // 2) % 4]})
+
+
+SAMPLES: Mapping[str, Callable[[int], dict[str, bytes]]] = {"": fields_of, "regions": pictured, "annotated": annotated}
+"""What samples may hold; each kind has shards of its own, as the bytes of a data set say its order."""
 
 
 def write_shards(out: Path, numbers: range, fields_of: Callable[[int], dict[str, bytes]] = fields_of) -> Path:
@@ -108,7 +128,8 @@ def write_shards(out: Path, numbers: range, fields_of: Callable[[int], dict[str,
                     entry = tarfile.TarInfo(f"{number:06d}.{name}")
                     entry.size = len(data)
                     tar.addfile(entry, io.BytesIO(data))
-    build_index(out, schema={"classes": list(TOPICS)})
+    regions = {"regions": dict(zip(("features", "classes"), REGION_SHAPE))} if fields_of is pictured else {}
+    build_index(out, schema={"classes": list(TOPICS), **regions})
     return out
 
 
@@ -166,7 +187,7 @@ class Case:
 
     def told(self, style: str) -> Context:
         """Classes, and a tokenizer of a style, or none."""
-        return Context(tokenizer(style) if style else None, TOPICS, several_labels=self.several_labels,
+        return Context(tokenizer(style) if style else None, TOPICS, several_labels=self.several_labels, regions=REGION_SHAPE,
                        companions=open_companions(self.recipe))
 
     @property
@@ -185,13 +206,16 @@ class Case:
         return _traits(self)[2]
 
     @property
-    def annotated(self) -> bool:
-        """Whether the objective reads what only `annotated` samples have."""
-        try:
-            objectives = self.build().objective.by_turn().values()
-            return not self.sequential and not all(all(examples_of(o, [Sample("", fields_of(0))])) for o in objectives)
-        except BadSample:
-            return True
+    def reads(self) -> str:
+        """The first kind of `SAMPLES` that the objective can read."""
+        objectives = self.build().objective.by_turn().values()
+        for kind, make in SAMPLES.items():
+            try:
+                if self.sequential or all(all(examples_of(o, [Sample("", make(0))])) for o in objectives):
+                    return kind
+            except BadSample:
+                continue
+        raise AssertionError(f"{self.name} reads none of the samples")
 
     def build(self) -> System:
         """The system with randomly initialized weights, as the recipe has it."""
@@ -351,7 +375,7 @@ def samples_of(objective: Objective[Any], tok: Tokenizer | None, numbers: Sequen
     """Samples for an objective, each with a partner; rows of tokens where it reads the text in sequence."""
     made: list[Sample] = []
     for n in numbers:
-        content = annotated(n)
+        content = {**pictured(n), **annotated(n)}
         content["json"] = json.dumps({**json.loads(content["json"]), "labels": labels_of(n)}).encode()
         if objective.sequential:
             assert tok is not None
@@ -395,11 +419,11 @@ def prepare(root: Path, case: Case) -> Data:
                 table.write_text("\n".join(json.dumps({"text": fields_of(n)["txt"].decode(), "labels": labels_of(n)}) for n in numbers))
                 pack([table], root / name, PackSettings(Reading(SEVERAL_LABELS, classes=TOPICS)), workers=Workers(1))
         return Data(root / "labels", root / "labels-held", words)
-    if case.annotated:
-        if not (root / "annotated").exists():
-            write_shards(root / "annotated", TRAIN, annotated)
-            write_shards(root / "annotated-held", HELD, annotated)
-        return Data(root / "annotated", root / "annotated-held", words)
+    if kind := case.reads:
+        if not (root / kind).exists():
+            write_shards(root / kind, TRAIN, SAMPLES[kind])
+            write_shards(root / f"{kind}-held", HELD, SAMPLES[kind])
+        return Data(root / kind, root / f"{kind}-held", words)
     if not case.sequential:
         return Data(root / "train", root / "held", words)
     for name, numbers in (("rows", TRAIN), ("rows-held", HELD)):
