@@ -117,12 +117,14 @@ def vit_probe() -> Recipe:
 
 
 def vit_probe_tiny() -> Recipe:
-    """A linear probe of the encoder of `mae-tiny` or of a `vit-tiny`: seconds on a laptop.
+    """A linear probe of the encoder of `mae-tiny` or of a `vit-tiny`: a minute on a laptop.
 
     Paper: He et al. 2021, table 10 (the method).
     Target: none in the paper; this is a tutorial and a smoke test.
+    Measured: docs/finetuning.md, with 100 labelled digits: 0.764 of 297 right with MAE's encoder (with `--set model.pooling=mean` 0.832),
+    0.481 (0.498) with random weights.
     Deviates: size, batch, SGD instead of LARS (which is for large batches), learning rate, little augmentation.
-    Cost: not measured.
+    Cost: not measured alone; 65 s for 300 updates on one thread of 2 cores (Intel Xeon at 2.8 GHz, AVX-512, fp32), beside other work.
     Command: polymodal finetune vit-probe-tiny --model MODEL --data DATA --eval-data HELD --out RUN
     """
     return replace(
