@@ -41,6 +41,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -290,13 +291,11 @@ class LanguageModel(Beside):
     def terms(self, net: _Summary, out: SummaryOutput, batch: Any, count: str) -> dict[str, Term]:
         """The loss of each token but the first of each packed sequence."""
         assert out.lengths is not None
-        sizes = torch.tensor(out.lengths)
-        last = torch.zeros(int(sizes.sum()), dtype=torch.bool)
-        last[sizes.cumsum(0) - 1] = True
-        rows = (~last).nonzero()[:, 0]
+        sizes = np.array(out.lengths)
+        rows = torch.from_numpy(np.delete(np.arange(sizes.sum()), sizes.cumsum() - 1))  # on the host, where the lengths are
         of_a_sample: tuple[int, ...] = getattr(batch, "choices", None) or (len(sizes) // batch.counts[count],) * batch.counts[count]
-        each = torch.tensor(of_a_sample).repeat_interleave(torch.tensor(of_a_sample))
-        shares = ((sizes - 1) * each).double().reciprocal().repeat_interleave(sizes)[rows]
+        each = np.repeat(of_a_sample, of_a_sample)
+        shares = torch.from_numpy(np.repeat(1 / (np.maximum(sizes - 1, 1) * each), sizes - 1))
         weights = at_least_fp32(shares.to(out.last_hidden_state.dtype))
         rows, weights = (x.to(out.input_ids.device, non_blocking=True) for x in (rows, weights))
         hidden, targets = out.last_hidden_state[0, rows], out.input_ids[0, rows + 1]

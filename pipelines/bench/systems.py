@@ -353,8 +353,8 @@ def mae_flops(setup: TrainSetup) -> float:
 def whole_pictures(setup: TrainSetup) -> TrainSetup:
     """A ViT of the encoder's shape, as a step on every patch costs."""
     c: MAEConfig = setup.config
-    shape = {f.name: getattr(c, f.name) for f in fields(ViTConfig) if hasattr(c, f.name)}
-    return replace(setup, system="vit", config=ViTConfig(**shape | {"num_labels": 1000}))
+    shape: dict[str, Any] = {f.name: getattr(c, f.name) for f in fields(ViTConfig) if hasattr(c, f.name)}
+    return replace(setup, system="vit", config=ViTConfig(**{**shape, "num_labels": 1000}))
 
 
 # ------------------------------------------------------------------------------------------------ BEiT

@@ -49,6 +49,7 @@ def _place() -> str:
 @contextlib.contextmanager
 def gpu() -> Generator[Gpu]:
     """Inside, tensors are fake, "cuda" is a device, and its autocast is bf16."""
+    from torch.cuda.amp import common
     from torch.nn.attention import varlen
 
     before, generator = (torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")), torch.Generator
@@ -59,8 +60,11 @@ def gpu() -> Generator[Gpu]:
     there = torch.cuda.is_available()  # torch asks at every operation, and each time opens the driver's library
     with (FakeTensorMode(), patch.object(torch, "Generator", without_driver), patch.object(torch.cuda, "is_available", lambda: there),
           patch.object(varlen, "_should_use_cudnn", lambda device: False),
-          patch.object(varlen, "_cudnn_version_and_major_capability", lambda device: (None, 9)), Gpu() as machine):
-        torch.set_autocast_enabled("cuda", True)  # torch.autocast looks for a driver
+          patch.object(varlen, "_cudnn_version_and_major_capability", lambda device: (None, 9)),
+          # what recomputes puts autocast back, and that looks for a driver
+          patch.object(common, "amp_definitely_not_available", lambda: False), patch.object(torch.cuda, "is_bf16_supported", lambda: True),
+          Gpu() as machine):
+        torch.set_autocast_enabled("cuda", True)
         torch.set_autocast_dtype("cuda", torch.bfloat16)
         try:
             yield machine
