@@ -19,10 +19,12 @@ def beit_tiny() -> Recipe:
     Paper: Bao et al. 2021, BEiT: BERT Pre-Training of Image Transformers (the objective).
     Target: none in the paper; this is a tutorial and a smoke test. The cross-entropy should be below the entropy of the visual tokens
     (`visual_tokens_chance`), which a predictor reaches that does not see the picture.
-    Measured: not yet.
+    Measured: 2026-11-28, seed 0, with `--max-updates 300`: cross-entropy 1.303 on the masked patches of the 297 held-out digits, where the
+    entropy of their visual tokens is 1.599; 48.9 % are right.
     Deviates: size, batch, learning rate, little augmentation; blocks from 4 patches on, as there are 64 and not 196.
     Data: `python examples/handwritten_digits.py DIGITS`; `polymodal pack DIGITS/all --out DATA`; `polymodal pack DIGITS/held --out HELD`.
-    Cost: not measured.
+    Cost: not measured alone; 96 s of one thread's time for 300 updates on 2 cores (Intel Xeon at 2.8 GHz, AVX-512, fp32), beside other
+    work.
     Command: polymodal pretrain beit-tiny --set companions.tokenizer=DVAE --data DATA --eval-data HELD --out RUN
     """
     return Recipe(
@@ -88,9 +90,10 @@ def beit_classify_tiny() -> Recipe:
 
     Paper: Bao et al. 2021 (the method).
     Target: none in the paper; this is a tutorial and a smoke test.
-    Measured: not yet.
+    Measured: docs/finetuning.md, with 100 labelled digits: after 300 updates of pretraining no better than from scratch.
     Deviates: size, batch, learning rates, little augmentation.
-    Cost: not measured.
+    Cost: not measured alone; 70 s of one thread's time for 300 updates on 2 cores (Intel Xeon at 2.8 GHz, AVX-512, fp32), beside other
+    work.
     Command: polymodal finetune beit-classify-tiny --model BEIT --data DATA --eval-data HELD --out RUN
     """
     return replace(

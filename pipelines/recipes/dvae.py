@@ -13,11 +13,12 @@ def dvae_tiny() -> Recipe:
     Paper: Ramesh et al. 2021, Zero-Shot Text-to-Image Generation, appendix A (the objective).
     Target: none in the paper; this is a tutorial and a smoke test. The squared error of pixels from 0 to 1 should be far below that of
     always drawing the same grey (`squared_error_chance`).
-    Measured: not yet.
+    Measured: 2026-11-28, seed 0: squared error 0.0046 on the 297 held-out digits, where one grey has 0.1265; KL divergence 4.70 of ln 256 =
+    5.55 nats. The codes' entropy at the patches that `beit-tiny` masks there is 1.60 nats: few of the 256 are used often.
     Deviates: size, batch, learning rate, little augmentation; the temperature falls from 1/4 and the KL weight rises to 0.2, for so short a
     run.
     Data: `python examples/handwritten_digits.py DIGITS`; `polymodal pack DIGITS/all --out DATA`; `polymodal pack DIGITS/held --out HELD`.
-    Cost: not measured.
+    Cost: not measured alone; 215 s of one thread's time on 2 cores (Intel Xeon at 2.8 GHz, AVX-512, fp32), beside other work.
     Command: polymodal pretrain dvae-tiny --data DATA --eval-data HELD --out RUN
     """
     return Recipe(
