@@ -354,7 +354,8 @@ def whole_pictures(setup: TrainSetup) -> TrainSetup:
     """A ViT of the encoder's shape, as a step on every patch costs."""
     c: MAEConfig = setup.config
     shape: dict[str, Any] = {f.name: getattr(c, f.name) for f in fields(ViTConfig) if hasattr(c, f.name)}
-    return replace(setup, system="vit", config=ViTConfig(**{**shape, "num_labels": 1000}))
+    shape["num_labels"] = 1000
+    return replace(setup, system="vit", config=ViTConfig(**shape))
 
 
 # ------------------------------------------------------------------------------------------------ BEiT
