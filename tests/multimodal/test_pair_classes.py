@@ -59,7 +59,7 @@ def test_the_loss_is_binary_cross_entropy_summed_over_the_answers():
     x = F.layer_norm(x, (2 * SHAPE["hidden_size"],), theirs["vqa_output.2.weight"], theirs["vqa_output.2.bias"], 1e-12)
     chances = F.linear(x, theirs["vqa_output.3.weight"], theirs["vqa_output.3.bias"]).sigmoid()
     expected = -(wanted * chances.log() + (1 - wanted) * (1 - chances).log()).sum()
-    assert batch.counts == {"pairs": 4} and float(step.terms["answers"].total) == pytest.approx(float(expected), rel=1e-6)
+    assert batch.counts == {"pairs": 4} and step.terms["answers"].total.item() == pytest.approx(expected.item(), rel=1e-6)
     assert float(step.metrics["accuracy"][0]) == pytest.approx(float(wanted[range(4), chances.argmax(1)].sum()))
 
 

@@ -168,7 +168,7 @@ def test_every_loss_and_gradient_is_that_of_the_formulas(task):
     theirs = {k: v.detach().clone().requires_grad_(True) for k, v in weights.items()}
     expected = loss_of(task, made, theirs, bert)
     expected.backward()
-    assert float(ours) == pytest.approx(float(expected), rel=1e-9)
+    assert ours.item() == pytest.approx(expected.item(), rel=1e-9)
     gradients = to_theirs(rules(CONFIG), {**net.state_dict(), **{n: p.grad for n, p in net.named_parameters()},
                                           "head.weight": net.trunk.embed.word.weight.grad})
     largest = max(float(v.grad.abs().max()) for v in theirs.values() if v.grad is not None)
