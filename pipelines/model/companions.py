@@ -5,15 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...registry import family
+from ...shared.family import Family
 from ...shared.system import Companion
 from ..run.directory import Run
 from ..run.recipe import Recipe
 from .frontdoor import opened
 
 
-def open_companions(recipe: Recipe) -> dict[str, Companion]:
-    """The companions that a recipe names."""
-    return opened(recipe.companions, family(recipe.system).task(recipe.task), recipe.system)
+def open_companions(recipe: Recipe, entry: Family) -> dict[str, Companion]:
+    """The companions that a recipe of a family names."""
+    return opened(recipe.companions, entry.task(recipe.task), recipe.system)
 
 
 def companions_of(run: Run) -> dict[str, Companion]:

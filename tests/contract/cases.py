@@ -188,7 +188,7 @@ class Case:
     def told(self, style: str) -> Context:
         """Classes, and a tokenizer of a style, or none."""
         return Context(tokenizer(style) if style else None, TOPICS, several_labels=self.several_labels, regions=REGION_SHAPE,
-                       companions=open_companions(self.recipe))
+                       companions=open_companions(self.recipe, self.family))
 
     @property
     def sequential(self) -> bool:

@@ -12,6 +12,7 @@ import processes
 import pytest
 import torch
 import typer
+from contract.cases import beside
 from PIL import Image
 from polymodal.pipelines.base.console import Console
 from polymodal.pipelines.commands import plan as commands
@@ -300,8 +301,9 @@ def test_what_cannot_be_is_refused_with_what_can(data, tmp_path):
 @pytest.mark.parametrize("name", sorted({r.system: n for n, r in reversed([(n, make()) for n, make in recipes().items()])
                                         if "tiny" in n and "locked" not in n}.values()))
 def test_every_system_is_planned_without_data(name):
-    """Also those that read rows of tokens."""
-    found = plan(recipe(name, COMMON), None, Cluster(gpus=2), console=QUIET)
+    """Also those that read rows of tokens, or another network's answers."""
+    work = recipe(name, COMMON)
+    found = plan(replace(work, companions=beside(family(work.system), work.task)), None, Cluster(gpus=2), console=QUIET)
     assert found["memory"]["activations"] > 0 and found["flops_per_update"] > 0
 
 

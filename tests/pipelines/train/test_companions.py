@@ -79,7 +79,7 @@ def test_a_companion_is_no_part_of_what_is_trained(root, tmp_path):
     assert sorted(p.name for p in run.export.iterdir()) == ["config.json", "model.safetensors", "preprocessor_config.json"]
 
     chosen = recipe("beit-tiny", [*SMALL, f"companions.tokenizer={root / 'dvae'}"])
-    context = Context(companions=open_companions(chosen))
+    context = Context(companions=open_companions(chosen, family("beit")))
     system = chosen.build(family("beit"), context).train()
     net = system.companions["tokenizer"].net
     assert not {id(p) for p in net.parameters()} & {id(p) for p in system.parameters()}
