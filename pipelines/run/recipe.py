@@ -37,13 +37,13 @@ class DataSettings:
 
     global_batch: int = 32
     """Samples of one update, over all ranks."""
+    micro_batch: int | None = None
+    """Samples of one forward pass of one rank, at most; null: the rank's whole share. The gradient does not depend on it."""
     ramp_start: int | None = None
     """Samples of the first update, where the batch grows to `global_batch`; it grows in steps of as many, so ranks must divide it. null: it
     does not grow. The schedule goes by the samples read."""
     ramp_samples: int = 0
     """Over how many samples the batch grows linearly from `ramp_start` to `global_batch`."""
-    micro_batch: int | None = None
-    """Samples of one forward pass of one rank, at most; null: the rank's whole share. The gradient does not depend on it."""
     max_tokens: int | None = None
     """Tokens of one forward pass: a micro-batch with more, as a long document makes it, is computed in several, with the same gradient.
     null: twice what `micro_batch` sequences as long as its longest one hold."""

