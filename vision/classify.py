@@ -134,10 +134,7 @@ class ImageClassification(Objective[LabelledImage]):
     def _view(self, sample: Sample, rng: np.random.Generator) -> tuple[Tensor, int]:
         """A picture as the network gets it, and its class."""
         label = sample.label()
-        if self.augmentation is None:
-            pixels = self.preprocessing.pixels(sample.image())
-        else:
-            pixels = self.augmentation.pixels(sample.pixels(), self.preprocessing, rng)
+        pixels = self.preprocessing.view(sample, self.augmentation, rng)
         if not 0 <= label < self.num_labels:
             raise sample.bad(f"class {label}, the model has {self.num_labels}")
         return pixels, label

@@ -300,10 +300,7 @@ class DrawnPictures(Objective[SeededPicture]):
 
     def example(self, sample: Sample, rng: np.random.Generator) -> Iterable[SeededPicture]:
         """One picture and the seed of its noise."""
-        if self.augmentation is None:
-            pixels = self.preprocessing.pixels(sample.image())
-        else:
-            pixels = self.augmentation.pixels(sample.pixels(), self.preprocessing, rng)
+        pixels = self.preprocessing.view(sample, self.augmentation, rng)
         return [SeededPicture(pixels, int(rng.integers(2**63)))]
 
     def collate(self, examples: list[SeededPicture]) -> SeededPictureBatch:

@@ -282,10 +282,7 @@ class MaskedPictures(Objective[MaskedPicture]):
 
     def example(self, sample: Sample, rng: np.random.Generator) -> Iterable[MaskedPicture]:
         """One picture with its mask."""
-        if self.augmentation is None:
-            pixels = self.preprocessing.pixels(sample.image())
-        else:
-            pixels = self.augmentation.pixels(sample.pixels(), self.preprocessing, rng)
+        pixels = self.preprocessing.view(sample, self.augmentation, rng)
         return [MaskedPicture(pixels, torch.from_numpy(rng.permutation(self.config.num_patches)))]
 
     def collate(self, examples: list[MaskedPicture]) -> MaskedPictureBatch:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..shared.errors import UserError
+from ..shared.sample import Sample
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -86,6 +87,10 @@ class Preprocessing:
         """The same preprocessing at another size."""
         ratio = image_size / self.image_size
         return replace(self, image_size=image_size, resize_size=round(self.resize_size * ratio) if self.resize_size else None)
+
+    def view(self, sample: Sample, augmentation: Augmentation | None, rng: np.random.Generator) -> Tensor:
+        """A sample's picture as a network gets it, uint8 [3, S, S]: augmented in training, resized and cropped without."""
+        return self.pixels(sample.image()) if augmentation is None else augmentation.pixels(sample.pixels(), self, rng)
 
 
 @dataclass(frozen=True)
