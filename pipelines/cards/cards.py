@@ -11,10 +11,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ...registry import families, file_of, folder_of, module_of
 from ...shared.family import Context, Family
+from ...shared.meta import without_weights
 from ...shared.settings import build_settings
 from ..base.markdown import table
 from ..run.recipe import recipes
@@ -108,7 +107,7 @@ def faithful(entry: Family) -> str:
 
 def parameters(entry: Family, size: str) -> tuple[int, int]:
     """The parameters of a size's network, and of the whole system that is trained; tied ones count once."""
-    with torch.device("meta"):
+    with without_weights():
         context = Context(net_only=True)
         config = entry.adapt(build_settings(entry.config, entry.sizes[size], entry.name), context)
         system = entry.pretraining.build(config, {}, context)

@@ -20,6 +20,7 @@ from ...shared.convert import to_ours, to_theirs
 from ...shared.errors import UserError, raise_problems
 from ...shared.family import Context, Family, Format, Net, Task, named_net
 from ...shared.keys import read_json
+from ...shared.meta import UndrawnWeights, without_weights
 from ...shared.settings import build_settings
 from ...shared.system import Companion, System
 from ...shared.tokenizer import Tokenizer
@@ -179,7 +180,8 @@ def _from_directory(directory: Path) -> nn.Module:
     config = entry.config.from_dict(record, what) if format.read is None else format.read(record, directory)
     theirs, path = read_weights(directory, format.weights_file)
     try:
-        model = net.build(config)
+        with UndrawnWeights():  # `_fill` wants a number for each
+            model = net.build(config)
     except UserError:
         raise
     except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:  # a number that no layer takes
@@ -336,7 +338,7 @@ def net_of(model: nn.Module, entry: Family) -> Net | None:
     """The entry of `entry.nets` that describes `model`, found by its class and its keys; None where there is none."""
     keys = {k: v.shape for k, v in model.state_dict().items()}
     for net in entry.nets:
-        with torch.device("meta"):
+        with without_weights():
             other = net.build(model.config)
         if type(other) is type(model) and {k: v.shape for k, v in other.state_dict().items()} == keys:
             return net

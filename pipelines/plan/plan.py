@@ -17,6 +17,7 @@ import torch
 from ...registry import family
 from ...shared.errors import UserError, raise_problems
 from ...shared.family import Context, Family
+from ...shared.meta import without_weights
 from ...shared.system import Batch, Objective, System
 from ..base.console import Console
 from ..data.dataset import DataSet
@@ -137,7 +138,7 @@ class _Draft:
 
     def build(self) -> System:
         """The system without weights."""
-        with torch.device("meta"):
+        with without_weights():
             system = self.recipe.build(self.entry, self.context, self.config)
         freeze(system, self.recipe.optim.freeze)
         return system
