@@ -147,7 +147,8 @@ class _Draft:
         """Open the data and say what the loop says before a run."""
         self.sets = open_sets(data)
         held_out = None if eval_data is None else DataSet.open(eval_data)
-        self.context = replace(read_context([d for d, _ in self.sets], held_out, tokenizer or self.start.tokenizer),
+        self.context = replace(read_context([d for d, _ in self.sets], held_out, tokenizer or self.start.tokenizer,
+                                            self.entry.task(self.recipe.task)),
                                companions=open_companions(self.recipe, self.entry))
         system = self.build()
         return preflight(self.recipe, system, build_stream(self.recipe, self.sets, system.objective, self.layout), held_out, machine, out)

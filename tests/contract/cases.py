@@ -160,6 +160,14 @@ def tokenizer(style: str) -> Tokenizer:
     return Tokenizer.train(texts, kind, size, style=STYLES[style])
 
 
+@cache
+def counts(style: str) -> np.ndarray:
+    """How often each of its tokens stands in the data set."""
+    tok = tokenizer(style)
+    ids = [i for n in TRAIN for i in tok.encode(fields_of(n)["txt"].decode())]
+    return np.bincount(ids, minlength=tok.vocab_size)
+
+
 # ------------------------------------------------------------------------------------------------- cases
 
 
@@ -185,10 +193,16 @@ class Case:
         """Classes, and a tokenizer of the first style that the system accepts; none where it reads no text."""
         return self.told(style_of(self))
 
+    @property
+    def reads_counts(self) -> bool:
+        """Whether it reads how often each token stands in the data."""
+        return self.family.task(self.recipe.task).reads_counts
+
     def told(self, style: str) -> Context:
         """Classes, and a tokenizer of a style, or none."""
         return Context(tokenizer(style) if style else None, TOPICS, several_labels=self.several_labels, regions=REGION_SHAPE,
-                       companions=open_companions(self.recipe, self.family))
+                       companions=open_companions(self.recipe, self.family),
+                       counts=counts(style) if style and self.reads_counts else None)
 
     @property
     def sequential(self) -> bool:
@@ -424,12 +438,13 @@ def prepare(root: Path, case: Case) -> Data:
             write_shards(root / kind, TRAIN, SAMPLES[kind])
             write_shards(root / f"{kind}-held", HELD, SAMPLES[kind])
         return Data(root / kind, root / f"{kind}-held", words)
-    if not case.sequential:
+    if not case.sequential and not case.reads_counts:
         return Data(root / "train", root / "held", words)
-    for name, numbers in (("rows", TRAIN), ("rows-held", HELD)):
+    kind = "rows" if case.sequential else "counted"
+    for name, numbers in ((kind, TRAIN), (f"{kind}-held", HELD)):
         if not (root / f"{name}-{style}").exists():
             table = root / f"{name}.jsonl"
             table.write_text("\n".join(json.dumps({"text": fields_of(n)["txt"].decode()}) for n in numbers))
-            pack([table], root / f"{name}-{style}", PackSettings(tokenizer=words, block=BLOCK, in_order=True, shuffle=None),
+            pack([table], root / f"{name}-{style}", PackSettings(tokenizer=words, block=BLOCK, in_order=case.sequential, shuffle=None),
                  workers=Workers(1))
-    return Data(root / f"rows-{style}", root / f"rows-held-{style}", words)
+    return Data(root / f"{kind}-{style}", root / f"{kind}-held-{style}", words)
