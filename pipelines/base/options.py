@@ -40,7 +40,8 @@ RecipeName = Annotated[str, typer.Argument(help="A recipe's name (gpt2-tiny, ber
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a value of the recipe; repeatable.")]
 ContinueFrom = Annotated[str | None, typer.Option(metavar="RUN|CHECKPOINT", help="Go on from the weights and the optimizer's state of a "
                                                   "run of the same system, under this recipe.")]
-EvalData = Annotated[str | None, typer.Option(metavar="DATA", help="Held-out data set.")]
+EvalData = Annotated[list[str] | None, typer.Option("--eval-data", metavar="DATA", help="Held-out data set; several where tasks take turns "
+                                                    "and use different ones.")]
 RunTokenizer = Annotated[str | None, typer.Option(metavar="TOKENIZER", help="Tokenizer. Default: the model's, or the one in the data set.")]
 MaxUpdates = Annotated[int | None, typer.Option(help="Length of the run; the schedule follows.")]
 RunSeed = Annotated[int | None, typer.Option(help="Seed of weights, order and every draw.")]
