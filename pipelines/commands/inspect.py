@@ -183,14 +183,8 @@ def _planned(data: DataSet, recipe: str | None, overrides: list[str], tok: Token
         raise UserError("--update needs --recipe: its batch, seed, lanes and window determine the order")
     chosen = resolve(recipe, overrides)
     entry = family(chosen.system)
-<<<<<<< HEAD
-    context = read_context([data], None, tok, entry.task(chosen.task))
+    context = read_context([data], (), tok, entry.task(chosen.task))
     system = chosen.build(entry, replace(context, companions=open_companions(chosen, entry)))
-||||||| 4e6daa8
-    system = chosen.build(entry, replace(read_context([data], None, tok), companions=open_companions(chosen, entry)))
-=======
-    system = chosen.build(entry, replace(read_context([data], (), tok), companions=open_companions(chosen, entry)))
->>>>>>> unimo
     stream = build_stream(chosen, data, system.objective, build_layout(chosen))
     return stream, chosen.name, list(entry.card.masks)
 

@@ -146,17 +146,9 @@ class _Draft:
     def read(self, data: Data, eval_data: EvalData, tokenizer: str | Path | None, machine: _Machine, out: Path) -> list[str]:
         """Open the data and say what the loop says before a run."""
         self.sets = open_sets(data)
-<<<<<<< HEAD
-        held_out = None if eval_data is None else DataSet.open(eval_data)
+        held_out = open_held_out(eval_data)
         self.context = replace(read_context([d for d, _ in self.sets], held_out, tokenizer or self.start.tokenizer,
                                             self.entry.task(self.recipe.task)),
-||||||| 4e6daa8
-        held_out = None if eval_data is None else DataSet.open(eval_data)
-        self.context = replace(read_context([d for d, _ in self.sets], held_out, tokenizer or self.start.tokenizer),
-=======
-        held_out = open_held_out(eval_data)
-        self.context = replace(read_context([d for d, _ in self.sets], held_out, tokenizer or self.start.tokenizer),
->>>>>>> unimo
                                companions=open_companions(self.recipe, self.entry))
         system = self.build()
         return preflight(self.recipe, system, build_stream(self.recipe, self.sets, system.objective, self.layout), held_out, machine, out)

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
 import hashlib
-from collections.abc import Mapping
-||||||| 4e6daa8
-from collections.abc import Mapping
-=======
 from collections.abc import Mapping, Sequence
->>>>>>> unimo
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 

@@ -41,8 +41,7 @@ def open_sets(data: Data) -> list[tuple[DataSet, float]]:
     return [(DataSet.open(source), weight) for source, weight in sources]
 
 
-<<<<<<< HEAD
-def read_context(data: Sequence[DataSet], held_out: DataSet | None, tokenizer: str | Path | Tokenizer | None,
+def read_context(data: Sequence[DataSet], held_out: Sequence[DataSet], tokenizer: str | Path | Tokenizer | None,
                  task: Task | None = None) -> Context:
     """What the data tells the system: its tokenizer and its classes, where every data set agrees on them.
 
@@ -52,16 +51,7 @@ def read_context(data: Sequence[DataSet], held_out: DataSet | None, tokenizer: s
         tokenizer: what to use in the place of the data's.
         task: what the network is trained for; it says whether tokens are counted.
     """
-    everything = [*data, *([] if held_out is None else [held_out])]
-||||||| 4e6daa8
-def read_context(data: Sequence[DataSet], held_out: DataSet | None, tokenizer: str | Path | Tokenizer | None) -> Context:
-    """What the data tells the system: its tokenizer and its classes, where every data set agrees on them."""
-    everything = [*data, *([] if held_out is None else [held_out])]
-=======
-def read_context(data: Sequence[DataSet], held_out: Sequence[DataSet], tokenizer: str | Path | Tokenizer | None) -> Context:
-    """What the data tells the system: its tokenizer and its classes, where every data set agrees on them."""
     everything = [*data, *held_out]
->>>>>>> unimo
     source = tokenizer or next((d.tokenizer_dir for d in everything if d.tokenizer_dir is not None), None)
     found = Tokenizer.load(source) if isinstance(source, (str, Path)) else source
     problems: list[str] = []
