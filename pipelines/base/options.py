@@ -25,6 +25,12 @@ SourceLanguage = Annotated[str, typer.Option(metavar="NAME", help="Language of t
                                                                   "trained.")]
 TargetLanguage = Annotated[str, typer.Option(metavar="NAME", help="Language to write. Default: as trained.")]
 
+# pictures for a model that reads regions
+Detector = Annotated[str, typer.Option(metavar="grid|torchvision:NAME|DIR", help="For a model that reads regions of pictures (UNITER): "
+                                       "what finds them, see `polymodal regions`.")]
+Tower = Annotated[str | None, typer.Option(metavar="MODEL", help="Of --detector grid: the CLIP, ViT or MAE whose patches are read.")]
+RegionCount = Annotated[int, typer.Option("--regions", min=1, help="Regions of a picture, at most; of grid exactly, a square number.")]
+
 # a model over a packed data set
 DataOnBad = Annotated[str, typer.Option(metavar="raise|skip",
                                         help="With --data: raise stops at a sample that cannot be used; skip leaves it out and counts it.")]

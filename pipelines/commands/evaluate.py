@@ -42,6 +42,7 @@ def register(app: typer.Typer) -> None:
     group.command("tag")(tag)
     group.command("choice")(choice)
     group.command("span")(span)
+    group.command("ground")(ground)
     group.command("fewshot")(fewshot)
     group.command("generate")(generate)
     group.command("compare")(compare)
@@ -205,6 +206,23 @@ def span(
 
     settings = _settings(tokenizer, batch_size, limit, seed, on_bad, workers, device, devices, precision)
     _run(Span(n_best, max_answer_length, stride, no_answer_threshold), model, data, settings, _files(out, predictions, force), json)
+
+
+def ground(
+    model: Model, data: Data,
+    tokenizer: ModelTokenizer = None, limit: Limit = None, on_bad: OnBad = "raise", seed: Seed = None, out: Out = None,
+    predictions: Predictions = None, force: Force = False, batch_size: BatchSize = None, device: Device = "auto", devices: Devices = None,
+    precision: Precision = "32", workers: Workers = 0, json: Json = False,
+) -> None:
+    """Find the region of a picture that a phrase means, with a network that was fine-tuned for it: the share of right ones.
+
+    \b
+    polymodal evaluate ground --model RUN --data held-out --predictions regions.jsonl
+    """
+    from ..evaluation.tasks import Ground
+
+    settings = _settings(tokenizer, batch_size, limit, seed, on_bad, workers, device, devices, precision)
+    _run(Ground(), model, data, settings, _files(out, predictions, force), json)
 
 
 def fewshot(
