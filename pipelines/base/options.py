@@ -10,6 +10,8 @@ Json = Annotated[bool, typer.Option("--json", help="Last line on stdout is one J
 
 # a model
 Model = Annotated[str, typer.Option(metavar="MODEL", help="Model directory, run, checkpoint, or hub id.")]
+VectorModel = Annotated[str, typer.Option(
+    "--model", metavar="MODEL|FILE", help="Run or model with word vectors, or a file of word2vec's or GloVe's.")]
 ModelTokenizer = Annotated[str | None, typer.Option(metavar="TOKENIZER", help="Where the tokenizer is. Default: with the model.")]
 Device = Annotated[str | None, typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1 ... Default: a GPU if there is one.")]
 Quantize = Annotated[str | None, typer.Option(metavar="int8", help="Fewer bits for the weights: faster on CPUs, not exact.")]
