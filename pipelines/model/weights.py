@@ -1,4 +1,6 @@
-"""Weights on disk: safetensors (one file or several with an index), and old pickle files only where they hold nothing but tensors."""
+"""Weights on disk: safetensors (one file or several with an index), HDF5 where a format says so, and old pickle files only where they hold
+nothing but tensors.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from ...shared.errors import UserError
 from ...shared.keys import read_json
+from . import hdf5
 
 WEIGHTS = "model.safetensors"
 
@@ -25,8 +28,11 @@ def read_weights(directory: Path, name: str = WEIGHTS) -> tuple[dict[str, Tensor
     """The state dict of a model directory, and the file (or index) it came from.
 
     Looks for `name`, its index of several files, then the pickle file of the same place
-    (`pytorch_model.bin` for `model.safetensors`) and its index.
+    (`pytorch_model.bin` for `model.safetensors`) and its index. HDF5 may have any name that ends as `name` does.
     """
+    if name.endswith(hdf5.SUFFIX):
+        path = hdf5.find(directory, name)
+        return hdf5.read(path), path
     old = name.replace(WEIGHTS, "pytorch_model.bin")
     for candidate in (name, f"{name}.index.json", old, f"{old}.index.json"):
         path = directory / candidate
@@ -96,6 +102,9 @@ def write_directory(directory: Path, files: Mapping[str, Mapping[str, Any]], wei
             (work / file).write_text(json.dumps(record, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
         for file, source in copies.items():
             shutil.copyfile(source, work / file)
-        save_file(dict(weights), work / name, metadata={"format": "pt"})
+        if name.endswith(hdf5.SUFFIX):
+            hdf5.write(work / name, weights)
+        else:
+            save_file(dict(weights), work / name, metadata={"format": "pt"})
 
     write_files(directory, write)
