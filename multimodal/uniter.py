@@ -31,7 +31,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..shared.attention.mask import Mask
 from ..shared.block import LayerNorm
@@ -48,6 +47,7 @@ from ..text.masking import MaskedWords
 from . import pair_classes, pair_ranking
 from .pair_classes import UniterForVisualQuestionAnswering
 from .pair_ranking import UniterForImageTextRetrieval
+from .region_heads import RegionClassifier, RegionRegression, divergence_step, features_step, most_probable, words_step
 from .region_pairs import (
     ITM,
     MATCHES,
@@ -182,6 +182,10 @@ class UniterModel(Encoder):
                        hidden_states=states)
         return EncoderOutput(x, None if self.pooler is None else self.pooler(x), None if states is None else tuple(states))
 
+    def masks_nothing(self) -> None:
+        """For systems that mask no region: what stands for one is not trained."""
+        self.regions.mask.requires_grad_(False)
+
     @property
     def kind(self) -> Tensor:
         """The vector of the regions' token type, [D]."""
@@ -198,45 +202,6 @@ class UniterModel(Encoder):
 
 def _kept(attention_mask: Tensor | None, like: Tensor) -> Tensor:
     return torch.ones_like(like, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-
-
-class RegionHead(nn.Module):
-    """A dense layer, GELU and a norm on the states of masked regions; what follows maps them to features or to classes."""
-
-    def __init__(self, config: UniterConfig) -> None:
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., D] -> [..., D]."""
-        return self.norm(F.gelu(self.dense(x)))
-
-
-class RegionRegression(RegionHead):
-    """The features of masked regions, by the transposed projection of the embedding and a bias of its own."""
-
-    def __init__(self, config: UniterConfig) -> None:
-        super().__init__(config)
-        self.bias = nn.Parameter(torch.zeros(config.visual_feat_dim))
-        normal_(self, config.initializer_range)
-
-    def forward(self, x: Tensor, projection: Tensor) -> Tensor:  # type: ignore[override]
-        """States [..., D] and `projection` [D, visual_feat_dim] -> [..., visual_feat_dim]."""
-        return F.linear(super().forward(x), projection.t(), self.bias)
-
-
-class RegionClassifier(RegionHead):
-    """The classes of masked regions."""
-
-    def __init__(self, config: UniterConfig) -> None:
-        super().__init__(config)
-        self.classes = nn.Linear(config.hidden_size, config.num_object_labels)
-        normal_(self, config.initializer_range)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., D] -> [..., num_object_labels]."""
-        return self.classes(super().forward(x))
 
 
 @dataclass
@@ -318,43 +283,26 @@ class UniterSystem(System[UniterForPreTraining, UniterObjective]):
 
     def _words(self, out: EncoderOutput, batch: UniterBatch) -> Step:
         """Cross-entropy of the masked words."""
-        rows, targets = out.last_hidden_state[0, batch.target_rows], batch.targets
-        if self.training:
-            return Step({MLM: Term(self.net.head.loss(rows, targets), "words", labels=targets)})
-        logits = self.net.head(rows)
-        return Step({MLM: Term(cross_entropy_sum(logits, targets), "words", labels=targets)},
-                    {"mlm_accuracy": (accuracy_sum(logits, targets), len(targets))})
+        return words_step(self.net.head, out.last_hidden_state[0, batch.target_rows], batch.targets, self.training)
 
     def _features(self, out: EncoderOutput, batch: UniterBatch) -> Step:
-        """The squared error of features, mean over a region's; beside it that of the mean of the picture's other regions."""
-        told = at_least_fp32(self.net.features_of(out.last_hidden_state[0, batch.region_rows]))
-        wanted = batch.region_targets.to(told.dtype)
-        step = Step({MRFR: Term((told - wanted).square().mean(-1).sum(), "regions")})
-        if not self.training:
-            counts = torch.tensor(batch.counts_of_regions, device=wanted.device)
-            owner = torch.repeat_interleave(torch.arange(len(counts), device=wanted.device), counts)
-            sums = wanted.new_zeros(len(counts), wanted.shape[1]).index_add_(0, owner, batch.features.to(wanted.dtype))  # masked: zeros
-            seen = counts - torch.bincount(owner[batch.masked], minlength=len(counts))
-            means = (sums / seen.clamp(min=1)[:, None])[owner[batch.masked]]
-            step.metrics["mrfr_neighbours"] = ((means - wanted).square().mean(-1).sum(), len(wanted))
-        return step
+        """The squared error of features."""
+        told = self.net.features_of(out.last_hidden_state[0, batch.region_rows])
+        return features_step(told, batch.region_targets, batch, self.training)
 
-    def _logits(self, out: EncoderOutput, batch: UniterBatch) -> tuple[Tensor, Tensor]:
-        """Logits of the masked regions' classes [K, C], and their most probable class that is not the background."""
-        return self.net.region_classifier(out.last_hidden_state[0, batch.region_rows]), batch.region_targets[:, 1:].argmax(-1) + 1
+    def _logits(self, out: EncoderOutput, batch: UniterBatch) -> Tensor:
+        """Logits of the masked regions' classes [K, C]."""
+        return self.net.region_classifier(out.last_hidden_state[0, batch.region_rows])
 
     def _classes(self, out: EncoderOutput, batch: UniterBatch) -> Step:
         """Cross-entropy of the masked regions' classes."""
-        logits, labels = self._logits(out, batch)
+        logits, labels = self._logits(out, batch), most_probable(batch.region_targets)
         return Step({MRC: Term(cross_entropy_sum(logits, labels), "regions", labels=labels)},
                     {"mrc_accuracy": (accuracy_sum(logits, labels), len(labels))})
 
     def _divergence(self, out: EncoderOutput, batch: UniterBatch) -> Step:
-        """Kullback-Leibler divergence from the detector's probabilities, divided by the number of classes."""
-        logits, labels = self._logits(out, batch)
-        told = at_least_fp32(logits).log_softmax(-1)
-        total = F.kl_div(told, batch.region_targets.to(told.dtype), reduction="sum") / logits.shape[-1]
-        return Step({MRC_KL: Term(total, "regions")}, {"mrc_kl_accuracy": (accuracy_sum(logits, labels), len(labels))})
+        """Divergence from the detector's probabilities."""
+        return divergence_step(self._logits(out, batch), batch.region_targets)
 
     def _match(self, out: EncoderOutput, batch: UniterBatch) -> Step:
         """Cross-entropy of matching, and the distances of matching pairs less those of the others."""
@@ -439,12 +387,12 @@ def create(config: UniterConfig, settings: UniterSettings, context: Context) -> 
 
 def create_ranking(config: UniterConfig, settings: pair_ranking.RankingSettings, context: Context) -> pair_ranking.RankingSystem:
     """Build UNITER for retrieval, with randomly initialized weights."""
-    return pair_ranking.create(UniterModel(config), config, settings, context)
+    return pair_ranking.create(UniterForImageTextRetrieval(UniterModel(config), config), settings, context)
 
 
 def create_answers(config: UniterConfig, settings: PairSettings, context: Context) -> pair_classes.AnswerSystem:
     """Build UNITER for answering, with randomly initialized weights."""
-    return pair_classes.create(UniterModel(config), config, settings, context)
+    return pair_classes.create(UniterForVisualQuestionAnswering(UniterModel(config), config), settings, context)
 
 
 def from_bert(config: BertConfig) -> UniterConfig:
