@@ -32,6 +32,7 @@ from ...shared.loss import at_least_fp32
 from ...shared.system import System
 from ...text.albert import AlbertConfig
 from ...text.bert import BertConfig
+from ...text.elmo import ElmoConfig
 from ...text.roberta import RobertaConfig
 from ...text.xlnet import XLNetConfig
 from ...vision.beit import BeitConfig
@@ -247,6 +248,8 @@ def setups(quick: bool) -> list[tuple[str, TrainSetup]]:
     masked = MAEConfig(**halved)
     tokens: dict[str, Any] = {**family("beit").sizes["base"], **few, "num_hidden_layers": layers, "drop_path_rate": 0.0,
                               **({"patch_size": 4, "vocab_size": 99} if quick else {})}  # fmt: skip
+    limitless: dict[str, Any] = {"cell_clip": 0.0, "proj_clip": 0.0, "cutoffs": (), "vocab_size": 99 if quick else 20_000,
+                                 **({"hidden_size": 16, "cell_size": 24, "filters": ((1, 4), (3, 8))} if quick else {})}
     full = (length,) * rows
     return [
         ("BERT, full rows", TrainSetup("bert", trunk, full).still()),
@@ -274,6 +277,7 @@ def setups(quick: bool) -> list[tuple[str, TrainSetup]]:
         ("BEiT-B/16 width", TrainSetup("beit", BeitConfig(**tokens), (0,) * (4 if quick else 16))),
         ("CLIP ViT-B/32 width", TrainSetup("clip", towers, caption_lengths(4 if quick else 32, length))),
         ("GPT-2, full rows, plain torch", TrainSetup("gpt2-plain", decoder, full).still()),
+        ("ELMo, sentences, plain torch", TrainSetup("elmo", ElmoConfig(**limitless), sentence_lengths(rows * 4, 100)).still()),
         *tuned.setups(trunk, {
             "natural lengths": (natural_lengths(rows * 4, length), natural_lengths(rows * 4, min(384, length))),
             "sentences and windows": (sentence_lengths(rows * 8, length), window_lengths(rows * 4, min(384, length)))}),

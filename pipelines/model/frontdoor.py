@@ -24,7 +24,7 @@ from ...shared.meta import UndrawnWeights, without_weights
 from ...shared.settings import build_settings
 from ...shared.system import Companion, System
 from ...shared.tokenizer import Tokenizer
-from .weights import read_weights, write_directory
+from .weights import read_weights, write_directory, write_files
 
 if TYPE_CHECKING:
     from ..run.directory import Run
@@ -296,7 +296,8 @@ def save(model: nn.Module, directory: str | Path, *, tokenizer: Tokenizer | None
         directory: where to; files of the same names are replaced.
         tokenizer: written beside the weights, with the longest input of the network as its `model_max_length`; by default the files that
             lay beside the loaded ones.
-        format: "transformers", "open_clip", "timm" or "polymodal", where the network has that layout; by default its own.
+        format: "transformers", "open_clip", "timm" or "polymodal", where the network has that layout; "gensim" or "glove" for the files of
+            word vectors; by default its own.
     """
     directory = Path(directory)
     origin: Origin | None = getattr(model, "origin", None)
@@ -304,6 +305,12 @@ def save(model: nn.Module, directory: str | Path, *, tokenizer: Tokenizer | None
         entry, net = _known(model)
         origin = Origin(entry.name, net)
     entry, net = family(origin.family), origin.net
+    if format is not None and (write := net.written.get(format)) is not None:
+        if tokenizer is None and origin.directory is None:
+            raise UserError(f"the format {format} names words, and this {net.architecture} came without its vocabulary: pass tokenizer=")
+        words = Tokenizer.load(cast("Path", origin.directory)) if tokenizer is None else tokenizer
+        write_files(directory, lambda work: write(model, words, work))
+        return
     chosen = net.format(format) if format else net.default_format(model.config)
     model = chosen.fold(model)
     config: Any = model.config

@@ -29,8 +29,8 @@ from polymodal.pipelines.run.recipe import Recipe, recipes
 from polymodal.registry import families
 from polymodal.shared.errors import BadSample, UserError
 from polymodal.shared.family import Context, Family
-from polymodal.shared.regions import Regions
-from polymodal.shared.sample import Sample
+from polymodal.shared.regions import BOXES_FIELD, CLASSES_FIELD, FEATURES_FIELD, Regions
+from polymodal.shared.sample import SECOND, Sample
 from polymodal.shared.system import Batch, Objective, System
 from polymodal.shared.tokenizer import STYLES, Tokenizer
 
@@ -108,13 +108,22 @@ def pictured(number: int) -> dict[str, bytes]:
     return {**fields_of(number), **Regions(features, np.concatenate([low, low + 0.3], axis=1), chances).fields()}
 
 
+def shown(number: int) -> dict[str, bytes]:
+    """The same sample with a second picture, the next sample's, and the box of the leftmost region of its own."""
+    content, other = pictured(number), pictured(number + 1)
+    boxes = Sample("", content).regions().boxes
+    box = boxes[boxes[:, 0].argmin()].tolist()
+    return {**content, "json": json.dumps({**json.loads(content["json"]), "box": box}).encode(),
+            **{f"{SECOND}{name}": other[name] for name in (FEATURES_FIELD, BOXES_FIELD, CLASSES_FIELD)}}
+
+
 def labels_of(number: int) -> list[str]:
     """The labels of the same sample, one or two: its topic, and the next one where the place says so."""
     topic, place = number % 4, number // 4 % 4
     return sorted({TOPICS[topic], TOPICS[(topic + place // 2) % 4]})
 
 
-SAMPLES: Mapping[str, Callable[[int], dict[str, bytes]]] = {"": fields_of, "regions": pictured, "annotated": annotated}
+SAMPLES: Mapping[str, Callable[[int], dict[str, bytes]]] = {"": fields_of, "regions": pictured, "annotated": annotated, "shown": shown}
 """What samples may hold; each kind has shards of its own, as the bytes of a data set say its order."""
 
 
@@ -128,7 +137,7 @@ def write_shards(out: Path, numbers: range, fields_of: Callable[[int], dict[str,
                     entry = tarfile.TarInfo(f"{number:06d}.{name}")
                     entry.size = len(data)
                     tar.addfile(entry, io.BytesIO(data))
-    regions = {"regions": dict(zip(("features", "classes"), REGION_SHAPE))} if fields_of is pictured else {}
+    regions = {"regions": dict(zip(("features", "classes"), REGION_SHAPE))} if fields_of in (pictured, shown) else {}
     build_index(out, schema={"classes": list(TOPICS), **regions})
     return out
 
@@ -389,8 +398,9 @@ def samples_of(objective: Objective[Any], tok: Tokenizer | None, numbers: Sequen
     """Samples for an objective, each with a partner; rows of tokens where it reads the text in sequence."""
     made: list[Sample] = []
     for n in numbers:
-        content = {**pictured(n), **annotated(n)}
-        content["json"] = json.dumps({**json.loads(content["json"]), "labels": labels_of(n)}).encode()
+        content = {**shown(n), **annotated(n)}
+        told = {name: value for make in (shown, annotated) for name, value in json.loads(make(n)["json"]).items()}
+        content["json"] = json.dumps({**told, "labels": labels_of(n)}).encode()
         if objective.sequential:
             assert tok is not None
             ids = [i for k in range(8) for i in tok.encode(fields_of(n + 131 * k)["txt"].decode())][:BLOCK]
