@@ -93,6 +93,7 @@ def annotated(number: int) -> dict[str, bytes]:
     return {**content, "json": json.dumps({**json.loads(content["json"]), **annotations}).encode()}
 
 
+TRAIN, HELD = range(96), range(96, 128)
 REGION_SHAPE = (12, 9)
 """Width of the features of regions, and number of their classes."""
 
@@ -114,7 +115,34 @@ def labels_of(number: int) -> list[str]:
     return sorted({TOPICS[topic], TOPICS[(topic + place // 2) % 4]})
 
 
-SAMPLES: Mapping[str, Callable[[int], dict[str, bytes]]] = {"": fields_of, "regions": pictured, "annotated": annotated}
+@cache
+def nearness() -> np.ndarray:
+    """How often the words of the data set stand near each other, under ids that every vocabulary has, [30, 30]."""
+    known = [*(word for row in WORDS for word in row), *COMMON]
+    table = np.zeros((len(known), len(known)), dtype=np.float32)
+    for number in TRAIN:
+        ids = np.array([known.index(w) for word in fields_of(number)["txt"].decode().split() if (w := word.strip(".")) in known])
+        for distance in range(1, 4):
+            np.add.at(table, (np.minimum(ids[:-distance], ids[distance:]), np.maximum(ids[:-distance], ids[distance:])), 1 / distance)
+    return table
+
+
+def cooccurring(number: int) -> dict[str, bytes]:
+    """The same sample with some records of that table."""
+    first, second = nearness().nonzero()
+    chosen = np.random.default_rng(number).choice(len(first), 48, replace=False)
+    columns = {"first": 5 + first[chosen].astype(np.int32), "second": 5 + second[chosen].astype(np.int32),
+               "weight": nearness()[first[chosen], second[chosen]]}
+    made = dict[str, bytes]()
+    for name, values in columns.items():
+        data = io.BytesIO()
+        np.save(data, values.astype(np.int32) if name != "weight" else values)
+        made[f"{name}.npy"] = data.getvalue()
+    return {**fields_of(number), **made}
+
+
+SAMPLES: Mapping[str, Callable[[int], dict[str, bytes]]] = {
+    "": fields_of, "regions": pictured, "annotated": annotated, "pairs": cooccurring}
 """What samples may hold; each kind has shards of its own, as the bytes of a data set say its order."""
 
 
@@ -131,9 +159,6 @@ def write_shards(out: Path, numbers: range, fields_of: Callable[[int], dict[str,
     regions = {"regions": dict(zip(("features", "classes"), REGION_SHAPE))} if fields_of is pictured else {}
     build_index(out, schema={"classes": list(TOPICS), **regions})
     return out
-
-
-TRAIN, HELD = range(96), range(96, 128)
 
 
 @dataclass(frozen=True)
@@ -389,7 +414,7 @@ def samples_of(objective: Objective[Any], tok: Tokenizer | None, numbers: Sequen
     """Samples for an objective, each with a partner; rows of tokens where it reads the text in sequence."""
     made: list[Sample] = []
     for n in numbers:
-        content = {**pictured(n), **annotated(n)}
+        content = {**pictured(n), **cooccurring(n), **annotated(n)}
         content["json"] = json.dumps({**json.loads(content["json"]), "labels": labels_of(n)}).encode()
         if objective.sequential:
             assert tok is not None
