@@ -93,6 +93,7 @@ def annotated(number: int) -> dict[str, bytes]:
     return {**content, "json": json.dumps({**json.loads(content["json"]), **annotations}).encode()}
 
 
+TRAIN, HELD = range(96), range(96, 128)
 REGION_SHAPE = (12, 9)
 """Width of the features of regions, and number of their classes."""
 
@@ -128,8 +129,34 @@ def unnamed(number: int) -> dict[str, bytes]:
     return {name: data for name, data in pictured(number).items() if name.endswith(".npy") or name == "png"}
 
 
+@cache
+def nearness() -> np.ndarray:
+    """How often the words of the data set stand near each other, under ids that every vocabulary has, [30, 30]."""
+    known = [*(word for row in WORDS for word in row), *COMMON]
+    table = np.zeros((len(known), len(known)), dtype=np.float32)
+    for number in TRAIN:
+        ids = np.array([known.index(w) for word in fields_of(number)["txt"].decode().split() if (w := word.strip(".")) in known])
+        for distance in range(1, 4):
+            np.add.at(table, (np.minimum(ids[:-distance], ids[distance:]), np.maximum(ids[:-distance], ids[distance:])), 1 / distance)
+    return table
+
+
+def cooccurring(number: int) -> dict[str, bytes]:
+    """The same sample with some records of that table."""
+    first, second = nearness().nonzero()
+    chosen = np.random.default_rng(number).choice(len(first), 48, replace=False)
+    columns = {"first": 5 + first[chosen].astype(np.int32), "second": 5 + second[chosen].astype(np.int32),
+               "weight": nearness()[first[chosen], second[chosen]]}
+    made = dict[str, bytes]()
+    for name, values in columns.items():
+        data = io.BytesIO()
+        np.save(data, values.astype(np.int32) if name != "weight" else values)
+        made[f"{name}.npy"] = data.getvalue()
+    return {**fields_of(number), **made}
+
+
 SAMPLES: Mapping[str, Callable[[int], dict[str, bytes]]] = {
-    "": fields_of, "regions": pictured, "annotated": annotated, "shown": shown, "pictures": unnamed}
+    "": fields_of, "regions": pictured, "annotated": annotated, "shown": shown, "pictures": unnamed, "pairs": cooccurring}
 """What samples may hold; each kind has shards of its own, as the bytes of a data set say its order."""
 
 
@@ -146,9 +173,6 @@ def write_shards(out: Path, numbers: range, fields_of: Callable[[int], dict[str,
     regions = {"regions": dict(zip(("features", "classes"), REGION_SHAPE))} if fields_of in (pictured, shown, unnamed) else {}
     build_index(out, schema={"classes": list(TOPICS), **regions})
     return out
-
-
-TRAIN, HELD = range(96), range(96, 128)
 
 
 @dataclass(frozen=True)
@@ -409,7 +433,7 @@ def samples_of(objective: Objective[Any], tok: Tokenizer | None, numbers: Sequen
     """Samples for an objective, each with a partner; rows of tokens where it reads the text in sequence."""
     made: list[Sample] = []
     for n in numbers:
-        content = {**shown(n), **annotated(n)}
+        content = {**shown(n), **cooccurring(n), **annotated(n)}
         told = {name: value for make in (shown, annotated) for name, value in json.loads(make(n)["json"]).items()}
         content["json"] = json.dumps({**told, "labels": labels_of(n)}).encode()
         if objective.sequential:
