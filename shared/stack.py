@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .attention.cache import KVCache
 from .attention.choose import make_plan
 from .attention.mask import Mask
-from .attention.plan import Plan
+from .attention.plan import Plan, Seen, Watched
 from .block import Block
 from .errors import UserError
 
@@ -59,6 +59,7 @@ class Stack(nn.Module):
         memory_mask: Mask | None = None,
         cache: KVCache | None = None,
         hidden_states: list[Tensor] | None = None,
+        seen: list[Seen] | None = None,
     ) -> Tensor:
         """Run all layers.
 
@@ -73,6 +74,7 @@ class Stack(nn.Module):
             cache: earlier positions; the new ones are added to it.
             hidden_states: a list that receives the input and every layer's output (the last one after
                 `final_norm`).
+            seen: a list that receives the queries and keys of every layer's self-attention.
 
         Returns:
             [B, S, D].
@@ -86,7 +88,11 @@ class Stack(nn.Module):
             if hidden_states is not None:
                 hidden_states.append(x)
             layer = cache.layer(number) if cache is not None else None
-            x = self.block(number)(x, plans[number % len(plans)], memory, memory_plan, layer)
+            plan = plans[number % len(plans)]
+            watched = Watched(plan) if seen is not None else None  # one for each layer: a compiled one is compiled once
+            x = self.block(number)(x, watched or plan, memory, memory_plan, layer)
+            if seen is not None and watched is not None:
+                seen += watched.seen[:1]  # layers that are computed again are seen again
         if cache is not None:
             cache.advance(length)
         if self.final_norm is not None:
