@@ -73,7 +73,7 @@ class FramedObjective(Objective[ExampleT]):
         tokenizer: the vocabulary.
         what: what reads the texts, for messages ("classification").
         max_length: tokens of a text, special ones included.
-        token_types: rows of the trunk's table of token types.
+        token_types: rows of the trunk's table of token types; 0 for none.
         summary: where the network reads its summary of a text.
     """
 
@@ -92,7 +92,7 @@ class FramedObjective(Objective[ExampleT]):
     def around(self, a: Sequence[int], b: Sequence[int] | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Ids and token types, int64 [S] each, of token ids that fit."""
         ids, types = self.framed(a, b)
-        return ids, types.clip(max=self.token_types - 1)
+        return ids, types.clip(max=max(self.token_types, 1) - 1)
 
     def tokens_of(self, example: Any) -> int:
         """The text's."""

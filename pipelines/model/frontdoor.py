@@ -23,7 +23,7 @@ from ...shared.keys import read_json
 from ...shared.meta import UndrawnWeights, without_weights
 from ...shared.settings import build_settings
 from ...shared.system import Companion, System
-from ...shared.tokenizer import Tokenizer
+from ...shared.tokenizer import NoTokenizer, Tokenizer
 from .weights import read_weights, write_directory, write_files
 
 if TYPE_CHECKING:
@@ -98,8 +98,15 @@ def opened(sources: Mapping[str, str | Path], task: Task, system: str,
     """
     raise_problems(task.unknown_companions(sources, system))
     known = fingerprints or {}
-    return {name: Companion(str(source), partial(_load_companion, name, str(source), task.companions[name], system), known.get(name, ""))
-            for name, source in sources.items()}
+    return {name: Companion(str(source), partial(_load_companion, name, str(source), task.companions[name], system), known.get(name, ""),
+                            partial(_tokenizer_beside, str(source))) for name, source in sources.items()}
+
+
+def _tokenizer_beside(source: str) -> Tokenizer | None:
+    try:
+        return tokenizer(source)
+    except NoTokenizer:
+        return None
 
 
 def _load_companion(name: str, source: str, families: tuple[str, ...], system: str) -> nn.Module:

@@ -22,7 +22,7 @@ from ...shared.system import Batch, Objective, System
 from ..base.console import Console
 from ..data.dataset import DataSet
 from ..data.layout import BatchLayout
-from ..model.companions import open_companions
+from ..model.companions import with_companions
 from ..run.optim import freeze
 from ..run.recipe import Recipe
 from ..train.devices import choose_precision
@@ -147,20 +147,18 @@ class _Draft:
         """Open the data and say what the loop says before a run."""
         self.sets = open_sets(data)
         held_out = open_held_out(eval_data)
-        self.context = replace(read_context([d for d, _ in self.sets], held_out, tokenizer or self.start.tokenizer,
-                                            self.entry.task(self.recipe.task)),
-                               companions=open_companions(self.recipe, self.entry))
+        told = read_context([d for d, _ in self.sets], held_out, tokenizer or self.start.tokenizer, self.entry.task(self.recipe.task))
+        self.context = with_companions(told, self.recipe, self.entry)
         system = self.build()
         return preflight(self.recipe, system, build_stream(self.recipe, self.sets, system.objective, self.layout), held_out, machine, out)
 
     def imagine(self, tokenizer: str | Path | None) -> list[str]:
         """Without data: synthetic samples, and the vocabulary of the config's defaults unless a tokenizer is given."""
         classes = ("0", "1") if self.recipe.task else None  # a task's data names them
-        companions = open_companions(self.recipe, self.entry)
+        told = Context(read_context([], (), tokenizer or self.start.tokenizer).tokenizer, classes, net_only=True)
+        self.context = with_companions(told, self.recipe, self.entry)
         for name in self.entry.task(self.recipe.task).companions:
-            Context(companions=companions).companion(name, self.recipe.system)  # data would not help where one is lacking
-        self.context = Context(read_context([], (), tokenizer or self.start.tokenizer).tokenizer, classes, net_only=True,
-                               companions=companions)
+            replace(self.context, net_only=False).companion(name, self.recipe.system)  # data would not help where one is lacking
         samples, batches = self.layout.batches.before(self.recipe.max_updates), self.layout.batches
         growing = f"{first} to " if (first := batches.batch(0)) < batches.full else ""
         return [f"recipe: {self.recipe.name}: {self.recipe.max_updates:,} updates of {growing}{batches.full} samples = "

@@ -239,9 +239,9 @@ class Case:
 
     def told(self, style: str) -> Context:
         """Classes, and a tokenizer of a style, or none."""
+        recipe = replace(self.recipe, companions=self.recipe.companions or beside(self.family, self.recipe.task, style))
         return Context(tokenizer(style) if style else None, TOPICS, several_labels=self.several_labels, regions=REGION_SHAPE,
-                       companions=open_companions(self.recipe, self.family),
-                       counts=counts(style) if style and self.reads_counts else None)
+                       companions=open_companions(recipe, self.family), counts=counts(style) if style and self.reads_counts else None)
 
     @property
     def sequential(self) -> bool:
@@ -354,23 +354,26 @@ def cases() -> list[Case]:
         for task in family.tasks:
             own = next((r for r in mine if r.task == task.name), None)
             found.append(Case(own, family) if own else narrow(Case(replace(base, task=task.name, objective={}), family)))
-    found = [replace(case, recipe=replace(case.recipe, companions=beside(case.family, case.recipe.task))) for case in found]
+    found = [replace(case, recipe=replace(case.recipe, companions=beside(case.family, case.recipe.task, style_of(case))))
+             if case.family.task(case.recipe.task).companions else case for case in found]
     return [*found, _with_several_labels(found)]
 
 
-def beside(family: Family, task: str) -> dict[str, str]:
-    """Where the companions of a task lie: tiny networks with randomly initialized weights."""
-    return {name: str(saved(of[0])) for name, of in family.task(task).companions.items()}
+def beside(family: Family, task: str, style: str) -> dict[str, str]:
+    """Where the companions of a task lie: tiny networks with randomly initialized weights, and with the tokenizer where they read text."""
+    return {name: str(saved(of[0], style, task)) for name, of in family.task(task).companions.items()}
 
 
 @cache
-def saved(name: str) -> Path:
-    """A tiny network of a family on disk, the same in every process."""
+def saved(name: str, style: str, task: str) -> Path:
+    """A tiny network of a family for a task on disk, the same in every process."""
     folder = tempfile.TemporaryDirectory(prefix="companion-")
     _KEPT.append(folder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        polymodal.save(polymodal.system(name, size="tiny").net, Path(folder.name))
+        tok = tokenizer(style) if style else None
+        made = polymodal.system(name, size="tiny", task=task, tokenizer=tok, classes=TOPICS if task else None)
+        polymodal.save(made.net, Path(folder.name), tokenizer=tok)
     return Path(folder.name)
 
 
@@ -388,6 +391,7 @@ NARROW: tuple[dict[str, Any], ...] = (
     {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 66, "initializer_range": 0.1},
     {"d_model": 32, "n_head": 2, "d_inner": 32, "initializer_range": 0.1},
     {"n_embd": 32, "n_head": 2, "n_positions": 66, "initializer_range": 0.1},
+    {"dim": 32, "n_heads": 2, "hidden_dim": 32, "max_position_embeddings": 66, "initializer_range": 0.1},
     {"d_model": 32, "encoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_attention_heads": 2, "decoder_ffn_dim": 32,
      "init_std": 0.1},
 )
