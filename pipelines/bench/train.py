@@ -264,7 +264,7 @@ def setups(quick: bool) -> list[tuple[str, TrainSetup]]:
         ("ALBERT, natural lengths", TrainSetup("albert", lite, natural_lengths(rows * 4, length)).still()),
         ("UniLM, texts with targets, full rows", TrainSetup("unilm", unified, full).still()),
         ("UniLM, texts with targets, natural lengths", TrainSetup("unilm", unified, natural_lengths(rows * 4, length)).still()),
-        ("UNITER, masked words, natural lengths", TrainSetup("uniter", regional, region_lengths(rows * 16, 140)).still()),
+        ("UNITER, masked words, natural lengths", TrainSetup("uniter", regional, region_lengths(rows * 6, 140)).still()),
         ("UNIMO, captions, natural lengths", TrainSetup("unimo", unimodal, region_lengths(rows * 8, 140)).still()),
         ("XLNet, full rows", TrainSetup("xlnet", permuted, full).still()),
         ("GPT-2, full rows", TrainSetup("gpt2", decoder, full).still()),

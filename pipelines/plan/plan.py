@@ -238,7 +238,7 @@ def rank_memory(found: Rehearsal, recipe: Recipe, layout: BatchLayout, device: s
 
 def _on_device(found: Rehearsal, recipe: Recipe, layout: BatchLayout) -> dict[str, int]:
     parts = {"weights": found.weights, "gradients": found.gradients, "optimizer": found.optimizer, "activations": found.activations}
-    parts |= {"average": found.average} if found.average else {}
+    parts |= {name: size for name, size in (("average", found.average), ("companions", found.companions)) if size}
     if layout.world == 1 and recipe.strategy in ("auto", "fsdp"):
         return {**parts, "peak": found.peak}
     if sharded(recipe, layout.world):
@@ -246,7 +246,7 @@ def _on_device(found: Rehearsal, recipe: Recipe, layout: BatchLayout) -> dict[st
         parts |= {name: -(-parts[name] // shards) for name in ("gradients", "optimizer", "average") if name in parts}
         parts["weights"] = found.whole - (-(found.weights - found.whole) // shards)
         # evaluation and export put a copy of all weights on each rank
-        after = parts["weights"] + parts["optimizer"] + parts.get("average", 0) + found.weights
+        after = parts["weights"] + parts["optimizer"] + parts.get("average", 0) + found.companions + found.weights
         return {**parts, "gathered": found.gathered, "peak": max(found.peak, after)}
     # DDP's buckets hold the gradients from the first update on
     return {**parts, "peak": found.steady + found.gradients}
@@ -273,7 +273,7 @@ def _too_large(draft: _Draft, cluster: Cluster, layout: BatchLayout, memory: Map
     if coupled:
         return f"{what}: its batch cannot be split; use more ranks, a smaller data.global_batch or chunks (objective.chunk)"
     share = layout.global_batch // layout.world
-    fixed = memory["weights"] + memory["gradients"] + memory["optimizer"] + memory.get("average", 0)
+    fixed = sum(memory.get(name, 0) for name in ("weights", "gradients", "optimizer", "average", "companions"))
     smaller = [m for m in range(layout.size - 1, 0, -1) if share % m == 0] if fixed < cluster.memory else []
     while smaller:
         micro = smaller.pop(0)
@@ -294,6 +294,7 @@ def _lines(result: Mapping[str, Any], recipe: Recipe, cluster: Cluster) -> list[
     gathered = f", gathered for use {size(memory['gathered'])}" if "gathered" in memory else ""
     gathered += f", the copy of a checkpoint {size(memory['staging'])} (host memory)" if memory["staging"] else ""
     average = f", average of the weights {size(memory['average'])}" if "average" in memory else ""
+    average += f", networks beside it {size(memory['companions'])}" if "companions" in memory else ""
     flops, ranks, kept = result["flops_per_update"], cluster.world_size, recipe.checkpoint
     lines = [
         f"parameters: {total:,}{f' ({chr(44).join(aside)})' if aside else ''}",
