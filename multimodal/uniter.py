@@ -31,7 +31,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..shared.attention.mask import Mask
 from ..shared.block import LayerNorm
@@ -51,7 +50,7 @@ from .pair_classes import UniterForVisualQuestionAnswering
 from .pair_comparison import UniterForNlvr2PairedAttn
 from .pair_grounding import UniterForReferringExpressionComprehension
 from .pair_ranking import UniterForImageTextRetrieval
-from .region_heads import RegionClassifier, RegionRegression
+from .region_heads import RegionClassifier, RegionRegression, divergence_step, features_step, most_probable, words_step
 from .region_pairs import (
     ITM,
     MATCHES,
@@ -188,6 +187,10 @@ class UniterModel(Encoder):
                        hidden_states=states)
         return EncoderOutput(x, None if self.pooler is None else self.pooler(x), None if states is None else tuple(states))
 
+    def masks_nothing(self) -> None:
+        """For systems that mask no region: what stands for one is not trained."""
+        self.regions.mask.requires_grad_(False)
+
     def kind(self, types: Tensor | None) -> Tensor:
         """The vectors of regions' token types, [..., D]; without `types` the one of a single picture, [D]."""
         return cast("nn.Embedding", self.embed.token_type).weight[IMAGE_TYPE if types is None else types]
@@ -284,43 +287,26 @@ class UniterSystem(System[UniterForPreTraining, UniterObjective]):
 
     def _words(self, out: EncoderOutput, batch: UniterBatch) -> Step:
         """Cross-entropy of the masked words."""
-        rows, targets = out.last_hidden_state[0, batch.target_rows], batch.targets
-        if self.training:
-            return Step({MLM: Term(self.net.head.loss(rows, targets), "words", labels=targets)})
-        logits = self.net.head(rows)
-        return Step({MLM: Term(cross_entropy_sum(logits, targets), "words", labels=targets)},
-                    {"mlm_accuracy": (accuracy_sum(logits, targets), len(targets))})
+        return words_step(self.net.head, out.last_hidden_state[0, batch.target_rows], batch.targets, self.training)
 
     def _features(self, out: EncoderOutput, batch: UniterBatch) -> Step:
-        """The squared error of features, mean over a region's; beside it that of the mean of the picture's other regions."""
-        told = at_least_fp32(self.net.features_of(out.last_hidden_state[0, batch.region_rows]))
-        wanted = batch.region_targets.to(told.dtype)
-        step = Step({MRFR: Term((told - wanted).square().mean(-1).sum(), "regions")})
-        if not self.training:
-            counts = torch.tensor(batch.counts_of_regions, device=wanted.device)
-            owner = torch.repeat_interleave(torch.arange(len(counts), device=wanted.device), counts)
-            sums = wanted.new_zeros(len(counts), wanted.shape[1]).index_add_(0, owner, batch.features.to(wanted.dtype))  # masked: zeros
-            seen = counts - torch.bincount(owner[batch.masked], minlength=len(counts))
-            means = (sums / seen.clamp(min=1)[:, None])[owner[batch.masked]]
-            step.metrics["mrfr_neighbours"] = ((means - wanted).square().mean(-1).sum(), len(wanted))
-        return step
+        """The squared error of features."""
+        told = self.net.features_of(out.last_hidden_state[0, batch.region_rows])
+        return features_step(told, batch.region_targets, batch, self.training)
 
-    def _logits(self, out: EncoderOutput, batch: UniterBatch) -> tuple[Tensor, Tensor]:
-        """Logits of the masked regions' classes [K, C], and their most probable class that is not the background."""
-        return self.net.region_classifier(out.last_hidden_state[0, batch.region_rows]), batch.region_targets[:, 1:].argmax(-1) + 1
+    def _logits(self, out: EncoderOutput, batch: UniterBatch) -> Tensor:
+        """Logits of the masked regions' classes [K, C]."""
+        return self.net.region_classifier(out.last_hidden_state[0, batch.region_rows])
 
     def _classes(self, out: EncoderOutput, batch: UniterBatch) -> Step:
         """Cross-entropy of the masked regions' classes."""
-        logits, labels = self._logits(out, batch)
+        logits, labels = self._logits(out, batch), most_probable(batch.region_targets)
         return Step({MRC: Term(cross_entropy_sum(logits, labels), "regions", labels=labels)},
                     {"mrc_accuracy": (accuracy_sum(logits, labels), len(labels))})
 
     def _divergence(self, out: EncoderOutput, batch: UniterBatch) -> Step:
-        """Kullback-Leibler divergence from the detector's probabilities, divided by the number of classes."""
-        logits, labels = self._logits(out, batch)
-        told = at_least_fp32(logits).log_softmax(-1)
-        total = F.kl_div(told, batch.region_targets.to(told.dtype), reduction="sum") / logits.shape[-1]
-        return Step({MRC_KL: Term(total, "regions")}, {"mrc_kl_accuracy": (accuracy_sum(logits, labels), len(labels))})
+        """Divergence from the detector's probabilities."""
+        return divergence_step(self._logits(out, batch), batch.region_targets)
 
     def _match(self, out: EncoderOutput, batch: UniterBatch) -> Step:
         """Cross-entropy of matching, and the distances of matching pairs less those of the others."""
@@ -416,15 +402,15 @@ class _Tuned:
     settings: type = PairSettings
     pooler: bool = True
 
-    def trunk(self, config: UniterConfig) -> UniterModel:
-        return UniterModel(config, pooler=self.pooler)
+    def build(self, config: UniterConfig) -> Any:
+        return self.net(UniterModel(config, pooler=self.pooler), config)
 
     def task(self) -> Task:
         return Task(self.objective, self.settings, lambda config, settings, context: self.module.create(
-            self.trunk(config), config, settings, context), self.name, self.module.fitting, self.net.__name__)
+            self.build(config), settings, context), self.name, self.module.fitting, self.net.__name__)
 
     def as_net(self) -> Net:
-        return Net(self.net.__name__, lambda config: self.net(self.trunk(config), config), transformers(self.rules))
+        return Net(self.net.__name__, self.build, transformers(self.rules))
 
 
 _TUNED = (

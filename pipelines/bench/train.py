@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ...multimodal.clip import CLIPConfig
 from ...multimodal.clip_config import CLIPTextConfig, CLIPVisionConfig
+from ...multimodal.unimo import UnimoConfig
 from ...multimodal.uniter import UniterConfig
 from ...registry import family
 from ...seq2seq.bart import BartConfig
@@ -224,6 +225,8 @@ def setups(quick: bool) -> list[tuple[str, TrainSetup]]:
     unified = UnilmConfig(num_hidden_layers=layers, max_position_embeddings=length, **narrow)
     seen: dict[str, Any] = {**narrow, "visual_feat_dim": 24, "num_object_labels": 7} if quick else {}
     regional = UniterConfig(num_hidden_layers=layers, max_position_embeddings=max(64, length), **seen)
+    both: dict[str, Any] = {**base, **seen, "max_position_embeddings": max(66, length + 2)}
+    unimodal = UnimoConfig(**both)
     decoder = GPT2Config(n_layer=layers, n_positions=length, **thin)
     banded = GPT3Config(n_layer=layers, n_positions=4096, window_size=5 if quick else 256, **thin)
     pixels: dict[str, Any] = {**SMALL, "image_size": 32, "patch_size": 16} if quick else {}
@@ -262,6 +265,7 @@ def setups(quick: bool) -> list[tuple[str, TrainSetup]]:
         ("UniLM, texts with targets, full rows", TrainSetup("unilm", unified, full).still()),
         ("UniLM, texts with targets, natural lengths", TrainSetup("unilm", unified, natural_lengths(rows * 4, length)).still()),
         ("UNITER, masked words, natural lengths", TrainSetup("uniter", regional, region_lengths(rows * 16, 140)).still()),
+        ("UNIMO, captions, natural lengths", TrainSetup("unimo", unimodal, region_lengths(rows * 8, 140)).still()),
         ("XLNet, full rows", TrainSetup("xlnet", permuted, full).still()),
         ("GPT-2, full rows", TrainSetup("gpt2", decoder, full).still()),
         ("GPT-3, banded layers, a row of 4k tokens", TrainSetup("gpt3", banded, (16 if quick else 4096,))),

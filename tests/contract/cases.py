@@ -123,7 +123,13 @@ def labels_of(number: int) -> list[str]:
     return sorted({TOPICS[topic], TOPICS[(topic + place // 2) % 4]})
 
 
-SAMPLES: Mapping[str, Callable[[int], dict[str, bytes]]] = {"": fields_of, "regions": pictured, "annotated": annotated, "shown": shown}
+def unnamed(number: int) -> dict[str, bytes]:
+    """The regions of the same sample, without a text."""
+    return {name: data for name, data in pictured(number).items() if name.endswith(".npy") or name == "png"}
+
+
+SAMPLES: Mapping[str, Callable[[int], dict[str, bytes]]] = {
+    "": fields_of, "regions": pictured, "annotated": annotated, "shown": shown, "pictures": unnamed}
 """What samples may hold; each kind has shards of its own, as the bytes of a data set say its order."""
 
 
@@ -137,7 +143,7 @@ def write_shards(out: Path, numbers: range, fields_of: Callable[[int], dict[str,
                     entry = tarfile.TarInfo(f"{number:06d}.{name}")
                     entry.size = len(data)
                     tar.addfile(entry, io.BytesIO(data))
-    regions = {"regions": dict(zip(("features", "classes"), REGION_SHAPE))} if fields_of in (pictured, shown) else {}
+    regions = {"regions": dict(zip(("features", "classes"), REGION_SHAPE))} if fields_of in (pictured, shown, unnamed) else {}
     build_index(out, schema={"classes": list(TOPICS), **regions})
     return out
 
@@ -149,8 +155,8 @@ TRAIN, HELD = range(96), range(96, 128)
 class Data:
     """Where the data of a case lies."""
 
-    train: Path
-    held: Path
+    train: Path | list[tuple[Path, float]]
+    held: Path | list[Path]
     tokenizer: Path | None
 
 
@@ -229,16 +235,21 @@ class Case:
         return _traits(self)[2]
 
     @property
-    def reads(self) -> str:
-        """The first kind of `SAMPLES` that the objective can read."""
+    def reads(self) -> tuple[str, ...]:
+        """The kinds of `SAMPLES` that the objective can read: one, or where tasks need different ones the first for each."""
         objectives = self.build().objective.by_turn().values()
-        for kind, make in SAMPLES.items():
-            try:
-                if self.sequential or all(all(examples_of(o, [Sample("", make(0))])) for o in objectives):
-                    return kind
-            except BadSample:
-                continue
-        raise AssertionError(f"{self.name} reads none of the samples")
+        kinds = {kind: {number for number, o in enumerate(objectives) if self._can_read(o, make(0))} for kind, make in SAMPLES.items()}
+        for kind, able in kinds.items():
+            if len(able) == len(objectives):
+                return (kind,)
+        assert set.union(*kinds.values()) == set(range(len(objectives))), f"{self.name} reads none of the samples"
+        return tuple(dict.fromkeys(next(kind for kind, able in kinds.items() if number in able) for number in range(len(objectives))))
+
+    def _can_read(self, objective: Objective[Any], content: dict[str, bytes]) -> bool:
+        try:
+            return self.sequential or (objective.reads(content) and all(examples_of(objective, [Sample("", content)])))
+        except BadSample:
+            return False
 
     def build(self) -> System:
         """The system with randomly initialized weights, as the recipe has it."""
@@ -443,11 +454,16 @@ def prepare(root: Path, case: Case) -> Data:
                 table.write_text("\n".join(json.dumps({"text": fields_of(n)["txt"].decode(), "labels": labels_of(n)}) for n in numbers))
                 pack([table], root / name, PackSettings(Reading(SEVERAL_LABELS, classes=TOPICS)), workers=Workers(1))
         return Data(root / "labels", root / "labels-held", words)
-    if kind := case.reads:
-        if not (root / kind).exists():
-            write_shards(root / kind, TRAIN, SAMPLES[kind])
-            write_shards(root / f"{kind}-held", HELD, SAMPLES[kind])
-        return Data(root / kind, root / f"{kind}-held", words)
+    if (kinds := case.reads) != ("",):
+        folders = {kind: root / (kind or "train") for kind in kinds}
+        for kind, folder in folders.items():
+            if kind and not folder.exists():
+                write_shards(folder, TRAIN, SAMPLES[kind])
+                write_shards(root / f"{kind}-held", HELD, SAMPLES[kind])
+        held = [root / (f"{kind}-held" if kind else "held") for kind in kinds]
+        if len(kinds) == 1:
+            return Data(folders[kinds[0]], held[0], words)
+        return Data([(folder, 1.0) for folder in folders.values()], held, words)
     if not case.sequential and not case.reads_counts:
         return Data(root / "train", root / "held", words)
     kind = "rows" if case.sequential else "counted"

@@ -58,7 +58,7 @@ def test_the_objective_draws_from_its_generator_alone(case):
 @each_system
 def test_every_token_of_a_long_text_is_read(case):
     """Without sentence marks: each word is an input or a target of some example. (Tasks and captions are cut, as they say.)"""
-    if not style_of(case) or case.recipe.task or case.sequential or case.coupled or case.reads:
+    if not style_of(case) or case.recipe.task or case.sequential or case.coupled or case.reads != ("",):
         return
     words = [f"w{a}{b}{c}" for a in "bcdfghjk" for b in "lmnpqrst" for c in "vwxyzaeioub"]
     tok = Tokenizer.train([" ".join(words)] * 2, "word", 2000, style=STYLES[style_of(case)])
