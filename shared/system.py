@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from types import MappingProxyType
-from typing import Any, ClassVar, Generic, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, cast
 
 import numpy as np
 import torch
@@ -27,6 +27,9 @@ from typing_extensions import TypeVar  # with defaults: typing's has them from P
 
 from .errors import UserError
 from .sample import Sample
+
+if TYPE_CHECKING:
+    from .tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,11 +163,13 @@ class Companion:
         source: where it lies, for messages.
         load: reads it.
         fingerprint: that it must have; empty for any.
+        tokenizer: reads its tokenizer.
     """
 
-    def __init__(self, source: str, load: Callable[[], nn.Module], fingerprint: str = "") -> None:
+    def __init__(self, source: str, load: Callable[[], nn.Module], fingerprint: str = "",
+                 tokenizer: Callable[[], Tokenizer] | None = None) -> None:
         self.source = source
-        self._load, self._expected = load, fingerprint
+        self._load, self._expected, self._tokenizer = load, fingerprint, tokenizer
         self._net: nn.Module | None = None
         self._fingerprint = ""
 
@@ -193,6 +198,17 @@ class Companion:
     def fingerprint(self) -> str:
         """sha256 of its config and weights; the same in any file format."""
         return self._fingerprint if self.net else ""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Its tokenizer.
+
+        Raises:
+            UserError: there is none.
+        """
+        if self._tokenizer is None:
+            raise UserError(f"{self.source} has no tokenizer, and is to read text")
+        return self._tokenizer()
 
     def on(self, device: torch.device) -> Any:
         """The network on a device."""

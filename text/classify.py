@@ -45,7 +45,7 @@ from .encoder_task import (
 )
 from .framing import SummaryToken
 from .labels import LISTED, LabelsObjective, LabelsSystem
-from .tasks import SequenceClassifier
+from .tasks import SequenceClassifier, TextReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,17 +142,20 @@ class TextClassifier:
 
     Args:
         model: in eval mode.
-        tokenizer: the model's.
+        tokenizer: the model's; None where that reads texts without one.
     """
 
-    def __init__(self, model: SequenceClassifier, tokenizer: Tokenizer) -> None:
+    def __init__(self, model: SequenceClassifier, tokenizer: Tokenizer | None) -> None:
         self.model = model
         self.labels = class_names(model.config)
-        self._objective = objective_of(model.config, tokenizer)
+        self._objective = None if tokenizer is None or isinstance(model, TextReader) else objective_of(model.config, tokenizer)
 
     @torch.no_grad()
     def probabilities(self, texts: Sequence[tuple[str, str | None]]) -> Tensor:
         """The scores of the classes (`class_scores`) of texts, each with the second text of its pair or None: [N, classes], on the CPU."""
+        if isinstance(self.model, TextReader):
+            return class_scores(self.model.logits(texts).float(), self.model.config).cpu()
+        assert self._objective is not None
         device = next(self.model.parameters()).device
         batch = self._objective.collate([ClassifyExample(*self._objective.frame(*text), 0) for text in texts]).to(device)
         return class_scores(read(self.model, batch).logits.float(), self.model.config).cpu()

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ...registry import family
 from ...shared.family import Family
 from ...shared.system import Companion
-from ..run.directory import Run
 from ..run.recipe import Recipe
 from .frontdoor import opened
 
@@ -15,13 +13,6 @@ from .frontdoor import opened
 def open_companions(recipe: Recipe, entry: Family) -> dict[str, Companion]:
     """The companions that a recipe of a family names."""
     return opened(recipe.companions, entry.task(recipe.task), recipe.system)
-
-
-def companions_of(run: Run) -> dict[str, Companion]:
-    """The companions of a run, as it began with them."""
-    recipe, began = run.recipe(), run.companions()
-    return opened(recipe.companions, family(recipe.system).task(recipe.task), recipe.system,
-                  {name: each["fingerprint"] for name, each in began.items()})
 
 
 def absolute(recipe: Recipe) -> dict[str, str]:
