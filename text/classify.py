@@ -46,7 +46,7 @@ from .encoder_task import (
 )
 from .framing import SummaryToken
 from .labels import LISTED, LabelsObjective, LabelsSystem
-from .tasks import EarlyExit, SequenceClassifier
+from .tasks import EarlyExit, SequenceClassifier, TextReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,14 +143,14 @@ class TextClassifier:
 
     Args:
         model: in eval mode.
-        tokenizer: the model's.
+        tokenizer: the model's; None where that reads texts without one.
         speed: for a model from which texts can leave early, see `EarlyExit`.
 
     Raises:
         UserError: `speed` is for another model, or out of its range.
     """
 
-    def __init__(self, model: SequenceClassifier, tokenizer: Tokenizer, speed: float | None = None) -> None:
+    def __init__(self, model: SequenceClassifier, tokenizer: Tokenizer | None, speed: float | None = None) -> None:
         self.model = model
         if speed is not None:
             if not isinstance(model, EarlyExit):
@@ -158,15 +158,18 @@ class TextClassifier:
                                 f"{type(model).__name__}: leave it out")
             model.hurry(speed)
         self.labels = class_names(model.config)
-        self._objective = objective_of(model.config, tokenizer)
+        self._objective = None if tokenizer is None or isinstance(model, TextReader) else objective_of(model.config, tokenizer)
 
     @torch.no_grad()
     def probabilities(self, texts: Sequence[tuple[str, str | None]]) -> Tensor:
         """The scores of the classes (`class_scores`) of texts, each with the second text of its pair or None: [N, classes], on the CPU."""
+        if isinstance(self.model, TextReader):
+            return class_scores(self.model.logits(texts).float(), self.model.config).cpu()
         return self.scored(self.framed(texts))[0]
 
     def framed(self, texts: Sequence[tuple[str, str | None]]) -> ClassifyBatch:
         """Texts as the model reads them, on its device."""
+        assert self._objective is not None, f"a {type(self.model).__name__} reads texts itself"
         device = next(self.model.parameters()).device
         return self._objective.collate([ClassifyExample(*self._objective.frame(*text), 0) for text in texts]).to(device)
 

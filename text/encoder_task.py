@@ -174,7 +174,7 @@ class Use(ABC, Generic[InputT, TruthT, AnswerT]):
 
     Args:
         model: in eval mode, with the task's head.
-        tokenizer: the model's.
+        tokenizer: the model's; None where that reads text without one.
     """
 
     task: ClassVar[str]
@@ -183,10 +183,10 @@ class Use(ABC, Generic[InputT, TruthT, AnswerT]):
     """What a labelled sample must hold, in the words of the evaluations."""
     head: ClassVar[type[nn.Module]]
     """The class of the networks."""
-    method: ClassVar[str]
+    method: str
     """How it is measured, in a few words."""
 
-    def __init__(self, model: nn.Module, tokenizer: Tokenizer) -> None:
+    def __init__(self, model: nn.Module, tokenizer: Tokenizer | None) -> None:
         self.model = model
 
     @classmethod

@@ -8,7 +8,7 @@ does) and returns logits; losses belong to fine-tuning.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ from ..shared.embed import normal_
 from ..shared.encoder import Encoder, EncoderOutput, first_tokens
 from ..shared.errors import UserError
 from ..shared.family import Net, transformers
+from ..shared.tokenizer import Tokenizer
 
 
 class TaskConfig(Protocol):
@@ -132,6 +133,30 @@ class TokenClassifier(nn.Module):
     """A network whose forward maps texts to logits [B, S, classes]; `config` names the classes."""
 
     config: Any
+
+
+class WordTagger(TokenClassifier):
+    """A network that tags words as they are, and brings what it reads them with, but a vocabulary of its own where it has one."""
+
+    needs_tokenizer: bool = False
+    """Whether it has a vocabulary of its own."""
+
+    @abstractmethod
+    def tag(self, sentences: Sequence[Sequence[str]], tokenizer: Tokenizer | None = None) -> list[list[int]]:
+        """The numbers of the most probable tags of each sentence's words."""
+
+
+class TextReader(SequenceClassifier):
+    """A network that classifies texts as they are, and brings what it reads them with."""
+
+    @abstractmethod
+    def logits(self, texts: Sequence[tuple[str, str | None]]) -> Tensor:
+        """[N, classes] of texts, each with the second text of its pair or None."""
+
+
+def reads_alone(model: nn.Module) -> bool:
+    """Whether a network reads texts without a tokenizer."""
+    return isinstance(model, TextReader) or (isinstance(model, WordTagger) and not model.needs_tokenizer)
 
 
 class SequenceClassification(_Task, SequenceClassifier):

@@ -26,7 +26,7 @@ from ...shared.system import Batch, Objective
 from ...text.classify import TextClassifier
 from ...text.encoder_task import class_names
 from ...text.labels import Labeller
-from ...text.tasks import EarlyExit, SequenceClassifier
+from ...text.tasks import EarlyExit, SequenceClassifier, reads_alone
 from ...vision.classify import ImageClassifier, TrainedClassifier
 from ...vision.transforms import Preprocessing
 from ..data.dataset import DataSet
@@ -126,7 +126,7 @@ class ClassifyTexts:
         if subject.data.index.kind == SEVERAL_LABELS:
             raise UserError(f"{subject.data.directory} has several labels for each text, and {subject.source} tells classes apart, one for "
                             "each text: give a model that was fine-tuned on such data, or data that was packed with --label-field")
-        by = TextClassifier(model, subject.tokenizer)
+        by = TextClassifier(model, None if reads_alone(model) else subject.tokenizer)
         labels, order = _same_classes(subject, by.labels)
         if isinstance(model, EarlyExit):
             return {"" if speed is None else f"speed-{speed:g}": EarlyClassification(by, model, order, speed, labels)

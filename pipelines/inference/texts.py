@@ -8,7 +8,7 @@ from torch import nn
 
 from ...shared.errors import UserError
 from ...text.classify import TextClassifier
-from ...text.tasks import SequenceClassifier
+from ...text.tasks import SequenceClassifier, reads_alone
 from ..base.console import Console
 from ..model.frontdoor import tokenizer
 
@@ -25,7 +25,7 @@ def text_classifier(model: nn.Module, source: str, labels: Sequence[str] | None,
         return None
     if labels or chosen:
         raise UserError("this model has classes of its own: leave --labels and --template out")
-    return TextClassifier(model, tokenizer(source), speed)
+    return TextClassifier(model, None if reads_alone(model) else tokenizer(source), speed)
 
 
 def classify_texts(

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from ...registry import family
 from ...shared.family import Context, Family
 from ...shared.system import Companion
-from ..run.directory import Run
 from ..run.recipe import Recipe
 from .frontdoor import opened
 
@@ -23,13 +21,6 @@ def with_companions(context: Context, recipe: Recipe, entry: Family) -> Context:
     companions = open_companions(recipe, entry)
     found = context.tokenizer or next((c.tokenizer for c in companions.values() if c.tokenizer is not None), None)
     return replace(context, companions=companions, tokenizer=found)
-
-
-def companions_of(run: Run) -> dict[str, Companion]:
-    """The companions of a run, as it began with them."""
-    recipe, began = run.recipe(), run.companions()
-    return opened(recipe.companions, family(recipe.system).task(recipe.task), recipe.system,
-                  {name: each["fingerprint"] for name, each in began.items()})
 
 
 def absolute(recipe: Recipe) -> dict[str, str]:

@@ -470,10 +470,8 @@ def prepare(root: Path, case: Case) -> Data:
         write_shards(root / "train", TRAIN)
         write_shards(root / "held", HELD)
     style = style_of(case)
-    if not style:
-        return Data(root / "train", root / "held", None)
-    words = root / f"tokenizer-{style}"
-    if not words.exists():
+    words = root / f"tokenizer-{style}" if style else None
+    if words is not None and not words.exists():
         tokenizer(style).save(words)
     if case.several_labels:
         for name, numbers in (("labels", TRAIN), ("labels-held", HELD)):

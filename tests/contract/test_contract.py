@@ -17,6 +17,7 @@ from contract.cases import TOPICS, Case, batch_of, cases, config_of, samples_of,
 from polymodal.pipelines.model.frontdoor import net_of, save
 from polymodal.pipelines.run.recipe import recipes
 from polymodal.registry import families, module_of
+from polymodal.shared.block import Block
 from polymodal.shared.errors import UserError
 from polymodal.shared.family import Context, Family, Format, Net
 from polymodal.shared.meta import without_weights
@@ -136,7 +137,8 @@ def test_what_the_model_makes_of_held_out_data_can_be_shown(case):
         checks.check_preview(system, batch_of(objective.evaluation(), samples(case, system)))
 
 
-@pytest.mark.parametrize("case", [c for c in cases() if c.recipe.task and c.family.tasks[0].name == "classify"], ids=lambda c: c.name)
+@pytest.mark.parametrize("case", [c for c in cases() if c.recipe.task and c.family.tasks[0].name == "classify"
+                                  and any(isinstance(m, Block) for m in c.build().modules())], ids=lambda c: c.name)
 def test_a_task_can_be_tuned_in_parts(case):
     """Frozen layers, layer-wise rates, the head alone; that runs end early for any system, the loop's tests show."""
     system = case.build()
