@@ -17,7 +17,6 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, cast
 
@@ -171,6 +170,7 @@ class Companion:
                  tokenizer: Callable[[], Tokenizer | None] = lambda: None) -> None:
         self.source = source
         self._load, self._expected, self._load_tokenizer = load, fingerprint, tokenizer
+        self._tokenizer: tuple[Tokenizer | None] | None = None
         self._net: nn.Module | None = None
         self._fingerprint = ""
 
@@ -200,10 +200,11 @@ class Companion:
         """sha256 of its config and weights; the same in any file format."""
         return self._fingerprint if self.net else ""
 
-    @cached_property
+    @property
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer that lies with it; None where it has none."""
-        return self._load_tokenizer()
+        self._tokenizer = self._tokenizer or (self._load_tokenizer(),)
+        return self._tokenizer[0]
 
     def on(self, device: torch.device, dtype: torch.dtype | None = None) -> Any:
         """The network on a device, with weights of a type; by default of the type that they have."""
