@@ -209,12 +209,11 @@ def fitting(config: Any, context: Context) -> Any:
     return with_classes(pair_ranking.fitting(config, context), context)
 
 
-def create(net: UniterForVisualQuestionAnswering, settings: PairSettings, context: Context) -> AnswerSystem:
-    """Build the system around a network."""
-    config = net.config
+def create(trunk: nn.Module, config: Any, settings: PairSettings, context: Context) -> AnswerSystem:
+    """Build the system around a trunk."""
     check_length(settings, config.longest_input)
     need_classes(config, context, "answering", "pack pictures with --label-field, then find their regions")
     labels = class_names(config)
     objective = context.objective("uniter", lambda tokenizer: AnswerObjective(tokenizer.fitting(config.vocab_size), settings,
                                                                                config.visual_feat_dim, labels))
-    return AnswerSystem(net, objective)
+    return AnswerSystem(UniterForVisualQuestionAnswering(trunk, config), objective)

@@ -169,13 +169,12 @@ def fitting(config: Any, context: Context) -> Any:
     return config
 
 
-def create(net: UniterForImageTextRetrieval, settings: RankingSettings, context: Context) -> RankingSystem:
-    """Build the system around a network."""
-    config = net.config
+def create(trunk: nn.Module, config: Any, settings: RankingSettings, context: Context) -> RankingSystem:
+    """Build the system around a trunk."""
     check_length(settings, config.longest_input)
     objective = context.objective("uniter", lambda tokenizer: RankingObjective(tokenizer.fitting(config.vocab_size), settings,
                                                                                 config.visual_feat_dim))
-    return RankingSystem(net, objective, settings.margin)
+    return RankingSystem(UniterForImageTextRetrieval(trunk, config), objective, settings.margin)
 
 
 def from_matching(tensors: Mapping[str, Tensor], net: Any) -> Mapping[str, Tensor]:

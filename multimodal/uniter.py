@@ -25,7 +25,7 @@ Parity: transformers' BertModel for the text side; nothing public runs the rest,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, cast
 
@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from ..shared.attention.mask import Mask
 from ..shared.block import LayerNorm
+from ..shared.convert import Rule
 from ..shared.embed import normal_
 from ..shared.encoder import Encoder, EncoderOutput, first_tokens
 from ..shared.errors import UserError
@@ -44,8 +45,10 @@ from ..shared.system import Preview, Step, System, Term, named
 from ..text import bert
 from ..text.bert import BertConfig
 from ..text.masking import MaskedWords
-from . import pair_classes, pair_ranking
+from . import pair_classes, pair_comparison, pair_grounding, pair_ranking
 from .pair_classes import UniterForVisualQuestionAnswering
+from .pair_comparison import UniterForNlvr2PairedAttn
+from .pair_grounding import UniterForReferringExpressionComprehension
 from .pair_ranking import UniterForImageTextRetrieval
 from .region_heads import RegionClassifier, RegionRegression, divergence_step, features_step, most_probable, words_step
 from .region_pairs import (
@@ -63,7 +66,7 @@ from .region_pairs import (
     check_length,
 )
 from .transport import transport_distances
-from .uniter_formats import answer_rules, ranking_rules, rules
+from .uniter_formats import answer_rules, comparison_rules, grounding_rules, ranking_rules, rules
 
 LOCATION = 7
 """Numbers that say where a region is: left, top, right, bottom, width, height, area, as shares of the picture."""
@@ -118,7 +121,7 @@ class RegionEmbedding(nn.Module):
             features: [B, R, visual_feat_dim], zeros where masked.
             location: [B, R, 7].
             masked: bool [B, R]; None for none.
-            kind: [D], the token type's vector.
+            kind: the token type's vector, [D], or one for each region.
 
         Returns:
             [B, R, D].
@@ -150,6 +153,7 @@ class UniterModel(Encoder):
         visual_pos: Tensor | None = None,
         visual_attention_mask: Tensor | None = None,
         visual_masked: Tensor | None = None,
+        visual_token_type_ids: Tensor | None = None,
         lengths: tuple[int, ...] | None = None,
         mask: Mask | None = None,
         output_hidden_states: bool = False,
@@ -165,6 +169,7 @@ class UniterModel(Encoder):
             visual_pos: [B, R, 7], see `LOCATION`.
             visual_attention_mask: [B, R], nonzero where there is a region.
             visual_masked: bool [B, R], the regions that are masked; their features are left out.
+            visual_token_type_ids: [B, R]; by default `IMAGE_TYPE`.
             lengths: of packed texts without regions.
             mask: for texts without regions.
             output_hidden_states: keep the output of every block.
@@ -176,7 +181,7 @@ class UniterModel(Encoder):
         if visual_masked is not None:
             visual_feats = visual_feats.masked_fill(visual_masked[..., None], 0)
         keep = torch.cat([_kept(attention_mask, input_ids), _kept(visual_attention_mask, visual_feats[..., 0])], dim=1)
-        regions = self.regions(visual_feats, visual_pos, visual_masked, self.kind)
+        regions = self.regions(visual_feats, visual_pos, visual_masked, self.kind(visual_token_type_ids))
         states: list[Tensor] | None = [] if output_hidden_states else None
         x = self.stack(torch.cat([self.embed(input_ids, position_ids, token_type_ids), regions], dim=1), Mask(keep=keep),
                        hidden_states=states)
@@ -186,15 +191,14 @@ class UniterModel(Encoder):
         """For systems that mask no region: what stands for one is not trained."""
         self.regions.mask.requires_grad_(False)
 
-    @property
-    def kind(self) -> Tensor:
-        """The vector of the regions' token type, [D]."""
-        return cast("nn.Embedding", self.embed.token_type).weight[IMAGE_TYPE]
+    def kind(self, types: Tensor | None) -> Tensor:
+        """The vectors of regions' token types, [..., D]; without `types` the one of a single picture, [D]."""
+        return cast("nn.Embedding", self.embed.token_type).weight[IMAGE_TYPE if types is None else types]
 
     def packed(self, batch: RegionBatch) -> EncoderOutput:
         """Encode pairs side by side: states [1, T + V, D], and the pooled first token of each, [N, D]."""
         words = self.embed(batch.input_ids, batch.position_ids)
-        regions = self.regions(batch.features[None], batch.locations[None], batch.masked[None], self.kind)
+        regions = self.regions(batch.features[None], batch.locations[None], batch.masked[None], self.kind(batch.types))
         lengths = batch.row_lengths
         x = self.stack(torch.cat([words, regions], dim=1)[:, batch.order], Mask(lengths=lengths))
         return EncoderOutput(x, None if self.pooler is None else self.pooler(first_tokens(x, lengths)))
@@ -385,14 +389,44 @@ def create(config: UniterConfig, settings: UniterSettings, context: Context) -> 
     return UniterSystem(UniterForPreTraining(config), context.objective("uniter", make), settings.wra)
 
 
-def create_ranking(config: UniterConfig, settings: pair_ranking.RankingSettings, context: Context) -> pair_ranking.RankingSystem:
-    """Build UNITER for retrieval, with randomly initialized weights."""
-    return pair_ranking.create(UniterForImageTextRetrieval(UniterModel(config), config), settings, context)
+@dataclass(frozen=True)
+class _Tuned:
+    """A task that the trunk is fine-tuned for, and the network around it."""
+
+    name: str
+    objective: str
+    module: Any
+    """Has `create` and `fitting`."""
+    net: type[nn.Module]
+    rules: Callable[[Any], Sequence[Rule]]
+    settings: type = PairSettings
+    pooler: bool = True
+
+    def trunk(self, config: UniterConfig) -> UniterModel:
+        return UniterModel(config, pooler=self.pooler)
+
+    def task(self) -> Task:
+        return Task(self.objective, self.settings, lambda config, settings, context: self.module.create(
+            self.trunk(config), config, settings, context), self.name, self.module.fitting, self.net.__name__)
+
+    def as_net(self) -> Net:
+        return Net(self.net.__name__, lambda config: self.net(self.trunk(config), config), transformers(self.rules))
 
 
-def create_answers(config: UniterConfig, settings: PairSettings, context: Context) -> pair_classes.AnswerSystem:
-    """Build UNITER for answering, with randomly initialized weights."""
-    return pair_classes.create(UniterForVisualQuestionAnswering(UniterModel(config), config), settings, context)
+_TUNED = (
+    _Tuned("retrieval", "ranking of pictures for a caption and of captions for a picture", pair_ranking, UniterForImageTextRetrieval,
+           ranking_rules, pair_ranking.RankingSettings),
+    _Tuned("classify", "answers to a text about a picture, or its class", pair_classes, UniterForVisualQuestionAnswering, answer_rules),
+    _Tuned("ground", "the region of a picture that a phrase means", pair_grounding, UniterForReferringExpressionComprehension,
+           grounding_rules, pooler=False),
+    _Tuned("compare", "whether a text is true of two pictures, or their class", pair_comparison, UniterForNlvr2PairedAttn,
+           comparison_rules, pooler=False),
+)
+
+
+def begin(tensors: Mapping[str, Tensor], net: Any) -> Mapping[str, Tensor]:
+    """How the networks of the tasks begin with those of others."""
+    return pair_comparison.with_types(pair_ranking.from_matching(tensors, net), net)
 
 
 def from_bert(config: BertConfig) -> UniterConfig:
@@ -429,16 +463,11 @@ FAMILIES = (
         sizes=SIZES,
         adapt=adapt,
         pretraining=Task("masked words, masked regions, matching and alignment", UniterSettings, create, adapt=with_regions),
-        tasks=(Task("ranking of pictures for a caption and of captions for a picture", pair_ranking.RankingSettings, create_ranking,
-                    "retrieval", pair_ranking.fitting, "UniterForImageTextRetrieval"),
-               Task("answers to a text about a picture, or its class", PairSettings, create_answers, "classify", pair_classes.fitting,
-                    "UniterForVisualQuestionAnswering")),
-        nets=(Net("UniterForPretraining", UniterForPreTraining, transformers(rules)),
-              Net("UniterForImageTextRetrieval", lambda c: UniterForImageTextRetrieval(UniterModel(c), c), transformers(ranking_rules)),
-              Net("UniterForVisualQuestionAnswering", lambda c: UniterForVisualQuestionAnswering(UniterModel(c), c),
-                  transformers(answer_rules))),
-        heads=("head", "trunk.pooler", "trunk.regions", "region_regression", "region_classifier", "match", "classifier"),
-        starts={"uniter": Adopt(pair_ranking.from_matching), **{name: Adopt(config=from_bert) for name in _BERTS}},
+        tasks=tuple(tuned.task() for tuned in _TUNED),
+        nets=(Net("UniterForPretraining", UniterForPreTraining, transformers(rules)), *(tuned.as_net() for tuned in _TUNED)),
+        heads=("head", "trunk.pooler", "trunk.regions", "region_regression", "region_classifier", "match", "classifier", "score", "first",
+               "second", "join", "pool"),
+        starts={"uniter": Adopt(begin), **{name: Adopt(begin, from_bert) for name in _BERTS}},
         model_type="uniter",
         vocabulary=Vocabulary("wordpiece", "bert"),
     ),

@@ -478,3 +478,6 @@ def test_the_summaries_of_docstrings_are_taken_out_of_their_bodies() -> None:
     assert len({row["summary"] for row in pairs}) == len(pairs) and all(row["summary"] not in row["text"] for row in pairs)
     found = made.baseline(["email"])
     assert found["pairs"] > 20 and 0.05 < found["rouge1"] < 0.5
+    assert made.typical(["Return the sum.", "Return the mean of the values.", "Return the values.", "Plot it."]) == "Return the values."
+    blind = made.baseline(["email"], "json")
+    assert blind["blind"] in {row["summary"] for row in pairs if row["package"] == "json"} and 0 < blind["rouge1"] < 0.5

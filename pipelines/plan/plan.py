@@ -17,6 +17,7 @@ import torch
 from ...registry import family
 from ...shared.errors import UserError, raise_problems
 from ...shared.family import Context, Family
+from ...shared.meta import without_weights
 from ...shared.system import Batch, Objective, System
 from ..base.console import Console
 from ..data.dataset import DataSet
@@ -137,7 +138,7 @@ class _Draft:
 
     def build(self) -> System:
         """The system without weights."""
-        with torch.device("meta"):
+        with without_weights():
             system = self.recipe.build(self.entry, self.context, self.config)
         freeze(system, self.recipe.optim.freeze)
         return system
@@ -146,7 +147,8 @@ class _Draft:
         """Open the data and say what the loop says before a run."""
         self.sets = open_sets(data)
         held_out = open_held_out(eval_data)
-        self.context = replace(read_context([d for d, _ in self.sets], held_out, tokenizer or self.start.tokenizer),
+        self.context = replace(read_context([d for d, _ in self.sets], held_out, tokenizer or self.start.tokenizer,
+                                            self.entry.task(self.recipe.task)),
                                companions=open_companions(self.recipe, self.entry))
         system = self.build()
         return preflight(self.recipe, system, build_stream(self.recipe, self.sets, system.objective, self.layout), held_out, machine, out)

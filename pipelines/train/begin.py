@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
 
 from ...shared import dist
 from ...shared.errors import UserError
@@ -16,7 +19,7 @@ from ..data.account import check_order, order_state
 from ..data.dataset import DataSet
 from ..data.stream import Stream
 from ..run import checkpoint
-from ..run.directory import Run, lock_run, open_run, record_start
+from ..run.directory import Run, counts_bytes, lock_run, open_run, record_start
 from ..run.environment import describe_environment
 from ..run.recipe import Recipe
 from . import heartbeat
@@ -74,7 +77,8 @@ def begin(run: Run, recipe: Recipe, system: System, context: Context, origin: St
                      inputs=system.objective.inputs, companions=system.companions)
         return None if start is None else str(start.path)
 
-    beside = {**system.objective.inputs, **{f"companions.{name}": c.fingerprint for name, c in system.companions.items()}}
+    counted = {} if context.counts is None else {"the counts of tokens": hashlib.sha256(counts_bytes(context.counts)).hexdigest()}
+    beside = {**counted, **system.objective.inputs, **{f"companions.{name}": c.fingerprint for name, c in system.companions.items()}}
     if any(other != beside for other in dist.gather_json(beside)):
         raise UserError(f"the ranks read different files beside the data ({', '.join(beside)}): copy the same to each machine")
     dist.barrier()  # until every rank has looked at the directory as it was
@@ -116,6 +120,9 @@ def _check_same(before: Run, recipe: Recipe, context: Context, start: checkpoint
     tokenizer: Tokenizer | None = before.tokenizer()
     if tokenizer is not None and context.tokenizer is not None and tokenizer.fingerprint != context.tokenizer.fingerprint:
         problems.append("the tokenizer differs from the one that the run began with")
+    counts = before.counts()
+    if counts is not None and context.counts is not None and not np.array_equal(counts, context.counts):
+        problems.append("the tokens of its data are counted otherwise than when it began")
     if problems:
         raise UserError(f"{before.directory} cannot be continued: {'; '.join(problems)}; set it back, or start a new run in another --out")
 

@@ -130,7 +130,8 @@ def pretrain(
         start = find_start(recipe, family(recipe.system), model, out, resume, continue_from)
     layout = build_layout(recipe, fabric.global_rank, fabric.world_size)
     recipe = replace(recipe, companions=absolute(recipe))
-    context = replace(read_context([d for d, _ in mixture], held_out, tokenizer or start.tokenizer),
+    task = family(recipe.system).task(recipe.task)
+    context = replace(read_context([d for d, _ in mixture], held_out, tokenizer or start.tokenizer, task),
                       companions=open_companions(recipe, family(recipe.system)))
     system, origin = build_system(recipe, context, start, layout)
     # a system that starts from a trained tower brings that tower's tokenizer, and a task may have added tokens
