@@ -209,11 +209,12 @@ def fitting(config: Any, context: Context) -> Any:
     return with_classes(pair_ranking.fitting(config, context), context)
 
 
-def create(trunk: nn.Module, config: Any, settings: PairSettings, context: Context) -> AnswerSystem:
-    """Build the system around a trunk."""
+def create(net: UniterForVisualQuestionAnswering, settings: PairSettings, context: Context) -> AnswerSystem:
+    """Build the system around a network."""
+    config = net.config
     check_length(settings, config.longest_input)
     need_classes(config, context, "answering", "pack pictures with --label-field, then find their regions")
     labels = class_names(config)
     objective = context.objective("uniter", lambda tokenizer: AnswerObjective(tokenizer.fitting(config.vocab_size), settings,
                                                                                config.visual_feat_dim, labels))
-    return AnswerSystem(UniterForVisualQuestionAnswering(trunk, config), objective)
+    return AnswerSystem(net, objective)

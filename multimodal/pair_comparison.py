@@ -244,11 +244,12 @@ def with_types(tensors: Mapping[str, Tensor], net: Any) -> Mapping[str, Tensor]:
     return {**tensors, TYPE_TABLE: torch.cat([table, table[-1:].expand(more, -1)])}
 
 
-def create(trunk: nn.Module, config: Any, settings: PairSettings, context: Context) -> ComparisonSystem:
-    """Build the system around a trunk."""
+def create(net: UniterForNlvr2PairedAttn, settings: PairSettings, context: Context) -> ComparisonSystem:
+    """Build the system around a network."""
+    config = net.config
     check_length(settings, config.longest_input)
     need_classes(config, context, "comparing", "pack pictures with --label-field, then find their regions")
     labels = class_names(config)
     objective = context.objective("uniter", lambda tokenizer: ComparisonObjective(tokenizer.fitting(config.vocab_size), settings,
                                                                                    config.visual_feat_dim, labels))
-    return ComparisonSystem(UniterForNlvr2PairedAttn(trunk, config), objective)
+    return ComparisonSystem(net, objective)

@@ -214,9 +214,10 @@ class Grounder(Use[Phrase, np.ndarray, list[float]]):
 fitting = pair_ranking.fitting
 
 
-def create(trunk: nn.Module, config: Any, settings: PairSettings, context: Context) -> PhraseSystem:
-    """Build the system around a trunk."""
+def create(net: UniterForReferringExpressionComprehension, settings: PairSettings, context: Context) -> PhraseSystem:
+    """Build the system around a network."""
+    config = net.config
     check_length(settings, config.longest_input)
     objective = context.objective("uniter", lambda tokenizer: PhraseObjective(tokenizer.fitting(config.vocab_size), settings,
                                                                                config.visual_feat_dim))
-    return PhraseSystem(UniterForReferringExpressionComprehension(trunk, config), objective)
+    return PhraseSystem(net, objective)

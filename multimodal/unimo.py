@@ -254,6 +254,20 @@ class UnimoForPreTraining(MaskedWords, Writer):
         return at_least_fp32(self.match(self.trunk.packed(batch).pooled))[:, 0]
 
 
+class UnimoForImageTextRetrieval(UniterForImageTextRetrieval):
+    """The trunk, and one score for each pair."""
+
+    def __init__(self, config: UnimoConfig) -> None:
+        super().__init__(UnimoModel(config), config)
+
+
+class UnimoForVisualQuestionAnswering(UniterForVisualQuestionAnswering):
+    """The trunk, and a score for each answer."""
+
+    def __init__(self, config: UnimoConfig) -> None:
+        super().__init__(UnimoModel(config), config)
+
+
 # ------------------------------------------------------------------------------------------ the loss side
 
 
@@ -381,12 +395,12 @@ def create(config: UnimoConfig, settings: UnimoSettings, context: Context) -> Un
 
 def create_ranking(config: UnimoConfig, settings: pair_ranking.RankingSettings, context: Context) -> pair_ranking.RankingSystem:
     """Build UNIMO for retrieval, with randomly initialized weights."""
-    return pair_ranking.create(UnimoModel(config), config, settings, context)
+    return pair_ranking.create(UnimoForImageTextRetrieval(config), settings, context)
 
 
 def create_answers(config: UnimoConfig, settings: PairSettings, context: Context) -> pair_classes.AnswerSystem:
     """Build UNIMO for answering, with randomly initialized weights."""
-    return pair_classes.create(UnimoModel(config), config, settings, context)
+    return pair_classes.create(UnimoForVisualQuestionAnswering(config), settings, context)
 
 
 def create_captions(config: UnimoConfig, settings: CaptionSettings, context: Context) -> captions.CaptionSystem:
@@ -416,9 +430,8 @@ def with_positions(tensors: Mapping[str, Tensor], net: Any) -> Mapping[str, Tens
 _CLASSES = bert.tasks.task_nets("Unimo", RobertaModel, lambda c, pooler: text_rules(c), first_token="tanh")[0]
 NETS = (
     Net("UnimoForPreTraining", UnimoForPreTraining, transformers(lambda c: (*trunk_rules(c), *with_head(), *with_parts()))),
-    Net("UnimoForImageTextRetrieval", lambda c: UniterForImageTextRetrieval(UnimoModel(c), c),
-        transformers(lambda c: (*trunk_rules(c), *with_parts("match")))),
-    Net("UnimoForVisualQuestionAnswering", lambda c: UniterForVisualQuestionAnswering(UnimoModel(c), c),
+    Net("UnimoForImageTextRetrieval", UnimoForImageTextRetrieval, transformers(lambda c: (*trunk_rules(c), *with_parts("match")))),
+    Net("UnimoForVisualQuestionAnswering", UnimoForVisualQuestionAnswering,
         transformers(lambda c: (*trunk_rules(c), *with_parts("classifier.0", "classifier.2", "classifier.3")))),
     Net("UnimoForImageCaptioning", lambda c: UnimoForImageCaptioning(UnimoModel(c, pooler=False), c),
         transformers(lambda c: (*trunk_rules(c, pooler=False), *with_head()))),

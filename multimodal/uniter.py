@@ -402,15 +402,15 @@ class _Tuned:
     settings: type = PairSettings
     pooler: bool = True
 
-    def trunk(self, config: UniterConfig) -> UniterModel:
-        return UniterModel(config, pooler=self.pooler)
+    def build(self, config: UniterConfig) -> Any:
+        return self.net(UniterModel(config, pooler=self.pooler), config)
 
     def task(self) -> Task:
         return Task(self.objective, self.settings, lambda config, settings, context: self.module.create(
-            self.trunk(config), config, settings, context), self.name, self.module.fitting, self.net.__name__)
+            self.build(config), settings, context), self.name, self.module.fitting, self.net.__name__)
 
     def as_net(self) -> Net:
-        return Net(self.net.__name__, lambda config: self.net(self.trunk(config), config), transformers(self.rules))
+        return Net(self.net.__name__, self.build, transformers(self.rules))
 
 
 _TUNED = (

@@ -35,7 +35,7 @@ from ..shared.convert import Rename, Rule
 from ..shared.family import Card, Context, Family, Format, Net, NoData, Task, Vocabulary
 from ..shared.system import Preview, Step, System, Term
 from ._windows import BLOCK, GROUP, WindowBatch, Windows, Word2VecSettings
-from .word_vectors import WordTable, WordVectors, vectors_of, write_gensim, write_glove
+from .word_vectors import WordTable, neighbours, vectors_of, write_gensim, write_glove
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,18 +60,20 @@ Gradients = tuple[Tensor, Tensor, Tensor]
 
 
 class _ByHand(torch.autograd.Function):
-    """A loss whose gradients are computed with it."""
+    """A loss whose gradients are computed with it. One backward pass uses them up: a copy of a table costs as much as a product."""
 
     @staticmethod
-    def forward(ctx: Any, source: Tensor, target: Tensor, compute: Callable[[Tensor, Tensor], Gradients]) -> Tensor:
+    def forward(ctx: Any, source: Tensor, target: Tensor, compute: Callable[[Tensor, Tensor], Gradients],
+                scales: tuple[Tensor, Tensor] | None) -> Tensor:
         loss, *gradients = compute(source, target)
-        ctx.save_for_backward(*gradients)
+        ctx.save_for_backward(*gradients, *(scales or ()))
         return loss
 
     @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, Tensor, None]:
-        source, target = ctx.saved_tensors
-        return source * outer[0], target * outer[0], None
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        source, target, *scales = ctx.saved_tensors
+        first, second = (scale * outer[0] for scale in scales) if scales else (outer[0], outer[0])
+        return source.mul_(first), target.mul_(second), None, None
 
 
 class Predictions(nn.Module):
@@ -89,12 +91,10 @@ class Predictions(nn.Module):
             scales: factors [V, 1] of the rows' gradients, of both tables.
         """
         def compute(source: Tensor, target: Tensor) -> Gradients:
-            loss, *gradients = _COMPUTED[settings.architecture, settings.output](source, target, batch, settings)
-            a, b = gradients if scales is None else (g.mul_(s) for g, s in zip(gradients, scales, strict=True))
-            return loss, a, b
+            return _COMPUTED[settings.architecture, settings.output](source, target, batch, settings)
 
         with torch.autocast(source.device.type, enabled=False):
-            return _ByHand.apply(source, target, compute)  # type: ignore[no-any-return]
+            return _ByHand.apply(source, target, compute, scales)  # type: ignore[no-any-return]
 
 
 def _window_mask(batch: WindowBatch, wide: int) -> Tensor:
@@ -252,13 +252,6 @@ class Word2VecSystem(System[Word2Vec, Windows]):
         found = vectors_of(self.net, self.objective.tokenizer)
         ids = list(dict.fromkeys(batch.ids.view(-1).tolist()))
         return neighbours(found, [self.objective.tokenizer.id_to_token(i) or "" for i in ids], limit)
-
-
-def neighbours(found: WordVectors, words: Sequence[str], limit: int) -> list[Preview]:
-    """Some words with their nearest ones, for people."""
-    rows = [(word, found.numbers[word]) for word in words if word in found.numbers][:limit]
-    return [Preview((("word", word), ("nearest", ", ".join(f"{other} {cosine:.2f}" for other, cosine in found.nearest([row], top=8)))))
-            for word, row in rows]
 
 
 # ------------------------------------------------------------------------------------------ names in files

@@ -17,6 +17,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from ..shared.errors import UserError
+from ..shared.system import Preview
 from ..shared.tokenizer import Tokenizer
 
 
@@ -115,6 +116,13 @@ def vectors_of(net: HasWordVectors, tokenizer: Tokenizer, source: str = "the mod
     special = {*tokenizer.special_ids, *net.special_tokens}
     words = [(word, i) for word, i in tokenizer.vocabulary().items() if i not in special and i < len(table)]
     return WordVectors([word for word, _ in words], table[[i for _, i in words]], source)
+
+
+def neighbours(found: WordVectors, words: Sequence[str], limit: int) -> list[Preview]:
+    """Some words with their nearest ones, for people."""
+    rows = [(word, found.numbers[word]) for word in words if word in found.numbers][:limit]
+    return [Preview((("word", word), ("nearest", ", ".join(f"{other} {cosine:.2f}" for other, cosine in found.nearest([row], top=8)))))
+            for word, row in rows]
 
 
 # ------------------------------------------------------------------------------------------------- files

@@ -299,8 +299,8 @@ def test_settings_and_data_that_make_no_sense_are_refused():
 
 def test_first_weights_and_the_vector_of_a_text():
     net = Word2Vec(replace(Word2VecConfig(), vocab_size=2000, hidden_size=50, special_token_ids=(0, 1)))
-    assert not net.output.weight.any() and abs(float(net.input.weight.std()) - 0.02 / math.sqrt(12)) < 1e-4
-    assert float(net.input.weight.abs().max()) <= 0.01
+    assert not net.output.weight.any() and abs(net.input.weight.detach().std().item() - 0.02 / math.sqrt(12)) < 1e-4
+    assert net.input.weight.detach().abs().max() <= 0.01
     ids, mask = torch.tensor([[5, 6, 1, 0], [1, 1, 0, 0]]), torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]])
     found = net.get_text_features(ids, mask)
     torch.testing.assert_close(found[0], (net.input.weight[5] + net.input.weight[6]) / 2)
