@@ -61,6 +61,9 @@ class Context:
     """The networks beside the one that is trained (`Task.companions`), by name."""
     regions: tuple[int, int] | None = None
     """Width of the features of a picture's regions, and number of their classes (0 where they have none), where the data has regions."""
+    counts: np.ndarray | None = field(default=None, compare=False)
+    """How often each token id stands in the training data, int64 [V], where the task reads that (`Task.reads_counts`) and all data sets
+    were packed with `--tokenize`; the same on every rank, and when the run goes on or is loaded."""
     net_only: bool = False
     """The system is built for its network: a tokenizer that is lacking is not a mistake, and the objective is `NoData`."""
 
@@ -69,6 +72,19 @@ class Context:
         if self.net_only and self.tokenizer is None:
             return cast("ObjectiveT", NoData(system))
         return make(self.need_tokenizer(system))
+
+    def counted(self, system: str, make: Callable[[Tokenizer, np.ndarray], ObjectiveT]) -> ObjectiveT:
+        """As `objective`, for one that also needs how often each token stands in the training data."""
+        if self.net_only and (self.tokenizer is None or self.counts is None):
+            return cast("ObjectiveT", NoData(system))
+        tokenizer = self.need_tokenizer(system)
+        if self.counts is None:
+            raise UserError(f"{system} needs to know how often each token stands in the training data: pack all of it with --tokenize, "
+                            "which counts; of a trained model, give the run")
+        if len(self.counts) != tokenizer.vocab_size or not self.counts.any():
+            raise UserError(f"the data's counts are of {len(self.counts)} tokens, the tokenizer has {tokenizer.vocab_size}: pack the data "
+                            "again with this tokenizer")
+        return make(tokenizer, self.counts)
 
     def companion(self, name: str, system: str) -> Companion | None:
         """The companion of that name, or a clear error; None under `net_only`, where it may be lacking."""
@@ -171,19 +187,23 @@ class Net:
         architecture: the class name in config.json's `architectures` ("BertForMaskedLM").
         build: config -> module with randomly initialized weights.
         formats: how libraries lay it out. It is written in the first that suits its config, where none is asked for.
+        written: files of other programs for a part of it, such as word vectors, by what `--format` calls them: (net, its tokenizer, the
+            directory) -> writes them.
     """
 
-    def __init__(self, architecture: str, build: Callable[[Any], nn.Module], *formats: Format) -> None:
+    def __init__(self, architecture: str, build: Callable[[Any], nn.Module], *formats: Format,
+                 written: Mapping[str, Callable[[Any, Tokenizer, Path], None]] | None = None) -> None:
         self.architecture = architecture
         self.build = build
         self.formats = formats
+        self.written = written or {}
 
     def format(self, name: str) -> Format:
         """The format called `name`."""
         for format in self.formats:
             if format.name == name:
                 return format
-        offered = ", ".join(f.name for f in self.formats)
+        offered = ", ".join([*(f.name for f in self.formats), *self.written])
         raise UserError(f"{self.architecture} has no format {name!r}; it can be written as {offered or 'nothing'}")
 
     def default_format(self, config: Any) -> Format:
@@ -213,6 +233,7 @@ class Task:
         architecture: `Net.architecture` of the network that is trained; empty where the settings decide.
         companions: the networks that it reads and does not train (`Companion`), by what a recipe calls them, each with the families that
             it may be of.
+        reads_counts: whether it reads how often each token stands in the training data (`Context.counts`).
     """
 
     objective: str
@@ -222,6 +243,7 @@ class Task:
     adapt: Callable[[Any, Context], Any] = lambda config, context: config
     architecture: str = ""
     companions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    reads_counts: bool = False
 
     def unknown_companions(self, names: Iterable[str], system: str) -> Iterator[str]:
         """What is wrong with the names of companions in a recipe of `system`."""

@@ -183,7 +183,8 @@ def _planned(data: DataSet, recipe: str | None, overrides: list[str], tok: Token
         raise UserError("--update needs --recipe: its batch, seed, lanes and window determine the order")
     chosen = resolve(recipe, overrides)
     entry = family(chosen.system)
-    system = chosen.build(entry, replace(read_context([data], None, tok), companions=open_companions(chosen, entry)))
+    context = read_context([data], (), tok, entry.task(chosen.task))
+    system = chosen.build(entry, replace(context, companions=open_companions(chosen, entry)))
     stream = build_stream(chosen, data, system.objective, build_layout(chosen))
     return stream, chosen.name, list(entry.card.masks)
 

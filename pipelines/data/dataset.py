@@ -21,7 +21,7 @@ import numpy as np
 from ...shared.errors import BadSample, UserError
 from ...shared.sample import Sample
 from ..base.files import pread
-from .index import INDEX, TOKENIZER, Index, Shard, ShardIndex, idx_name
+from .index import COUNTS, INDEX, TOKENIZER, Index, Shard, ShardIndex, idx_name
 from .remote.location import Location, location
 
 _MAX_OPEN = 64
@@ -107,6 +107,16 @@ class DataSet:
     def tokenizer_dir(self) -> Path | None:
         """The tokenizer of a pre-tokenised data set, else None."""
         return self._location.local_folder(TOKENIZER) if "tokenizer" in self.index.schema else None
+
+    def counts(self) -> np.ndarray | None:
+        """How often each token id stands in the rows, int64 [V]; None where nobody counted them (`polymodal pack --tokenize` does)."""
+        sha256 = self.index.schema.get("counts")
+        if not isinstance(sha256, str):
+            return None
+        data = self._location.read_side_file(COUNTS, sha256, f"{INDEX} names it: restore it, or pack the data again")
+        if hashlib.sha256(data).hexdigest() != sha256 or len(data) % 8:
+            raise UserError(f"{self.address(COUNTS)} changed after the data was packed: restore it, or pack the data again")
+        return np.frombuffer(data, dtype="<u8").astype(np.int64)
 
     @cached_property
     def fingerprint(self) -> str:

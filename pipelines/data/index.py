@@ -32,6 +32,8 @@ from .tar import members, split_name
 
 INDEX = "index.json"
 TOKENIZER = "tokenizer"
+COUNTS = "counts.u64"
+"""How often each token id stands in the rows of a data set: little-endian, no header."""
 SEVERAL_LABELS = "labels"
 """The kind of data sets whose samples have any number of classes."""
 _MAGIC = b"polymodal idx 1\n"
@@ -72,7 +74,8 @@ class Index:
     kind: str = "tar"
     """text, pairs, images, tokens, a kind of annotated texts, or tar for shards made elsewhere."""
     schema: Mapping[str, Any] = field(default_factory=dict)
-    """`classes` of labelled samples; `tokenizer` (fingerprint), `block`, `tokens`, `documents` of packed rows."""
+    """`classes` of labelled samples; `tokenizer` (fingerprint), `block`, `tokens`, `documents` of packed rows, and `counts` (the
+    sha256 of `COUNTS`)."""
     source: tuple[str, ...] = ()
     """What the data set was made from, in words."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError  # torch.load's way of refusing; nothing is ever unpickled
 from typing import Any
@@ -72,9 +72,22 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     return dict(state)
 
 
+def write_files(directory: Path, write: Callable[[Path], None]) -> None:
+    """Have `write` fill a directory beside this one, then put each file into its place in one step."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as beside:
+        work = Path(beside)
+        write(work)
+        for path in sorted(p for p in work.rglob("*") if p.is_file()):
+            target = directory / path.relative_to(work)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.chmod(0o644)
+            path.replace(target)
+
+
 def write_directory(directory: Path, files: Mapping[str, Mapping[str, Any]], weights: Mapping[str, Tensor], name: str,
                     copies: Mapping[str, Path]) -> None:
-    """Write a model directory: everything into a directory beside it first, then each file into its place in one step.
+    """Write a model directory.
 
     Args:
         directory: where to; made if it is not there.
@@ -83,9 +96,7 @@ def write_directory(directory: Path, files: Mapping[str, Mapping[str, Any]], wei
         name: of the weights' file.
         copies: files to copy, by name.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as beside:
-        work = Path(beside)
+    def write(work: Path) -> None:
         for file, record in files.items():
             (work / file).parent.mkdir(parents=True, exist_ok=True)
             (work / file).write_text(json.dumps(record, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
@@ -95,8 +106,5 @@ def write_directory(directory: Path, files: Mapping[str, Mapping[str, Any]], wei
             hdf5.write(work / name, weights)
         else:
             save_file(dict(weights), work / name, metadata={"format": "pt"})
-        for path in sorted(p for p in work.rglob("*") if p.is_file()):
-            target = directory / path.relative_to(work)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            path.chmod(0o644)
-            path.replace(target)
+
+    write_files(directory, write)

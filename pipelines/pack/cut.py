@@ -32,6 +32,11 @@ class ShardPlan:
         """The record of the finished shard."""
         return self.folder / f"{self.number:06d}.json"
 
+    @property
+    def counts(self) -> Path:
+        """How often each token id stands in the finished shard."""
+        return self.folder / f"{self.number:06d}.counts"
+
 
 @dataclass(frozen=True)
 class Contents:

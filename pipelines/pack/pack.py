@@ -32,7 +32,7 @@ from ..base.console import Bar, Console
 from ..base.files import temporary_path, told, write_atomic
 from ..crew.crew import LOCK, claim, crew, do_all
 from ..crew.pieces import Crew, Lost, Piece, Workers
-from ..data.index import INDEX, TOKENIZER, Index, Shard, idx_name
+from ..data.index import COUNTS, INDEX, TOKENIZER, Index, Shard, idx_name
 from ..data.order import permutation
 from .cells import LABEL, Record, Ref, data_start
 from .cut import Contents, ShardPlan, cut
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 WORK = ".pack"
 _LISTED = 1000
-_FORMAT = 4
+_FORMAT = 5
 """Of what lies in `WORK`."""
 _WHOLE = "whole"
 """Name of a record of tokens that is a document, no piece of one."""
@@ -141,7 +141,7 @@ def _pack(folders: list[Path], found: Sources, settings: Resolved, tokenizer: To
             entries = _do(writing, hands, bar)
     bad_count = sum(unit["bad_count"] for unit in units)
     return [_finish(folder, bool(held), found, settings,
-                    [entry for entry, shard in zip(entries, plan.shards, strict=True) if shard.held == bool(held)], bad_count,
+                    [(shard, entry) for entry, shard in zip(entries, plan.shards, strict=True) if shard.held == bool(held)], bad_count,
                     plan.sides, work / TOKENIZER) for held, folder in enumerate(folders)]
 
 
@@ -349,12 +349,13 @@ def _write(shard: ShardPlan, settings: Resolved, work: Path, below: int, classes
     path = shard.folder / f"{shard.number:06d}.tar"
     temporary = temporary_path(path)
     stats = {"tokens": 0, "cut": 0}
+    counts = np.zeros(settings.vocab_size, dtype=np.int64)
     numbers = {name: i for i, name in enumerate(classes)}
     found = gather(work / "units", shard.ranges, shard.held, below)
     try:
         with temporary.open("wb") as file:
             writer = ShardWriter(file, path.name)
-            for i, (name, fields) in enumerate(_token_rows(found, shard, settings, stats) if settings.block else found):
+            for i, (name, fields) in enumerate(_token_rows(found, shard, settings, stats, counts) if settings.block else found):
                 if (named := fields.pop(LABEL, None)) is not None:
                     assert isinstance(named, bytes)
                     fields["cls"] = str(numbers[named.decode("utf-8")]).encode()
@@ -365,6 +366,8 @@ def _write(shard: ShardPlan, settings: Resolved, work: Path, below: int, classes
             file.flush()
             os.fsync(file.fileno())
         write_atomic(shard.folder / idx_name(path.name), where.to_bytes())
+        if settings.block:
+            write_atomic(shard.counts, counts.astype("<u8").tobytes())
         temporary.replace(path)
     except BaseException:
         with suppress(OSError):
@@ -374,13 +377,16 @@ def _write(shard: ShardPlan, settings: Resolved, work: Path, below: int, classes
 
 
 def _token_rows(found: Iterable[tuple[str, dict[str, bytes | Ref]]], shard: ShardPlan, settings: Resolved,
-                stats: dict[str, int]) -> Iterator[tuple[str, dict[str, bytes | Ref]]]:
-    """Rows of at most `block` tokens, in random order or in that of the text."""
+                stats: dict[str, int], counts: np.ndarray) -> Iterator[tuple[str, dict[str, bytes | Ref]]]:
+    """Rows of at most `block` tokens, in random order or in that of the text; what they hold is added to `stats` and `counts`."""
     named = list(found)
     documents, units = ([fields.get(key) for _, fields in named] for key in ("tokens", UNITS_FIELD))
     width = 4 if settings.wide else 2
     name = "tokens.u32" if settings.wide else "tokens.u16"
     lengths = np.array([len(d) // width for d in documents if isinstance(d, bytes)], dtype=np.int64)
+    for document in documents:
+        assert isinstance(document, bytes)
+        np.add.at(counts, np.frombuffer(document, dtype=f"<u{width}"), 1)
     rows = (in_sequence if settings.in_order else fit)(lengths, settings.block)
     cut = {span.document for row in rows for span in row if span.length < lengths[span.document]}
     stats.update(tokens=int(lengths.sum()), cut=sum(named[document][0] == _WHOLE for document in cut))
@@ -397,10 +403,10 @@ def _token_rows(found: Iterable[tuple[str, dict[str, bytes | Ref]]], shard: Shar
 # ---- 3. finish
 
 
-def _finish(folder: Path, held: bool, found: Sources, settings: Resolved, entries: list[dict[str, Any]], bad: int,
+def _finish(folder: Path, held: bool, found: Sources, settings: Resolved, written: list[tuple[ShardPlan, dict[str, Any]]], bad: int,
             sides: Sequence[Contents], tokenizer: Path) -> Index:
     """Put the finished shards into place, the index last."""
-    shards = tuple(Shard.from_dict(e["shard"]) for e in entries)
+    shards = tuple(Shard.from_dict(entry["shard"]) for _, entry in written)
     schema: dict[str, Any] = {"skipped": bad} if bad else {}
     side = sides[held]
     if side.documents > side.different:
@@ -417,9 +423,14 @@ def _finish(folder: Path, held: bool, found: Sources, settings: Resolved, entrie
     if settings.reading.segment is not None:
         schema["segmenter"] = f"{settings.reading.segment} {version(settings.reading.segment)}"
     if settings.block:
-        tokens, cut = (sum(e["stats"][k] for e in entries) for k in ("tokens", "cut"))
+        tokens, cut = (sum(entry["stats"][k] for _, entry in written) for k in ("tokens", "cut"))
+        counts = np.zeros(settings.vocab_size, dtype="<u8")
+        for plan, _ in written:
+            counts += np.fromfile(plan.counts, dtype="<u8")
+        write_atomic(folder / COUNTS, counts.tobytes())
         rows = sum(s.samples for s in shards)
         schema |= {"tokenizer": settings.tokenizer, "block": settings.block, "tokens": tokens, "documents": side.documents,
+                   "counts": hashlib.sha256(counts.tobytes()).hexdigest(),
                    "documents_cut": side.split + cut,
                    "fill": tokens / (rows * settings.block), **({"in_order": True} if settings.in_order else {})}
     # names of files may be any bytes

@@ -124,8 +124,8 @@ class PackSettings:
     def resolved(self, tokenizer: Tokenizer | None) -> Resolved:
         """These settings as plain values, once the tokenizer is loaded."""
         seed = None if self.in_order else self.shuffle
-        block, wide = (self.block, tokenizer.vocab_size > 2**16) if tokenizer else (0, False)
-        return Resolved(self.reading, seed, self.shard_bytes, block, tokenizer.fingerprint if tokenizer else "", wide, self.in_order,
+        block, entries = (self.block, tokenizer.vocab_size) if tokenizer else (0, 0)
+        return Resolved(self.reading, seed, self.shard_bytes, block, tokenizer.fingerprint if tokenizer else "", entries, self.in_order,
                         float(self.holdout), self.on_bad)
 
 
@@ -141,9 +141,14 @@ class Resolved:
     """Tokens of a row; 0 where texts are not tokenised."""
     tokenizer: str
     """Fingerprint of the tokenizer, or empty."""
-    wide: bool
-    """Whether token ids need 32 bits."""
+    vocab_size: int
+    """Token ids; 0 where texts are not tokenised."""
     in_order: bool
     """Whether rows of tokens go on from one another, as the text does."""
     holdout: float
     on_bad: str
+
+    @property
+    def wide(self) -> bool:
+        """Whether token ids need 32 bits."""
+        return self.vocab_size > 2**16

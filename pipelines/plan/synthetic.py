@@ -109,16 +109,18 @@ def synthetic_objective(recipe: Recipe, entry: Family, context: Context, config:
     Raises:
         UserError: the objective takes no such samples, and wants real data.
     """
-    import torch
+    from ...shared.meta import without_weights  # torch is slow to import
 
     reasons: list[str] = []
     for tokenizer in (context.tokenizer,) if context.tokenizer is not None else itertools.chain((None,), _toys()):
         try:
-            with torch.device("meta"):
+            with without_weights():
                 made = config if config is not None else entry.adapt(
                     build_settings(entry.config, {**entry.sizes[recipe.size], **recipe.model}, recipe.name),
                     Context(classes=context.classes, companions=context.companions, net_only=True))
-                objective = recipe.build(entry, Context(tokenizer, context.classes, companions=context.companions), made).objective
+                counts = np.ones(tokenizer.vocab_size, dtype=np.int64) if tokenizer and entry.task(recipe.task).reads_counts else None
+                told = Context(tokenizer, context.classes, companions=context.companions, counts=counts)
+                objective = recipe.build(entry, told, made).objective
             for own in objective.by_turn().values():
                 own.collate(_examples(own, 8, 1))
             return objective

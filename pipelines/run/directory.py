@@ -12,6 +12,7 @@
     RUN/heartbeats/        what each rank does, written anew every few seconds
     RUN/checkpoints/update-00001000/
     RUN/tokenizer/
+    RUN/counts.u64         how often each token id stands in the training data, where the task reads that; little-endian, no header
     RUN/start/             what the model that it began with had beside config and weights (generation_config.json)
     RUN/export/            the network in the reference library's layout
 
@@ -20,11 +21,14 @@ Rank 0 writes; every line and file is either complete or, after a crash, left ou
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+
+import numpy as np
 
 from ...registry import family
 from ...shared.errors import UserError, raise_problems
@@ -32,13 +36,14 @@ from ...shared.family import Context
 from ...shared.keys import read_json
 from ...shared.system import Companion, System
 from ...shared.tokenizer import Tokenizer
-from ..base.files import lock_file, read_json_lines, replace_durably
+from ..base.files import lock_file, read_json_lines, replace_durably, write_atomic
 from . import checkpoint
 from .checkpoint import Checkpoint
 from .recipe import Recipe, recipe
 
 RECIPE, SYSTEM, ENVIRONMENT, WANDB = "recipe.yaml", "system.json", "environment.json", "wandb.json"
 START = "start"
+COUNTS = "counts.u64"
 METRICS, SAMPLES, BAD, EVENTS = "metrics.jsonl", "samples.jsonl", "bad.jsonl", "events.jsonl"
 _LOCK = ".lock"
 
@@ -67,6 +72,16 @@ class Run:
         """The tokenizer, where the system reads text."""
         path = self.directory / "tokenizer"
         return Tokenizer.load(path) if path.is_dir() else None
+
+    def counts(self) -> np.ndarray | None:
+        """How often each token id stands in the training data, int64 [V]; None where the task does not read that."""
+        sha256, path = self.described().get("counts"), self.directory / COUNTS
+        if sha256 is None:
+            return None
+        data = path.read_bytes() if path.is_file() else b""
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise UserError(f"{path} is missing or damaged: put it back, or start a new run in another --out")
+        return np.frombuffer(data, dtype="<u8").astype(np.int64)
 
     def metrics(self, split: str | None = None) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl, all or those of one split (`train`, `eval`)."""
@@ -100,6 +115,7 @@ class Run:
         classes = described["classes"]
         return Context(self.tokenizer(), None if classes is None else tuple(classes), companions=companions or {},
                        several_labels=described.get("several_labels", False),  # runs of older versions do not say it
+                       counts=self.counts(),
                        net_only=companions is None and bool(self.companions()))
 
     def companions(self) -> dict[str, dict[str, str]]:
@@ -201,6 +217,11 @@ def lock_run(directory: Path) -> IO[str]:
     return lock_file(directory / _LOCK, f"another process is training in {directory}: wait for it, stop it, or use another --out")
 
 
+def counts_bytes(counts: np.ndarray) -> bytes:
+    """The content of `COUNTS`."""
+    return counts.astype("<u8").tobytes()
+
+
 def record_start(run: Run, resolved: Recipe, config: Any, context: Context, model: str, start: Mapping[str, Any],
                  ancestor: Mapping[str, Any] | None = None, brought: Mapping[str, Mapping[str, Any]] | None = None,
                  inputs: Mapping[str, str] | None = None, companions: Mapping[str, Companion] | None = None) -> None:
@@ -224,9 +245,12 @@ def record_start(run: Run, resolved: Recipe, config: Any, context: Context, mode
         (run.directory / START).mkdir(exist_ok=True)
         replace_durably(run.directory / START / name, json.dumps(record, indent=1, ensure_ascii=False))
     replace_durably(run.directory / RECIPE, resolved.to_yaml())
+    counts = None if context.counts is None else counts_bytes(context.counts)
+    if counts is not None:
+        write_atomic(run.directory / COUNTS, counts)
     described = {"system": resolved.system, "task": resolved.task, "model": model, "ancestor": ancestor, "config": config.to_dict(),
                  "objective": resolved.objective, "classes": context.classes, "several_labels": context.several_labels,
-                 "inputs": dict(inputs or {}),
+                 "inputs": dict(inputs or {}), "counts": None if counts is None else hashlib.sha256(counts).hexdigest(),
                  "companions": {name: {"source": c.source, "fingerprint": c.fingerprint} for name, c in (companions or {}).items()}}
     replace_durably(run.directory / SYSTEM, json.dumps(described, indent=1, ensure_ascii=False))
     if context.tokenizer is not None:

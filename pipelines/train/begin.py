@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
 
 from ...shared import dist
 from ...shared.errors import UserError
@@ -16,7 +19,7 @@ from ..data.account import check_order, order_state
 from ..data.dataset import DataSet
 from ..data.stream import Stream
 from ..run import checkpoint
-from ..run.directory import Run, lock_run, open_run, record_start
+from ..run.directory import Run, counts_bytes, lock_run, open_run, record_start
 from ..run.environment import describe_environment
 from ..run.recipe import Recipe
 from . import heartbeat
@@ -32,7 +35,7 @@ _FIXED = ("system", "task", "size", "model", "objective", "seed", "optim.name")
 
 
 def begin(run: Run, recipe: Recipe, system: System, context: Context, origin: Start, resume: str | Path, stream: Stream,
-          held_out: DataSet | None, fabric: Fabric, console: Console) -> tuple[checkpoint.Checkpoint | None, Any]:
+          held_out: Sequence[DataSet], fabric: Fabric, console: Console) -> tuple[checkpoint.Checkpoint | None, Any]:
     """Take the directory, find the checkpoint to start from, and write what describes the run and this start of it.
 
     Args:
@@ -74,7 +77,8 @@ def begin(run: Run, recipe: Recipe, system: System, context: Context, origin: St
                      inputs=system.objective.inputs, companions=system.companions)
         return None if start is None else str(start.path)
 
-    beside = {**system.objective.inputs, **{f"companions.{name}": c.fingerprint for name, c in system.companions.items()}}
+    counted = {} if context.counts is None else {"the counts of tokens": hashlib.sha256(counts_bytes(context.counts)).hexdigest()}
+    beside = {**counted, **system.objective.inputs, **{f"companions.{name}": c.fingerprint for name, c in system.companions.items()}}
     if any(other != beside for other in dist.gather_json(beside)):
         raise UserError(f"the ranks read different files beside the data ({', '.join(beside)}): copy the same to each machine")
     dist.barrier()  # until every rank has looked at the directory as it was
@@ -116,11 +120,14 @@ def _check_same(before: Run, recipe: Recipe, context: Context, start: checkpoint
     tokenizer: Tokenizer | None = before.tokenizer()
     if tokenizer is not None and context.tokenizer is not None and tokenizer.fingerprint != context.tokenizer.fingerprint:
         problems.append("the tokenizer differs from the one that the run began with")
+    counts = before.counts()
+    if counts is not None and context.counts is not None and not np.array_equal(counts, context.counts):
+        problems.append("the tokens of its data are counted otherwise than when it began")
     if problems:
         raise UserError(f"{before.directory} cannot be continued: {'; '.join(problems)}; set it back, or start a new run in another --out")
 
 
-def _describe_start(recipe: Recipe, stream: Stream, held_out: DataSet | None, fabric: Fabric) -> dict[str, Any]:
+def _describe_start(recipe: Recipe, stream: Stream, held_out: Sequence[DataSet], fabric: Fabric) -> dict[str, Any]:
     """What environment.json keeps of a start, so that any of its updates can be looked at and made again.
 
     The data and where it lies (addresses without user names, passwords and signatures), the size of a micro-batch, the devices, and the
@@ -129,7 +136,7 @@ def _describe_start(recipe: Recipe, stream: Stream, held_out: DataSet | None, fa
     device = fabric.device.type
     return {"micro_batch": stream.layout.size, "device": device, "precision": choose_precision(recipe.precision, device),
             "data": [{**_source(data), "weight": weight} for data, weight in zip(stream.sets, stream.order.weights, strict=True)],
-            "eval_data": None if held_out is None else _source(held_out), "recipe": recipe.to_dict()}
+            "eval_data": [_source(data) for data in held_out], "recipe": recipe.to_dict()}
 
 
 def _source(data: DataSet) -> Mapping[str, Any]:

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ...shared.errors import UserError, raise_problems
-from ...shared.family import Context
+from ...shared.family import Context, Task
 from ...shared.sample import IMAGE_FIELDS
 from ...shared.system import Objective, System
 from ...shared.tokenizer import Tokenizer
@@ -23,15 +25,33 @@ Data = str | Path | Sequence[tuple[str | Path, float]]
 """A data set's directory or URL, or a mixture of (directory or URL, weight)."""
 
 
+EvalData = str | Path | Sequence[str | Path] | None
+"""Held-out data: a directory or URL, or several, of which each task measures those that it uses (`Objective.reads`)."""
+
+
+def open_held_out(data: EvalData) -> tuple[DataSet, ...]:
+    """The held-out data sets; none where there is no such data."""
+    sources = () if data is None else (data,) if isinstance(data, (str, Path)) else data
+    return tuple(DataSet.open(source) for source in sources)
+
+
 def open_sets(data: Data) -> list[tuple[DataSet, float]]:
     """The data sets of a run with their weights."""
     sources = [(data, 1.0)] if isinstance(data, (str, Path)) else list(data)
     return [(DataSet.open(source), weight) for source, weight in sources]
 
 
-def read_context(data: Sequence[DataSet], held_out: DataSet | None, tokenizer: str | Path | Tokenizer | None) -> Context:
-    """What the data tells the system: its tokenizer and its classes, where every data set agrees on them."""
-    everything = [*data, *([] if held_out is None else [held_out])]
+def read_context(data: Sequence[DataSet], held_out: Sequence[DataSet], tokenizer: str | Path | Tokenizer | None,
+                 task: Task | None = None) -> Context:
+    """What the data tells the system: its tokenizer and its classes, where every data set agrees on them.
+
+    Args:
+        data: of the training.
+        held_out: of the evaluations.
+        tokenizer: what to use in the place of the data's.
+        task: what the network is trained for; it says whether tokens are counted.
+    """
+    everything = [*data, *held_out]
     source = tokenizer or next((d.tokenizer_dir for d in everything if d.tokenizer_dir is not None), None)
     found = Tokenizer.load(source) if isinstance(source, (str, Path)) else source
     problems: list[str] = []
@@ -58,7 +78,10 @@ def read_context(data: Sequence[DataSet], held_out: DataSet | None, tokenizer: s
         problems.append(f"the regions of the data sets differ ({told}): find them with one detector, and one --codebook")
     raise_problems(problems, "the data does not fit together")
     shape = (int(regions[0]["features"]), int(regions[0]["classes"])) if regions else None
-    return Context(found, lists[0] if lists else None, several_labels=bool(several), regions=shape)
+    counts = [d.counts() for d in data] if task is not None and task.reads_counts else []
+    known = [c for c in counts if c is not None]
+    total: np.ndarray | None = sum(known[1:], known[0]) if known and len(known) == len(counts) else None
+    return Context(found, lists[0] if lists else None, several_labels=bool(several), regions=shape, counts=total)
 
 
 def build_layout(recipe: Recipe, rank: int = 0, world: int = 1) -> BatchLayout:
