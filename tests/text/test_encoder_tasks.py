@@ -39,7 +39,7 @@ def tokenizers():
 
 
 def built(name: str, task: str, tokenizers, **options: Any):
-    tokenizer = tokenizers.get({"bart": "roberta"}.get(name, name), tokenizers["bert"])
+    tokenizer = tokenizers.get({"bart": "roberta", "longformer": "roberta"}.get(name, name), tokenizers["bert"])
     torch.manual_seed(0)
     system = polymodal.system(name, size="tiny", task=task, tokenizer=tokenizer, **{**SIZES.get(name, SMALL), **options})
     with torch.no_grad():  # every parameter random, so that a swapped or lost tensor shows
