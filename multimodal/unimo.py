@@ -60,6 +60,7 @@ from .region_pairs import MLM, MRC_KL, MRFR, PairSettings, RegionBatch, check_le
 from .unimo_data import (
     CAPTION,
     CONTRAST,
+    EACH,
     PAIRS,
     REGIONS,
     SEQ2SEQ,
@@ -284,11 +285,12 @@ class UnimoSystem(System[UnimoForPreTraining, UnimoObjective]):
         net: the network.
         objective: makes the batches.
         temperature: what the scores of `contrast` are divided by.
+        each: whether each positive candidate is to stand out, or their sum.
     """
 
-    def __init__(self, net: UnimoForPreTraining, objective: UnimoObjective, temperature: float) -> None:
+    def __init__(self, net: UnimoForPreTraining, objective: UnimoObjective, temperature: float, each: bool = False) -> None:
         super().__init__(net, objective)
-        self.temperature = temperature
+        self.temperature, self.each = temperature, each
 
     def forward(self, batch: UnimoBatch, carry: Any = None) -> Step:
         """The losses as sums over their targets; the heads of the other tasks run on no rows (`Objective.turns`)."""
@@ -322,17 +324,23 @@ class UnimoSystem(System[UnimoForPreTraining, UnimoObjective]):
     def _contrast(self, out: Streams, batch: UnimoBatch) -> Step:
         """-log of the positive candidates' share of all; beside it that of scores that are all alike."""
         scores, count = self.scores(out, batch) / self.temperature, len(batch.own)
-        right = batch.owners[batch.positive]
-        total = (log_sums(scores, batch.owners, count) - log_sums(scores[batch.positive], right, count)).sum()
-        step = Step({CONTRAST: Term(total, "examples")})
+        step = Step({CONTRAST: Term(self._shares(scores, batch).sum(), "examples")})
         if not self.training:
-            alike = torch.zeros_like(scores)
-            chance = log_sums(alike, batch.owners, count) - log_sums(alike[batch.positive], right, count)
+            chance = self._shares(torch.zeros_like(scores), batch)
             together, positive = scores[:len(batch.together)], batch.positive[:len(batch.together)]
             wrong = together.new_full((count,), float("-inf")).scatter_reduce(
                 0, batch.owners[:len(together)][~positive], together[~positive], "amax")
             step.metrics |= {"contrast_chance": (chance.sum(), count), "contrast_accuracy": ((together[batch.own] > wrong).sum(), count)}
         return step
+
+    def _shares(self, scores: Tensor, batch: UnimoBatch) -> Tensor:
+        """-log of the positive candidates' share in each example, [E]: of all together, or the mean of each one beside the negatives."""
+        owners, positive, count = batch.owners, batch.positive, len(batch.own)
+        if not self.each:
+            return log_sums(scores, owners, count) - log_sums(scores[positive], owners[positive], count)
+        wrong = log_sums(scores[~positive], owners[~positive], count)[owners[positive]]
+        losses = F.softplus(wrong - scores[positive])
+        return losses.new_zeros(count).index_add(0, owners[positive], losses) / torch.bincount(owners[positive], minlength=count)
 
     def measured(self) -> tuple[str, ...]:
         """See `System.measured`."""
@@ -390,7 +398,7 @@ def create(config: UnimoConfig, settings: UnimoSettings, context: Context) -> Un
     def make(tokenizer: Any) -> UnimoObjective:
         return UnimoObjective(tokenizer.fitting(config.vocab_size), settings, config.visual_feat_dim, classes, longest)
 
-    return UnimoSystem(UnimoForPreTraining(config), context.objective("unimo", make), settings.temperature)
+    return UnimoSystem(UnimoForPreTraining(config), context.objective("unimo", make), settings.temperature, settings.positives == EACH)
 
 
 def create_ranking(config: UnimoConfig, settings: pair_ranking.RankingSettings, context: Context) -> pair_ranking.RankingSystem:

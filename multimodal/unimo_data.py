@@ -38,6 +38,7 @@ from .region_pairs import PairSettings, RegionBatch, RegionReader, batch_of_pair
 WORDS, SEQ2SEQ, REGIONS, PAIRS, CAPTION, CONTRAST = "words", "seq2seq", "regions", "pairs", "caption", "contrast"
 TASKS = (WORDS, PAIRS, SEQ2SEQ, CAPTION, REGIONS, CONTRAST)
 TEXTS, PICTURES = (WORDS, SEQ2SEQ), (REGIONS,)
+SUM, EACH = "sum", "each"
 NEAR = "near{}."
 """Before the fields of a retrieved picture's regions, with its number."""
 
@@ -80,6 +81,8 @@ class UnimoSettings(PairSettings):
     """Retrieved texts, and retrieved pictures, in an example of `contrast`, at most."""
     temperature: float = 0.1
     """What the scores of `contrast` are divided by."""
+    positives: str = "sum"
+    """What of the candidates that belong to a pair is to stand out: `sum`, as in the paper, where one of them will do, or `each`."""
 
     def problems(self) -> list[str]:
         """What is wrong with the fields."""
@@ -94,6 +97,8 @@ class UnimoSettings(PairSettings):
             found.append(f"max_text_length is {self.max_text_length}, expected at least 8 tokens")
         if not any(getattr(self, name) for name in TASKS):
             found.append(f"{', '.join(TASKS)} are all 0: at least one task must have an update in a cycle")
+        if self.positives not in (SUM, EACH):
+            found.append(f"positives is {self.positives!r}, expected {SUM} or {EACH}")
         return found + ([] if self.temperature > 0 else [f"temperature is {self.temperature}, expected more than 0"])
 
     @property

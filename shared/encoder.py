@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from .attention import Attention
 from .attention.mask import Mask
+from .attention.plan import Seen
 from .attention.position import document_positions
 from .block import Block, FeedForward, LayerNorm
 from .config import Config
@@ -100,6 +101,44 @@ class EncoderConfig(Config):
         return True
 
 
+class EncoderShape(Protocol):
+    """What an `Encoder` reads of its config. Where the reference has other names (DistilBERT), the config has these beside them."""
+
+    # what each is, `EncoderConfig` says
+    @property
+    def vocab_size(self) -> int: ...  # noqa: D102
+    @property
+    def hidden_size(self) -> int: ...  # noqa: D102
+    @property
+    def num_hidden_layers(self) -> int: ...  # noqa: D102
+    @property
+    def num_attention_heads(self) -> int: ...  # noqa: D102
+    @property
+    def intermediate_size(self) -> int: ...  # noqa: D102
+    @property
+    def hidden_act(self) -> str: ...  # noqa: D102
+    @property
+    def hidden_dropout_prob(self) -> float: ...  # noqa: D102
+    @property
+    def attention_probs_dropout_prob(self) -> float: ...  # noqa: D102
+    @property
+    def max_position_embeddings(self) -> int: ...  # noqa: D102
+    @property
+    def type_vocab_size(self) -> int: ...  # noqa: D102
+    @property
+    def initializer_range(self) -> float: ...  # noqa: D102
+    @property
+    def layer_norm_eps(self) -> float: ...  # noqa: D102
+    @property
+    def pad_token_id(self) -> int | None: ...  # noqa: D102
+    @property
+    def table_size(self) -> int: ...  # noqa: D102
+    @property
+    def position_offset(self) -> int: ...  # noqa: D102
+    @property
+    def longest_input(self) -> int: ...  # noqa: D102
+
+
 @dataclass
 class EncoderOutput:
     """Outputs of an `Encoder`."""
@@ -128,7 +167,7 @@ class Encoder(nn.Module):
         pooler: whether to read a summary off the first token.
     """
 
-    def __init__(self, config: EncoderConfig, *, pooler: bool = True) -> None:
+    def __init__(self, config: EncoderShape, *, pooler: bool = True) -> None:
         super().__init__()
         self.config = config
         self.embed = TokenEmbedding(config.vocab_size, config.table_size, max_positions=config.max_position_embeddings,
@@ -176,6 +215,7 @@ class Encoder(nn.Module):
         lengths: tuple[int, ...] | None = None,
         mask: Mask | Sequence[Mask] | None = None,
         output_hidden_states: bool = False,
+        seen: list[Seen] | None = None,
     ) -> EncoderOutput:
         """Encode a padded batch, or documents packed in one row.
 
@@ -190,13 +230,14 @@ class Encoder(nn.Module):
             mask: which keys a token sees, for all layers or in turns, instead of all that are no padding and in its document; excludes
                 `attention_mask`.
             output_hidden_states: keep the output of every block.
+            seen: a list that receives the queries and keys of every layer.
         """
         assert attention_mask is None or (lengths is None and mask is None), "packed documents, and other masks, need no padding mask"
         if position_ids is None:
             position_ids = self.default_positions(input_ids) if lengths is None else document_positions(lengths, input_ids.device)
-        seen = self.mask(input_ids, attention_mask, lengths) if mask is None else mask
+        visible = self.mask(input_ids, attention_mask, lengths) if mask is None else mask
         kept: list[Tensor] | None = [] if output_hidden_states else None
-        x = self.stack(self.embed(input_ids, position_ids, token_type_ids), seen, hidden_states=kept)
+        x = self.stack(self.embed(input_ids, position_ids, token_type_ids), visible, hidden_states=kept, seen=seen)
         pooled = None if self.pooler is None else self.pooler(first_tokens(x, lengths))
         return EncoderOutput(x, pooled, None if kept is None else tuple(kept))
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SoftmaxGradient = Callable[[Tensor, Tensor], Tensor]
-"""(logits [N, V], targets [N]) -> the summed loss; the logits become the gradient."""
+"""(logits [N, V], targets [N, ...]) -> the summed loss; the logits become the gradient."""
 
 IGNORE = -100
 """The label that counts for nothing."""
@@ -95,7 +95,7 @@ def linear_cross_entropy_sum(hidden: Tensor, weight: Tensor, bias: Tensor | None
         hidden: [N, D].
         weight: [V, D].
         bias: [V] or None.
-        targets: [N]; label -100 is ignored.
+        targets: [N]; label -100 is ignored. Another `soften` may read anything with a row for each of the N.
         chunk: rows at a time; by default as many as make `CHUNK_LOGITS` logits (on a GPU `DEVICE_CHUNK_LOGITS`).
         soften: what goes over the logits: `softmax_gradient_`, or a compiled one.
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .attention.cache import KVCache
 from .attention.choose import make_plan
 from .attention.mask import Mask
-from .attention.plan import Plan
+from .attention.plan import Plan, Seen, Watched
 from .block import Block
 from .errors import UserError
 
@@ -59,6 +59,7 @@ class Stack(nn.Module):
         memory_mask: Mask | None = None,
         cache: KVCache | None = None,
         hidden_states: list[Tensor] | None = None,
+        seen: list[Seen] | None = None,
     ) -> Tensor:
         """Run all layers.
 
@@ -73,6 +74,7 @@ class Stack(nn.Module):
             cache: earlier positions; the new ones are added to it.
             hidden_states: a list that receives the input and every layer's output (the last one after
                 `final_norm`).
+            seen: a list that receives the queries and keys of every layer's self-attention.
 
         Returns:
             [B, S, D].
@@ -88,7 +90,10 @@ class Stack(nn.Module):
             layer = cache.layer(number) if cache is not None else None
             same = next((n for n in range(number) if self._share(n, number, masks)), None)
             plans.append(self._plan(number, masks, batch, length, past, x) if same is None else plans[same])
-            x = self.block(number)(x, plans[number], memory, memory_plan, layer)
+            watched = Watched(plans[number]) if seen is not None else None  # one for each layer: a compiled one is compiled once
+            x = self.block(number)(x, watched or plans[number], memory, memory_plan, layer)
+            if seen is not None and watched is not None:
+                seen += watched.seen[:1]  # layers that are computed again are seen again
         if cache is not None:
             cache.advance(length)
         if self.final_norm is not None:

@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from types import MappingProxyType
-from typing import Any, ClassVar, Generic, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, cast
 
 import numpy as np
 import torch
@@ -27,6 +27,9 @@ from typing_extensions import TypeVar  # with defaults: typing's has them from P
 
 from .errors import UserError
 from .sample import Sample
+
+if TYPE_CHECKING:
+    from .tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,11 +163,14 @@ class Companion:
         source: where it lies, for messages.
         load: reads it.
         fingerprint: that it must have; empty for any.
+        tokenizer: reads its tokenizer, where it has one.
     """
 
-    def __init__(self, source: str, load: Callable[[], nn.Module], fingerprint: str = "") -> None:
+    def __init__(self, source: str, load: Callable[[], nn.Module], fingerprint: str = "",
+                 tokenizer: Callable[[], Tokenizer | None] = lambda: None) -> None:
         self.source = source
-        self._load, self._expected = load, fingerprint
+        self._load, self._expected, self._load_tokenizer = load, fingerprint, tokenizer
+        self._tokenizer: tuple[Tokenizer | None] | None = None
         self._net: nn.Module | None = None
         self._fingerprint = ""
 
@@ -194,10 +200,19 @@ class Companion:
         """sha256 of its config and weights; the same in any file format."""
         return self._fingerprint if self.net else ""
 
-    def on(self, device: torch.device) -> Any:
-        """The network on a device."""
-        if next(self.net.parameters()).device != device:
-            self._net = self.net.to(device)
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer that lies with it; None where it has none."""
+        self._tokenizer = self._tokenizer or (self._load_tokenizer(),)
+        return self._tokenizer[0]
+
+    def on(self, device: torch.device, dtype: torch.dtype | None = None) -> Any:
+        """The network on a device, with weights of a type; by default of the type that they have."""
+        first = next(self.net.parameters())
+        if dtype is not None and dtype.itemsize > first.dtype.itemsize:  # half of the digits may be lost: read them again
+            self._net = None
+        if first.device != device or dtype not in (None, first.dtype):
+            self._net = self.net.to(device, dtype)
         return self.net
 
 

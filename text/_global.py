@@ -17,7 +17,7 @@ from ..shared.attention import Attention
 from ..shared.attention.cache import LayerCache
 from ..shared.attention.choose import make_plan
 from ..shared.attention.mask import Mask, on_device
-from ..shared.attention.plan import Plan, Shape, outside_graphs
+from ..shared.attention.plan import Plan, Shape, Watched, outside_graphs
 from ..shared.packed import starts
 
 
@@ -91,11 +91,12 @@ class GlobalAttention(Attention):
 
     def forward(self, x: Tensor, plan: Plan, memory: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
         """Attend; arguments as in `Attention.forward`, without memory and cache."""
-        assert isinstance(plan, Globals) and memory is None and cache is None
+        known = plan.plan if isinstance(plan, Watched) else plan
+        assert isinstance(known, Globals) and memory is None and cache is None
         q, k, v = self.split(self.qkv(x), 3)
         dropout = self.dropout if self.training else 0.0
         tokens = plan(q, k, v, self.scale, dropout).transpose(1, 2).flatten(2)  # [B, S, D]
-        return self.out(tokens if plan.places is None else self._with_globals(x, tokens, plan, dropout))
+        return self.out(tokens if known.places is None else self._with_globals(x, tokens, known, dropout))
 
     @outside_graphs
     def _with_globals(self, x: Tensor, tokens: Tensor, plan: Globals, dropout: float) -> Tensor:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ..shared.config import MULTI_LABEL, need_one_class_each
+from ..shared.errors import UserError
 from ..shared.family import Context
 from ..shared.heads import class_scores
 from ..shared.loss import accuracy_sum, cross_entropy_sum
@@ -45,7 +46,7 @@ from .encoder_task import (
 )
 from .framing import SummaryToken
 from .labels import LISTED, LabelsObjective, LabelsSystem
-from .tasks import SequenceClassifier
+from .tasks import EarlyExit, SequenceClassifier, TextReader
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,20 +143,41 @@ class TextClassifier:
 
     Args:
         model: in eval mode.
-        tokenizer: the model's.
+        tokenizer: the model's; None where that reads texts without one.
+        speed: for a model from which texts can leave early, see `EarlyExit`.
+
+    Raises:
+        UserError: `speed` is for another model, or out of its range.
     """
 
-    def __init__(self, model: SequenceClassifier, tokenizer: Tokenizer) -> None:
+    def __init__(self, model: SequenceClassifier, tokenizer: Tokenizer | None, speed: float | None = None) -> None:
         self.model = model
+        if speed is not None:
+            if not isinstance(model, EarlyExit):
+                raise UserError(f"speed is for networks with a classifier behind each layer (fastbert), and this is a "
+                                f"{type(model).__name__}: leave it out")
+            model.hurry(speed)
         self.labels = class_names(model.config)
-        self._objective = objective_of(model.config, tokenizer)
+        self._objective = None if tokenizer is None or isinstance(model, TextReader) else objective_of(model.config, tokenizer)
 
     @torch.no_grad()
     def probabilities(self, texts: Sequence[tuple[str, str | None]]) -> Tensor:
         """The scores of the classes (`class_scores`) of texts, each with the second text of its pair or None: [N, classes], on the CPU."""
+        if isinstance(self.model, TextReader):
+            return class_scores(self.model.logits(texts).float(), self.model.config).cpu()
+        return self.scored(self.framed(texts))[0]
+
+    def framed(self, texts: Sequence[tuple[str, str | None]]) -> ClassifyBatch:
+        """Texts as the model reads them, on its device."""
+        assert self._objective is not None, f"a {type(self.model).__name__} reads texts itself"
         device = next(self.model.parameters()).device
-        batch = self._objective.collate([ClassifyExample(*self._objective.frame(*text), 0) for text in texts]).to(device)
-        return class_scores(read(self.model, batch).logits.float(), self.model.config).cpu()
+        return self._objective.collate([ClassifyExample(*self._objective.frame(*text), 0) for text in texts]).to(device)
+
+    @torch.no_grad()
+    def scored(self, batch: ClassifyBatch) -> tuple[Tensor, Any]:
+        """The scores of framed texts as `probabilities` gives them, and all that the network gave."""
+        out = read(self.model, batch)
+        return class_scores(out.logits.float(), self.model.config).cpu(), out
 
 
 def objective_of(config: Any, tokenizer: Tokenizer, settings: TaskSettings | None = None) -> ClassifyObjective:

@@ -73,7 +73,7 @@ class FramedObjective(Objective[ExampleT]):
         tokenizer: the vocabulary.
         what: what reads the texts, for messages ("classification").
         max_length: tokens of a text, special ones included.
-        token_types: rows of the trunk's table of token types.
+        token_types: rows of the trunk's table of token types; 0 for none.
         summary: where the network reads its summary of a text.
     """
 
@@ -92,7 +92,7 @@ class FramedObjective(Objective[ExampleT]):
     def around(self, a: Sequence[int], b: Sequence[int] | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Ids and token types, int64 [S] each, of token ids that fit."""
         ids, types = self.framed(a, b)
-        return ids, types.clip(max=self.token_types - 1)
+        return ids, types.clip(max=max(self.token_types, 1) - 1)
 
     def tokens_of(self, example: Any) -> int:
         """The text's."""
@@ -174,7 +174,7 @@ class Use(ABC, Generic[InputT, TruthT, AnswerT]):
 
     Args:
         model: in eval mode, with the task's head.
-        tokenizer: the model's.
+        tokenizer: the model's; None where that reads text without one.
     """
 
     task: ClassVar[str]
@@ -183,10 +183,10 @@ class Use(ABC, Generic[InputT, TruthT, AnswerT]):
     """What a labelled sample must hold, in the words of the evaluations."""
     head: ClassVar[type[nn.Module]]
     """The class of the networks."""
-    method: ClassVar[str]
+    method: str
     """How it is measured, in a few words."""
 
-    def __init__(self, model: nn.Module, tokenizer: Tokenizer) -> None:
+    def __init__(self, model: nn.Module, tokenizer: Tokenizer | None) -> None:
         self.model = model
 
     @classmethod

@@ -21,7 +21,7 @@ from ..shared.convert import Alias, Rename, Rule, Tied, affine
 from ..shared.corrupt import Masked, choose_places, prediction_count, replace_places
 from ..shared.documents import apart, documents
 from ..shared.embed import normal_
-from ..shared.encoder import Encoder, EncoderConfig, EncoderOutput
+from ..shared.encoder import Encoder, EncoderOutput, EncoderShape
 from ..shared.errors import UserError
 from ..shared.heads import LMHead, Transform
 from ..shared.loss import accuracy_sum, cross_entropy_sum, perplexity
@@ -53,7 +53,7 @@ class MaskedWords(nn.Module):
         activation: of the head; by default the config's.
     """
 
-    def __init__(self, trunk: Encoder, config: EncoderConfig, activation: str | None = None) -> None:
+    def __init__(self, trunk: Encoder, config: EncoderShape, activation: str | None = None) -> None:
         super().__init__()
         self.config = config
         self.trunk = trunk

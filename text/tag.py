@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -41,7 +41,7 @@ from .encoder_task import (
 )
 from .entities import are_entities, counts
 from .framing import SummaryToken
-from .tasks import TokenClassifier
+from .tasks import TokenClassifier, WordTagger
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +64,21 @@ class TagBatch(FramedBatch):
     """Words of each sentence, N numbers with sum W."""
 
 
+def tag_number(tag: str | int, labels: Sequence[str], sample: Sample) -> int:
+    """The number of a tag among `labels`, which has its name or its number."""
+    found = tag if not isinstance(tag, str) else labels.index(tag) if tag in labels else -1
+    if not 0 <= found < len(labels):
+        known = ", ".join(labels[:8]) + (" ..." if len(labels) > 8 else "")
+        raise sample.bad(f"the tag {tag!r}; the model has {known}")
+    return found
+
+
+def entity_metrics(truths: Sequence[Sequence[str]], guesses: Sequence[Sequence[str]]) -> dict[str, tuple[Tensor, Tensor]]:
+    """F1, precision and recall of the entities of sentences, as sums with counts."""
+    right, found, there = torch.tensor([counts(*pair) for pair in zip(truths, guesses, strict=True)]).sum(0)
+    return {"entity_f1": (2 * right, found + there), "entity_precision": (right, found), "entity_recall": (right, there)}
+
+
 class TagObjective(FramedObjective[TagExample]):
     """Words with their tags."""
 
@@ -72,20 +87,11 @@ class TagObjective(FramedObjective[TagExample]):
         """Make the data side for the tags `labels`; the other arguments as in `FramedObjective`."""
         super().__init__(tokenizer, "tagging", max_length, token_types, summary)
         self.labels = labels
-        self.numbers = {name: number for number, name in enumerate(labels)}
 
     def example(self, sample: Sample, rng: np.random.Generator) -> Iterator[TagExample]:
         """Yield the parts of a sentence."""
         words, tags = sample.tags()
-        yield from self.parts(words, [self.number(tag, sample) for tag in tags])
-
-    def number(self, tag: str | int, sample: Sample) -> int:
-        """The number of a tag."""
-        found = self.numbers.get(tag) if isinstance(tag, str) else tag
-        if found is None or not 0 <= found < len(self.labels):
-            known = ", ".join(self.labels[:8]) + (" ..." if len(self.labels) > 8 else "")
-            raise sample.bad(f"the tag {tag!r}; the model has {known}")
-        return found
+        yield from self.parts(words, [tag_number(tag, self.labels, sample) for tag in tags])
 
     def parts(self, words: Sequence[str], labels: Sequence[int]) -> Iterator[TagExample]:
         """The words, cut between words into parts that fit. A word that is longer than a part loses its end."""
@@ -138,9 +144,7 @@ class TagSystem(System[TokenClassifier, TagObjective]):
         step = Step({"tagging": Term(cross_entropy_sum(logits, batch.labels), "words", labels=batch.labels)},
                     {"accuracy": (accuracy_sum(logits, batch.labels), len(batch.labels))})
         if not self.training and self.with_entities:
-            truths, guesses = (self._sentences(numbers, batch) for numbers in (batch.labels, logits.argmax(-1)))
-            right, found, there = torch.tensor([counts(*pair) for pair in zip(truths, guesses, strict=True)]).sum(0)
-            step.metrics |= {"entity_f1": (2 * right, found + there), "entity_precision": (right, found), "entity_recall": (right, there)}
+            step.metrics |= entity_metrics(*(self._sentences(numbers, batch) for numbers in (batch.labels, logits.argmax(-1))))
         return step
 
     def measured(self) -> tuple[str, ...]:
@@ -162,28 +166,36 @@ class TagSystem(System[TokenClassifier, TagObjective]):
 
 
 class Tagger(Use[Sequence[str], list[str], list[str]]):
-    """Tags words."""
+    """Tags words. A network that reads words as they are needs no tokenizer."""
 
     task = "tag"
     needs = ("annotations",)
     head = TokenClassifier
-    method = "first token of each word"
+    method: str = "first token of each word"
 
-    def __init__(self, model: TokenClassifier, tokenizer: Tokenizer) -> None:
+    def __init__(self, model: TokenClassifier, tokenizer: Tokenizer | None) -> None:
         super().__init__(model, tokenizer)
         self.labels = class_names(model.config)
         self.with_entities = are_entities(self.labels)
+        self._objective: TagObjective | None = None
+        self._tokenizer = tokenizer
+        if isinstance(model, WordTagger):
+            self.method = "its words"
+            return
+        assert tokenizer is not None
         vocabulary, length = fitting(tokenizer, model.config)
         self._objective = TagObjective(vocabulary, self.labels, length, model.config.type_vocab_size, model.config.summary_token)
 
     def labelled(self, sample: Sample) -> tuple[Sequence[str], list[str]]:
         """Words, and the names of their tags."""
         words, tags = sample.tags()
-        return words, [self.labels[self._objective.number(tag, sample)] for tag in tags]
+        return words, [self.labels[tag_number(tag, self.labels, sample)] for tag in tags]
 
     @torch.no_grad()
     def answer(self, inputs: Sequence[Sequence[str]]) -> list[list[str]]:
         """A tag for each word of each sentence."""
+        if self._objective is None:
+            return [[self.labels[n] for n in tags] for tags in cast("WordTagger", self.model).tag(inputs, self._tokenizer)]
         batch = self._objective.collate([part for words in inputs for part in self._objective.parts(words, [0] * len(words))])
         batch = batch.to(self.device)
         best = read(self.model, batch).logits[0, batch.word_rows].argmax(-1)

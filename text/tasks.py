@@ -8,7 +8,7 @@ does) and returns logits; losses belong to fine-tuning.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -18,7 +18,9 @@ from ..shared.block import activation as activation_called
 from ..shared.convert import Rule, affine
 from ..shared.embed import normal_
 from ..shared.encoder import Encoder, EncoderOutput, first_tokens
+from ..shared.errors import UserError
 from ..shared.family import Net, transformers
+from ..shared.tokenizer import Tokenizer
 
 
 class TaskConfig(Protocol):
@@ -98,10 +100,63 @@ class SequenceClassifier(nn.Module):
     config: Any
 
 
+@dataclass
+class EarlyExitOutput(ClassifierOutput):
+    """Outputs of an `EarlyExit`."""
+
+    exit_layers: Tensor | None = None
+    """int64 [B]: how many layers each text went through."""
+
+
+class EarlyExit(SequenceClassifier, ABC):
+    """A classifier of texts that can answer before its last layer, where it is certain enough; its forward gives an `EarlyExitOutput`."""
+
+    speed: float | None = None
+    """The uncertainty, from 0 to 1, at which a text leaves; None: all go through all layers."""
+
+    def hurry(self, speed: float) -> None:
+        """Let texts leave early.
+
+        Raises:
+            UserError: `speed` is not between 0 and 1.
+        """
+        if not 0 <= speed <= 1:
+            raise UserError(f"speed is {speed}, expected a number from 0 (hardly any text leaves early) to 1 (each leaves behind layer 1)")
+        self.speed = speed
+
+    @abstractmethod
+    def operations(self, length: int, depth: int) -> float:
+        """Floating-point operations for a text of `length` tokens that goes through `depth` layers, without its embedding."""
+
+
 class TokenClassifier(nn.Module):
     """A network whose forward maps texts to logits [B, S, classes]; `config` names the classes."""
 
     config: Any
+
+
+class WordTagger(TokenClassifier):
+    """A network that tags words as they are, and brings what it reads them with, but a vocabulary of its own where it has one."""
+
+    needs_tokenizer: bool = False
+    """Whether it has a vocabulary of its own."""
+
+    @abstractmethod
+    def tag(self, sentences: Sequence[Sequence[str]], tokenizer: Tokenizer | None = None) -> list[list[int]]:
+        """The numbers of the most probable tags of each sentence's words."""
+
+
+class TextReader(SequenceClassifier):
+    """A network that classifies texts as they are, and brings what it reads them with."""
+
+    @abstractmethod
+    def logits(self, texts: Sequence[tuple[str, str | None]]) -> Tensor:
+        """[N, classes] of texts, each with the second text of its pair or None."""
+
+
+def reads_alone(model: nn.Module) -> bool:
+    """Whether a network reads texts without a tokenizer."""
+    return isinstance(model, TextReader) or (isinstance(model, WordTagger) and not model.needs_tokenizer)
 
 
 class SequenceClassification(_Task, SequenceClassifier):
@@ -128,11 +183,18 @@ class SequenceClassification(_Task, SequenceClassifier):
 
 
 class DenseHead(nn.Module):
-    """Classes from one token [D]: a dense layer and an activation where BERT has its pooler, then the classes."""
+    """Classes from one token [D]: a dense layer and an activation where BERT has its pooler, then the classes.
 
-    def __init__(self, config: TaskConfig, activation: str) -> None:
+    Args:
+        config: the trunk's.
+        activation: behind the dense layer.
+        drops_first: whether there is dropout before the dense layer, too (DistilBERT has none).
+    """
+
+    def __init__(self, config: TaskConfig, activation: str, *, drops_first: bool = True) -> None:
         super().__init__()
         self.dropout = nn.Dropout(_dropout(config))
+        self.drops_first = drops_first
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.activation = activation_called(activation)
         self.out = nn.Linear(config.hidden_size, config.num_labels)
@@ -140,7 +202,7 @@ class DenseHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, D] to [B, classes]."""
-        return self.out(self.dropout(self.activation(self.dense(self.dropout(x)))))
+        return self.out(self.dropout(self.activation(self.dense(self.dropout(x) if self.drops_first else x))))
 
 
 class DenseClassification(SequenceClassifier):
@@ -150,13 +212,14 @@ class DenseClassification(SequenceClassifier):
         trunk: without pooler, or one that hands on a token's state (BART: the last one's).
         config: the trunk's.
         activation: of the head.
+        drops_first: see `DenseHead`.
     """
 
-    def __init__(self, trunk: nn.Module, config: TaskConfig, activation: str) -> None:
+    def __init__(self, trunk: nn.Module, config: TaskConfig, activation: str, *, drops_first: bool = True) -> None:
         super().__init__()
         self.config = config
         self.trunk = trunk
-        self.head = DenseHead(config, activation)
+        self.head = DenseHead(config, activation, drops_first=drops_first)
 
     def forward(
         self,
@@ -206,10 +269,10 @@ class TokenClassification(_Task, TokenClassifier):
 
 
 class QuestionAnswering(_Task):
-    """Start and end of the answer within the input. No dropout before the head."""
+    """Start and end of the answer within the input. By default no dropout before the head."""
 
-    def __init__(self, trunk: nn.Module, config: TaskConfig) -> None:
-        super().__init__(trunk, config, 2, 0.0)
+    def __init__(self, trunk: nn.Module, config: TaskConfig, dropout: float = 0.0) -> None:
+        super().__init__(trunk, config, 2, dropout)
 
     def forward(
         self,

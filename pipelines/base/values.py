@@ -39,6 +39,16 @@ def parse_size(text: str, option: str) -> int:
         raise UserError(f"{option} {text!r} is not a size: expected bytes, or a number such as 256M or 80G") from None
 
 
+def parse_speeds(text: str | None) -> tuple[float, ...]:
+    """Numbers from 0 to 1, such as `0.1,0.5,0.8`, each once; none of None."""
+    if text is None:
+        return ()
+    parts = [part.strip() for part in text.split(",")]
+    if not all(_is_number(part) and 0 <= float(part) <= 1 for part in parts):
+        raise UserError(f"--speed {text!r}: expected numbers from 0 to 1, such as 0.1,0.5,0.8")
+    return tuple(dict.fromkeys(float(part) for part in parts))
+
+
 def parse_mixture(data: Sequence[str]) -> str | list[tuple[str, float]]:
     """One data set, or a mixture of DIR=WEIGHT (weight 1 where none is given)."""
     parts: list[tuple[str, float]] = []

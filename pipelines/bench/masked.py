@@ -72,7 +72,7 @@ def text_lengths(setup: TrainSetup) -> tuple[int, ...]:
     return tuple(length // 2 for length in setup.lengths)
 
 
-def _inputs(setup: TrainSetup, batch: MaskedBatch, **more: Tensor) -> dict[str, Tensor]:
+def inputs_of(setup: TrainSetup, batch: MaskedBatch, **more: Tensor) -> dict[str, Tensor]:
     """The batch as padded rows, with a label at every place that is to be predicted."""
     labels = torch.full((batch.tokens,), IGNORE)
     labels[batch.target_rows] = batch.targets
@@ -96,14 +96,14 @@ def peer_of(setup: TrainSetup, ours: System, name: str) -> nn.Module:
 def bert_peer(setup: TrainSetup, ours: System) -> tuple[nn.Module, Loss]:
     """BERT with its two losses."""
     batch = bert_batch(setup)
-    inputs = _inputs(setup, batch, next_sentence_label=batch.next_sentence)
+    inputs = inputs_of(setup, batch, next_sentence_label=batch.next_sentence)
     return peer_of(setup, ours, "BertForPreTraining"), lambda m: m(**inputs).loss
 
 
 def unilm_peer(setup: TrainSetup, ours: System) -> tuple[nn.Module, Loss]:
     """BERT with a 4-D mask of bools, and its loss of masked words alone."""
     batch = unilm_batch(setup)
-    inputs = _inputs(setup, batch)
+    inputs = inputs_of(setup, batch)
     labels, width = inputs.pop("labels"), max(setup.lengths)
     place = torch.arange(width)
     sees = [(place[None] < n) & ((place[None] <= place[:, None]) | (place[None] < s)) for n, s in zip(setup.lengths, text_lengths(setup))]
@@ -114,14 +114,14 @@ def unilm_peer(setup: TrainSetup, ours: System) -> tuple[nn.Module, Loss]:
 
 def roberta_peer(setup: TrainSetup, ours: System) -> tuple[nn.Module, Loss]:
     """RoBERTa, which finds the positions itself."""
-    inputs = _inputs(setup, masked_batch(setup))
+    inputs = inputs_of(setup, masked_batch(setup))
     return peer_of(setup, ours, "RobertaForMaskedLM"), lambda m: m(**inputs).loss
 
 
 def albert_peer(setup: TrainSetup, ours: System) -> tuple[nn.Module, Loss]:
     """ALBERT with its two losses."""
     batch = bert_batch(setup)
-    inputs = _inputs(setup, batch, sentence_order_label=batch.next_sentence)
+    inputs = inputs_of(setup, batch, sentence_order_label=batch.next_sentence)
     return peer_of(setup, ours, "AlbertForPreTraining"), lambda m: m(**inputs).loss
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, TypeVar, cast
 
 import torch
@@ -22,9 +23,24 @@ from torch import Tensor, nn
 from ...registry import family
 from ...shared.convert import Rule, to_theirs
 from ...shared.family import Context
-from ...shared.system import Batch, System
+from ...shared.system import Batch, Companion, System
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A network that is read and not trained, with random weights."""
+
+    name: str
+    """As a task calls it (`Task.companions`)."""
+    family: str
+    architecture: str
+    config: Any
+
+    def build(self) -> nn.Module:
+        """The network."""
+        return next(net for net in family(self.family).nets if net.architecture == self.architecture).build(self.config)
 
 
 @dataclass(frozen=True)
@@ -42,6 +58,8 @@ class TrainSetup:
     seed: int = 0
     task: str = ""
     """What the network is fine-tuned for; pretraining by default."""
+    beside: tuple[Beside, ...] = ()
+    """What both sides read beside it."""
 
     @property
     def family(self) -> str:
@@ -82,7 +100,8 @@ class Pairing:
 def our_system(setup: TrainSetup) -> System:
     """The family's own system on the setup's device, as the trainer would build it, without a tokenizer."""
     task = family(setup.family).task(setup.task)
-    return fresh(lambda: task.build(setup.config, {}, Context(net_only=True)), setup.seed, setup.device)
+    companions = {each.name: Companion("here", partial(fresh, each.build, setup.seed)) for each in setup.beside}
+    return fresh(lambda: task.build(setup.config, {}, Context(net_only=True, companions=companions)), setup.seed, setup.device)
 
 
 def fresh(build: Callable[[], ModuleT], seed: int, device: str = "cpu") -> ModuleT:

@@ -40,7 +40,7 @@ from ...vision.beit import BeitConfig
 from ...vision.mae import MAEConfig
 from ...vision.vit import ViTConfig
 from ..train.layers import compile_parts
-from . import tuned
+from . import taught, tuned
 from .case import Agreement, Case, Cases, Contender, Options
 from .machine import fast_bfloat16
 from .pairing import Loss, TrainSetup, our_system
@@ -264,7 +264,7 @@ def setups(quick: bool) -> list[tuple[str, TrainSetup]]:
         ("ALBERT, natural lengths", TrainSetup("albert", lite, natural_lengths(rows * 4, length)).still()),
         ("UniLM, texts with targets, full rows", TrainSetup("unilm", unified, full).still()),
         ("UniLM, texts with targets, natural lengths", TrainSetup("unilm", unified, natural_lengths(rows * 4, length)).still()),
-        ("UNITER, masked words, natural lengths", TrainSetup("uniter", regional, region_lengths(rows * 16, 140)).still()),
+        ("UNITER, masked words, natural lengths", TrainSetup("uniter", regional, region_lengths(rows * 6, 140)).still()),
         ("UNIMO, captions, natural lengths", TrainSetup("unimo", unimodal, region_lengths(rows * 8, 140)).still()),
         ("XLNet, full rows", TrainSetup("xlnet", permuted, full).still()),
         ("GPT-2, full rows", TrainSetup("gpt2", decoder, full).still()),
@@ -282,6 +282,7 @@ def setups(quick: bool) -> list[tuple[str, TrainSetup]]:
         ("CLIP ViT-B/32 width", TrainSetup("clip", towers, caption_lengths(4 if quick else 32, length))),
         ("GPT-2, full rows, plain torch", TrainSetup("gpt2-plain", decoder, full).still()),
         ("ELMo, sentences, plain torch", TrainSetup("elmo", ElmoConfig(**limitless), sentence_lengths(rows * 4, 100)).still()),
+        *taught.setups(trunk, {"full rows": full, "natural lengths": natural_lengths(rows * 4, length)}),
         *tuned.setups(trunk, {
             "natural lengths": (natural_lengths(rows * 4, length), natural_lengths(rows * 4, min(384, length))),
             "sentences and windows": (sentence_lengths(rows * 8, length), window_lengths(rows * 4, min(384, length)))}),

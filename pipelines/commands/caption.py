@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..base.options import Device, Json, LengthPenalty, ModelTokenizer
+from ..base.options import Detector, Device, Json, LengthPenalty, ModelTokenizer, RegionCount, Tower
 
 ORDER = 58
 
@@ -23,10 +23,8 @@ def caption(
         help="Pictures (JPEG, PNG, WebP, GIF, TIFF, BMP), folders of them, or - for stdin: one picture, or paths, one a line.")],
     model: Annotated[str, typer.Option(
         metavar="MODEL", help="Model directory, run, checkpoint, or hub id: a UNIMO, pretrained or tuned for captions.")],
-    tower: Annotated[str, typer.Option(
-        metavar="MODEL", help="The CLIP, ViT or MAE over whose patches the regions were found that it was trained on.")],
     tokenizer: ModelTokenizer = None,
-    regions: Annotated[int, typer.Option(min=1, help="Regions of a picture, as it was trained on: a square number.")] = 36,
+    detector: Detector = "grid", tower: Tower = None, regions: RegionCount = 36,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a caption, at most.")] = 60,
     min_new_tokens: Annotated[int, typer.Option(min=0, help="Tokens of a caption, at least.")] = 0,
     num_beams: Annotated[int, typer.Option(min=1, help="1 takes the most probable word each time.")] = 5,
@@ -46,19 +44,20 @@ def caption(
     from ..base.files import json_lines, write_atomic
     from ..inference.generated import check_out
     from ..inference.pictures import pictures
-    from ..model.open import open_model, open_text_model
+    from ..model.open import open_text_model
     from ..regions.captions import captioned
+    from ..regions.regions import open_detector
 
     console = Console(json=json)
     if out is not None:
         check_out(out)
     found = pictures(inputs, console.warn)
     loaded, vocabulary = open_text_model(model, tokenizer, device)
+    finder = open_detector(detector, tower, regions, device)
     options: Any = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens, "num_beams": num_beams}
     options |= {"length_penalty": 0.6 if length_penalty is None else length_penalty} if num_beams > 1 else {}
     with console.progress("captions", len(found)) as bar:
-        told = list(captioned(loaded, found, vocabulary, open_model(tower, device), regions=regions, batch_size=batch_size,
-                              advance=bar.advance, **options))
+        told = list(captioned(loaded, found, vocabulary, finder, batch_size=batch_size, advance=bar.advance, **options))
     bad = [one for one in told if one.reason]
     for one in bad:
         console.warn(f"{one.image}: {one.reason}")

@@ -36,6 +36,8 @@ def classify(
         metavar="TEMPLATE", help='Prompt with {} for the class name, or openai (80 prompts), or simple (7); may be repeated. '
              'Default: "a photo of a {}."')] = None,
     top: Annotated[int, typer.Option(min=1, help="Classes to show for each picture or text.")] = 5,
+    speed: Annotated[float | None, typer.Option(metavar="0...1", help="Of a FastBERT: a text leaves behind the layer whose classifier is "
+                                                "no more uncertain than this. Default: each goes through all layers.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures or texts that run together.")] = 32,
     detector: Detector = "grid", tower: Tower = None, regions: RegionCount = 36,
     device: Device = None,
@@ -59,7 +61,7 @@ def classify(
         from ..inference.runners import Classify
 
         samples, file = opened(data, inputs or (), out, (".jsonl",))
-        work = Classify(full(model), None if names is None else tuple(names), tuple(template or ()), top, batch_size)
+        work = Classify(full(model), None if names is None else tuple(names), tuple(template or ()), top, batch_size, speed)
         done = run_over(samples, data, work, file, array=None, device=device, on_bad=on_bad, workers=crew, console=console)
         console.finish({"model": model, "data": data, "out": str(file), **said(done, console)}, f"{done.count} samples: {file}")
         return
@@ -68,7 +70,7 @@ def classify(
     if out is not None or crew != Workers():
         raise UserError("--out, --workers and --on belong to --data: pack the files into a data set first, or leave these options out")
     loaded = open_model(model, device)
-    by_text = text_classifier(loaded, model, names, template or ())
+    by_text = text_classifier(loaded, model, names, template or (), speed)
     if by_text is not None:
         given = [(d.text, d.pair) for d in documents(inputs, lines=True, pairs=True, warn=console.warn)]
         guesses = classify_texts(by_text, given, top=top, batch_size=batch_size, console=console)

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from ..base.options import Device, Json, RayAddress
 
+if TYPE_CHECKING:
+    from ..base.console import Console
+    from ..data.index import Index
+
 ORDER = 20
+COOCCURRENCE = "cooccurrence"
+_OF_PAIRS = {"sources", "out", "kind", "shard_bytes", "tokenize", "window", "shuffle", "split", "text_field", "json"}
+"""Options of `pack` that co-occurrences have."""
 
 
 def register(app: typer.Typer) -> None:
@@ -21,10 +28,12 @@ def register(app: typer.Typer) -> None:
 
 
 def pack(
+    context: typer.Context,
     sources: Annotated[list[Path], typer.Argument(help="Files and folders: txt, md, jsonl, csv, tsv, parquet, pictures, tars.")],
     out: Annotated[Path, typer.Option(help="Folder of the new data set; must not hold anything.")],
     kind: Annotated[str | None, typer.Option(
-        metavar="KIND", help="text, pairs, images, tar (guessed by default), regions, words, labels, score, tag, choice, span.")] = None,
+        metavar="KIND", help="text, pairs, images, tar (guessed by default), regions, words, labels, score, tag, choice, span; "
+                             "cooccurrence: how often words stand near each other.")] = None,
     shard_bytes: Annotated[str, typer.Option(metavar="SIZE", help="Largest size of a shard.")] = "256M",
     tokenize: Annotated[str | None, typer.Option(metavar="TOKENIZER", help="Tokenise, and pack into rows of --block tokens.")] = None,
     block: Annotated[int, typer.Option(help="Tokens of a row.")] = 1024,
@@ -46,6 +55,7 @@ def pack(
                        ] = None,
     classes: Annotated[str | None, typer.Option(metavar="FILE|A,B,C", help="All classes in the order of their numbers, for data sets "
                                                 "packed one by one. Default: those that occur, sorted.")] = None,
+    window: Annotated[int, typer.Option(min=1, help="With --kind cooccurrence: words to each side.")] = 10,
     shuffle: Annotated[int, typer.Option(help="Seed of the order of the samples.")] = 0,
     keep_order: Annotated[bool, typer.Option("--keep-order", help="Keep the order of the input instead.")] = False,
     holdout: Annotated[float, typer.Option(help="Hold samples out: a fraction below 1, or their number.")] = 0.0,
@@ -60,6 +70,7 @@ def pack(
     """Write WebDataset shards and their index from text, tables, pictures or tars. A killed run continues when it is run again."""
     import time
 
+    from ...shared.errors import UserError
     from ..base.console import Console
     from ..base.values import parse_size, read_names
     from ..crew.pieces import Workers
@@ -68,6 +79,17 @@ def pack(
 
     console = Console(json=json)
     began = time.perf_counter()
+    given = {name for name in context.params if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"}
+    if kind == COOCCURRENCE:
+        if others := sorted(given - _OF_PAIRS):
+            raise UserError(f"--{others[0].replace('_', '-')} has no effect with --kind {kind}: leave it out")
+        made = _pack_pairs(sources, out, tokenize, window, parse_size(shard_bytes, "--shard-bytes"), shuffle, split, text_field, console)
+        console.finish({"out": str(out), "kind": made.kind, "samples": made.samples, "shards": len(made.shards),
+                        "schema": dict(made.schema), "seconds": round(time.perf_counter() - began, 3)},
+                       f"{out}: {made.schema['records']} pairs of words, of {made.schema['words']} words, in {made.samples} samples")
+        return
+    if "window" in given:
+        raise UserError(f"--window is for --kind {COOCCURRENCE}: leave it out")
     names = None if classes is None else tuple(read_names(classes, "--classes"))
     reading = Reading(kind, split, text_field, image_field, caption_field, label_field, pair_field, target_field, names,
                       label_separator, segment)
@@ -77,6 +99,20 @@ def pack(
     seconds = round(time.perf_counter() - began, 3)
     console.finish({"out": str(out), "kind": made.kind, "samples": made.samples, "shards": len(made.shards),
                     "bytes": sum(s.size for s in made.shards), "schema": dict(made.schema), "seconds": seconds})
+
+
+def _pack_pairs(sources: list[Path], out: Path, tokenizer: str | None, window: int, shard_bytes: int, seed: int, split: str,
+                text_field: str, console: Console) -> Index:
+    """Count which words stand near each other."""
+    from ...shared.errors import UserError
+    from ...shared.tokenizer import Tokenizer
+    from ..pack.cooccurrence import PairSettings, pack_pairs
+    from ..pack.settings import Reading
+
+    if tokenizer is None:
+        raise UserError(f"--kind {COOCCURRENCE} counts words of a vocabulary: give one with --tokenize")
+    settings = PairSettings(window, shard_bytes=shard_bytes, seed=seed)
+    return pack_pairs(sources, out, Tokenizer.load(tokenizer), settings, Reading(split=split, text_field=text_field), console.warn)
 
 
 def index(

@@ -136,6 +136,9 @@ def retrieval(
 
 def classify(
     model: Model, data: Data,
+    speed: Annotated[str | None, typer.Option(metavar="0.1,0.5,0.8", help="Of a FastBERT: measure accuracy, time and operations at these "
+                                              "speeds, too, at which texts leave early.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.svg", help="With --speed: draw accuracy against operations and time.")] = None,
     tokenizer: ModelTokenizer = None, limit: Limit = None, on_bad: OnBad = "raise", seed: Seed = None, out: Out = None,
     predictions: Predictions = None, force: Force = False, batch_size: BatchSize = None, device: Device = "auto", devices: Devices = None,
     precision: Precision = "32", workers: Workers = 0, json: Json = False,
@@ -144,12 +147,17 @@ def classify(
 
     \b
     polymodal evaluate classify --model RUN --data held-out --predictions guesses.jsonl
+    polymodal evaluate classify --model FASTBERT --data held-out --speed 0.1,0.5,0.8 --plot speeds.svg
     """
+    from ..base.values import parse_speeds
     from ..data.dataset import DataSet
     from ..evaluation.classes import classify as evaluation_of
 
     settings = _settings(tokenizer, batch_size, limit, seed, on_bad, workers, device, devices, precision)
-    _run(evaluation_of(DataSet.open(data)), model, data, settings, _files(out, predictions, force), json)
+    speeds = parse_speeds(speed)
+    if plot is not None and not speeds:
+        raise UserError("--plot draws what --speed measures: give speeds, such as --speed 0.1,0.5,0.8")
+    _run(evaluation_of(DataSet.open(data), speeds), model, data, settings, _files(out, predictions, force, plot), json)
 
 
 def score(
@@ -347,10 +355,10 @@ def _settings(tokenizer: str | None, batch_size: int | None, limit: int | None, 
                               cast("Any", precision), quantize)
 
 
-def _files(record: Path | None, predictions: Path | None, overwrite: bool) -> OutputFiles:
+def _files(record: Path | None, predictions: Path | None, overwrite: bool, curve: Path | None = None) -> OutputFiles:
     from ..evaluation.evaluate import OutputFiles
 
-    return OutputFiles(record, predictions, overwrite)
+    return OutputFiles(record, predictions, overwrite, curve)
 
 
 def _run(evaluation: Evaluation, model: str, data: str, settings: EvaluationSettings, files: OutputFiles, json: bool) -> None:
@@ -362,4 +370,4 @@ def _run(evaluation: Evaluation, model: str, data: str, settings: EvaluationSett
     console = Console(json=json)
     record = evaluate(evaluation, model, data, settings, output=files, console=console)
     if record["rank"] == 0:
-        console.finish(record, table(record) + (f"\nwrote {files.record}" if files.record is not None else ""))
+        console.finish(record, table(record) + "".join(f"\nwrote {path}" for path in (files.record, files.curve) if path is not None))

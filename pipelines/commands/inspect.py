@@ -171,11 +171,9 @@ def _tokenizer(data: DataSet, source: str | None) -> Tokenizer | None:
 
 def _planned(data: DataSet, recipe: str | None, overrides: list[str], tok: Tokenizer | None) -> tuple[Stream, str, list[str]]:
     """The stream of a data set as a recipe reads it, what to call it, and the names of its attention masks."""
-    from dataclasses import replace
-
     from ...registry import family
     from ...shared.errors import UserError
-    from ..model.companions import open_companions
+    from ..model.companions import with_companions
     from ..run.recipe import recipe as resolve
     from ..train.inputs import build_layout, build_stream, read_context
 
@@ -183,8 +181,7 @@ def _planned(data: DataSet, recipe: str | None, overrides: list[str], tok: Token
         raise UserError("--update needs --recipe: its batch, seed, lanes and window determine the order")
     chosen = resolve(recipe, overrides)
     entry = family(chosen.system)
-    context = read_context([data], (), tok, entry.task(chosen.task))
-    system = chosen.build(entry, replace(context, companions=open_companions(chosen, entry)))
+    system = chosen.build(entry, with_companions(read_context([data], (), tok, entry.task(chosen.task)), chosen, entry))
     stream = build_stream(chosen, data, system.objective, build_layout(chosen))
     return stream, chosen.name, list(entry.card.masks)
 

@@ -37,6 +37,7 @@ def tag(
     import torch
 
     from ...text.tag import Tagger
+    from ...text.tasks import reads_alone
     from ..base.console import Console
     from ..base.inputs import documents
     from ..inference.words import tag_texts
@@ -47,7 +48,7 @@ def tag(
     texts = [d.text for d in documents(inputs, lines=True, warn=console.warn)]
     loaded = load(model, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
     Tagger.check(loaded, model)
-    by = Tagger(cast("TokenClassification", loaded), find_tokenizer(tokenizer or model))
+    by = Tagger(cast("TokenClassification", loaded), None if reads_alone(loaded) else find_tokenizer(tokenizer or model))
     results = tag_texts(by, texts, batch_size=batch_size, console=console)
     lines = [" ".join(f"{word}/{name}" for word, name in zip(row["words"], row["tags"], strict=True)) for row in results]
     console.finish({"model": model, "texts": len(texts), "results": results}, "\n".join(lines))

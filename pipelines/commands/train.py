@@ -1,4 +1,4 @@
-"""`polymodal pretrain`, `polymodal finetune` and `polymodal export`."""
+"""`polymodal pretrain`, `polymodal finetune`, `polymodal distill` and `polymodal export`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command("pretrain")(pretrain)
     app.command("finetune")(finetune)
+    app.command("distill")(distill)
     app.command("export")(export)
 
 
@@ -53,6 +54,36 @@ def finetune(
     """Fine-tune a trained network (bert-classify, t5-text2text ...). The same command again continues a run that was stopped."""
     train(recipe, data, out, model=model, eval_data=eval_data, tokenizer=tokenizer, max_seconds=max_seconds, resume=resume,
           dry_run=dry_run, profile=profile, json=json, overrides=list(set_ or []),
+          keys={"seed": seed, "devices": devices, "max_updates": max_updates})
+
+
+def distill(
+    recipe: RecipeName, data: DataSets, out: Out,
+    teacher: Annotated[str, typer.Option(metavar="MODEL", help="The trained network to learn from: model directory, run, checkpoint or hub "
+                                                               "id. It reads with the student's tokenizer.")],
+    model: Annotated[str | None, typer.Option(
+        metavar="MODEL", help="The weights that the student begins with; some layers of a deeper teacher (distilbert).")] = None,
+    continue_from: ContinueFrom = None,
+    eval_data: EvalData = None, tokenizer: RunTokenizer = None, max_updates: MaxUpdates = None, max_seconds: MaxSeconds = None,
+    seed: RunSeed = None, devices: Devices = None, resume: Resume = "auto", set_: Set = None, dry_run: DryRun = False,
+    profile: Profile = False, json: Json = False,
+) -> None:
+    """Train a student beside its teacher (distilbert ...). The same command again continues a run that was stopped."""
+    from json import dumps
+
+    from ...registry import families, family
+    from ...shared.errors import UserError
+    from ..run.recipe import recipe as resolve
+
+    overrides = list(set_ or [])
+    chosen = resolve(recipe, overrides)
+    if "teacher" not in family(chosen.system).task(chosen.task).companions:
+        students = [" ".join(filter(None, (entry.name, task.name))) for entry in families().values()
+                    for task in (entry.pretraining, *entry.tasks) if "teacher" in task.companions]
+        raise UserError(f"recipe {recipe} trains {chosen.system} {chosen.task or 'from data alone'}, which has no teacher: choose a recipe "
+                        f"of {', '.join(students)}, or train it with `polymodal {'finetune' if chosen.task else 'pretrain'}`")
+    train(recipe, data, out, model=model, continue_from=continue_from, eval_data=eval_data, tokenizer=tokenizer, max_seconds=max_seconds,
+          resume=resume, dry_run=dry_run, profile=profile, json=json, overrides=[*overrides, f"companions.teacher={dumps(teacher)}"],
           keys={"seed": seed, "devices": devices, "max_updates": max_updates})
 
 

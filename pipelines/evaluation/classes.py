@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -16,6 +17,7 @@ from ...multimodal.pair_comparison import PictureComparer, UniterForNlvr2PairedA
 from ...multimodal.pair_zero_shot import PairZeroShotClassifier
 from ...multimodal.region_pairs import PairScorer
 from ...multimodal.zero_shot import ImageTextModel, ZeroShotClassifier, templates
+from ...shared import dist
 from ...shared.config import MULTI_LABEL, need_one_class_each
 from ...shared.errors import UserError
 from ...shared.regions import FEATURES_FIELD, Regions
@@ -24,7 +26,7 @@ from ...shared.system import Batch, Objective
 from ...text.classify import TextClassifier
 from ...text.encoder_task import class_names
 from ...text.labels import Labeller
-from ...text.tasks import SequenceClassifier
+from ...text.tasks import EarlyExit, SequenceClassifier, reads_alone
 from ...vision.classify import ImageClassifier, TrainedClassifier
 from ...vision.transforms import Preprocessing
 from ..data.dataset import DataSet
@@ -101,13 +103,19 @@ class ClassifyPictures:
 class ClassifyTexts:
     """Texts, or pairs of them, by the classes of a trained head: one for each text, or several labels."""
 
+    speeds: tuple[float, ...] = ()
+    """Of a network from which texts can leave early: a pass for each, behind one in which none does."""
+
     name: ClassVar[str] = "classify"
     needs: ClassVar[tuple[str, ...]] = ("text", "class numbers")
     batch_size: ClassVar[int] = 32
 
     def measures(self, subject: Subject) -> Mapping[str, Measure]:
-        """One pass."""
+        """One pass, and one for each speed."""
         model = subject.model
+        if self.speeds and not isinstance(model, EarlyExit):
+            raise UserError(f"{subject.source} holds a {type(model).__name__}: --speed is for networks with a classifier behind each layer "
+                            "(fastbert); leave it out")
         if not isinstance(model, SequenceClassifier):
             raise UserError(f"{subject.source} holds a {type(model).__name__}, which has no head that classifies texts: give a network "
                             "that was fine-tuned for it (task classify)")
@@ -118,8 +126,11 @@ class ClassifyTexts:
         if subject.data.index.kind == SEVERAL_LABELS:
             raise UserError(f"{subject.data.directory} has several labels for each text, and {subject.source} tells classes apart, one for "
                             "each text: give a model that was fine-tuned on such data, or data that was packed with --label-field")
-        by = TextClassifier(model, subject.tokenizer)
+        by = TextClassifier(model, None if reads_alone(model) else subject.tokenizer)
         labels, order = _same_classes(subject, by.labels)
+        if isinstance(model, EarlyExit):
+            return {"" if speed is None else f"speed-{speed:g}": EarlyClassification(by, model, order, speed, labels)
+                    for speed in (None, *self.speeds)}
         return {"": Classification(f"{len(labels)} classes", _Labelled(len(labels)),
                                    lambda batch: by.probabilities(batch.inputs)[:, order], labels)}
 
@@ -148,8 +159,10 @@ class ClassifyPairs:
         return {"": PairAnswers(by, subject.tokenizer)}
 
 
-def classify(data: DataSet) -> Evaluation:
-    """The evaluation `classify` for the kind of data that a data set holds."""
+def classify(data: DataSet, speeds: tuple[float, ...] = ()) -> Evaluation:
+    """The evaluation `classify` for the kind of data that a data set holds; `speeds` are for texts."""
+    if speeds:
+        return ClassifyTexts(speeds)
     if FEATURES_FIELD in data.index.fields:
         return ClassifyPairs()
     return ClassifyPictures() if set(KINDS["pictures"]) & set(data.index.fields) else ClassifyTexts()
@@ -287,6 +300,51 @@ class Classification(Measure):
         for r in records:
             names = [self.labels[c] for c in r["classes"]]
             found.predictions.append({"index": r["index"], "label": self.labels[r["label"]], "predictions": names, "scores": r["scores"]})
+        return found
+
+
+class EarlyClassification(Classification):
+    """The same of a network from which texts leave early, with what it costs: layers, operations, and seconds of the network alone.
+
+    Args:
+        by: classifies.
+        model: the network in it.
+        order: of the classes, the number that the model gives each.
+        speed: at which texts leave; None for none.
+        labels: C names.
+    """
+
+    def __init__(self, by: TextClassifier, model: EarlyExit, order: Sequence[int], speed: float | None, labels: tuple[str, ...]) -> None:
+        super().__init__(f"{len(labels)} classes{'' if speed is None else f', speed {speed:g}'}", _Labelled(len(labels)),
+                         self._timed, labels)
+        self._by, self._model, self._order, self._speed = by, model, order, speed
+        self._spent: list[dict[str, float]] = []
+
+    def _timed(self, batch: _Inputs) -> Tensor:
+        model, framed = self._model, self._by.framed(batch.inputs)
+        model.speed = None
+        full = [model.operations(length, model.config.num_hidden_layers) for length in framed.lengths]
+        if self._speed is not None:
+            model.hurry(self._speed)
+        began = time.perf_counter()
+        scores, out = self._by.scored(framed)  # on the CPU: the device has finished
+        seconds = time.perf_counter() - began
+        depths = out.exit_layers.tolist()
+        done = [model.operations(length, depth) for length, depth in zip(framed.lengths, depths, strict=True)]
+        self._spent.append({"seconds": seconds, "layers": sum(depths), "operations": sum(done), "full": sum(full), "texts": len(depths)})
+        model.speed = None
+        return scores[:, self._order]
+
+    def result(self) -> Numbers:
+        """All numbers, from the records of all ranks."""
+        found = super().result()
+        spent = [each for part in dist.gather_json(self._spent) for each in part]
+        seconds, layers, operations, full, texts = (sum(each[name] for each in spent) for name in (
+            "seconds", "layers", "operations", "full", "texts"))
+        found.put("layers", layers / texts)
+        found.put("gflop_per_text", operations / texts / 1e9)
+        found.put("operations_share", operations / full)
+        found.put("seconds_per_text", seconds / texts)
         return found
 
 

@@ -30,6 +30,7 @@ from ..data.held_out import chosen_samples, evaluation_batches, even_batches, la
 from ..run.environment import describe_environment
 from ..run.recipe import Precision, Recipe
 from ..train.devices import build_fabric, seed_draws
+from .curve import speed_curve
 from .measure import KINDS, Evaluation, Measure, Numbers
 from .record import FORMAT
 from .subject import Subject
@@ -85,12 +86,14 @@ class OutputFiles:
     """A JSON-lines file for what was predicted for each sample."""
     overwrite: bool = False
     """Whether files that are there may be overwritten."""
+    curve: Path | None = None
+    """An SVG file that shows accuracy against cost, of an evaluation at several speeds."""
 
     def check(self) -> None:
         """Refuse files that cannot be written, before anything is measured."""
         if int(os.environ.get("LOCAL_RANK", "0")):  # rank 0 looked; its file may be there by now
             return
-        for path in (self.record, self.predictions):
+        for path in (self.record, self.predictions, self.curve):
             if path is None:
                 continue
             if path.is_dir():
@@ -105,6 +108,8 @@ class OutputFiles:
         if self.predictions is not None:
             lines = [{"key": data.key_and_shard(row["index"])[0], **row} for row in predictions]
             write_atomic(self.predictions, "".join(json.dumps(finite(r), ensure_ascii=False) + "\n" for r in lines).encode())
+        if self.curve is not None:
+            write_atomic(self.curve, speed_curve(record["metrics"]).encode())
         if self.record is not None:
             write_atomic(self.record, (json.dumps(finite(record), indent=1, ensure_ascii=False) + "\n").encode())
 

@@ -19,7 +19,7 @@ from ...shared.system import System
 from ...shared.tokenizer import Tokenizer
 from ..data.dataset import DataSet
 from ..model import frontdoor
-from ..model.companions import companions_of
+from ..model.frontdoor import companions_of
 from ..run import checkpoint
 from ..run.directory import is_run, open_run_or_checkpoint
 from ..train.fabric import Fabric

@@ -16,7 +16,7 @@ from ...text.encoder_task import Use
 from ...text.score import Scorer
 from ...text.span import AnswerSettings, Reader
 from ...text.tag import Tagger
-from ...text.tasks import QuestionAnswering
+from ...text.tasks import QuestionAnswering, reads_alone
 from .intervals import bootstraps
 from .measure import Measure, Numbers, in_order
 from .subject import Subject
@@ -35,7 +35,7 @@ class TaskEvaluation:
 
     def opened(self, subject: Subject) -> Use[Any, Any, Any]:
         """The network in use."""
-        return self.use(subject.model, subject.tokenizer)
+        return self.use(subject.model, None if reads_alone(subject.model) else subject.tokenizer)
 
 
 @dataclass(frozen=True)

@@ -109,11 +109,12 @@ class Classify:
     templates: tuple[str, ...] = ()
     top: int = 5
     batch_size: int = 32
+    speed: float | None = None
 
     def open(self, device: str) -> Runner:
         """Load the model."""
         net = load(self.model, device=device)
-        by = text_classifier(net, self.model, self.labels, self.templates)
+        by = text_classifier(net, self.model, self.labels, self.templates, self.speed)
         if by is not None:
             return _TextClasses(net, by, self, _vocabulary(self.model))
         return _PictureClasses(net, classifier(net, self.model, self.labels, self.templates), self, _vocabulary(self.model))
@@ -145,7 +146,7 @@ class _TextClasses(_Classes):
         super().__init__(by.labels, work)
         self._by = by
         self.together = _SORTED * work.batch_size
-        self.fingerprint = fingerprint(net, vocabulary, *by.labels)
+        self.fingerprint = fingerprint(net, vocabulary, *by.labels, *(() if work.speed is None else (f"speed {work.speed}",)))
 
     def prepare(self, sample: Sample) -> tuple[str, str | None]:
         return sample.text(), sample.pair()

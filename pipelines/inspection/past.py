@@ -22,7 +22,7 @@ from ..data.layout import BatchLayout
 from ..data.loader import added
 from ..data.order import draw_seed
 from ..data.stream import Stream
-from ..model.companions import companions_of
+from ..model.frontdoor import companions_of
 from ..run import checkpoint
 from ..run.directory import Run
 from ..run.recipe import Recipe

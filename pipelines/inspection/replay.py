@@ -28,7 +28,7 @@ from ..data.dataset import DataSet
 from ..data.layout import BatchLayout
 from ..data.loader import added
 from ..data.stream import Stream
-from ..model.companions import companions_of
+from ..model.frontdoor import companions_of
 from ..run import checkpoint
 from ..run.environment import describe_environment
 from ..run.recipe import Recipe

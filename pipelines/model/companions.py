@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from ...registry import family
-from ...shared.family import Family
+from ...shared.family import Context, Family
 from ...shared.system import Companion
-from ..run.directory import Run
 from ..run.recipe import Recipe
 from .frontdoor import opened
 
@@ -17,11 +16,11 @@ def open_companions(recipe: Recipe, entry: Family) -> dict[str, Companion]:
     return opened(recipe.companions, entry.task(recipe.task), recipe.system)
 
 
-def companions_of(run: Run) -> dict[str, Companion]:
-    """The companions of a run, as it began with them."""
-    recipe, began = run.recipe(), run.companions()
-    return opened(recipe.companions, family(recipe.system).task(recipe.task), recipe.system,
-                  {name: each["fingerprint"] for name, each in began.items()})
+def with_companions(context: Context, recipe: Recipe, entry: Family) -> Context:
+    """What the data tells, with the companions of a recipe; where nothing else has a tokenizer, theirs: a student reads as its teacher."""
+    companions = open_companions(recipe, entry)
+    found = context.tokenizer or next((c.tokenizer for c in companions.values() if c.tokenizer is not None), None)
+    return replace(context, companions=companions, tokenizer=found)
 
 
 def absolute(recipe: Recipe) -> dict[str, str]:

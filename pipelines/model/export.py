@@ -11,7 +11,7 @@ from ...shared.errors import UserError
 from ...shared.system import System
 from ...shared.tokenizer import Tokenizer
 from ..run.directory import open_run_or_checkpoint
-from .frontdoor import save, take_over
+from .frontdoor import companions_of, save, take_over
 
 
 def export_system(system: System, out: Path, tokenizer: Tokenizer | None, format: str | None = None) -> None:
@@ -46,7 +46,7 @@ def export(source: str | Path, out: str | Path, format: str | None = None) -> Pa
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out} is not empty; give a new directory")
     run, at = open_run_or_checkpoint(source)
-    system = run.system(at)
+    system = run.system(at, companions_of(run))
     take_over(system.net, family(run.described()["system"]), run)
     if out.exists():
         out.rmdir()

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from ...shared.keys import read_json
 from ...shared.meta import UndrawnWeights, without_weights
 from ...shared.settings import build_settings
 from ...shared.system import Companion, System
-from ...shared.tokenizer import Tokenizer
+from ...shared.tokenizer import NoTokenizer, Tokenizer
 from .weights import read_weights, write_directory, write_files
 
 if TYPE_CHECKING:
@@ -36,6 +36,14 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
                    "merges.txt", "spiece.model", "sentencepiece.bpe.model")
 HUB_FILES = ("*.json", "*.safetensors", "pytorch_model*.bin", *TOKENIZER_FILES)
 CONFIG = "config.json"
+
+
+@runtime_checkable
+class Reads(Protocol):
+    """A network that reads others in use, too: they lie in directories beside its own files, by their names."""
+
+    reads: tuple[str, ...]
+    companions: dict[str, Companion]
 
 
 @dataclass(frozen=True)
@@ -98,8 +106,22 @@ def opened(sources: Mapping[str, str | Path], task: Task, system: str,
     """
     raise_problems(task.unknown_companions(sources, system))
     known = fingerprints or {}
-    return {name: Companion(str(source), partial(_load_companion, name, str(source), task.companions[name], system), known.get(name, ""))
-            for name, source in sources.items()}
+    return {name: Companion(str(source), partial(_load_companion, name, str(source), task.companions[name], system), known.get(name, ""),
+                            partial(_tokenizer_beside, str(source))) for name, source in sources.items()}
+
+
+def companions_of(run: Run) -> dict[str, Companion]:
+    """The companions of a run, as it began with them."""
+    recipe, began = run.recipe(), run.companions()
+    return opened(recipe.companions, family(recipe.system).task(recipe.task), recipe.system,
+                  {name: each["fingerprint"] for name, each in began.items()})
+
+
+def _tokenizer_beside(source: str) -> Tokenizer | None:
+    try:
+        return tokenizer(source)
+    except NoTokenizer:
+        return None
 
 
 def _load_companion(name: str, source: str, families: tuple[str, ...], system: str) -> nn.Module:
@@ -190,6 +212,10 @@ def _from_directory(directory: Path) -> nn.Module:
     _fill(model, to_ours(format.rules(config), theirs, str(path)), str(path))
     format.finish(model, record, directory)
     _remember(model, entry, net, directory)
+    if isinstance(model, Reads):
+        places = {name: directory / name for name in model.reads if (directory / name).is_dir()}
+        model.companions = {name: Companion(str(place), partial(load, place), tokenizer=partial(tokenizer, place))
+                            for name, place in places.items()}
     return model
 
 
@@ -201,7 +227,7 @@ def _from_run(path: Path) -> System | None:
     if not (path / MANIFEST).is_file() and ((path / "export").is_dir() or not is_run(path)):
         return None
     run, at = open_run_or_checkpoint(path)
-    system = run.system(at)
+    system = run.system(at, companions_of(run))
     entry = family(run.recipe().system)
     take_over(system.net, entry, run)
     _remember(system.net, entry, net_of(system.net, entry), run.directory / "tokenizer")
@@ -324,6 +350,8 @@ def save(model: nn.Module, directory: str | Path, *, tokenizer: Tokenizer | None
     write_directory(directory, files, weights, chosen.weights_file, copies)
     if tokenizer is not None:
         tokenizer.with_max_length(longest_input(model)).save(directory)
+    for name, companion in model.companions.items() if isinstance(model, Reads) else ():
+        save(companion.net, directory / name)
 
 
 def longest_input(model: nn.Module) -> int | None:

@@ -22,7 +22,7 @@ from ...shared.system import Batch, Objective, System
 from ..base.console import Console
 from ..data.dataset import DataSet
 from ..data.layout import BatchLayout
-from ..model.companions import open_companions
+from ..model.companions import with_companions
 from ..run.optim import freeze
 from ..run.recipe import Recipe
 from ..train.devices import choose_precision
@@ -147,20 +147,18 @@ class _Draft:
         """Open the data and say what the loop says before a run."""
         self.sets = open_sets(data)
         held_out = open_held_out(eval_data)
-        self.context = replace(read_context([d for d, _ in self.sets], held_out, tokenizer or self.start.tokenizer,
-                                            self.entry.task(self.recipe.task)),
-                               companions=open_companions(self.recipe, self.entry))
+        told = read_context([d for d, _ in self.sets], held_out, tokenizer or self.start.tokenizer, self.entry.task(self.recipe.task))
+        self.context = with_companions(told, self.recipe, self.entry)
         system = self.build()
         return preflight(self.recipe, system, build_stream(self.recipe, self.sets, system.objective, self.layout), held_out, machine, out)
 
     def imagine(self, tokenizer: str | Path | None) -> list[str]:
         """Without data: synthetic samples, and the vocabulary of the config's defaults unless a tokenizer is given."""
         classes = ("0", "1") if self.recipe.task else None  # a task's data names them
-        companions = open_companions(self.recipe, self.entry)
+        told = Context(read_context([], (), tokenizer or self.start.tokenizer).tokenizer, classes, net_only=True)
+        self.context = with_companions(told, self.recipe, self.entry)
         for name in self.entry.task(self.recipe.task).companions:
-            Context(companions=companions).companion(name, self.recipe.system)  # data would not help where one is lacking
-        self.context = Context(read_context([], (), tokenizer or self.start.tokenizer).tokenizer, classes, net_only=True,
-                               companions=companions)
+            replace(self.context, net_only=False).companion(name, self.recipe.system)  # data would not help where one is lacking
         samples, batches = self.layout.batches.before(self.recipe.max_updates), self.layout.batches
         growing = f"{first} to " if (first := batches.batch(0)) < batches.full else ""
         return [f"recipe: {self.recipe.name}: {self.recipe.max_updates:,} updates of {growing}{batches.full} samples = "
@@ -240,7 +238,7 @@ def rank_memory(found: Rehearsal, recipe: Recipe, layout: BatchLayout, device: s
 
 def _on_device(found: Rehearsal, recipe: Recipe, layout: BatchLayout) -> dict[str, int]:
     parts = {"weights": found.weights, "gradients": found.gradients, "optimizer": found.optimizer, "activations": found.activations}
-    parts |= {"average": found.average} if found.average else {}
+    parts |= {name: size for name, size in (("average", found.average), ("companions", found.companions)) if size}
     if layout.world == 1 and recipe.strategy in ("auto", "fsdp"):
         return {**parts, "peak": found.peak}
     if sharded(recipe, layout.world):
@@ -248,7 +246,7 @@ def _on_device(found: Rehearsal, recipe: Recipe, layout: BatchLayout) -> dict[st
         parts |= {name: -(-parts[name] // shards) for name in ("gradients", "optimizer", "average") if name in parts}
         parts["weights"] = found.whole - (-(found.weights - found.whole) // shards)
         # evaluation and export put a copy of all weights on each rank
-        after = parts["weights"] + parts["optimizer"] + parts.get("average", 0) + found.weights
+        after = parts["weights"] + parts["optimizer"] + parts.get("average", 0) + found.companions + found.weights
         return {**parts, "gathered": found.gathered, "peak": max(found.peak, after)}
     # DDP's buckets hold the gradients from the first update on
     return {**parts, "peak": found.steady + found.gradients}
@@ -275,7 +273,7 @@ def _too_large(draft: _Draft, cluster: Cluster, layout: BatchLayout, memory: Map
     if coupled:
         return f"{what}: its batch cannot be split; use more ranks, a smaller data.global_batch or chunks (objective.chunk)"
     share = layout.global_batch // layout.world
-    fixed = memory["weights"] + memory["gradients"] + memory["optimizer"] + memory.get("average", 0)
+    fixed = sum(memory.get(name, 0) for name in ("weights", "gradients", "optimizer", "average", "companions"))
     smaller = [m for m in range(layout.size - 1, 0, -1) if share % m == 0] if fixed < cluster.memory else []
     while smaller:
         micro = smaller.pop(0)
@@ -296,6 +294,7 @@ def _lines(result: Mapping[str, Any], recipe: Recipe, cluster: Cluster) -> list[
     gathered = f", gathered for use {size(memory['gathered'])}" if "gathered" in memory else ""
     gathered += f", the copy of a checkpoint {size(memory['staging'])} (host memory)" if memory["staging"] else ""
     average = f", average of the weights {size(memory['average'])}" if "average" in memory else ""
+    average += f", networks beside it {size(memory['companions'])}" if "companions" in memory else ""
     flops, ranks, kept = result["flops_per_update"], cluster.world_size, recipe.checkpoint
     lines = [
         f"parameters: {total:,}{f' ({chr(44).join(aside)})' if aside else ''}",

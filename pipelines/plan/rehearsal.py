@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -30,6 +31,7 @@ from .rehearsal_sharded import Division
 
 _aten = torch.ops.aten
 _ITEM, *_INDEXED = (getattr(_aten, name) for name in ("_local_scalar_dense", "index", "index_put", "index_put_", "_index_put_impl_"))
+_DEVICE = torch.ops.prim.device.default
 _LARGE = 1 << 16
 """Float tensors that are made from nothing and have more elements than this are not filled with numbers."""
 _MOST_UPDATES = 64
@@ -59,6 +61,8 @@ class Rehearsal:
     """With shards: weights that are not divided."""
     average: int = 0
     """The average of the weights (`optim.ema_decay`)."""
+    companions: int = 0
+    """The weights of networks that are read and not trained, which each rank has whole."""
 
     @property
     def saved(self) -> int:
@@ -80,7 +84,7 @@ def rehearse(system: System, updates: Sequence[Sequence[Batch]], optim: OptimSet
         shards: ranks that share one copy of the weights, as one of which the system is rehearsed.
         reshard: with shards, whether a layer's weights are given up until its backward pass.
     """
-    fake = FakeTensorMode(allow_non_fake_inputs=True, allow_fallback_kernels=False)  # a fallback would compute, with zeros
+    fake = _FakeMode(allow_non_fake_inputs=True, allow_fallback_kernels=False)  # a fallback would compute, with zeros
     parameters = _materialise(system, fake)
     batches = [batch for update in updates for batch in update]
     later = [batch for update in updates for batch in update[1:]] or batches
@@ -89,7 +93,8 @@ def rehearse(system: System, updates: Sequence[Sequence[Batch]], optim: OptimSet
     run = [batch.map_tensors(lambda t: _fake_numbers(t, fake)) for batch in run]
     ledger = _Ledger(fake, max(0, waiting))
     ledger.own([*system.parameters(), *system.buffers(), *(t for batch in run for t in _tensors_of(batch))])
-    ledger.add(sum(_bytes([*c.net.parameters(), *c.net.buffers()]) for c in system.companions.values()))
+    companions = sum(_bytes([*c.net.parameters(), *c.net.buffers()]) for c in system.companions.values())
+    ledger.add(companions)
     for parameter in parameters:
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(ledger.gradient)
@@ -148,12 +153,12 @@ def rehearse(system: System, updates: Sequence[Sequence[Batch]], optim: OptimSet
     weights = _bytes([*system.parameters(), *system.buffers()])
     state = _bytes(tree_leaves([*optimizer.state.values()]))
     if division is None:
-        return Rehearsal(weights, gradients, state, ledger.steady - weights - state - average, ledger.peak, ledger.steady, flops,
-                         average=average)
+        return Rehearsal(weights, gradients, state, ledger.steady - weights - state - average - companions, ledger.peak, ledger.steady,
+                         flops, average=average, companions=companions)
     divided = _bytes(division.divided)
     mine += weights - divided + division.rows(division.divided) + division.rows(_states(optimizer, division.divided))
-    return Rehearsal(weights, gradients, state, ledger.peak - mine - ledger.beside, ledger.peak, ledger.peak, flops, ledger.beside,
-                     weights - divided, average)
+    return Rehearsal(weights, gradients, state, ledger.peak - mine - ledger.beside - companions, ledger.peak, ledger.peak, flops,
+                     ledger.beside, weights - divided, average, companions)
 
 
 def _states(optimizer: Optimizer, parameters: Iterable[Tensor]) -> list[Tensor]:
@@ -179,6 +184,15 @@ def _materialise(system: System, fake: FakeTensorMode) -> list[Tensor]:
                 setattr(module, name, replace(tensor))
     del held
     return list(system.parameters())
+
+
+class _FakeMode(FakeTensorMode):
+    """Fake tensors that look for a GPU once, where torch's look in each operation."""
+
+    @cached_property
+    def avoid_device_init(self) -> bool:  # type: ignore[override]
+        """See `FakeTensorMode`."""
+        return FakeTensorMode.avoid_device_init.fget(self)  # type: ignore[attr-defined]
 
 
 class _Ledger(TorchDispatchMode):
@@ -224,6 +238,8 @@ class _Ledger(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
+        if func is _DEVICE:  # a fake tensor is asked where it is; that makes nothing, and comes twice as often as all else together
+            return func(*args)
         out = self._run(func, args, kwargs)
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):

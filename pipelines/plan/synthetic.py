@@ -15,36 +15,40 @@ from PIL import Image
 from ...shared.errors import BadSample, UserError
 from ...shared.family import Context, Family
 from ...shared.regions import DEFAULT_REGIONS, Regions
-from ...shared.sample import Sample
+from ...shared.sample import SECOND, Sample
 from ...shared.settings import build_settings
 from ...shared.system import Batch, Objective
 from ...shared.tokenizer import STYLES, Tokenizer
 from ..run.recipe import Recipe
 
 _MAX_WORDS = 1 << 13
+_TRIED = 8
+"""Samples by which the longest text that fits is found."""
 _LANE = 1 << 20  # rows of different texts have numbers that are far apart
 _WORDS = tuple("".join(letters) for letters in np.random.default_rng(0).choice(list("abcdefgh"), (100, 4)))
 
 
 def synthetic_batch(objective: Objective[Any], samples: int) -> Batch:
     """A batch of samples that are as long as the objective takes them: random words, noise for pictures, class 0."""
-    words, examples = 8, _examples(objective, 8, samples)
     if objective.row_length is not None:
-        batch = objective.collate(examples)
+        batch = objective.collate(_examples(objective, 0, samples))
         batch.samples, batch.sample_ids = samples, [index * _LANE for index in range(samples)]
         return batch
+    few = min(samples, _TRIED)  # all are as long as these
+    words, examples = 8, _examples(objective, 8, few)
     while words < _MAX_WORDS:  # longer, until a sample would become two
-        longer = _examples(objective, words * 2, samples)
+        longer = _examples(objective, words * 2, few)
         if len(longer) > len(examples) or _tokens(objective, longer) <= _tokens(objective, examples):
             break
         words, examples = words * 2, longer
     # the last doubling goes beyond what fits: come near from below
+    fitting = words
     for step in range(1, 8):
-        longer = _examples(objective, words + words * step // 8, samples)
+        longer = _examples(objective, words + words * step // 8, few)
         if len(longer) > len(examples):
             break
-        examples = longer
-    return objective.collate(examples)
+        fitting = words + words * step // 8
+    return objective.collate(_examples(objective, fitting, samples))
 
 
 def _tokens(objective: Objective[Any], examples: list[Any]) -> int:
@@ -65,8 +69,10 @@ def _examples(objective: Objective[Any], words: int, samples: int) -> list[Any]:
 def _sample(index: int, words: int) -> Sample:
     text = " ".join(np.random.default_rng(index).choice(_WORDS, words)).encode()
     annotations = json.dumps({"score": 0, "words": text.decode().split(), "tags": [0] * words, "choices": ["a", "b"],
-                              "question": "a", "answers": []}).encode()
-    return Sample(str(index), {"txt": text, "target.txt": text, "png": _picture(), "cls": b"0", "json": annotations, **_regions()}, index)
+                              "question": "a", "answers": [], "box": [0.25, 0.25, 0.75, 0.75]}).encode()
+    second = {f"{SECOND}{name}": data for name, data in _regions().items()}
+    return Sample(str(index), {"txt": text, "target.txt": text, "png": _picture(), "cls": b"0", "json": annotations, **_regions(),
+                               **second}, index)
 
 
 def _row(index: int, length: int) -> Sample:

@@ -12,11 +12,22 @@ def unimo_tiny() -> Recipe:
 
     Paper: Li et al. 2021, UNIMO: Towards Unified-Modal Understanding and Generation via Cross-Modal Contrastive Learning (the objective).
     Target: none in the paper; this is a tutorial and a smoke test.
-    Measured: not measured.
+    Measured: 2026-11-28, one seed (0), an eighth of the samples: `--max-updates 400 --set data.global_batch=32 --set
+    objective.contrast=1`. In nats on held-out data, behind it what the frequencies of the training data's words reach: captions 5.18
+    (5.55), masked words of pairs 5.36 (6.40), fragments of texts 4.60 (5.40), masked words of texts 5.71 (5.50: not learnt). Classes of
+    masked regions: 0.466 right; their features are not told better than by the mean of the picture's other regions: 0.365 (0.303).
+    Contrast 0.61, where scores that are all alike have 1.16; but what was retrieved was told apart, and the scores of pairs fell to 0
+    together: every pair scored, without tuning, recall at 10 of 150 is 0.107 (captions) and 0.067 (pictures), chance 0.067.
+    80 updates more of contrast alone with `objective.positives=each` brought the pairs' scores back (up to 0.12 in the first examples).
+    Captions that it writes are single words ("man"). Whether texts alone help captions or retrieval was not measured.
     Deviates: size, learning rate, batch, no dropout; initial weights with a standard deviation of 0.08, about 1 / sqrt(128), as in
     `roberta-tiny`.
-    Cost: not measured.
-    Command: polymodal pretrain unimo-tiny --data TEXTS --data PICTURES --data PAIRS --tokenizer TOKENIZER --out RUN
+    Data: pairs with regions as in `uniter-tiny` (1,506; 150 more concepts held out); texts: label and tags of 1,425 emoji (emojibase-data,
+    English), a line each; pictures: Noto's drawings of 1,417 emoji of 64 pixels (emoji-datasource-google), with regions by the same tower
+    and codebook; nothing of the concepts that are held out. `polymodal relate PAIRS --texts TEXTS --pictures PICTURES --out DATA`;
+    `polymodal tokenizer train TEXTS --for unimo --size 1500`.
+    Cost: 14 minutes for these 400 updates, of one thread on 2 cores (Intel Xeon, AVX-512 with AMX, 24 GiB, fp32) at a load of 12.
+    Command: polymodal pretrain unimo-tiny --data TEXTS --data PICTURES --data DATA --tokenizer TOKENIZER --out RUN
     """
     return Recipe(
         name="unimo-tiny", system="unimo", size="tiny",

@@ -19,8 +19,9 @@ def uniter_tiny() -> Recipe:
     (150 pairs, half of them replaced; 95 %: 0.602 to 0.750). Masked words 5.03 nats, where the frequencies of the training captions
     have 6.02 and those of the held-out ones themselves 5.36 (`mlm_chance`, of the few words that were masked, is 4.55); 0.133 of them
     right. Masked classes 0.475 right. Features of masked regions are not told better than by the mean of the picture's other regions:
-    0.360 (0.311). Every pair scored, without tuning: recall at 10 of 150 is 0.167 (captions) and 0.200 (pictures), chance 0.067; the
-    CLIP whose patches are the regions has 0.360 and 0.340 by itself.
+    0.360 (0.311): 200 updates are too few, 400 of this task alone reach 0.202 (docs/decisions.md). Every pair scored, without tuning:
+    recall at 10 of 150 is 0.167 (captions) and 0.200 (pictures), chance 0.067; the CLIP whose patches are the regions has 0.360 and 0.340
+    by itself.
     Deviates: size, learning rate, batch, no dropout; initial weights with a standard deviation of 0.08, about 1 / sqrt(128), as in
     `roberta-tiny`.
     Data: OpenMoji drawings of 64 pixels and their names (1,506; 150 more concepts held out), as `polymodal demo` draws them

@@ -15,7 +15,7 @@ from ...shared.errors import BadSample, UserError
 from ...shared.regions import DEFAULT_REGIONS
 from ...shared.sample import Sample
 from ...shared.tokenizer import Tokenizer
-from .detectors import Grid, GridWork
+from .detectors import Detector, Grid, GridWork
 
 
 @dataclass(frozen=True)
@@ -53,33 +53,33 @@ def caption(
     """
     named = [(f"picture {n}" if isinstance(one, bytes) else str(one), one if isinstance(one, bytes) else Path(one))
              for n, one in enumerate(pictures)]
-    found = list(captioned(model, named, tokenizer, tower, regions=regions, batch_size=batch_size, **options))
+    finder = Grid(tower, GridWork("the tower", regions, "", batch_size), None)
+    found = list(captioned(model, named, tokenizer, finder, batch_size=batch_size, **options))
     for one in found:
         if one.reason:
             raise UserError(f"{one.image}: {one.reason}")
     return [one.caption for one in found]
 
 
-def captioned(model: nn.Module, pictures: Sequence[tuple[str, bytes | Path]], tokenizer: Tokenizer, tower: nn.Module, *, regions: int,
-              batch_size: int, advance: Callable[[float], None] = lambda count: None, **options: Unpack[GenerationOptions]
-              ) -> Iterator[Captioned]:
-    """`caption` for named pictures, one after the other; one that cannot be read has a reason instead."""
+def captioned(model: nn.Module, pictures: Sequence[tuple[str, bytes | Path]], tokenizer: Tokenizer, finder: Detector, *, batch_size: int,
+              advance: Callable[[float], None] = lambda count: None, **options: Unpack[GenerationOptions]) -> Iterator[Captioned]:
+    """`caption` for named pictures, whose regions `finder` finds; one that cannot be read has a reason instead."""
     if not isinstance(model, PictureWriter):
         raise UserError(f"the model is a {type(model).__name__}, which writes no captions: give a UNIMO, pretrained or tuned for captions")
-    grid = Grid(tower, GridWork("", regions, "", batch_size), None)
-    if grid.width != model.config.visual_feat_dim:
-        raise UserError(f"the model reads regions with features of width {model.config.visual_feat_dim}, and the tower's have width "
-                        f"{grid.width}: give the tower whose regions it was trained on")
     fitting = tokenizer.fitting_model(model)
     for begin in range(0, len(pictures), batch_size):
         reasons: dict[str, str] = {}
         items = {}
         for name, source in pictures[begin:begin + batch_size]:
             try:
-                items[name] = grid.prepare(_sample(name, source))
+                items[name] = finder.prepare(_sample(name, source))
             except BadSample as error:
                 reasons[name] = str(error).partition(": ")[2] or str(error)  # without the sample's name: the path says more
-        told = iter(describe(model, grid.find(list(items.values())), fitting, **options) if items else ())  # type: ignore[arg-type]
+        found = [regions.stored() for regions in finder.find(list(items.values()))] if items else []  # as a data set holds them
+        if found and found[0].shape[0] != model.config.visual_feat_dim:
+            raise UserError(f"the model reads regions with features of width {model.config.visual_feat_dim}, and those of the pictures "
+                            f"have width {found[0].shape[0]}: find them with the detector, or the tower, that it was trained with")
+        told = iter(describe(model, found, fitting, **options) if found else ())  # type: ignore[arg-type]
         for name, _ in pictures[begin:begin + batch_size]:
             yield Captioned(name, reason=reasons[name]) if name in reasons else Captioned(name, next(told))
             advance(1)
@@ -90,4 +90,4 @@ def _sample(name: str, source: bytes | Path) -> Sample:
         data = source if isinstance(source, bytes) else source.read_bytes()
     except OSError as error:
         raise BadSample(f"{name}: cannot be read ({error.strerror})") from None
-    return Sample(Path(name).name, {"png": data}, source=str(Path(name).parent))  # the decoder looks at the bytes, not at the ending
+    return Sample(Path(name).stem, {"png": data}, source=str(Path(name).parent))  # the decoder looks at the bytes, not at the ending

@@ -55,7 +55,7 @@ from ..data.dataset import DataSet
 from ..data.held_out import chosen_samples, evaluation_batches, lane_batches, shared_batches
 from ..data.layout import BatchLayout
 from ..data.stream import Stream
-from ..model.companions import absolute, open_companions
+from ..model.companions import absolute, with_companions
 from ..model.export import export_system
 from ..model.frontdoor import take_over
 from ..run import checkpoint
@@ -130,9 +130,9 @@ def pretrain(
         start = find_start(recipe, family(recipe.system), model, out, resume, continue_from)
     layout = build_layout(recipe, fabric.global_rank, fabric.world_size)
     recipe = replace(recipe, companions=absolute(recipe))
-    task = family(recipe.system).task(recipe.task)
-    context = replace(read_context([d for d, _ in mixture], held_out, tokenizer or start.tokenizer, task),
-                      companions=open_companions(recipe, family(recipe.system)))
+    entry = family(recipe.system)
+    told = read_context([d for d, _ in mixture], held_out, tokenizer or start.tokenizer, entry.task(recipe.task))
+    context = with_companions(told, recipe, entry)
     system, origin = build_system(recipe, context, start, layout)
     # a system that starts from a trained tower brings that tower's tokenizer, and a task may have added tokens
     context = replace(context, tokenizer=getattr(system.objective, "tokenizer", None) or context.tokenizer)

@@ -83,6 +83,39 @@ class Plan(ABC):
         """
 
 
+class Seen(NamedTuple):
+    """What one layer's attention compares."""
+
+    q: Tensor
+    """[B, H, Lq, d]"""
+    k: Tensor
+    """[B, H, Lk, d]"""
+    scale: float
+    """The scores are scale q k^T."""
+
+
+class Watched(Plan):
+    """Another plan, whose queries and keys are kept (`seen`) for who compares scores.
+
+    Args:
+        plan: what attends.
+    """
+
+    @classmethod
+    def supports(cls, mask: Mask, shape: Shape, bias: Tensor | None) -> bool:
+        """Nothing by itself."""
+        return False
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.seen: list[Seen] = []
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, dropout: float = 0.0) -> Tensor:
+        """Attend; shapes as in `Plan`."""
+        self.seen.append(Seen(q, k, q.shape[-1] ** -0.5 if scale is None else scale))
+        return self.plan(q, k, v, scale, dropout)
+
+
 class Dense(Plan):
     """Scaled dot-product attention: without a mask, causal, with a bool mask, or with an additive bias."""
 

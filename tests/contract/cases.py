@@ -93,6 +93,7 @@ def annotated(number: int) -> dict[str, bytes]:
     return {**content, "json": json.dumps({**json.loads(content["json"]), **annotations}).encode()}
 
 
+TRAIN, HELD = range(96), range(96, 128)
 REGION_SHAPE = (12, 9)
 """Width of the features of regions, and number of their classes."""
 
@@ -128,8 +129,34 @@ def unnamed(number: int) -> dict[str, bytes]:
     return {name: data for name, data in pictured(number).items() if name.endswith(".npy") or name == "png"}
 
 
+@cache
+def nearness() -> np.ndarray:
+    """How often the words of the data set stand near each other, under ids that every vocabulary has, [30, 30]."""
+    known = [*(word for row in WORDS for word in row), *COMMON]
+    table = np.zeros((len(known), len(known)), dtype=np.float32)
+    for number in TRAIN:
+        ids = np.array([known.index(w) for word in fields_of(number)["txt"].decode().split() if (w := word.strip(".")) in known])
+        for distance in range(1, 4):
+            np.add.at(table, (np.minimum(ids[:-distance], ids[distance:]), np.maximum(ids[:-distance], ids[distance:])), 1 / distance)
+    return table
+
+
+def cooccurring(number: int) -> dict[str, bytes]:
+    """The same sample with some records of that table."""
+    first, second = nearness().nonzero()
+    chosen = np.random.default_rng(number).choice(len(first), 48, replace=False)
+    columns = {"first": 5 + first[chosen].astype(np.int32), "second": 5 + second[chosen].astype(np.int32),
+               "weight": nearness()[first[chosen], second[chosen]]}
+    made = dict[str, bytes]()
+    for name, values in columns.items():
+        data = io.BytesIO()
+        np.save(data, values.astype(np.int32) if name != "weight" else values)
+        made[f"{name}.npy"] = data.getvalue()
+    return {**fields_of(number), **made}
+
+
 SAMPLES: Mapping[str, Callable[[int], dict[str, bytes]]] = {
-    "": fields_of, "regions": pictured, "annotated": annotated, "shown": shown, "pictures": unnamed}
+    "": fields_of, "regions": pictured, "annotated": annotated, "shown": shown, "pictures": unnamed, "pairs": cooccurring}
 """What samples may hold; each kind has shards of its own, as the bytes of a data set say its order."""
 
 
@@ -146,9 +173,6 @@ def write_shards(out: Path, numbers: range, fields_of: Callable[[int], dict[str,
     regions = {"regions": dict(zip(("features", "classes"), REGION_SHAPE))} if fields_of in (pictured, shown, unnamed) else {}
     build_index(out, schema={"classes": list(TOPICS), **regions})
     return out
-
-
-TRAIN, HELD = range(96), range(96, 128)
 
 
 @dataclass(frozen=True)
@@ -215,9 +239,9 @@ class Case:
 
     def told(self, style: str) -> Context:
         """Classes, and a tokenizer of a style, or none."""
+        recipe = replace(self.recipe, companions=self.recipe.companions or beside(self.family, self.recipe.task, style))
         return Context(tokenizer(style) if style else None, TOPICS, several_labels=self.several_labels, regions=REGION_SHAPE,
-                       companions=open_companions(self.recipe, self.family),
-                       counts=counts(style) if style and self.reads_counts else None)
+                       companions=open_companions(recipe, self.family), counts=counts(style) if style and self.reads_counts else None)
 
     @property
     def sequential(self) -> bool:
@@ -330,23 +354,26 @@ def cases() -> list[Case]:
         for task in family.tasks:
             own = next((r for r in mine if r.task == task.name), None)
             found.append(Case(own, family) if own else narrow(Case(replace(base, task=task.name, objective={}), family)))
-    found = [replace(case, recipe=replace(case.recipe, companions=beside(case.family, case.recipe.task))) for case in found]
+    found = [replace(case, recipe=replace(case.recipe, companions=beside(case.family, case.recipe.task, style_of(case))))
+             if case.family.task(case.recipe.task).companions else case for case in found]
     return [*found, _with_several_labels(found)]
 
 
-def beside(family: Family, task: str) -> dict[str, str]:
-    """Where the companions of a task lie: tiny networks with randomly initialized weights."""
-    return {name: str(saved(of[0])) for name, of in family.task(task).companions.items()}
+def beside(family: Family, task: str, style: str) -> dict[str, str]:
+    """Where the companions of a task lie: tiny networks with randomly initialized weights, and with the tokenizer where they read text."""
+    return {name: str(saved(of[0], style, task)) for name, of in family.task(task).companions.items()}
 
 
 @cache
-def saved(name: str) -> Path:
-    """A tiny network of a family on disk, the same in every process."""
+def saved(name: str, style: str, task: str) -> Path:
+    """A tiny network of a family for a task on disk, the same in every process."""
     folder = tempfile.TemporaryDirectory(prefix="companion-")
     _KEPT.append(folder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        polymodal.save(polymodal.system(name, size="tiny").net, Path(folder.name))
+        tok = tokenizer(style) if style else None
+        made = polymodal.system(name, size="tiny", task=task, tokenizer=tok, classes=TOPICS if task else None)
+        polymodal.save(made.net, Path(folder.name), tokenizer=tok)
     return Path(folder.name)
 
 
@@ -364,6 +391,7 @@ NARROW: tuple[dict[str, Any], ...] = (
     {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 66, "initializer_range": 0.1},
     {"d_model": 32, "n_head": 2, "d_inner": 32, "initializer_range": 0.1},
     {"n_embd": 32, "n_head": 2, "n_positions": 66, "initializer_range": 0.1},
+    {"dim": 32, "n_heads": 2, "hidden_dim": 32, "max_position_embeddings": 66, "initializer_range": 0.1},
     {"d_model": 32, "encoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_attention_heads": 2, "decoder_ffn_dim": 32,
      "init_std": 0.1},
 )
@@ -409,7 +437,7 @@ def samples_of(objective: Objective[Any], tok: Tokenizer | None, numbers: Sequen
     """Samples for an objective, each with a partner; rows of tokens where it reads the text in sequence."""
     made: list[Sample] = []
     for n in numbers:
-        content = {**shown(n), **annotated(n)}
+        content = {**shown(n), **cooccurring(n), **annotated(n)}
         told = {name: value for make in (shown, annotated) for name, value in json.loads(make(n)["json"]).items()}
         content["json"] = json.dumps({**told, "labels": labels_of(n)}).encode()
         if objective.sequential:
@@ -442,10 +470,8 @@ def prepare(root: Path, case: Case) -> Data:
         write_shards(root / "train", TRAIN)
         write_shards(root / "held", HELD)
     style = style_of(case)
-    if not style:
-        return Data(root / "train", root / "held", None)
-    words = root / f"tokenizer-{style}"
-    if not words.exists():
+    words = root / f"tokenizer-{style}" if style else None
+    if words is not None and not words.exists():
         tokenizer(style).save(words)
     if case.several_labels:
         for name, numbers in (("labels", TRAIN), ("labels-held", HELD)):

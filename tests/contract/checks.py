@@ -219,6 +219,8 @@ def check_parts(system: System, batch: Batch) -> None:
     tensors = dict(system.named_parameters())
     trained = {name for name, p in tensors.items() if p.requires_grad}
     depths = {name: depth for name, depth in layer_depths(system).items() if name in trained}
+    if not depths:  # a task of heads alone, which freezes all below them
+        return
     lowest, heads = {name for name, depth in depths.items() if depth.layer == 0}, trained - depths.keys()
     assert lowest, "no parameter is known as one of the embeddings"
     assert any(depth.layer == 1 for depth in depths.values()), "no parameter is known as one of the lowest layer"

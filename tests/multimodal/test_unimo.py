@@ -156,7 +156,7 @@ def states_of(row, theirs, model):
     return states[:1], states[1:before], states[before:]
 
 
-def loss_of(task, made, theirs, model):
+def loss_of(task, made, theirs, model, each=False):
     """The sum of the mean losses of examples, as the paper has them."""
     sums, counts = {}, {}
 
@@ -175,8 +175,9 @@ def loss_of(task, made, theirs, model):
                 else:
                     scores.append((text * picture).sum() / text.norm() / picture.norm())
             power = [(score / 0.1).exp() for score in scores]
-            right = sum(p for p, c in zip(power, e.candidates) if c.positive)
-            add("contrast", -(right / sum(power)).log(), 1)
+            right, wrong = ([p for p, c in zip(power, e.candidates) if c.positive == kind] for kind in (True, False))
+            alone = [-(p / (p + sum(wrong))).log() for p in right]
+            add("contrast", sum(alone) / len(alone) if each else -(sum(right) / sum(power)).log(), 1)
             continue
         (row,), (_, found, words) = e.rows, read[0]
         if row.positions is not None:
@@ -196,18 +197,18 @@ def loss_of(task, made, theirs, model):
     return sum(sums[name] / counts[name] for name in sums)
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_every_loss_and_gradient_is_that_of_the_formulas(task):
+@pytest.mark.parametrize(("task", "each"), [*((task, False) for task in TASKS), (CONTRAST, True)])
+def test_every_loss_and_gradient_is_that_of_the_formulas(task, each):
     net = noise(UnimoForPreTraining(CONFIG).double(), seed=2)
     own, made = examples(task, range(5))
-    system = UnimoSystem(net, objective(), 0.1).train()
+    system = UnimoSystem(net, objective(), 0.1, each).train()
     batch = own.collate(made)
     step = system(batch)
     ours = sum(t.weight * t.total / batch.counts[t.count] for t in step.terms.values())
     ours.backward()
     model, weights = roberta_of(net, "eager")
     theirs = {k: v.detach().clone().requires_grad_(True) for k, v in weights.items()}
-    expected = loss_of(task, made, theirs, model)
+    expected = loss_of(task, made, theirs, model, each)
     expected.backward()
     assert ours.item() == pytest.approx(expected.item(), rel=1e-9)
     gradients = to_theirs(rules(CONFIG), {**net.state_dict(), **{n: p.grad for n, p in net.named_parameters()},
@@ -345,8 +346,9 @@ def test_a_pair_is_compared_with_what_belongs_to_it_and_what_does_not():
     assert [c.positive for c in bare.candidates] == [True]
     batch = own.collate([bare, e])
     with torch.no_grad():
-        term = UnimoSystem(noise(UnimoForPreTraining(CONFIG)), objective(), 0.1)(batch).terms["contrast"]
-    assert torch.isfinite(term.total) and batch.counts == {"examples": 2}
+        for each in (False, True):
+            term = UnimoSystem(noise(UnimoForPreTraining(CONFIG)), objective(), 0.1, each)(batch).terms["contrast"]
+            assert torch.isfinite(term.total) and batch.counts == {"examples": 2}
 
 
 # -------------------------------------------------------------------------------------- what is read by whom
@@ -372,7 +374,7 @@ def test_regions_without_classes_are_told_by_their_features():
 @pytest.mark.parametrize(("settings", "message"), [
     (dict.fromkeys(TASKS, 0), "are all 0"), ({"words": -1}, "words is -1"), ({"overlap": 1.5}, "overlap is 1.5"),
     ({"temperature": 0.0}, "temperature is 0"), ({"max_text_length": 3}, "at least 8 tokens"),
-    ({"max_span_length": 0}, "max_span_length is 0"),
+    ({"max_span_length": 0}, "max_span_length is 0"), ({"positives": "all"}, "positives is 'all', expected sum or each"),
 ])
 def test_settings_that_mean_nothing_are_refused(settings, message):
     with pytest.raises(UserError, match=message):

@@ -102,7 +102,7 @@ def test_captions_are_written_for_pictures(made, capsys, tmp_path):
     code, out, err = told(capsys, "caption", tmp_path / "bad.png", files[0], "--model", root / "run", "--tower", root / "tower",
                           "--regions", "4", "--num-beams", "1")
     assert code == 0 and "bad.png" in err and out.startswith(str(files[0]))
-    for more, message in ((["--model", root / "roberta"], "writes no captions"),
+    for more, message in ((["--model", root / "roberta", "--regions", "4"], "writes no captions"),
                           (["--model", root / "run", "--regions", "5"], "square number"),
                           (["--model", root / "run", "--out", tmp_path / "c.txt"], "must end in .jsonl")):
         code, _, err = told(capsys, "caption", files[0], "--tower", root / "tower", *more)

@@ -29,7 +29,7 @@ from polymodal.registry import family
 from polymodal.shared.errors import UserError
 from polymodal.shared.family import Context
 from polymodal.shared.meta import without_weights
-from polymodal.shared.system import Batch, Objective, Step, System, Term
+from polymodal.shared.system import Batch, Companion, Objective, Step, System, Term
 from polymodal.shared.tokenizer import STYLES, Tokenizer
 from torch import nn
 from torch._C._profiler import _EventType
@@ -246,6 +246,20 @@ def test_parts_and_work_by_hand():
     averaged = rehearse(known()[0], [[batch]], OptimSettings(name="adamw", ema_decay=0.9), passes=1, precision="32")
     assert averaged.average == weight and averaged.peak == found.peak + weight and averaged.saved == found.saved + weight
     assert averaged.activations == found.activations
+    taught = known()[0]
+    taught.companions = {"teacher": Companion("here", lambda: nn.Linear(64, 64, bias=False))}
+    beside = rehearse(taught, [[batch]], OptimSettings(name="adamw"), passes=1, precision="32")
+    assert beside.companions == weight and beside.activations == found.activations and beside.peak == found.peak + weight
+    assert beside.saved == found.saved and beside.weights == found.weights
+
+
+def test_a_gpu_is_looked_for_once_and_not_in_each_operation(monkeypatch):
+    asked = []
+    there = torch.cuda.is_available
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: asked.append(1) or there())
+    system, batch = known()
+    rehearse(system, [[batch]], OptimSettings(name="adamw"), passes=1, precision="32")
+    assert len(asked) < 5
 
 
 def test_nothing_is_kept_of_a_network_too_large_for_any_machine():

@@ -32,7 +32,7 @@ from polymodal.shared.block import Block
 from polymodal.shared.errors import UserError
 from torch import Tensor, nn
 
-CHOSEN = ("gpt2-tiny", "bert-tiny", "t5-tiny", "clip-tiny", "beit-tiny")
+CHOSEN = ("gpt2-tiny", "bert-tiny", "t5-tiny", "clip-tiny", "beit-tiny", "distilbert-tiny")
 
 
 def named(name: str) -> Case:
@@ -41,7 +41,7 @@ def named(name: str) -> Case:
 
 
 def chosen() -> dict[str, Case]:
-    """A decoder, an encoder, both, a loss over the whole batch, also with towers that run piece by piece, and one with a companion."""
+    """A decoder, an encoder, both, a loss over the whole batch, also with towers that run piece by piece, and two with a companion."""
     clip = named("clip-tiny")
     pieces = replace(clip, recipe=replace(clip.recipe, objective={**clip.recipe.objective, "chunk": 1}))
     return {name: named(name) for name in CHOSEN} | {"clip-tiny-chunk": pieces}

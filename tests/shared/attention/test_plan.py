@@ -84,7 +84,8 @@ def cases(draw: st.DrawFn) -> Case:
     """A random mask with the sizes it is for: (mask, batch, heads, queries, keys, whether there is a bias, seed)."""
     seed = draw(st.integers(0, 2**16))
     rng = torch.Generator().manual_seed(seed)
-    focus = draw(st.sampled_from([None, Documents, Prefixes, Prefixes, Local, Blocks, Blocks]))  # plans that random fields alone would seldom allow
+    # plans that random fields alone would seldom allow
+    focus = draw(st.sampled_from([None, Documents, Prefixes, Prefixes, Local, Blocks, Blocks]))
     offset = 0 if focus in (Documents, Prefixes, Blocks) else draw(st.sampled_from([0, 0, 1, 7, 20]))
     queries = draw(st.sampled_from([1, 2, 5, 17, 33, 48, 70]))
     keys = queries + offset
