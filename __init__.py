@@ -16,15 +16,17 @@ if TYPE_CHECKING:
     from .pipelines.inference.translate import translate
     from .pipelines.model.frontdoor import load, save, system, tokenizer
     from .pipelines.model.listing import systems
+    from .pipelines.regions.captions import caption
     from .seq2seq.generation.generate import generate
 
 _WHERE = {
+    "caption": ".pipelines.regions.captions",
     "generate": ".seq2seq.generation.generate", "load": ".pipelines.model.frontdoor", "save": ".pipelines.model.frontdoor",
     "stream": ".pipelines.data.own_loop.stream",
     "summarize": ".pipelines.inference.summarize", "system": ".pipelines.model.frontdoor", "systems": ".pipelines.model.listing",
     "tokenizer": ".pipelines.model.frontdoor", "translate": ".pipelines.inference.translate",
 }
-__all__ = ["__version__", "generate", "load", "save", "stream", "summarize", "system", "systems", "tokenizer", "translate"]
+__all__ = ["__version__", "caption", "generate", "load", "save", "stream", "summarize", "system", "systems", "tokenizer", "translate"]
 
 
 def __getattr__(name: str) -> Any:

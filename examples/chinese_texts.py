@@ -2,11 +2,12 @@
 
     python examples/chinese_texts.py reviews --part train > reviews.jsonl   # {"text": ..., "label": "positive"}
     python examples/chinese_texts.py names --part train > names.jsonl       # {"words": [...], "tags": ["B-PER", "I-PER", "O", ...]}
+    python examples/chinese_texts.py words --part train > words.jsonl       # the same articles by their words, for ERNIE's stages
     python examples/chinese_texts.py texts --part train > texts.jsonl       # {"text": ...}: all of these texts, for pretraining
 
 Reviews are about books, hotels and devices. Names stand in articles of the People's Daily of January 1998, whose words are tagged with
-their parts of speech: nr is a person (PER), ns a place (LOC), nt an organisation (ORG); family and given name are one person. Each
-character is a word, as BERT reads Chinese. The part `held` is a tenth of the texts, drawn by their hash; each text stands in one part,
+their parts of speech: nr is a person (PER), ns a place (LOC), nt an organisation (ORG); family and given name are one person. In `names`
+each character is a word, as BERT reads Chinese. The part `held` is a tenth of the texts, drawn by their hash; each text stands in one part,
 once. The package says nothing about the rights in its texts: use them in place, and do not hand them on.
 """
 
@@ -17,7 +18,7 @@ import hashlib
 import importlib.util
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +41,17 @@ def reviews(root: Path) -> Iterator[dict[str, Any]]:
         yield from ({"text": text, "label": name} for text in texts if text not in both)
 
 
-def names(root: Path) -> Iterator[dict[str, Any]]:
-    """Articles' lines, a tag for each character."""
+def names(root: Path, cut: Callable[[str], list[str]] = list) -> Iterator[dict[str, Any]]:
+    """Articles' lines, a tag for each character, or for each part into which `cut` divides a word."""
     for line in lines(root / "tag" / "199801.txt"):
-        words, tags = tagged(line)
+        words, tags = tagged(line, cut)
         if words:
             yield {"words": words, "tags": tags}
+
+
+def words(root: Path) -> Iterator[dict[str, Any]]:
+    """Articles' lines, a tag for each word."""
+    return names(root, lambda word: [word] if word else [])
 
 
 def lines(path: Path) -> list[str]:
@@ -53,17 +59,17 @@ def lines(path: Path) -> list[str]:
     return list(dict.fromkeys(" ".join(line.split()) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()))
 
 
-def tagged(line: str) -> tuple[list[str], list[str]]:
-    """The characters of a line of words with parts of speech (`北京/ns`), and their tags."""
-    words, tags = list[str](), list[str]()
+def tagged(line: str, cut: Callable[[str], list[str]]) -> tuple[list[str], list[str]]:
+    """The parts of a line of words with parts of speech (`北京/ns`), and their tags."""
+    parts, tags = list[str](), list[str]()
     before = ""
-    for word, _, part in (item.rpartition("/") for item in line.split()):
-        kind = KINDS.get(part)
-        inside = part == "nr" == before  # the given name behind the family name
-        words += word
-        tags += ["O" if kind is None else f"{'I' if inside or place else 'B'}-{kind}" for place in range(len(word))]
-        before = part
-    return words, tags
+    for word, _, speech in (item.rpartition("/") for item in line.split()):
+        kind, found = KINDS.get(speech), cut(word)
+        inside = speech == "nr" == before  # the given name behind the family name
+        parts += found
+        tags += ["O" if kind is None else f"{'I' if inside or place else 'B'}-{kind}" for place in range(len(found))]
+        before = speech
+    return parts, tags
 
 
 def texts(root: Path) -> Iterator[dict[str, Any]]:
@@ -78,7 +84,7 @@ def is_held(row: dict[str, Any]) -> bool:
     return int(hashlib.sha256(text.encode()).hexdigest(), 16) % 10 == 0
 
 
-SOURCES = {"reviews": reviews, "names": names, "texts": texts}
+SOURCES: dict[str, Callable[[Path], Iterator[dict[str, Any]]]] = {"reviews": reviews, "names": names, "words": words, "texts": texts}
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
     python examples/docstring_summaries.py numpy scipy > pairs.jsonl            # body -> first sentence
     python examples/docstring_summaries.py --texts numpy scipy > texts.jsonl    # whole docstrings, for pretraining
     python examples/docstring_summaries.py --baseline stdlib                    # ROUGE of copying the body's first sentence
+    python examples/docstring_summaries.py --baseline stdlib --blind numpy      # ROUGE of one summary for all, made without reading
 
 A pair is {"text": BODY, "summary": FIRST SENTENCE, "package": NAME}: the first sentence of a docstring sums it up, by
 convention (PEP 257), and is taken out of the body. `stdlib` stands for Python's own library. Sources are parsed, never
@@ -19,6 +20,7 @@ import re
 import sys
 import sysconfig
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -79,20 +81,37 @@ def rows(packages: list[str], texts: bool) -> Iterator[dict[str, str]]:
             yield {"text": found[0], **({} if texts else {"summary": found[1]}), "package": package}
 
 
-def baseline(sources: list[str]) -> dict[str, float]:
-    """The scores of a summary that is copied: the first sentence of the body, or its first paragraph where it has none.
-
-    Sources are packages, or data sets that `polymodal pack --target-field summary` made.
-    """
+def pairs_of(sources: list[str]) -> list[tuple[str, str]]:
+    """Pairs of packages, or of data sets that `polymodal pack --target-field summary` made."""
     from polymodal.pipelines.data.dataset import DataSet
-    from polymodal.pipelines.evaluation.scores import text_scores
 
     packed = [DataSet.open(s) for s in sources if (Path(s) / "index.json").is_file()]
     found = [(d.read(i).text(), d.read(i).target()) for d in packed for i in range(len(d))]
-    found += [(row["text"], row["summary"]) for row in rows([s for s in sources if not (Path(s) / "index.json").is_file()], texts=False)]
+    packages = [s for s in sources if not (Path(s) / "index.json").is_file()]
+    return found + [(row["text"], row["summary"]) for row in rows(packages, texts=False)]
+
+
+def baseline(sources: list[str], blind: str | None = None) -> dict[str, float | str]:
+    """The scores of summaries that nobody thought about.
+
+    A summary is the first sentence of the body, or its first paragraph where it has none. With `blind` it is the same for all: that of
+    the source `blind` which resembles its others most.
+    """
+    from polymodal.pipelines.evaluation.scores import text_scores
+
+    found = pairs_of(sources)
     heads = [body.partition("\n\n")[0] for body, _ in found]
     copied = [" ".join((FIRST.match(head) or [head])[0].split()) for head in heads]
-    return {"pairs": len(found), **text_scores(copied, [summary for _, summary in found])}
+    said = {} if blind is None else {"blind": typical([summary for _, summary in pairs_of([blind])])}
+    return {"pairs": len(found), **said, **text_scores([said["blind"]] * len(found) if said else copied, [summary for _, summary in found])}
+
+
+def typical(summaries: list[str], most: int = 1000) -> str:
+    """The summary whose words have the best F1 with those of the others, on average; of `most` that are evenly spread."""
+    some = summaries[::max(1, -(-len(summaries) // most))]
+    words = [Counter(re.findall(r"[a-z0-9]+", summary.lower())) for summary in some]
+    f1 = [sum(2 * (a & b).total() / max(1, a.total() + b.total()) for b in words) for a in words]
+    return some[f1.index(max(f1))]
 
 
 def main() -> None:
@@ -101,9 +120,10 @@ def main() -> None:
     arguments.add_argument("packages", nargs="+", help=f"installed packages, {STDLIB}; with --baseline also packed pairs")
     arguments.add_argument("--texts", action="store_true", help="whole docstrings instead of pairs")
     arguments.add_argument("--baseline", action="store_true", help="the scores of copying the body's first sentence")
+    arguments.add_argument("--blind", metavar="SOURCE", help="with --baseline: of the one summary that is most like the others of a source")
     given = arguments.parse_args()
     if given.baseline:
-        sys.stdout.write(json.dumps(baseline(given.packages)) + "\n")
+        sys.stdout.write(json.dumps(baseline(given.packages, given.blind)) + "\n")
         return
     for row in rows(given.packages, given.texts):
         sys.stdout.write(json.dumps(row, ensure_ascii=False) + "\n")

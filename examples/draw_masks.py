@@ -70,6 +70,11 @@ FIGURES = (
            "Local attention of a decoder."),
     Figure("global", "Window and global tokens", "Mask(window=(2, 2), global_tokens=marked)",
            Mask(window=(2, 2), global_tokens=tokens(0, 8)), "Some tokens see all and are seen by all: Longformer's pattern."),
+    Figure("global-keys", "Window and keys that all see", "Mask(window=(2, 2), global_keys=marked)",
+           Mask(window=(2, 2), global_keys=tokens(0, 8)), "Some tokens are seen by all, and see what others see: Longformer's global "
+           "tokens, as its ordinary projections have them."),
+    Figure("dilated", "Window, dilated", "Mask(window=(2, 2), dilation=(2,))", Mask(window=(2, 2), dilation=(2,)),
+           "A head sees as many tokens, further apart; one number for each head."),
     Figure("blocks", "Blocks", "Mask(blocks=Layout(table, size=4))", Mask(blocks=Layout(bigbird(), 4)),
            "A table says which blocks of keys a block of queries sees; it may differ from head to head: BigBird's pattern."),
     Figure("extra", "Anything else", "Mask(extra=allowed)", Mask(extra=permuted()),
@@ -82,10 +87,10 @@ def page() -> str:
     parts = [
         "# Attention masks\n\n"
         "A `Mask` (`shared/attention/mask.py`) says which keys a query may see. Its fields compose: each narrows the view, "
-        "except that `prefix` widens `causal`, and `global_tokens` widens `window` and `blocks`. It is structure, not a tensor: "
-        "`shared/attention/choose.py` chooses once for each forward pass how attention is computed (dense, causal, by documents, "
-        "in local blocks, by a block table, FlexAttention on CUDA), and all ways are tested against the dense definition that is "
-        "drawn here.\n\n"
+        "except that `prefix` widens `causal`, and `global_tokens` and `global_keys` widen `window` and "
+        "`blocks`. It is structure, not a tensor: `shared/attention/choose.py` chooses once for each forward pass how attention is "
+        "computed (dense, causal, by documents, in local blocks, by a block table, FlexAttention on CUDA), and all ways are "
+        "tested against the dense definition that is drawn here.\n\n"
         "A row is a query, a column a key, a filled cell means that the query sees the key. Not every kind has a system yet: the text says "
         "which published model a pattern is for, and [systems](systems/index.md) lists what there is.\n"
     ]

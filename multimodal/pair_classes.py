@@ -148,7 +148,7 @@ class AnswerSystem(System[UniterForVisualQuestionAnswering, AnswerObjective]):
     def __init__(self, net: UniterForVisualQuestionAnswering, objective: AnswerObjective) -> None:
         super().__init__(net, objective)
         self.labels = class_names(net.config)
-        net.trunk.regions.mask.requires_grad_(False)  # type: ignore[union-attr]  # nothing is masked
+        net.trunk.masks_nothing()  # type: ignore[operator]
 
     def forward(self, batch: AnswerBatch, carry: Any = None) -> Step:
         """Binary cross-entropy summed over answers and pairs, and how right the most probable answer is."""
@@ -209,11 +209,12 @@ def fitting(config: Any, context: Context) -> Any:
     return with_classes(pair_ranking.fitting(config, context), context)
 
 
-def create(trunk: nn.Module, config: Any, settings: PairSettings, context: Context) -> AnswerSystem:
-    """Build the system around a trunk."""
+def create(net: UniterForVisualQuestionAnswering, settings: PairSettings, context: Context) -> AnswerSystem:
+    """Build the system around a network."""
+    config = net.config
     check_length(settings, config.longest_input)
     need_classes(config, context, "answering", "pack pictures with --label-field, then find their regions")
     labels = class_names(config)
     objective = context.objective("uniter", lambda tokenizer: AnswerObjective(tokenizer.fitting(config.vocab_size), settings,
                                                                                config.visual_feat_dim, labels))
-    return AnswerSystem(UniterForVisualQuestionAnswering(trunk, config), objective)
+    return AnswerSystem(net, objective)

@@ -132,7 +132,7 @@ class RankingSystem(System[UniterForImageTextRetrieval, RankingObjective]):
     def __init__(self, net: UniterForImageTextRetrieval, objective: RankingObjective, margin: float) -> None:
         super().__init__(net, objective)
         self.margin = margin
-        net.trunk.regions.mask.requires_grad_(False)  # type: ignore[union-attr]  # nothing is masked
+        net.trunk.masks_nothing()  # type: ignore[operator]
 
     def forward(self, batch: ComparisonBatch, carry: Any = None) -> Step:
         """The summed margins, and how often the true pair is ahead."""
@@ -169,12 +169,13 @@ def fitting(config: Any, context: Context) -> Any:
     return config
 
 
-def create(trunk: nn.Module, config: Any, settings: RankingSettings, context: Context) -> RankingSystem:
-    """Build the system around a trunk."""
+def create(net: UniterForImageTextRetrieval, settings: RankingSettings, context: Context) -> RankingSystem:
+    """Build the system around a network."""
+    config = net.config
     check_length(settings, config.longest_input)
     objective = context.objective("uniter", lambda tokenizer: RankingObjective(tokenizer.fitting(config.vocab_size), settings,
                                                                                 config.visual_feat_dim))
-    return RankingSystem(UniterForImageTextRetrieval(trunk, config), objective, settings.margin)
+    return RankingSystem(net, objective, settings.margin)
 
 
 def from_matching(tensors: Mapping[str, Tensor], net: Any) -> Mapping[str, Tensor]:

@@ -22,6 +22,7 @@ from ..shared.convert import Ignore, Rule, to_ours
 from ..shared.encoder import Encoder, EncoderConfig
 from ..shared.errors import UserError
 from ..shared.family import Family, Net, families_in, named_net
+from ..shared.meta import without_weights
 
 Pooling = Literal["mean", "cls"]
 
@@ -145,7 +146,7 @@ def _bare(config: PretrainedTextConfig) -> Net:
     """The family's network that is an encoder and nothing more."""
     family, _ = _named(config.encoder, "text tower")
     for net in family.nets:
-        with torch.device("meta"):
+        with without_weights():
             if isinstance(net.build(config.shape), Encoder):
                 return net
     raise UserError(f"text tower: {family.name} has no bare encoder; expected BERT or a descendant of it")

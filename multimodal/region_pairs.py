@@ -118,6 +118,8 @@ class RegionBatch(PackedBatch):
     """N numbers, their sum V."""
     order: Tensor
     """int64 [T + V]: which of the tokens and then the regions stands where in the row."""
+    types: Tensor | None = None
+    """int64 [V], the token type of each region; None where all have the first picture's."""
 
     @property
     def row_lengths(self) -> tuple[int, ...]:

@@ -25,16 +25,16 @@ Parity: transformers' BertModel for the text side; nothing public runs the rest,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..shared.attention.mask import Mask
 from ..shared.block import LayerNorm
+from ..shared.convert import Rule
 from ..shared.embed import normal_
 from ..shared.encoder import Encoder, EncoderOutput, first_tokens
 from ..shared.errors import UserError
@@ -45,9 +45,12 @@ from ..shared.system import Preview, Step, System, Term, named
 from ..text import bert
 from ..text.bert import BertConfig
 from ..text.masking import MaskedWords
-from . import pair_classes, pair_ranking
+from . import pair_classes, pair_comparison, pair_grounding, pair_ranking
 from .pair_classes import UniterForVisualQuestionAnswering
+from .pair_comparison import UniterForNlvr2PairedAttn
+from .pair_grounding import UniterForReferringExpressionComprehension
 from .pair_ranking import UniterForImageTextRetrieval
+from .region_heads import RegionClassifier, RegionRegression, divergence_step, features_step, most_probable, words_step
 from .region_pairs import (
     ITM,
     MATCHES,
@@ -63,7 +66,7 @@ from .region_pairs import (
     check_length,
 )
 from .transport import transport_distances
-from .uniter_formats import answer_rules, ranking_rules, rules
+from .uniter_formats import answer_rules, comparison_rules, grounding_rules, ranking_rules, rules
 
 LOCATION = 7
 """Numbers that say where a region is: left, top, right, bottom, width, height, area, as shares of the picture."""
@@ -118,7 +121,7 @@ class RegionEmbedding(nn.Module):
             features: [B, R, visual_feat_dim], zeros where masked.
             location: [B, R, 7].
             masked: bool [B, R]; None for none.
-            kind: [D], the token type's vector.
+            kind: the token type's vector, [D], or one for each region.
 
         Returns:
             [B, R, D].
@@ -150,6 +153,7 @@ class UniterModel(Encoder):
         visual_pos: Tensor | None = None,
         visual_attention_mask: Tensor | None = None,
         visual_masked: Tensor | None = None,
+        visual_token_type_ids: Tensor | None = None,
         lengths: tuple[int, ...] | None = None,
         mask: Mask | None = None,
         output_hidden_states: bool = False,
@@ -165,6 +169,7 @@ class UniterModel(Encoder):
             visual_pos: [B, R, 7], see `LOCATION`.
             visual_attention_mask: [B, R], nonzero where there is a region.
             visual_masked: bool [B, R], the regions that are masked; their features are left out.
+            visual_token_type_ids: [B, R]; by default `IMAGE_TYPE`.
             lengths: of packed texts without regions.
             mask: for texts without regions.
             output_hidden_states: keep the output of every block.
@@ -176,21 +181,24 @@ class UniterModel(Encoder):
         if visual_masked is not None:
             visual_feats = visual_feats.masked_fill(visual_masked[..., None], 0)
         keep = torch.cat([_kept(attention_mask, input_ids), _kept(visual_attention_mask, visual_feats[..., 0])], dim=1)
-        regions = self.regions(visual_feats, visual_pos, visual_masked, self.kind)
+        regions = self.regions(visual_feats, visual_pos, visual_masked, self.kind(visual_token_type_ids))
         states: list[Tensor] | None = [] if output_hidden_states else None
         x = self.stack(torch.cat([self.embed(input_ids, position_ids, token_type_ids), regions], dim=1), Mask(keep=keep),
                        hidden_states=states)
         return EncoderOutput(x, None if self.pooler is None else self.pooler(x), None if states is None else tuple(states))
 
-    @property
-    def kind(self) -> Tensor:
-        """The vector of the regions' token type, [D]."""
-        return cast("nn.Embedding", self.embed.token_type).weight[IMAGE_TYPE]
+    def masks_nothing(self) -> None:
+        """For systems that mask no region: what stands for one is not trained."""
+        self.regions.mask.requires_grad_(False)
+
+    def kind(self, types: Tensor | None) -> Tensor:
+        """The vectors of regions' token types, [..., D]; without `types` the one of a single picture, [D]."""
+        return cast("nn.Embedding", self.embed.token_type).weight[IMAGE_TYPE if types is None else types]
 
     def packed(self, batch: RegionBatch) -> EncoderOutput:
         """Encode pairs side by side: states [1, T + V, D], and the pooled first token of each, [N, D]."""
         words = self.embed(batch.input_ids, batch.position_ids)
-        regions = self.regions(batch.features[None], batch.locations[None], batch.masked[None], self.kind)
+        regions = self.regions(batch.features[None], batch.locations[None], batch.masked[None], self.kind(batch.types))
         lengths = batch.row_lengths
         x = self.stack(torch.cat([words, regions], dim=1)[:, batch.order], Mask(lengths=lengths))
         return EncoderOutput(x, None if self.pooler is None else self.pooler(first_tokens(x, lengths)))
@@ -198,45 +206,6 @@ class UniterModel(Encoder):
 
 def _kept(attention_mask: Tensor | None, like: Tensor) -> Tensor:
     return torch.ones_like(like, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-
-
-class RegionHead(nn.Module):
-    """A dense layer, GELU and a norm on the states of masked regions; what follows maps them to features or to classes."""
-
-    def __init__(self, config: UniterConfig) -> None:
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., D] -> [..., D]."""
-        return self.norm(F.gelu(self.dense(x)))
-
-
-class RegionRegression(RegionHead):
-    """The features of masked regions, by the transposed projection of the embedding and a bias of its own."""
-
-    def __init__(self, config: UniterConfig) -> None:
-        super().__init__(config)
-        self.bias = nn.Parameter(torch.zeros(config.visual_feat_dim))
-        normal_(self, config.initializer_range)
-
-    def forward(self, x: Tensor, projection: Tensor) -> Tensor:  # type: ignore[override]
-        """States [..., D] and `projection` [D, visual_feat_dim] -> [..., visual_feat_dim]."""
-        return F.linear(super().forward(x), projection.t(), self.bias)
-
-
-class RegionClassifier(RegionHead):
-    """The classes of masked regions."""
-
-    def __init__(self, config: UniterConfig) -> None:
-        super().__init__(config)
-        self.classes = nn.Linear(config.hidden_size, config.num_object_labels)
-        normal_(self, config.initializer_range)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., D] -> [..., num_object_labels]."""
-        return self.classes(super().forward(x))
 
 
 @dataclass
@@ -318,43 +287,26 @@ class UniterSystem(System[UniterForPreTraining, UniterObjective]):
 
     def _words(self, out: EncoderOutput, batch: UniterBatch) -> Step:
         """Cross-entropy of the masked words."""
-        rows, targets = out.last_hidden_state[0, batch.target_rows], batch.targets
-        if self.training:
-            return Step({MLM: Term(self.net.head.loss(rows, targets), "words", labels=targets)})
-        logits = self.net.head(rows)
-        return Step({MLM: Term(cross_entropy_sum(logits, targets), "words", labels=targets)},
-                    {"mlm_accuracy": (accuracy_sum(logits, targets), len(targets))})
+        return words_step(self.net.head, out.last_hidden_state[0, batch.target_rows], batch.targets, self.training)
 
     def _features(self, out: EncoderOutput, batch: UniterBatch) -> Step:
-        """The squared error of features, mean over a region's; beside it that of the mean of the picture's other regions."""
-        told = at_least_fp32(self.net.features_of(out.last_hidden_state[0, batch.region_rows]))
-        wanted = batch.region_targets.to(told.dtype)
-        step = Step({MRFR: Term((told - wanted).square().mean(-1).sum(), "regions")})
-        if not self.training:
-            counts = torch.tensor(batch.counts_of_regions, device=wanted.device)
-            owner = torch.repeat_interleave(torch.arange(len(counts), device=wanted.device), counts)
-            sums = wanted.new_zeros(len(counts), wanted.shape[1]).index_add_(0, owner, batch.features.to(wanted.dtype))  # masked: zeros
-            seen = counts - torch.bincount(owner[batch.masked], minlength=len(counts))
-            means = (sums / seen.clamp(min=1)[:, None])[owner[batch.masked]]
-            step.metrics["mrfr_neighbours"] = ((means - wanted).square().mean(-1).sum(), len(wanted))
-        return step
+        """The squared error of features."""
+        told = self.net.features_of(out.last_hidden_state[0, batch.region_rows])
+        return features_step(told, batch.region_targets, batch, self.training)
 
-    def _logits(self, out: EncoderOutput, batch: UniterBatch) -> tuple[Tensor, Tensor]:
-        """Logits of the masked regions' classes [K, C], and their most probable class that is not the background."""
-        return self.net.region_classifier(out.last_hidden_state[0, batch.region_rows]), batch.region_targets[:, 1:].argmax(-1) + 1
+    def _logits(self, out: EncoderOutput, batch: UniterBatch) -> Tensor:
+        """Logits of the masked regions' classes [K, C]."""
+        return self.net.region_classifier(out.last_hidden_state[0, batch.region_rows])
 
     def _classes(self, out: EncoderOutput, batch: UniterBatch) -> Step:
         """Cross-entropy of the masked regions' classes."""
-        logits, labels = self._logits(out, batch)
+        logits, labels = self._logits(out, batch), most_probable(batch.region_targets)
         return Step({MRC: Term(cross_entropy_sum(logits, labels), "regions", labels=labels)},
                     {"mrc_accuracy": (accuracy_sum(logits, labels), len(labels))})
 
     def _divergence(self, out: EncoderOutput, batch: UniterBatch) -> Step:
-        """Kullback-Leibler divergence from the detector's probabilities, divided by the number of classes."""
-        logits, labels = self._logits(out, batch)
-        told = at_least_fp32(logits).log_softmax(-1)
-        total = F.kl_div(told, batch.region_targets.to(told.dtype), reduction="sum") / logits.shape[-1]
-        return Step({MRC_KL: Term(total, "regions")}, {"mrc_kl_accuracy": (accuracy_sum(logits, labels), len(labels))})
+        """Divergence from the detector's probabilities."""
+        return divergence_step(self._logits(out, batch), batch.region_targets)
 
     def _match(self, out: EncoderOutput, batch: UniterBatch) -> Step:
         """Cross-entropy of matching, and the distances of matching pairs less those of the others."""
@@ -437,14 +389,44 @@ def create(config: UniterConfig, settings: UniterSettings, context: Context) -> 
     return UniterSystem(UniterForPreTraining(config), context.objective("uniter", make), settings.wra)
 
 
-def create_ranking(config: UniterConfig, settings: pair_ranking.RankingSettings, context: Context) -> pair_ranking.RankingSystem:
-    """Build UNITER for retrieval, with randomly initialized weights."""
-    return pair_ranking.create(UniterModel(config), config, settings, context)
+@dataclass(frozen=True)
+class _Tuned:
+    """A task that the trunk is fine-tuned for, and the network around it."""
+
+    name: str
+    objective: str
+    module: Any
+    """Has `create` and `fitting`."""
+    net: type[nn.Module]
+    rules: Callable[[Any], Sequence[Rule]]
+    settings: type = PairSettings
+    pooler: bool = True
+
+    def build(self, config: UniterConfig) -> Any:
+        return self.net(UniterModel(config, pooler=self.pooler), config)
+
+    def task(self) -> Task:
+        return Task(self.objective, self.settings, lambda config, settings, context: self.module.create(
+            self.build(config), settings, context), self.name, self.module.fitting, self.net.__name__)
+
+    def as_net(self) -> Net:
+        return Net(self.net.__name__, self.build, transformers(self.rules))
 
 
-def create_answers(config: UniterConfig, settings: PairSettings, context: Context) -> pair_classes.AnswerSystem:
-    """Build UNITER for answering, with randomly initialized weights."""
-    return pair_classes.create(UniterModel(config), config, settings, context)
+_TUNED = (
+    _Tuned("retrieval", "ranking of pictures for a caption and of captions for a picture", pair_ranking, UniterForImageTextRetrieval,
+           ranking_rules, pair_ranking.RankingSettings),
+    _Tuned("classify", "answers to a text about a picture, or its class", pair_classes, UniterForVisualQuestionAnswering, answer_rules),
+    _Tuned("ground", "the region of a picture that a phrase means", pair_grounding, UniterForReferringExpressionComprehension,
+           grounding_rules, pooler=False),
+    _Tuned("compare", "whether a text is true of two pictures, or their class", pair_comparison, UniterForNlvr2PairedAttn,
+           comparison_rules, pooler=False),
+)
+
+
+def begin(tensors: Mapping[str, Tensor], net: Any) -> Mapping[str, Tensor]:
+    """How the networks of the tasks begin with those of others."""
+    return pair_comparison.with_types(pair_ranking.from_matching(tensors, net), net)
 
 
 def from_bert(config: BertConfig) -> UniterConfig:
@@ -481,16 +463,11 @@ FAMILIES = (
         sizes=SIZES,
         adapt=adapt,
         pretraining=Task("masked words, masked regions, matching and alignment", UniterSettings, create, adapt=with_regions),
-        tasks=(Task("ranking of pictures for a caption and of captions for a picture", pair_ranking.RankingSettings, create_ranking,
-                    "retrieval", pair_ranking.fitting, "UniterForImageTextRetrieval"),
-               Task("answers to a text about a picture, or its class", PairSettings, create_answers, "classify", pair_classes.fitting,
-                    "UniterForVisualQuestionAnswering")),
-        nets=(Net("UniterForPretraining", UniterForPreTraining, transformers(rules)),
-              Net("UniterForImageTextRetrieval", lambda c: UniterForImageTextRetrieval(UniterModel(c), c), transformers(ranking_rules)),
-              Net("UniterForVisualQuestionAnswering", lambda c: UniterForVisualQuestionAnswering(UniterModel(c), c),
-                  transformers(answer_rules))),
-        heads=("head", "trunk.pooler", "trunk.regions", "region_regression", "region_classifier", "match", "classifier"),
-        starts={"uniter": Adopt(pair_ranking.from_matching), **{name: Adopt(config=from_bert) for name in _BERTS}},
+        tasks=tuple(tuned.task() for tuned in _TUNED),
+        nets=(Net("UniterForPretraining", UniterForPreTraining, transformers(rules)), *(tuned.as_net() for tuned in _TUNED)),
+        heads=("head", "trunk.pooler", "trunk.regions", "region_regression", "region_classifier", "match", "classifier", "score", "first",
+               "second", "join", "pool"),
+        starts={"uniter": Adopt(begin), **{name: Adopt(begin, from_bert) for name in _BERTS}},
         model_type="uniter",
         vocabulary=Vocabulary("wordpiece", "bert"),
     ),

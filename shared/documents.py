@@ -42,7 +42,7 @@ def documents(sample: Sample, tokenizer: Tokenizer, *, units: bool = False) -> l
         inside = np.flatnonzero(~np.isin(document, edges))
         if len(inside):
             kept = slice(inside[0], inside[-1] + 1)
-            found.append(document[kept] if known is None else _joined(document[kept], known[begin:][kept]))
+            found.append(document[kept] if known is None else with_units(document[kept], known[begin:][kept]))
         begin += len(document)
     if not found:
         raise sample.bad("the row holds special tokens only")
@@ -63,7 +63,7 @@ def text_ids(sample: Sample, tokenizer: Tokenizer, parts: Sequence[str], *, unit
     text, at, found = sample.text(), 0, list[np.ndarray]()
     for part in parts:
         at = text.index(part, at)
-        found.append(_joined(*token_units(tokenizer, part, known[at:at + len(part)])))
+        found.append(with_units(*token_units(tokenizer, part, known[at:at + len(part)])))
         at += len(part)
     return found
 
@@ -93,6 +93,6 @@ def apart(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return ids & ((1 << _SHIFT) - 1), (ids >> _SHIFT).astype(np.uint8)
 
 
-def _joined(ids: np.ndarray, units: np.ndarray) -> np.ndarray:
-    """What `apart` takes apart."""
+def with_units(ids: np.ndarray, units: np.ndarray) -> np.ndarray:
+    """What `apart` takes apart: ids int64 [S], and uint8 [S] of what the data says."""
     return ids | ((units.astype(np.int64) | KNOWN) << _SHIFT)

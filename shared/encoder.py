@@ -160,7 +160,7 @@ class EncoderOutput:
 class Encoder(nn.Module):
     """Embeddings of words, positions and segments; post-norm blocks; perhaps a pooler.
 
-    A descendant overrides what it has otherwise: `block`, `blocks`, `mask`, `default_positions`; the sizes are its config's.
+    A descendant overrides what it has otherwise: `attention`, `block`, `blocks`, `mask`, `default_positions`; the sizes are its config's.
 
     Args:
         config: the sizes.
@@ -179,11 +179,16 @@ class Encoder(nn.Module):
         self.pooler = Pooler(config.hidden_size) if pooler else None
         normal_(self, config.initializer_range)
 
+    def attention(self, number: int) -> Attention:
+        """The self-attention of layer `number`, counted from 0; it sees `config` alone."""
+        c = self.config
+        return Attention(c.hidden_size, c.num_attention_heads, dropout=c.attention_probs_dropout_prob)
+
     def block(self, number: int) -> Block:
         """Layer `number`, counted from 0; it sees `config` alone."""
         c = self.config
         return Block(
-            Attention(c.hidden_size, c.num_attention_heads, dropout=c.attention_probs_dropout_prob),
+            self.attention(number),
             FeedForward(c.hidden_size, c.intermediate_size, c.hidden_act),
             norm=lambda: LayerNorm(c.hidden_size, eps=c.layer_norm_eps), order="post", dropout=c.hidden_dropout_prob,
         )  # fmt: skip
@@ -208,7 +213,7 @@ class Encoder(nn.Module):
         position_ids: Tensor | None = None,
         *,
         lengths: tuple[int, ...] | None = None,
-        mask: Mask | None = None,
+        mask: Mask | Sequence[Mask] | None = None,
         output_hidden_states: bool = False,
         seen: list[Seen] | None = None,
     ) -> EncoderOutput:
@@ -222,7 +227,8 @@ class Encoder(nn.Module):
                 which restart in packed documents.
             lengths: lengths of packed documents, which do not see each other (then B is 1 and
                 `position_ids` restarts in each); excludes `attention_mask`.
-            mask: which keys a token sees, instead of all that are no padding and in its document; excludes `attention_mask`.
+            mask: which keys a token sees, for all layers or in turns, instead of all that are no padding and in its document; excludes
+                `attention_mask`.
             output_hidden_states: keep the output of every block.
             seen: a list that receives the queries and keys of every layer.
         """

@@ -187,19 +187,23 @@ class Net:
         architecture: the class name in config.json's `architectures` ("BertForMaskedLM").
         build: config -> module with randomly initialized weights.
         formats: how libraries lay it out. It is written in the first that suits its config, where none is asked for.
+        written: files of other programs for a part of it, such as word vectors, by what `--format` calls them: (net, its tokenizer, the
+            directory) -> writes them.
     """
 
-    def __init__(self, architecture: str, build: Callable[[Any], nn.Module], *formats: Format) -> None:
+    def __init__(self, architecture: str, build: Callable[[Any], nn.Module], *formats: Format,
+                 written: Mapping[str, Callable[[Any, Tokenizer, Path], None]] | None = None) -> None:
         self.architecture = architecture
         self.build = build
         self.formats = formats
+        self.written = written or {}
 
     def format(self, name: str) -> Format:
         """The format called `name`."""
         for format in self.formats:
             if format.name == name:
                 return format
-        offered = ", ".join(f.name for f in self.formats)
+        offered = ", ".join([*(f.name for f in self.formats), *self.written])
         raise UserError(f"{self.architecture} has no format {name!r}; it can be written as {offered or 'nothing'}")
 
     def default_format(self, config: Any) -> Format:

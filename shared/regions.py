@@ -85,6 +85,23 @@ class Regions(NamedTuple):
         return np.concatenate([self.boxes, sides, sides[:, :1] * sides[:, 1:]], axis=1)
 
 
+def box_problem(box: object) -> str:
+    """What is wrong with a box of a picture: left, top, right, bottom, as shares of its width and height; empty where nothing is."""
+    if not isinstance(box, (list, tuple)) or len(box) != 4 or not all(
+            isinstance(x, (int, float)) and not isinstance(x, bool) and -_EDGE <= x <= 1 + _EDGE for x in box):
+        return f"the box is {str(box)[:60]}, expected four numbers from 0 to 1: left, top, right, bottom (shares of the picture's sides)"
+    left, top, right, bottom = box
+    return "" if left < right and top < bottom else f"the box is {list(box)}: expected left < right and top < bottom"
+
+
+def overlaps(boxes: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """How much each of the boxes [R, 4] has in common with one [4]: the intersection's share of the union, fp32 [R]."""
+    low, high = np.maximum(boxes[:, :2], box[:2]), np.minimum(boxes[:, 2:], box[2:])
+    common = np.prod(np.maximum(high - low, 0), axis=1)
+    areas = [np.prod(part[..., 2:] - part[..., :2], axis=-1) for part in (boxes, box)]
+    return common / (areas[0] + areas[1] - common)
+
+
 def array_bytes(array: np.ndarray) -> bytes:
     """An array as the bytes of an `.npy` file."""
     file = io.BytesIO()

@@ -19,12 +19,14 @@ from PIL import Image
 
 from .errors import BadSample
 from .picture import ENDINGS, open_picture, plain_pixels, rgb_pixels, to_rgb
-from .regions import BOXES_FIELD, CLASSES_FIELD, FEATURES_FIELD, Regions
+from .regions import BOXES_FIELD, CLASSES_FIELD, FEATURES_FIELD, Regions, box_problem
 from .unicode import half_character, is_blank
 
 IMAGE_FIELDS = ENDINGS
 TEXT_FIELDS = ("txt", "text", "caption")
 PAIR_FIELD, TARGET_FIELD = "pair.txt", "target.txt"
+SECOND = "second."
+"""Before the fields of a sample's second picture: `second.png`, `second.regions.npy`."""
 UNITS_FIELD = "units.u8"
 WORD, ENTITY = 1, 2
 """Bits of `Sample.units`: here a word begins; here begins an entity, or a word that is in none."""
@@ -184,6 +186,23 @@ class Sample:
         if problem := found.problem():
             raise self.bad(problem)
         return found
+
+    def second(self) -> Sample:
+        """The second picture of a sample that has two, with its regions: what lies in fields such as `second.png`."""
+        found = {name.removeprefix(SECOND): data for name, data in self.fields.items() if name.startswith(SECOND)}
+        if not found:
+            raise self.bad(f"no second picture: expected fields such as '{SECOND}png' or '{SECOND}{FEATURES_FIELD}', got "
+                           f"{sorted(self.fields)} (`polymodal pack` writes them where the column of pictures holds lists of two)")
+        return Sample(f"{self.key}.{SECOND[:-1]}", found, self.index, self.source)
+
+    def box(self) -> np.ndarray:
+        """The `box` of `json`: left, top, right, bottom of what a text means, as shares of the picture's width and height; fp32 [4]."""
+        found = self.json().get("box")
+        if found is None:
+            raise self.bad("no 'box' in field 'json' (`polymodal pack --label-field COLUMN` writes it of a column of lists)")
+        if problem := box_problem(found):
+            raise self.bad(problem)
+        return np.array(found, dtype=np.float32)
 
     def _numbers(self, name: str) -> np.ndarray:
         """Field `name` as fp32."""

@@ -65,7 +65,7 @@ class Stack(nn.Module):
 
         Args:
             x: [B, S, D].
-            mask: for self-attention. Several masks take turns over the layers (GPT-3's banded layers).
+            mask: for self-attention. Several masks take turns over the layers (GPT-3's banded layers, Longformer's windows).
                 With a cache, the positions it holds come on top of `offset`, and `keep` covers them.
             memory: [B, Lk, D], an encoder's output, for blocks with cross-attention; or [B / n, Lk, D], where
                 n rows of `x`, one behind the other, share each.
@@ -82,15 +82,16 @@ class Stack(nn.Module):
         batch, length = x.shape[:2]
         past = cache.length if cache is not None else 0
         masks = [mask] if isinstance(mask, Mask) else list(mask)
-        plans = [self._plan(m, batch, length, past, x) for m in masks]
+        plans: list[Plan] = []
         memory_plan = self._memory_plan(memory, memory_mask, batch, length, cache, x)
         for number in range(self.num_layers):
             if hidden_states is not None:
                 hidden_states.append(x)
             layer = cache.layer(number) if cache is not None else None
-            plan = plans[number % len(plans)]
-            watched = Watched(plan) if seen is not None else None  # one for each layer: a compiled one is compiled once
-            x = self.block(number)(x, watched or plan, memory, memory_plan, layer)
+            same = next((n for n in range(number) if self._share(n, number, masks)), None)
+            plans.append(self._plan(number, masks, batch, length, past, x) if same is None else plans[same])
+            watched = Watched(plans[number]) if seen is not None else None  # one for each layer: a compiled one is compiled once
+            x = self.block(number)(x, watched or plans[number], memory, memory_plan, layer)
             if seen is not None and watched is not None:
                 seen += watched.seen[:1]  # layers that are computed again are seen again
         if cache is not None:
@@ -101,7 +102,13 @@ class Stack(nn.Module):
             hidden_states.append(x)
         return x
 
-    def _plan(self, mask: Mask, batch: int, length: int, past: int, x: Tensor) -> Plan:
+    def _share(self, first: int, second: int, masks: Sequence[Mask]) -> bool:
+        """Whether two layers have one plan."""
+        a, b = self.block(first).attention, self.block(second).attention
+        return masks[first % len(masks)] is masks[second % len(masks)] and type(a) is type(b) and a.plan_key == b.plan_key
+
+    def _plan(self, number: int, masks: Sequence[Mask], batch: int, length: int, past: int, x: Tensor) -> Plan:
+        mask = masks[number % len(masks)]
         if past:
             mask = replace(mask, offset=mask.offset + past)
         keys = length + mask.offset
@@ -109,7 +116,7 @@ class Stack(nn.Module):
         if self.position_bias is not None:  # packed documents have the same distances
             longest = length if mask.lengths is None else max(mask.lengths)
             bias = self.position_bias(longest, keys if mask.lengths is None else longest, mask.offset)
-        return make_plan(mask, batch, length, keys, x.device, bias)
+        return self.block(number).attention.plan(mask, batch, length, keys, x.device, bias)
 
     def _memory_plan(
         self, memory: Tensor | None, mask: Mask | None, batch: int, length: int, cache: KVCache | None, x: Tensor

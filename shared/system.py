@@ -267,6 +267,14 @@ class Objective(ABC, Generic[ExampleT]):
         Raises `BadSample` where the sample cannot be used.
         """
 
+    def reads(self, fields: Collection[str]) -> bool:
+        """Whether it can use a data set whose samples have these fields (names as in `Sample.fields`); by default it uses any.
+
+        Where tasks take turns, each is asked: of several data sets, an update reads those alone that its task uses, in the shares that they
+        have among themselves, and so does an evaluation of the task. So tasks may need different data: texts, pictures, and both together.
+        """
+        return True
+
     def tokens_of(self, example: ExampleT) -> int:
         """Tokens of an example in a forward pass, by which one is kept small; 0 where its size is given and a batch cannot be divided."""
         return 0

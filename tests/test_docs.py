@@ -368,6 +368,37 @@ def test_the_scripts_that_summarize_a_folder_and_translate_a_file(texts: Path, t
             example(script).main(*arguments)
 
 
+def test_the_script_that_tells_copied_tokens_from_others(tmp_path: Path) -> None:
+    """The network says "the" wherever it is asked: right where the target has it, and that is in the text."""
+    import polymodal
+    import torch
+    from polymodal.pipelines.crew.pieces import Workers
+    from polymodal.pipelines.pack.pack import pack
+    from polymodal.pipelines.pack.settings import PackSettings, Reading
+    from polymodal.shared.errors import UserError
+    from polymodal.shared.tokenizer import STYLES, Tokenizer
+
+    tok = Tokenizer.train(["the cat saw a red house"] * 4, "word", 12, style=STYLES["roberta"])
+    sizes = {"d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "max_position_embeddings": 64}
+    net = polymodal.system("bart", size="tiny", tokenizer=tok, **sizes).net
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if name.startswith("trunk.decoder.blocks.1.feed_forward_residual.norm"):
+                parameter.zero_()  # the state is the bias, and the words' vectors are compared with that
+        net.trunk.decoder.blocks[-1].feed_forward_residual.norm.bias.copy_(net.trunk.embed.word.weight[tok.token_to_id("the")] * 100)
+    polymodal.save(net, tmp_path / "model", tokenizer=tok)
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps({"text": text, "summary": "the red cat"}) + "\n"
+                                                  for text in ("the cat saw", "the house saw a red", "the cat")))
+    pack(tmp_path / "pairs.jsonl", tmp_path / "pairs", PackSettings(Reading(target_field="summary")), workers=Workers(1))
+    found = example("copied_tokens").main(str(tmp_path / "model"), str(tmp_path / "pairs"))
+    assert found["in the text"]["share"] == pytest.approx(6 / 9) and found["elsewhere"]["share"] == pytest.approx(3 / 9)
+    assert found["in the text"]["accuracy"] == pytest.approx(3 / 6) and found["elsewhere"]["accuracy"] == 0
+    assert found["elsewhere"]["nats"] > found["in the text"]["nats"] > 0
+    polymodal.save(polymodal.system("bert", size="tiny", tokenizer=tok).net, tmp_path / "bert", tokenizer=tok)
+    with pytest.raises(UserError, match="expected an encoder and a decoder"):
+        example("copied_tokens").main(str(tmp_path / "bert"), str(tmp_path / "pairs"))
+
+
 def test_the_script_that_classifies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import polymodal
     from polymodal.shared.tokenizer import STYLES, Tokenizer
@@ -478,3 +509,6 @@ def test_the_summaries_of_docstrings_are_taken_out_of_their_bodies() -> None:
     assert len({row["summary"] for row in pairs}) == len(pairs) and all(row["summary"] not in row["text"] for row in pairs)
     found = made.baseline(["email"])
     assert found["pairs"] > 20 and 0.05 < found["rouge1"] < 0.5
+    assert made.typical(["Return the sum.", "Return the mean of the values.", "Return the values.", "Plot it."]) == "Return the values."
+    blind = made.baseline(["email"], "json")
+    assert blind["blind"] in {row["summary"] for row in pairs if row["package"] == "json"} and 0 < blind["rouge1"] < 0.5

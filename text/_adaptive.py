@@ -77,7 +77,7 @@ class AdaptiveSoftmax(nn.Module):
         self.borders = embedding.borders
         self.shared_table = embedding.shared_table
         tables = [_weight(table) for table in embedding.tables]
-        self.weights = nn.ParameterList(t if tie_words else nn.Parameter(torch.empty_like(t)) for t in tables)
+        self.weights = nn.ParameterList(t if tie_words else nn.Parameter(torch.empty(t.shape)) for t in tables)
         self.biases = nn.ParameterList(nn.Parameter(torch.zeros(len(t))) for t in tables)
         clusters = len(self.borders) - 2
         width = tables[0].shape[1]
@@ -85,7 +85,8 @@ class AdaptiveSoftmax(nn.Module):
         self.cluster_bias = nn.Parameter(torch.zeros(clusters)) if clusters else None
         known = list(embedding.projections)
         theirs = known * (clusters + 1) if self.shared_table else known  # one for each cluster
-        self.projections = nn.ParameterList(p if i and tie_projections else nn.Parameter(torch.empty_like(p)) for i, p in enumerate(theirs))
+        self.projections = nn.ParameterList(
+            p if i and tie_projections else nn.Parameter(torch.empty(p.shape)) for i, p in enumerate(theirs))
 
     @property
     def clusters(self) -> int:

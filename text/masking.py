@@ -76,10 +76,11 @@ class MaskedLM(MaskedWords):
         *,
         lengths: tuple[int, ...] | None = None,
         output_hidden_states: bool = False,
+        **more: Any,
     ) -> MaskedLMOutput:
-        """Map ids [B, S] to logits over the vocabulary; see `Encoder.forward` for the arguments."""
+        """Map ids [B, S] to logits over the vocabulary; see `Encoder.forward` for the arguments, and the family's trunk for `more`."""
         out = self.trunk(input_ids, attention_mask, token_type_ids, position_ids,
-                         lengths=lengths, output_hidden_states=output_hidden_states)
+                         lengths=lengths, output_hidden_states=output_hidden_states, **more)
         return MaskedLMOutput(self.head(out.last_hidden_state), out.hidden_states)
 
 

@@ -19,14 +19,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..shared.documents import apart, with_units
 from ..shared.errors import UserError
 from ..shared.loss import IGNORE
-from ..shared.sample import Sample
+from ..shared.sample import WORD, Sample
 from ..shared.system import Batch, Objective, Preview
 from ..shared.tokenizer import Tokenizer
+from .words import unit_starts
 
 CONTEXT = 6
-"""A span of n tokens is drawn inside a stretch of n more than this many times n."""
+"""A span of n tokens, or words, is drawn inside a stretch of n more than this many times n."""
 UNSEEN = 1 << 30
 """The rank of padding."""
 
@@ -38,7 +40,10 @@ class PermutationSettings:
     one_in: float = 6.0
     """One token of this many is predicted, the paper's K: 85 of 512."""
     max_span: int = 5
-    """Tokens of the longest span; n tokens are drawn with a probability that falls as 1 / n."""
+    """Tokens of the longest span, or words; n of them are drawn with a probability that falls as 1 / n."""
+    whole_words: bool | None = None
+    """Whether spans are made of words, as the published code means, or of tokens from the start of a word on, as the paper says. None: of
+    words where the data says what these are (`pack --kind words`, `--segment`). True takes the vocabulary's elsewhere."""
     max_length: int | None = None
     """The longest row of tokens that is taken; None takes the rows as they were packed. A sequence has two halves of that length."""
 
@@ -52,36 +57,55 @@ class PermutationSettings:
             raise UserError(f"max_length is {self.max_length}, expected at least 8 tokens")
 
 
-def choose_spans(starts: np.ndarray, allowed: np.ndarray, count: int, max_span: int, rng: np.random.Generator) -> np.ndarray:
+def choose_spans(
+    starts: np.ndarray, allowed: np.ndarray, count: int, max_span: int, rng: np.random.Generator, *, whole: bool = False
+) -> np.ndarray:
     """The tokens of one half that are predicted (`_sample_mask` of the published code): bool [L], `count` of them.
 
     From left to right: n tokens, n from 1 to `max_span` with probability proportional to 1 / n, somewhere in a stretch of `CONTEXT` n
     tokens and themselves, from the start of a word on. At the end single tokens make up the number.
 
+    With `whole`, words stand for tokens in all of this, in the stretch too: counted in tokens, it would use up the number in the front of
+    a row. A span that would exceed the number is shortened word by word. Single tokens come last, where no whole word fits any more.
+
     Args:
-        starts: bool [L], where words begin.
+        starts: bool [L], where words begin; with `whole`, one begins at place 0.
         allowed: bool [L], no separators; there must be `count` of these tokens or more.
         count: how many.
         max_span: the longest span.
         rng: the sample's generator.
+        whole: spans of words.
     """
-    length, at, chosen = len(starts), 0, np.zeros(len(starts), dtype=bool)
+    edges = np.append(np.flatnonzero(starts), len(starts)) if whole else np.arange(len(starts) + 1)  # of what spans are made of
+    begins = np.arange(len(edges) - 1) if whole else np.flatnonzero(starts)
+    before = np.concatenate([[0], np.cumsum(allowed)])[edges]  # allowed tokens before each edge
+    taken = np.zeros(len(edges) - 1, dtype=bool)
     shares = 1 / np.arange(1, max_span + 1)
     thresholds = np.cumsum(shares / shares.sum())[:-1]
-    words = np.flatnonzero(starts)
-    left = count
-    while at < length and left:
+    at, left = 0, count
+    while at < len(taken) and left:
         n = min(1 + int(np.searchsorted(thresholds, rng.random(), side="right")), left)
-        before = int(rng.integers(CONTEXT * n))
-        word = int(np.searchsorted(words, at + before))
-        if word == len(words) or words[word] + n >= length:
+        skipped = int(rng.integers(CONTEXT * n))
+        word = int(np.searchsorted(begins, at + skipped))
+        if word == len(begins) or begins[word] + n >= len(taken):
             break
-        begin = int(words[word])
-        chosen[begin:begin + n] = allowed[begin:begin + n]
-        left -= int(allowed[begin:begin + n].sum())
-        at = begin + n + CONTEXT * n - before
-    others = np.flatnonzero(allowed & ~chosen)
-    chosen[others[rng.permutation(len(others))[:left]]] = True
+        begin = int(begins[word])
+        end = begin + int(np.searchsorted(before[begin + 1:begin + n + 1], before[begin] + left, side="right"))
+        taken[begin:end] = True
+        left -= int(before[end] - before[begin])
+        at = begin + n + CONTEXT * n - skipped
+    sizes = np.diff(before)
+    others = np.flatnonzero((sizes > 0) & ~taken)
+    for other in others[rng.permutation(len(others))].tolist():
+        if not left:
+            break
+        if sizes[other] <= left:
+            taken[other] = True
+            left -= int(sizes[other])
+    chosen = np.repeat(taken, np.diff(edges)) & allowed
+    if left:
+        rest = np.flatnonzero(allowed & ~chosen)
+        chosen[rest[rng.permutation(len(rest))[:left]]] = True
     return chosen
 
 
@@ -174,7 +198,7 @@ class PermutationObjective(Objective[PermutationExample]):
                             f"{self.settings.max_length}: pack with --block {self.settings.max_length}, or raise it")
         row = self._text(sample)
         second, kinds = self._second(sample, rng)
-        ids = np.concatenate([row, second])
+        ids, units = apart(np.concatenate([row, second]))
         functional = (ids == self.sep_id) | (ids == self.cls_id)
         if functional[:len(row)].all():
             raise sample.bad("the row holds special tokens only")
@@ -183,18 +207,31 @@ class PermutationObjective(Objective[PermutationExample]):
         predicted, ranks, lowest = np.zeros(len(ids), dtype=bool), np.zeros(len(ids), dtype=np.int64), 0
         for part, count in zip((slice(0, len(row)), slice(len(row), len(ids))), counts, strict=True):
             allowed = ~functional[part]
-            words = self.tokenizer.whole_words(ids[part])
-            predicted[part] = choose_spans(words, allowed, min(count, int(allowed.sum())), self.settings.max_span, rng)
+            whole = self.settings.whole_words
+            predicted[part] = choose_spans(self._starts(ids[part], units[part]), allowed, min(count, int(allowed.sum())),
+                                           self.settings.max_span, rng, whole=bool(units[part].any()) if whole is None else whole)
             ranks[part] = random_order(predicted[part], functional[part], lowest, rng)
             lowest += len(row) + 1
         kinds = np.concatenate([np.zeros(len(row), dtype=np.int64), kinds])
         yield PermutationExample(ids, kinds, ranks, np.flatnonzero(predicted), len(row))
 
     def _text(self, sample: Sample) -> np.ndarray:
-        """The tokens of a row [R]; a document ends with <eod> where the vocabulary has it, and begins with nothing."""
+        """The tokens of a row [R], with their units as in `documents`.
+
+        A document ends with <eod> where the vocabulary has it, and begins with nothing.
+        """
         ids, _ = sample.tokens()
-        ids = ids[ids != self.cls_id]
-        return np.where(ids == self.sep_id, self.end_id, ids)
+        units, ends = sample.units(), ids == self.sep_id
+        text = np.where(ends, self.end_id, ids)
+        if units is not None:
+            text = with_units(text, np.where(ends, WORD, units))
+        return text[ids != self.cls_id]
+
+    def _starts(self, ids: np.ndarray, units: np.ndarray) -> np.ndarray:
+        """Where words begin in a part of a row, bool [L]; what is left of a word that began before it is one, too."""
+        starts = unit_starts(units, WORD, self.tokenizer.whole_words(ids), np.ones(len(ids), dtype=bool))
+        starts[:1] = True
+        return starts
 
     def _second(self, sample: Sample, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """A <sep> B <sep> <cls> and its segments, as long as the next row; nothing where no text follows.
@@ -205,7 +242,7 @@ class PermutationObjective(Objective[PermutationExample]):
         follows = np.zeros(0, dtype=np.int64) if following is None else self._text(following)[:len(following.tokens()[0]) - 3]
         if len(follows) < 2:
             return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
-        words = np.flatnonzero(self.tokenizer.whole_words(follows))[1:]
+        words = np.flatnonzero(self._starts(*apart(follows)))[1:]
         cut = int(words[rng.integers(len(words))]) if len(words) else len(follows) // 2
         a, b = follows[:cut], follows[cut:]
         if rng.random() < 0.5 and other is not None:

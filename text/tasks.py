@@ -1,8 +1,8 @@
 """Task heads over a trunk: a class for a text or pair, for each token, an answer span, a choice.
 
 The heads are BERT's (https://arxiv.org/abs/1810.04805, section 4), and for a class the one that RoBERTa and ELECTRA have instead. A trunk
-is called as an `Encoder` is, and gives an `EncoderOutput`. Each network takes what its trunk takes and returns logits; losses belong to
-fine-tuning.
+is called as an `Encoder` is, and gives an `EncoderOutput`. Each network takes what its trunk takes (`more`: what only a family's own trunk
+does) and returns logits; losses belong to fine-tuning.
 """
 
 from __future__ import annotations
@@ -149,10 +149,11 @@ class SequenceClassification(_Task, SequenceClassifier):
         *,
         lengths: tuple[int, ...] | None = None,
         output_hidden_states: bool = False,
+        **more: Any,
     ) -> ClassifierOutput:
         """Map ids [B, S] to logits [B, classes], or N texts packed in one row to [N, classes]; see `Encoder.forward`."""
         out: EncoderOutput = self.trunk(input_ids, attention_mask, token_type_ids, position_ids,
-                                        lengths=lengths, output_hidden_states=output_hidden_states)
+                                        lengths=lengths, output_hidden_states=output_hidden_states, **more)
         return ClassifierOutput(self.classifier(self.dropout(out.pooled)), out.hidden_states)
 
 
@@ -204,10 +205,11 @@ class DenseClassification(SequenceClassifier):
         *,
         lengths: tuple[int, ...] | None = None,
         output_hidden_states: bool = False,
+        **more: Any,
     ) -> ClassifierOutput:
         """Map ids [B, S] to logits [B, classes], or N texts packed in one row to [N, classes]; see `Encoder.forward`."""
         out: EncoderOutput = self.trunk(input_ids, attention_mask, token_type_ids, position_ids,
-                                        lengths=lengths, output_hidden_states=output_hidden_states)
+                                        lengths=lengths, output_hidden_states=output_hidden_states, **more)
         token = first_tokens(out.last_hidden_state, lengths) if out.pooler_output is None else out.pooler_output
         return ClassifierOutput(self.head(token), out.hidden_states)
 
@@ -233,10 +235,11 @@ class TokenClassification(_Task, TokenClassifier):
         *,
         lengths: tuple[int, ...] | None = None,
         output_hidden_states: bool = False,
+        **more: Any,
     ) -> ClassifierOutput:
         """Map ids [B, S] to logits [B, S, classes]; see `Encoder.forward`."""
         out: EncoderOutput = self.trunk(input_ids, attention_mask, token_type_ids, position_ids,
-                                        lengths=lengths, output_hidden_states=output_hidden_states)
+                                        lengths=lengths, output_hidden_states=output_hidden_states, **more)
         return ClassifierOutput(self.classifier(self.dropout(out.last_hidden_state)), out.hidden_states)
 
 
@@ -255,10 +258,11 @@ class QuestionAnswering(_Task):
         *,
         lengths: tuple[int, ...] | None = None,
         output_hidden_states: bool = False,
+        **more: Any,
     ) -> QuestionAnsweringOutput:
         """Map ids [B, S] to start and end logits [B, S]; see `Encoder.forward`."""
         out: EncoderOutput = self.trunk(input_ids, attention_mask, token_type_ids, position_ids,
-                                        lengths=lengths, output_hidden_states=output_hidden_states)
+                                        lengths=lengths, output_hidden_states=output_hidden_states, **more)
         start, end = self.classifier(self.dropout(out.last_hidden_state)).unbind(-1)
         return QuestionAnsweringOutput(start, end, out.hidden_states)
 

@@ -20,7 +20,8 @@ Deviations, each with its reason:
   the next row. Where no row follows, there is no second half.
 * A sentence end is not known in a row of tokens: A ends at the start of a random word.
 * The single tokens that make up the number are never separators; in the published code they may be, and then fewer tokens are predicted.
-* The published code means spans of n words and, by a slip, takes n tokens, which is what the paper says; so it is here.
+* The published code means spans of n words and, by a slip, takes n tokens, which is what the paper says; so it is here, unless
+  `objective.whole_words` or words in the data say otherwise. Then the stretch is counted in words, too: 7 n.
 * No half of the batch is read backwards (`bi_data`): the paper does that for the memory's sake, and has 0.1 to 0.7 points less without it
   (table 6, row 7).
 * Whether B follows A is not learnt, as in the paper (section 3.4, the last row of table 6).

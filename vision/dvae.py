@@ -37,6 +37,7 @@ from ..shared.convert import Rename, Rule
 from ..shared.errors import UserError
 from ..shared.family import Card, Context, Family, Format, Net, Task
 from ..shared.loss import at_least_fp32
+from ..shared.meta import without_weights
 from ..shared.sample import Sample
 from ..shared.system import Batch, Objective, Preview, Step, System, Term
 from .transforms import Augmentation, Normalize, Preprocessing
@@ -416,7 +417,7 @@ MODEL_TYPE = "dvae"
 
 def rules(config: DVAEConfig) -> Sequence[Rule]:
     """Our own keys."""
-    with torch.device("meta"):
+    with without_weights():
         return tuple(Rename(name, name) for name in DVAE(config).state_dict())
 
 

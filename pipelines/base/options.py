@@ -10,6 +10,8 @@ Json = Annotated[bool, typer.Option("--json", help="Last line on stdout is one J
 
 # a model
 Model = Annotated[str, typer.Option(metavar="MODEL", help="Model directory, run, checkpoint, or hub id.")]
+VectorModel = Annotated[str, typer.Option(
+    "--model", metavar="MODEL|FILE", help="Run or model with word vectors, or a file of word2vec's or GloVe's.")]
 ModelTokenizer = Annotated[str | None, typer.Option(metavar="TOKENIZER", help="Where the tokenizer is. Default: with the model.")]
 Device = Annotated[str | None, typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1 ... Default: a GPU if there is one.")]
 Quantize = Annotated[str | None, typer.Option(metavar="int8", help="Fewer bits for the weights: faster on CPUs, not exact.")]
@@ -24,6 +26,12 @@ Pieces = Annotated[int, typer.Option("--batch-size", min=1, help="Pieces that ru
 SourceLanguage = Annotated[str, typer.Option(metavar="NAME", help="Language of the texts, where the model has languages. Default: as "
                                                                   "trained.")]
 TargetLanguage = Annotated[str, typer.Option(metavar="NAME", help="Language to write. Default: as trained.")]
+
+# pictures for a model that reads regions
+Detector = Annotated[str, typer.Option(metavar="grid|torchvision:NAME|DIR", help="For a model that reads regions of pictures (UNITER): "
+                                       "what finds them, see `polymodal regions`.")]
+Tower = Annotated[str | None, typer.Option(metavar="MODEL", help="Of --detector grid: the CLIP, ViT or MAE whose patches are read.")]
+RegionCount = Annotated[int, typer.Option("--regions", min=1, help="Regions of a picture, at most; of grid exactly, a square number.")]
 
 # a model over a packed data set
 DataOnBad = Annotated[str, typer.Option(metavar="raise|skip",
@@ -40,7 +48,8 @@ RecipeName = Annotated[str, typer.Argument(help="A recipe's name (gpt2-tiny, ber
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a value of the recipe; repeatable.")]
 ContinueFrom = Annotated[str | None, typer.Option(metavar="RUN|CHECKPOINT", help="Go on from the weights and the optimizer's state of a "
                                                   "run of the same system, under this recipe.")]
-EvalData = Annotated[str | None, typer.Option(metavar="DATA", help="Held-out data set.")]
+EvalData = Annotated[list[str] | None, typer.Option("--eval-data", metavar="DATA", help="Held-out data set; several where tasks take turns "
+                                                    "and use different ones.")]
 RunTokenizer = Annotated[str | None, typer.Option(metavar="TOKENIZER", help="Tokenizer. Default: the model's, or the one in the data set.")]
 MaxUpdates = Annotated[int | None, typer.Option(help="Length of the run; the schedule follows.")]
 RunSeed = Annotated[int | None, typer.Option(help="Seed of weights, order and every draw.")]

@@ -28,7 +28,7 @@ from ...vision.beit import BeitConfig
 from ...vision.classify import ImageBatch
 from ...vision.mae import MAEConfig, MaskedPictureBatch
 from ...vision.vit import ViTConfig
-from . import masked, permuted, plain, regional, taught, tuned
+from . import masked, permuted, plain, recurrent, regional, taught, tuned
 from .machine import need
 from .pairing import Loss, Pairing, TrainSetup, copy_weights, on, padded, padding_mask, rules_of, transformer_flops
 
@@ -403,6 +403,7 @@ PAIRINGS: dict[str, Pairing] = {
     **tuned.PAIRINGS,
     **taught.PAIRINGS,
     **regional.PAIRINGS,
+    **recurrent.PAIRINGS,
     "gpt2": Pairing(gpt2_batch, gpt2_peer, partial(rules_of, "gpt2"), gpt2_flops),
     "gpt3": Pairing(gpt2_batch, gpt3_peer, partial(rules_of, "gpt3", layout="polymodal"), gpt3_flops,
                     beside=("all layers dense", lambda setup: replace(setup, config=replace(setup.config, window_size=None)))),

@@ -11,13 +11,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ...registry import families, file_of, folder_of, module_of
 from ...shared.family import Context, Family
+from ...shared.meta import without_weights
 from ...shared.settings import build_settings
 from ..base.markdown import table
 from ..run.recipe import recipes
+from ..run.records import paragraphs
 from .compatibility import compatibility_page
 from .house import with_picture
 from .mask_figure import draw
@@ -108,7 +108,7 @@ def faithful(entry: Family) -> str:
 
 def parameters(entry: Family, size: str) -> tuple[int, int]:
     """The parameters of a size's network, and of the whole system that is trained; tied ones count once."""
-    with torch.device("meta"):
+    with without_weights():
         context = Context(net_only=True)
         config = entry.adapt(build_settings(entry.config, entry.sizes[size], entry.name), context)
         system = entry.pretraining.build(config, {}, context)
@@ -143,7 +143,7 @@ def _recipes(entry: Family) -> Iterator[str]:
     for name, function in recipes().items():
         if function().system != entry.name:
             continue
-        head, *rest = _paragraphs(inspect.getdoc(function) or "")
+        head, *rest = paragraphs(inspect.getdoc(function) or "")
         yield f"\n### {name}\n\n{head}\n\n"
         command = ""
         for line in rest:
@@ -153,18 +153,6 @@ def _recipes(entry: Family) -> Iterator[str]:
             else:
                 yield f"- **{key}:** {value}\n"
         yield f"\n```sh\n{command}\n```\n"
-
-
-def _paragraphs(text: str) -> list[str]:
-    """The first line of a record, then one line for each `Key: value` entry."""
-    found: list[str] = []
-    for line in text.splitlines():
-        key = line.partition(":")[0]
-        if found and line.strip() and not (key.isalpha() and key[0].isupper() and line.startswith(f"{key}: ")):
-            found[-1] += f" {line.strip()}"
-        elif line.strip():
-            found.append(line.strip())
-    return found
 
 
 def write(docs: Path) -> list[Path]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..base.options import DataOn, DataOnBad, DataWorkers, Device, Json, RayAddress
+from ..base.options import DataOn, DataOnBad, DataWorkers, Detector, Device, Json, RayAddress, RegionCount, Tower
 
 ORDER = 55
 
@@ -30,7 +30,8 @@ def classify(
         metavar="DATA", help="Classify a packed data set (folder or address) instead, into --out. A killed run "
                                              "continues when it is run again.")] = None,
     out: Annotated[Path | None, typer.Option(help="With --data: the .jsonl file, one sample a line.")] = None,
-    labels: Annotated[str | None, typer.Option(metavar="cat,dog|FILE", help="Class names, for CLIP; a file has one a line.")] = None,
+    labels: Annotated[str | None, typer.Option(metavar="cat,dog|FILE", help="Class names, for CLIP and UNITER; a file has one a "
+                                                                                  "line.")] = None,
     template: Annotated[list[str] | None, typer.Option(
         metavar="TEMPLATE", help='Prompt with {} for the class name, or openai (80 prompts), or simple (7); may be repeated. '
              'Default: "a photo of a {}."')] = None,
@@ -38,11 +39,12 @@ def classify(
     speed: Annotated[float | None, typer.Option(metavar="0...1", help="Of a FastBERT: a text leaves behind the layer whose classifier is "
                                                 "no more uncertain than this. Default: each goes through all layers.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures or texts that run together.")] = 32,
+    detector: Detector = "grid", tower: Tower = None, regions: RegionCount = 36,
     device: Device = None,
     on_bad: DataOnBad = "raise", workers: DataWorkers = None, on: DataOn = "local", ray_address: RayAddress = None,
     json: Json = False,
 ) -> None:  # fmt: skip
-    """Classify pictures by any class names (CLIP) or texts and pictures by the classes of a model that was trained for them."""
+    """Classify pictures by any class names (CLIP, UNITER) or texts and pictures by the classes of a model that was trained for them."""
     from ...shared.errors import UserError
     from ..base.console import Console
     from ..base.inputs import documents
@@ -80,9 +82,19 @@ def classify(
 
     from ..inference.pictures import classifier, pictures
     from ..inference.pictures import classify as run
+    from ..inference.region_pictures import by_names, reads_regions
 
     found = pictures(inputs, console.warn)
-    result = run(classifier(loaded, model, names, template or ()), found, top=top, batch_size=batch_size, console=console)
+    if reads_regions(loaded):
+        from ..regions.regions import open_detector
+
+        by = by_names(loaded, model, open_detector(detector, tower, regions, device), names, template or ())
+        result = run(by, found, top=top, batch_size=batch_size, console=console, read=by.read)
+    else:
+        if tower is not None or detector != "grid":
+            raise UserError("--detector and --tower belong to a model that reads regions of pictures, and this one reads pixels: leave "
+                            "them out")
+        result = run(classifier(loaded, model, names, template or ()), found, top=top, batch_size=batch_size, console=console)
     if result.bad:
         console.warn(f"{len(result.bad)} of {len(found)} pictures could not be read")
     console.finish({

@@ -17,6 +17,7 @@ def register(app: typer.Typer) -> None:
     app.command("pack")(pack)
     app.command("index")(index)
     app.command("regions")(regions)
+    app.command("relate")(relate)
 
 
 def pack(
@@ -133,3 +134,30 @@ def regions(
                     "seconds": round(time.perf_counter() - began, 3)},
                    f"{out}: {made.samples} samples in {len(made.shards)} shards, features of width {found['features']}, "
                    f"{found['classes']} classes")
+
+
+def relate(
+    pairs: Annotated[str, typer.Argument(metavar="PAIRS", help="Data set (directory or URL) of pictures with captions and regions.")],
+    out: Annotated[Path, typer.Option(help="Folder of the new data set; must not hold anything.")],
+    texts: Annotated[list[str] | None, typer.Option(metavar="DATA", help="Texts to retrieve sentences from; repeatable.")] = None,
+    pictures: Annotated[list[str] | None, typer.Option(metavar="DATA", help="Pictures with regions to retrieve from; repeatable.")] = None,
+    rewrites: Annotated[int, typer.Option(help="Rewritten captions of a pair, at most.")] = 4,
+    texts_each: Annotated[int, typer.Option(help="Retrieved sentences of a pair, at most.")] = 4,
+    pictures_each: Annotated[int, typer.Option(help="Retrieved pictures of a pair, at most; their regions are copied.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of the rewrites.")] = 0,
+    json: Json = False,
+) -> None:
+    """Add to pairs what UNIMO compares them with: rewritten captions, and like texts and pictures.
+
+    \b
+    polymodal relate pairs-regions --texts texts --pictures pictures-regions --out pairs-related
+    """
+    from ..base.console import Console
+    from ..pack.relate import RelateSettings
+    from ..pack.relate import relate as run
+
+    console = Console(json=json)
+    made = run(pairs, out, RelateSettings(rewrites, texts_each, pictures_each, seed), texts=texts or (), pictures=pictures or (),
+               console=console)
+    console.finish({"out": str(out), "samples": made.samples, "shards": len(made.shards), "schema": dict(made.schema)},
+                   f"{out}: {made.samples} samples in {len(made.shards)} shards")

@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from ...shared.errors import UserError
-from ..base.options import Json, MaxAnswerLength, Model, ModelTokenizer, NBest, NoAnswer, Quantize, SourceLanguage, Stride, TargetLanguage
+from ..base.options import (
+    Json,
+    MaxAnswerLength,
+    Model,
+    ModelTokenizer,
+    NBest,
+    NoAnswer,
+    Quantize,
+    SourceLanguage,
+    Stride,
+    TargetLanguage,
+    VectorModel,
+)
 
 if TYPE_CHECKING:
     from ..evaluation.evaluate import EvaluationSettings, OutputFiles
@@ -42,8 +54,10 @@ def register(app: typer.Typer) -> None:
     group.command("tag")(tag)
     group.command("choice")(choice)
     group.command("span")(span)
+    group.command("ground")(ground)
     group.command("fewshot")(fewshot)
     group.command("generate")(generate)
+    group.command("words")(words)
     group.command("compare")(compare)
     app.add_typer(group, name="evaluate")
 
@@ -215,6 +229,23 @@ def span(
     _run(Span(n_best, max_answer_length, stride, no_answer_threshold), model, data, settings, _files(out, predictions, force), json)
 
 
+def ground(
+    model: Model, data: Data,
+    tokenizer: ModelTokenizer = None, limit: Limit = None, on_bad: OnBad = "raise", seed: Seed = None, out: Out = None,
+    predictions: Predictions = None, force: Force = False, batch_size: BatchSize = None, device: Device = "auto", devices: Devices = None,
+    precision: Precision = "32", workers: Workers = 0, json: Json = False,
+) -> None:
+    """Find the region of a picture that a phrase means, with a network that was fine-tuned for it: the share of right ones.
+
+    \b
+    polymodal evaluate ground --model RUN --data held-out --predictions regions.jsonl
+    """
+    from ..evaluation.tasks import Ground
+
+    settings = _settings(tokenizer, batch_size, limit, seed, on_bad, workers, device, devices, precision)
+    _run(Ground(), model, data, settings, _files(out, predictions, force), json)
+
+
 def fewshot(
     model: Model, data: Data,
     shots: Annotated[str, typer.Option(metavar="0,1,8", help="Examples before each question; one pass for each number.")] = "0",
@@ -268,6 +299,39 @@ def generate(
                             source_language, target_language)
     settings = _settings(tokenizer, batch_size, limit, seed, on_bad, workers, device, devices, precision, quantize)
     _run(evaluation, model, data, settings, _files(out, predictions, force), json)
+
+
+def words(
+    model: VectorModel,
+    analogies: Annotated[Path | None, typer.Option(
+        metavar="FILE", help="Four words a line, of which the fourth is asked for; lines such as ': capitals' begin a section.")] = None,
+    pairs: Annotated[Path | None, typer.Option(
+        metavar="FILE", help="Two words and how similar people find them a line, with tabs, commas or spaces between.")] = None,
+    most: Annotated[int | None, typer.Option(min=1, help="Look among the first N words, the most frequent ones. Default: all.")] = None,
+    tokenizer: ModelTokenizer = None, out: Out = None, force: Force = False, json: Json = False,
+) -> None:
+    """Compare word vectors with what people say: analogies answered right, and the rank correlation with scores of similarity.
+
+    Both say how many of the questions have words that the vectors know; only those are counted.
+
+    \b
+    polymodal evaluate words --model RUN --analogies questions-words.txt --pairs wordsim353.tsv
+    """
+    from ..base.console import Console
+    from ..base.files import write_atomic
+    from ..evaluation.words import evaluate_words, table
+    from ..inference.vectors import open_vectors
+
+    if analogies is None and pairs is None:
+        raise UserError("nothing to measure by: give --analogies FILE, --pairs FILE, or both")
+    if out is not None and out.exists() and not force:
+        raise UserError(f"--out {out} is there already: give another name, or --force")
+    record = {"model": model, **evaluate_words(open_vectors(model, tokenizer), analogies, pairs, most)}
+    if out is not None:
+        import json as text
+
+        write_atomic(out, (text.dumps(record, indent=1, ensure_ascii=False) + "\n").encode("utf-8"))
+    Console(json=json).finish(record, table(record) + (f"\nwrote {out}" if out is not None else ""))
 
 
 def compare(

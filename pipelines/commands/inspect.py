@@ -181,7 +181,7 @@ def _planned(data: DataSet, recipe: str | None, overrides: list[str], tok: Token
         raise UserError("--update needs --recipe: its batch, seed, lanes and window determine the order")
     chosen = resolve(recipe, overrides)
     entry = family(chosen.system)
-    system = chosen.build(entry, with_companions(read_context([data], None, tok, entry.task(chosen.task)), chosen, entry))
+    system = chosen.build(entry, with_companions(read_context([data], (), tok, entry.task(chosen.task)), chosen, entry))
     stream = build_stream(chosen, data, system.objective, build_layout(chosen))
     return stream, chosen.name, list(entry.card.masks)
 

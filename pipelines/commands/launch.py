@@ -66,7 +66,8 @@ def launch(
 
     overrides = [*(set_ or []), *(f"{key}={value}" for key, value in (("seed", seed), ("max_updates", max_updates)) if value is not None)]
     resolved = resolve(recipe, overrides)
-    named = [("--model", model), ("--continue-from", continue_from), ("--eval-data", eval_data), ("--tokenizer", tokenizer), ("--out", out)]
+    named = [("--model", model), ("--continue-from", continue_from), *(("--eval-data", value) for value in eval_data or ()),
+             ("--tokenizer", tokenizer), ("--out", out)]
     arguments = [word for value in data for word in ("--data", value)]
     arguments += [word for option, value in named if value is not None for word in (option, value)]
     arguments += [word for value in overrides for word in ("--set", value)]

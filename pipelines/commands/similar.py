@@ -25,7 +25,8 @@ def similar_words(
         show_default=False, help="Text, jsonl, csv, tsv or parquet files, folders of them, WebDataset directories.")] = None,
     out: Annotated[Path, typer.Option(
         metavar="FILE", help="The file to write: a word and its similar words a line, with tabs between them.")] = ...,  # type: ignore[assignment]
-    vectors: Annotated[Path | None, typer.Option(metavar="FILE", help="Word vectors in word2vec's text format, instead of texts.")] = None,
+    vectors: Annotated[Path | None, typer.Option(
+        metavar="FILE", help="Word vectors of word2vec (text or binary) or GloVe, instead of texts.")] = None,
     segment: Annotated[str | None, typer.Option(metavar="jieba", help="Find the words of Chinese texts.")] = None,
     kind: Annotated[str | None, typer.Option(
         metavar="text|words", help="text, or words: tables and CoNLL files with lists of words. Default: text.")] = None,
@@ -52,10 +53,11 @@ def similar_words(
 
     from ...shared.errors import BadSample, UserError
     from ...shared.tokenizer import Tokenizer
+    from ...text.word_vectors import read_vectors
     from ..base.console import Console
     from ..base.files import write_atomic
     from ..pack.settings import Reading
-    from ..pack.similar import SimilarSettings, corpus_vectors, read_vectors
+    from ..pack.similar import SimilarSettings, corpus_vectors
     from ..pack.similar import similar_words as find
 
     console = Console(json=json)
@@ -73,8 +75,11 @@ def similar_words(
     settings = SimilarSettings(size, min_count, window, dimensions, top, least)
     tok = None if tokenizer is None else Tokenizer.load(tokenizer)
     try:
-        words, found = read_vectors(vectors) if vectors is not None else corpus_vectors(
-            sources or [], Reading(kind, split, text_field, segment=segment), settings, console.warn)
+        if vectors is not None:
+            given = read_vectors(vectors)
+            words, found = list(given.words), given.vectors
+        else:
+            words, found = corpus_vectors(sources or [], Reading(kind, split, text_field, segment=segment), settings, console.warn)
     except BadSample as error:
         raise UserError(str(error)) from None
     lines = ["\t".join([word, *others]) for word, others in find(words, found, settings, tok)]

@@ -109,7 +109,8 @@ def train(recipe: str, data: list[str], out: Path, *, overrides: list[str], keys
 def export(
     source: Annotated[Path, typer.Argument(help="A run, or one of its checkpoints (RUN/checkpoints/update-...).")],
     out: Annotated[Path, typer.Option(help="New directory.")],
-    format: Annotated[str | None, typer.Option(metavar="transformers|open_clip|timm", help="Layout. Default: the family's own.")] = None,
+    format: Annotated[str | None, typer.Option(
+        metavar="transformers|open_clip|timm|gensim|glove", help="Layout. Default: the family's own.")] = None,
     json: Json = False,
 ) -> None:
     """Write a run's network as a directory that the reference library loads."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +18,16 @@ def order_state(stream: Stream) -> dict[str, Any]:
     """Everything that determines the order, for the checkpoint."""
     first = stream.order.sources[0]
     how = {"sequential": True} if first.sequential else {"lanes": first.lanes, "window": first.window}
-    turns = {"turns": list(stream.turns.cycle)} if stream.objective.turns else {}
+    turns: dict[str, Any] = {"turns": list(stream.turns.cycle)} if stream.objective.turns else {}
     batches = stream.layout.batches
     ramp = {} if batches.start is None else {"ramp_start": batches.start, "ramp_samples": batches.samples}
+    shares: list[dict[str, int]] = [{} for _ in stream.sets]
+    if stream.divided:
+        turns["reads"] = {task: list(stream.quotas(task)) for task in stream.reads}
+    else:
+        shares = [{"quota": quota} for quota in quotas(stream.order.weights)]
     return {"version": 1, "global_batch": stream.layout.global_batch, "seed": stream.seed, **ramp, **how, **turns,
-            "data": [{"fingerprint": d.fingerprint, "samples": len(d), "quota": q}
-                     for d, q in zip(stream.sets, quotas(stream.order.weights), strict=True)]}
+            "data": [{"fingerprint": d.fingerprint, "samples": len(d), **share} for d, share in zip(stream.sets, shares, strict=True)]}
 
 
 def check_order(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -37,6 +41,9 @@ def check_order(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     if saved.get("turns") != now.get("turns"):
         was, now_is = (" ".join(state.get("turns") or ["none"]) for state in (saved, now))
         problems.append(f"the updates of a cycle had the tasks {was} and now have {now_is}: set the shares of the tasks back")
+    elif saved.get("reads") != now.get("reads"):
+        was, now_is = (_shares(state.get("reads")) for state in (saved, now))
+        problems.append(f"{was}, and now {now_is}: give the data sets and weights that the run began with")
     for name, key in fixes.items():
         if saved.get(name) != now.get(name):
             problems.append(f"{key} was {saved.get(name)} and is {now.get(name)}: set it back")
@@ -47,11 +54,19 @@ def check_order(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         if a["fingerprint"] != b["fingerprint"]:
             problems.append(f"data set {i} had {a['samples']} samples with fingerprint {a['fingerprint'][:12]} and now {b['samples']} with "
                             f"{b['fingerprint'][:12]}: give the data set the run began with")
-        elif a["quota"] != b["quota"]:
+        elif "quota" in a and "quota" in b and a["quota"] != b["quota"]:
             problems.append(f"data set {i} had {a['quota'] / CYCLE:.1%} of the samples and now {b['quota'] / CYCLE:.1%}: set it back")
     if saved.get("version") != now.get("version"):
         problems.append("the checkpoint was written by a version of polymodal with another order")
     raise_problems(problems, "the run cannot continue in the same order (start a new run to change it)")
+
+
+def _shares(reads: Mapping[str, Sequence[int]] | None) -> str:
+    """Who reads which data set, in a message."""
+    if reads is None:
+        return "all tasks read all data sets"
+    return "; ".join(f"{task} read " + ", ".join(f"{quota / CYCLE:.1%} of data set {i}" for i, quota in enumerate(quotas) if quota)
+                     for task, quotas in reads.items())
 
 
 def plan_lines(stream: Stream) -> list[str]:
@@ -59,8 +74,11 @@ def plan_lines(stream: Stream) -> list[str]:
     layout, order, n = stream.layout, stream.order.sources[0], stream.samples_per_epoch
     g = layout.global_batch
     lines: list[str] = []
-    for data, quota in zip(stream.sets, quotas(stream.order.weights), strict=True):
+    cycle = stream.turns.cycle
+    for i, data in enumerate(stream.sets):
+        quota = sum(stream.quotas(task)[i] for task in cycle) / len(cycle)
         share = "" if len(stream.sets) == 1 else f", {quota / CYCLE:.1%} of the stream"
+        share += f", for {' and '.join(task for task, chosen in stream.reads.items() if i in chosen)}" if stream.divided else ""
         lines.append(f"data: {data.directory}: {len(data)} samples ({data.index.kind}: {', '.join(data.index.fields)}) in "
                      f"{len(data.index.shards)} shards{share}")
     micro = f"{layout.accumulate} micro-batches of {layout.size}" if layout.accumulate > 1 else f"one micro-batch of {layout.size}"
@@ -69,7 +87,6 @@ def plan_lines(stream: Stream) -> list[str]:
     whole, tail = divmod(n, g)
     rest = f" and {tail} samples, which share an update with the next epoch; none is dropped" if tail else ""
     if stream.objective.turns:
-        cycle = stream.turns.cycle
         shares = ", ".join(f"{task} {count / len(cycle):.1%}" for task, count in stream.objective.turns.items())
         lines.append(f"tasks: one for each update, in turns: {shares}; in {len(cycle)} updates {', '.join(cycle)}, and again")
     lines.append(f"epoch: {n} samples = {whole} updates{rest}" if len(layout.batches.levels) == 1 else
@@ -107,7 +124,8 @@ def _remote_lines(stream: Stream) -> Iterator[str]:
     if not any(d.remote for d in stream.sets):
         return
     order = stream.order
-    first = itertools.takewhile(lambda piece: piece[0] <= 0, order.upcoming_shards(0, range(order.sources[0].lanes)))
+    begun = stream.layout.batches.before(len(stream.turns.cycle) - 1) if stream.divided else 0  # every task has had an update, or has one
+    first = itertools.takewhile(lambda piece: piece[0] <= begun, order.upcoming_shards(0, range(order.sources[0].lanes)))
     shards = {(source, stream.sets[source].shard_of(sample)[0]) for _, source, sample in first if stream.sets[source].remote}
     size = sum(stream.sets[source].index.shards[shard].size for source, shard in shards)
     room = min(d.cache_limit for d in stream.sets)

@@ -14,6 +14,7 @@ from typing import Self
 
 from .dataset import DataSet
 from .order import Order
+from .turns import TurnOrder
 
 _THREADS = 4
 _BYTES = 8 << 30
@@ -44,7 +45,7 @@ class ReadAhead:
         self._threads: list[threading.Thread] = []
 
     @classmethod
-    def of(cls, sets: Sequence[DataSet], order: Order, position: int, rank: int, world: int) -> Self | None:
+    def of(cls, sets: Sequence[DataSet], order: Order | TurnOrder, position: int, rank: int, world: int) -> Self | None:
         """What fetches the shards of a rank's lanes from a position on; None where no data set is remote."""
         if not any(d.remote for d in sets):
             return None

@@ -5,7 +5,8 @@ on those behind what the updates before it read (`base/ramp.py`). Rank r of R ta
 them into micro-batches (`layout.py`), so a micro-batch of a rank can be made from nothing but its number. The loop's update counter is the
 whole state of the data; how many workers prefetched what does not matter.
 
-Where tasks take turns, the number of the update says which task it has (`turns.py`); which samples it reads does not depend on that.
+Where tasks take turns, the number of the update says which task it has (`turns.py`). Which samples it reads does not depend on that, unless
+tasks use different data sets: then each reads those that are for it.
 
 An objective that is `sequential` gets G lanes of consecutive samples instead of a shuffle: sample i of every update continues sample
 i of the update before.
@@ -13,7 +14,7 @@ i of the update before.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from .layout import BatchLayout
 from .loader import BatchBuilder, CountFrom, added, load
 from .order import Order, SampleRef, SourceOrder, generator, quotas
 from .samples import PreparedSample, SampleReader
-from .turns import Turns
+from .turns import TurnOrder, Turns
 
 Mixture = Sequence[tuple[DataSet, float]]
 _GRACE = 1000
@@ -68,7 +69,13 @@ class Stream:
         self.sets = tuple(d for d, _ in parts)
         self.objective, self.layout, self.on_bad, self.max_bad, self.seed = objective, layout, on_bad, max_bad, seed
         self.max_tokens = max_tokens
-        self.order = order_of(parts, seed, layout.global_batch if objective.sequential else lanes, window, objective.sequential)
+        self.reads = self.turns.reads([d.index.fields for d in self.sets])
+        """The numbers of the data sets that each task reads."""
+        order = order_of(parts, seed, layout.global_batch if objective.sequential else lanes, window, objective.sequential)
+        raise_problems(dict.fromkeys(_unread(self.reads, parts)), "the data is not for this objective")
+        self.order: Order | TurnOrder = order
+        if self.divided:
+            self.order = TurnOrder(order, [self.reads[task] for task in self.turns.cycle], layout.batches)
         needs_partner = self.turns.needs_partner
         self._reader = SampleReader(self.sets, seed, self._partner_of if needs_partner else None, needs_next=self.turns.needs_next)
         if needs_partner and any(len(d) < 2 for d in self.sets):
@@ -78,6 +85,17 @@ class Stream:
     def samples_per_epoch(self) -> int:
         """Samples of the data set, or of all data sets of the mixture together."""
         return self._reader.samples
+
+    @property
+    def divided(self) -> bool:
+        """Whether tasks read different data sets."""
+        return len(set(self.reads.values())) > 1
+
+    def quotas(self, task: str) -> tuple[int, ...]:
+        """Of `CYCLE` rows that updates of a task read of a lane, those of each data set; 0 where the task does not read it."""
+        chosen = self.reads[task]
+        shares = dict(zip(chosen, quotas([self.order.weights[i] for i in chosen]), strict=True))
+        return tuple(shares.get(i, 0) for i in range(len(self.sets)))
 
     def epoch(self, update: int) -> float:
         """Epochs consumed before an update."""
@@ -197,5 +215,17 @@ def _problems(parts: Mixture, lanes: int, window: int, on_bad: str, max_bad: flo
         yield f"data.max_bad is {max_bad}, expected a share between 0 and 1"
     if any(not w > 0 for _, w in parts):
         yield f"the weights of the mixture are {[w for _, w in parts]}, expected positive numbers"
-    elif 0 in quotas([w for _, w in parts]):
-        yield f"a weight of the mixture is below a thousandth of the sum: {[w for _, w in parts]}; raise it or leave it out"
+
+
+def _unread(reads: Mapping[str, tuple[int, ...]], parts: Mixture) -> Iterator[str]:
+    """What is wrong with who reads which data set."""
+    told = [f"{d.directory} ({', '.join(d.index.fields)})" for d, _ in parts]
+    for task, chosen in reads.items():
+        weights = [parts[i][1] for i in chosen]
+        if not chosen:
+            yield (f"{f'the task {task}' if task else 'the objective'} can read none of the data sets {', '.join(told)}: "
+                   f"give it one of its own{f', or leave it out with objective.{task}=0' if task else ''}")
+        elif 0 in quotas(weights):
+            yield f"a weight of the mixture is below a thousandth of the sum: {weights}; raise it or leave it out"
+    for i in sorted(set(range(len(parts))) - {i for chosen in reads.values() for i in chosen}):
+        yield f"no task reads {told[i]}: leave it out, or pack it with the fields that a task needs"

@@ -13,11 +13,14 @@ import torch
 from torch import Tensor
 
 from ...multimodal.pair_classes import PairClassifier, UniterForVisualQuestionAnswering
+from ...multimodal.pair_comparison import PictureComparer, UniterForNlvr2PairedAttn
+from ...multimodal.pair_zero_shot import PairZeroShotClassifier
+from ...multimodal.region_pairs import PairScorer
 from ...multimodal.zero_shot import ImageTextModel, ZeroShotClassifier, templates
 from ...shared import dist
 from ...shared.config import MULTI_LABEL, need_one_class_each
 from ...shared.errors import UserError
-from ...shared.regions import FEATURES_FIELD
+from ...shared.regions import FEATURES_FIELD, Regions
 from ...shared.sample import Sample
 from ...shared.system import Batch, Objective
 from ...text.classify import TextClassifier
@@ -51,21 +54,26 @@ class ZeroShot:
     """Class names in place of the data's, in the same order."""
 
     name: ClassVar[str] = "zero-shot"
-    needs: ClassVar[tuple[str, ...]] = ("pictures", "class numbers")
+    needs: ClassVar[tuple[str, ...]] = ("pictures or regions", "class numbers")
     batch_size: ClassVar[int] = 64
 
     def measures(self, subject: Subject) -> Mapping[str, Measure]:
         """One pass."""
         labels, prompts = subject.classes(self.labels), templates(self.templates)
-        model = subject.model
+        model, shown = subject.model, [p("{}") for p in prompts]
+        kind = f"{len(labels)} classes, {len(prompts)} template{'s' if len(prompts) > 1 else ''}"
+        if isinstance(model, PairScorer):
+            pairs = PairZeroShotClassifier(model, subject.tokenizer, labels, prompts)
+            subject.facts |= {"templates": shown, "classes": list(labels)}
+            return {"": Classification(kind, _Seen(pairs, len(labels)), lambda batch: pairs.of_regions(batch.inputs, subject.device),
+                                       labels)}
         if not isinstance(model, ImageTextModel):
             raise UserError(f"{subject.source} holds a {type(model).__name__}; zero-shot classification compares pictures with class "
-                            "names: give a CLIP (`polymodal evaluate classify` measures a trained head)")
+                            "names: give a CLIP, or a network that scores pairs (`polymodal evaluate classify` measures a trained head)")
         tokenizer = subject.tokenizer if subject.tokenizer_source is not None else clip_tokenizer(model, subject.source)
-        subject.facts |= {"tokenizer": tokenizer.fingerprint, "templates": [p("{}") for p in prompts], "classes": list(labels)}
+        subject.facts |= {"tokenizer": tokenizer.fingerprint, "templates": shown, "classes": list(labels)}
         subject.picture_facts(model.preprocessing)
         by = ZeroShotClassifier(model, tokenizer, labels, prompts)
-        kind = f"{len(labels)} classes, {len(prompts)} template{'s' if len(prompts) > 1 else ''}"
         return {"": Classification(kind, _Pictures(model.preprocessing, len(labels)), lambda batch: by.of_pixels(batch.inputs), labels)}
 
 
@@ -129,7 +137,7 @@ class ClassifyTexts:
 
 @dataclass(frozen=True)
 class ClassifyPairs:
-    """Texts about pictures by the answers of a trained head; of another network, what it classifies alone."""
+    """Texts about a picture, or about two, by the answers of a trained head; of another network, what it classifies alone."""
 
     name: ClassVar[str] = "classify"
     needs: ClassVar[tuple[str, ...]] = ("text", "class numbers")
@@ -138,6 +146,11 @@ class ClassifyPairs:
     def measures(self, subject: Subject) -> Mapping[str, Measure]:
         """One pass."""
         model = subject.model
+        if isinstance(model, UniterForNlvr2PairedAttn):
+            both = PictureComparer(model, subject.tokenizer)
+            labels, order = _same_classes(subject, both.labels)
+            return {"": Classification(f"{len(labels)} classes", _Compared(both, len(labels)),
+                                       lambda batch: both.probabilities(batch.inputs)[:, order], labels)}
         if not isinstance(model, UniterForVisualQuestionAnswering):
             pictures = set(KINDS["pictures"]) & set(subject.data.index.fields)
             return (ClassifyPictures() if pictures and isinstance(model, ImageClassifier) else ClassifyTexts()).measures(subject)
@@ -212,6 +225,32 @@ class _Labelled(Objective[tuple[str, str | None, int]]):
 
     def collate(self, examples: list[tuple[str, str | None, int]]) -> _Inputs:
         return _Inputs(counts={}, inputs=[(text, pair) for text, pair, _ in examples], labels=[label for _, _, label in examples])
+
+
+class _Seen(Objective[tuple[Regions, int]]):
+    """Regions of pictures, and their classes."""
+
+    def __init__(self, by: PairZeroShotClassifier, classes: int) -> None:
+        self.reader, self.classes = by.reader, classes
+
+    def example(self, sample: Sample, rng: np.random.Generator) -> Iterable[tuple[Regions, int]]:
+        return [(self.reader.regions(sample), _label(sample, self.classes))]
+
+    def collate(self, examples: list[tuple[Regions, int]]) -> _Inputs:
+        return _Inputs(counts={}, inputs=[regions for regions, _ in examples], labels=[label for _, label in examples])
+
+
+class _Compared(Objective[tuple[Any, int]]):
+    """Texts about two pictures, and their classes."""
+
+    def __init__(self, by: PictureComparer, classes: int) -> None:
+        self.read, self.classes = by.read, classes
+
+    def example(self, sample: Sample, rng: np.random.Generator) -> Iterable[tuple[Any, int]]:
+        return [(self.read(sample), _label(sample, self.classes))]
+
+    def collate(self, examples: list[tuple[Any, int]]) -> _Inputs:
+        return _Inputs(counts={}, inputs=[given for given, _ in examples], labels=[label for _, label in examples])
 
 
 # --- the measurement --------------------------------------------------------------------------------------------------

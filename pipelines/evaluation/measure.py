@@ -17,7 +17,7 @@ from .subject import Subject
 TOKENS = ("tokens.u16", "tokens.u32")
 KINDS: dict[str, tuple[str, ...]] = {
     "text": (*TEXT_FIELDS, "json"), "text or rows of tokens": (*TEXT_FIELDS, *TOKENS, "json"), "pictures": IMAGE_FIELDS,
-    "pictures or regions": (*IMAGE_FIELDS, FEATURES_FIELD),
+    "pictures or regions": (*IMAGE_FIELDS, FEATURES_FIELD), "regions": (FEATURES_FIELD,),
     "class numbers": ("cls", "json"), "targets": (TARGET_FIELD, "json"), "annotations": ("json",),
 }
 """What an evaluation may need of a sample, and the fields that hold it."""

@@ -75,7 +75,8 @@ class Perplexity:
             return {"": PseudoPerplexity(subject)}
         system = subject.system(self.objective)
         if not self.memory:
-            return {task: OwnObjective(subject, system, task=task) for task in system.objective.by_turn()}
+            fields = subject.data.index.fields
+            return {task: OwnObjective(subject, system, task=task) for task, own in system.objective.by_turn().items() if own.reads(fields)}
         if not isinstance(system.net, Remembers):
             raise UserError(f"{subject.source} holds a {type(system.net).__name__}, which has no memory: leave --memory out")
         return {f"memory-{n}": OwnObjective(subject, system, n) for n in self.memory}

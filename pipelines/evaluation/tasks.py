@@ -8,6 +8,7 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 
+from ...multimodal.pair_grounding import Grounder
 from ...shared.sample import Sample
 from ...shared.system import Batch, Objective
 from ...text.choice import Chooser
@@ -77,6 +78,15 @@ class Span(TaskEvaluation, AnswerSettings):
     def opened(self, subject: Subject) -> Reader:
         """The network in use, with these settings."""
         return Reader(cast("QuestionAnswering", subject.model), subject.tokenizer, self)
+
+
+@dataclass(frozen=True)
+class Ground(TaskEvaluation):
+    """Regions of pictures that phrases mean."""
+
+    use: ClassVar[type[Use[Any, Any, Any]]] = Grounder
+    name: ClassVar[str] = Grounder.task
+    needs: ClassVar[tuple[str, ...]] = Grounder.needs
 
 
 @dataclass(kw_only=True)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from PIL import Image
 from torch import Tensor, nn
@@ -31,8 +31,8 @@ class Classifier(Protocol):
 
     labels: tuple[str, ...]
 
-    def probabilities(self, pictures: Sequence[Image.Image]) -> Tensor:
-        """[B, C]."""
+    def probabilities(self, pictures: Sequence[Any]) -> Tensor:
+        """[B, C], of what `read` of `classify` makes of pictures."""
         ...
 
 
@@ -119,11 +119,13 @@ def _from_path(text: str, warn: Callable[[str], None]) -> Iterator[tuple[str, by
 
 
 def classify(
-    by: Classifier, inputs: Sequence[tuple[str, bytes | Path]], *, top: int, batch_size: int, console: Console
+    by: Classifier, inputs: Sequence[tuple[str, bytes | Path]], *, top: int, batch_size: int, console: Console,
+    read: Callable[[str, bytes | Path], Any] | None = None,
 ) -> Result:
-    """Classify pictures in batches. One that cannot be read gets one warning and is counted; all bad is an error."""
+    """Classify pictures in batches. One that cannot be read (`decode`, by default) gets one warning and is counted; all bad is an error."""
     result = Result()
-    waiting: list[tuple[str, Image.Image]] = []
+    waiting: list[tuple[str, Any]] = []
+    read = read or decode
 
     def run() -> None:
         scores, best = by.probabilities([p for _, p in waiting]).topk(min(top, len(by.labels)))
@@ -134,7 +136,7 @@ def classify(
     with console.progress("classifying", total=len(inputs)) as bar:
         for name, source in inputs:
             try:
-                waiting.append((name, decode(name, source)))
+                waiting.append((name, read(name, source)))
             except BadSample as error:
                 reason = str(error).partition(": ")[2] or str(error)  # without the sample's name: the path says more
                 result.bad.append((name, reason))

@@ -189,7 +189,7 @@ def _build(past: Past, sets: list[tuple[DataSet, float]], way: _Way, console: Co
         console.say(f"reading {start.ancestor.checkpoint}, which the run began from")
         start.ancestor.verify(run.directory)
     system, _ = build_system(recipe, run.context(companions_of(run)), start, first.layout)
-    state = set_up(recipe, fabric, system, _stream(first, sets, system), None, run, Console(quiet=True))
+    state = set_up(recipe, fabric, system, _stream(first, sets, system), (), run, Console(quiet=True))
     state.health.rewound = [range(*pair) for pair in rewind_decisions(run)]
     if way.start is not None:
         state.restore(way.start)

@@ -37,7 +37,7 @@ def export(source: str | Path, out: str | Path, format: str | None = None) -> Pa
     Args:
         source: a run's directory, or `RUN/checkpoints/update-...`.
         out: the directory to write; it must not exist, or be empty.
-        format: "transformers", "open_clip", "timm" or "polymodal"; by default the family's own.
+        format: "transformers", "open_clip", "timm", "polymodal", "gensim" or "glove"; by default the family's own.
 
     Returns:
         The directory.

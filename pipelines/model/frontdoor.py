@@ -20,10 +20,11 @@ from ...shared.convert import to_ours, to_theirs
 from ...shared.errors import UserError, raise_problems
 from ...shared.family import Context, Family, Format, Net, Task, named_net
 from ...shared.keys import read_json
+from ...shared.meta import UndrawnWeights, without_weights
 from ...shared.settings import build_settings
 from ...shared.system import Companion, System
 from ...shared.tokenizer import NoTokenizer, Tokenizer
-from .weights import read_weights, write_directory
+from .weights import read_weights, write_directory, write_files
 
 if TYPE_CHECKING:
     from ..run.directory import Run
@@ -186,7 +187,8 @@ def _from_directory(directory: Path) -> nn.Module:
     config = entry.config.from_dict(record, what) if format.read is None else format.read(record, directory)
     theirs, path = read_weights(directory, format.weights_file)
     try:
-        model = net.build(config)
+        with UndrawnWeights():  # `_fill` wants a number for each
+            model = net.build(config)
     except UserError:
         raise
     except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:  # a number that no layer takes
@@ -301,7 +303,8 @@ def save(model: nn.Module, directory: str | Path, *, tokenizer: Tokenizer | None
         directory: where to; files of the same names are replaced.
         tokenizer: written beside the weights, with the longest input of the network as its `model_max_length`; by default the files that
             lay beside the loaded ones.
-        format: "transformers", "open_clip", "timm" or "polymodal", where the network has that layout; by default its own.
+        format: "transformers", "open_clip", "timm" or "polymodal", where the network has that layout; "gensim" or "glove" for the files of
+            word vectors; by default its own.
     """
     directory = Path(directory)
     origin: Origin | None = getattr(model, "origin", None)
@@ -309,6 +312,12 @@ def save(model: nn.Module, directory: str | Path, *, tokenizer: Tokenizer | None
         entry, net = _known(model)
         origin = Origin(entry.name, net)
     entry, net = family(origin.family), origin.net
+    if format is not None and (write := net.written.get(format)) is not None:
+        if tokenizer is None and origin.directory is None:
+            raise UserError(f"the format {format} names words, and this {net.architecture} came without its vocabulary: pass tokenizer=")
+        words = Tokenizer.load(cast("Path", origin.directory)) if tokenizer is None else tokenizer
+        write_files(directory, lambda work: write(model, words, work))
+        return
     chosen = net.format(format) if format else net.default_format(model.config)
     model = chosen.fold(model)
     config: Any = model.config
@@ -343,7 +352,7 @@ def net_of(model: nn.Module, entry: Family) -> Net | None:
     """The entry of `entry.nets` that describes `model`, found by its class and its keys; None where there is none."""
     keys = {k: v.shape for k, v in model.state_dict().items()}
     for net in entry.nets:
-        with torch.device("meta"):
+        with without_weights():
             other = net.build(model.config)
         if type(other) is type(model) and {k: v.shape for k, v in other.state_dict().items()} == keys:
             return net

@@ -1,11 +1,13 @@
-"""Weights on disk: safetensors (one file or several with an index), and old pickle files only where they hold nothing but tensors."""
+"""Weights on disk: safetensors (one file or several with an index), HDF5 where a format says so, and old pickle files only where they hold
+nothing but tensors.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError  # torch.load's way of refusing; nothing is ever unpickled
 from typing import Any
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from ...shared.errors import UserError
 from ...shared.keys import read_json
+from . import hdf5
 
 WEIGHTS = "model.safetensors"
 
@@ -25,8 +28,11 @@ def read_weights(directory: Path, name: str = WEIGHTS) -> tuple[dict[str, Tensor
     """The state dict of a model directory, and the file (or index) it came from.
 
     Looks for `name`, its index of several files, then the pickle file of the same place
-    (`pytorch_model.bin` for `model.safetensors`) and its index.
+    (`pytorch_model.bin` for `model.safetensors`) and its index. HDF5 may have any name that ends as `name` does.
     """
+    if name.endswith(hdf5.SUFFIX):
+        path = hdf5.find(directory, name)
+        return hdf5.read(path), path
     old = name.replace(WEIGHTS, "pytorch_model.bin")
     for candidate in (name, f"{name}.index.json", old, f"{old}.index.json"):
         path = directory / candidate
@@ -66,9 +72,22 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     return dict(state)
 
 
+def write_files(directory: Path, write: Callable[[Path], None]) -> None:
+    """Have `write` fill a directory beside this one, then put each file into its place in one step."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as beside:
+        work = Path(beside)
+        write(work)
+        for path in sorted(p for p in work.rglob("*") if p.is_file()):
+            target = directory / path.relative_to(work)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.chmod(0o644)
+            path.replace(target)
+
+
 def write_directory(directory: Path, files: Mapping[str, Mapping[str, Any]], weights: Mapping[str, Tensor], name: str,
                     copies: Mapping[str, Path]) -> None:
-    """Write a model directory: everything into a directory beside it first, then each file into its place in one step.
+    """Write a model directory.
 
     Args:
         directory: where to; made if it is not there.
@@ -77,17 +96,15 @@ def write_directory(directory: Path, files: Mapping[str, Mapping[str, Any]], wei
         name: of the weights' file.
         copies: files to copy, by name.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as beside:
-        work = Path(beside)
+    def write(work: Path) -> None:
         for file, record in files.items():
             (work / file).parent.mkdir(parents=True, exist_ok=True)
             (work / file).write_text(json.dumps(record, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
         for file, source in copies.items():
             shutil.copyfile(source, work / file)
-        save_file(dict(weights), work / name, metadata={"format": "pt"})
-        for path in sorted(p for p in work.rglob("*") if p.is_file()):
-            target = directory / path.relative_to(work)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            path.chmod(0o644)
-            path.replace(target)
+        if name.endswith(hdf5.SUFFIX):
+            hdf5.write(work / name, weights)
+        else:
+            save_file(dict(weights), work / name, metadata={"format": "pt"})
+
+    write_files(directory, write)

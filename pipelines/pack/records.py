@@ -17,7 +17,8 @@ from PIL import Image
 
 from ...shared.errors import BadSample
 from ...shared.picture import EXPECTED, FIELD_OF_FORMAT, check_bits
-from ...shared.sample import MAX_PIXELS, PAIR_FIELD, TARGET_FIELD, Sample
+from ...shared.regions import box_problem
+from ...shared.sample import MAX_PIXELS, PAIR_FIELD, SECOND, TARGET_FIELD, Sample
 from ...shared.unicode import is_blank
 from ..base.files import COMPRESSED, ending, open_bytes
 from ..base.tables import TABLE_ENDINGS, Place, class_names, pick, rows
@@ -135,23 +136,53 @@ def _picture_record(row: dict[str, Any], reading: Reading, where: Place, names: 
         if isinstance(named, BadSample):
             return named
         answers = named
-    image = pick(row, reading.image_field)
-    data, path = (image.get("bytes"), image.get("path")) if isinstance(image, Mapping) else (image, image)
-    if isinstance(data, bytes):
-        made = _picture(data, data, f"{where}: the picture", found)
-    elif isinstance(path, str):
-        made = _picture_from(str(where.path.parent / path), found)
-    else:
-        return BadSample(f"{where}: no picture in {reading.image_field!r} (a path, bytes, or bytes and path), {columns_of(row)} "
-                         "(--image-field)")
-    return replace(made, classes=answers) if answers and isinstance(made, Record) else made
+    shown = _one_or_two(pick(row, reading.image_field), where, "pictures") if pairs else [pick(row, reading.image_field)]
+    if isinstance(shown, BadSample):
+        return shown
+    made: list[Record] = []
+    for image in shown:
+        data, path = (image.get("bytes"), image.get("path")) if isinstance(image, Mapping) else (image, image)
+        if isinstance(data, bytes):
+            one = _picture(data, data, f"{where}: the picture", {} if made else found)
+        elif isinstance(path, str):
+            one = _picture_from(str(where.path.parent / path), {} if made else found)
+        else:
+            one = BadSample(f"{where}: no picture in {reading.image_field!r} (a path, bytes, or bytes and path), {columns_of(row)} "
+                            "(--image-field)")
+        if isinstance(one, BadSample):
+            return one
+        made.append(one)
+    return replace(_both(made), classes=answers)
+
+
+def _one_or_two(value: Any, where: Place, what: str) -> list[Any] | BadSample:
+    """A picture, or the two of a list."""
+    if isinstance(value, list):
+        return value if len(value) == 2 else BadSample(f"{where}: a list of {len(value)} {what}, expected one, or a list of two")
+    return [value]
+
+
+def _both(made: Sequence[Record]) -> Record:
+    """The record of one picture, or that of two: the second's fields are those of `Sample.second`."""
+    first, *rest = made
+    fields, parts = dict(first.fields), [first.identity]
+    for other in rest:
+        fields |= {f"{SECOND}{name}": data for name, data in other.fields.items()}
+        parts.append(other.identity)
+    return replace(first, fields=fields, identity=first.identity if not rest else identity(b"".join(parts)))
 
 
 def _named(row: dict[str, Any], reading: Reading, where: Place, names: Sequence[str] | None, fields: dict[str, bytes | Ref], *,
            scored: bool) -> tuple[str, ...] | BadSample:
-    """Put the class of a row into its fields, or with `scored` the answers that it scores from 0 to 1; the names of these answers."""
+    """Put the class of a row into its fields, or with `scored` a box, or answers with scores from 0 to 1; the names of these answers."""
     assert reading.label_field is not None
     given = pick(row, reading.label_field)
+    record = json.loads(held) if isinstance(held := fields.get("json"), bytes) else {}
+    if scored and isinstance(given, list):
+        if problem := box_problem(given):
+            return BadSample(f"{where}: {reading.label_field!r}: {problem}")
+        fields["json"] = json.dumps({**record, "box": given}, ensure_ascii=False).encode("utf-8")
+        return ()
     if not scored or not isinstance(given, Mapping):
         label = label_of(row, reading, where, names)
         if isinstance(label, BadSample):
@@ -162,7 +193,6 @@ def _named(row: dict[str, Any], reading: Reading, where: Place, names: Sequence[
         if not isinstance(name, str) or is_blank(name) or not _is_share(score):
             return BadSample(f"{where}: {reading.label_field!r} scores {str(name)[:40]!r} by {str(score)[:40]!r}, expected names with "
                              "numbers from 0 to 1")
-    record = json.loads(held) if isinstance(held := fields.get("json"), bytes) else {}
     fields["json"] = json.dumps({**record, "scores": given}, ensure_ascii=False).encode("utf-8")
     return tuple(given)
 
@@ -182,15 +212,24 @@ def _region_record(row: dict[str, Any], reading: Reading, where: Place, names: S
         if isinstance(named, BadSample):
             return named
         answers = named
-    path = pick(row, reading.image_field)
-    if not isinstance(path, str):
-        return BadSample(f"{where}: no path of an .npz file with regions in {reading.image_field!r}, {columns_of(row)} (--image-field)")
-    try:
-        found = read_regions(where.path.parent / path)
-    except BadSample as error:
-        return BadSample(f"{where}: {error}")
-    data = found.fields()
-    return Record(Path(path).stem, {**others, **data}, identity(b"".join(data.values())), answers, found.shape)
+    paths = _one_or_two(pick(row, reading.image_field), where, "files with regions")
+    if isinstance(paths, BadSample):
+        return paths
+    made: list[Record] = []
+    for path in paths:
+        if not isinstance(path, str):
+            return BadSample(f"{where}: no path of an .npz file with regions in {reading.image_field!r}, {columns_of(row)} (--image-field)")
+        try:
+            found = read_regions(where.path.parent / path)
+        except BadSample as error:
+            return BadSample(f"{where}: {error}")
+        data = found.fields()
+        made.append(Record(Path(path).stem, {**data}, identity(b"".join(data.values())), answers, found.shape))
+    if made[-1].regions != made[0].regions:
+        return BadSample(f"{where}: the regions of its two pictures have widths {made[0].regions} and {made[-1].regions} (features, "
+                         "classes): all must be of one detector")
+    whole = _both(made)
+    return replace(whole, fields={**others, **whole.fields})
 
 
 def _captions(row: dict[str, Any], reading: Reading, where: Place) -> Record | BadSample:

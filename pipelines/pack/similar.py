@@ -2,7 +2,7 @@
 
 Levy, Goldberg and Dagan, "Improving Distributional Similarity with Lessons Learned from Word Embeddings", 2015.
 https://aclanthology.org/Q15-1016: positive pointwise mutual information of words within a window, with smoothed counts of contexts,
-reduced by a truncated SVD; similar words are those with the largest cosine. Vectors in word2vec's text format can be brought instead.
+reduced by a truncated SVD; similar words are those with the largest cosine. Vectors of word2vec or GloVe can be brought instead.
 
 Memory is bounded by the size of the vocabulary: at most a number for each pair of its words.
 """
@@ -134,27 +134,6 @@ def _reduced(keys: np.ndarray, counts: np.ndarray, size: int, dimensions: int) -
         torch.manual_seed(0)  # of the random projection that the decomposition begins with
         u, s, _ = torch.svd_lowrank(matrix, q=min(dimensions, size - 1), niter=4)
     return (u * s.sqrt()).numpy()
-
-
-def read_vectors(path: Path) -> tuple[list[str], np.ndarray]:
-    """Words and vectors, float32 [V, D], of a file in word2vec's text format: the two numbers V and D, then a word and D numbers a line."""
-    words: list[str] = []
-    try:
-        with path.open(encoding="utf-8") as file:
-            count, width = map(int, file.readline().split())
-            vectors = np.zeros((count, width), dtype=np.float32)
-            for number, line in enumerate(file):
-                word, *numbers = line.rstrip().split(" ")
-                vectors[number] = np.array(numbers, dtype=np.float32).reshape(width)
-                words.append(word)
-    except OSError as error:
-        raise UserError(f"the word vectors {str(path)!r} cannot be read ({error.strerror}): give their path") from None
-    except (ValueError, IndexError) as error:
-        raise UserError(f"{path}, behind {len(words)} words: not word2vec's text format ({error}): expected the numbers of words and of "
-                        "dimensions in the first line, then a word and its numbers in each, with spaces between them") from None
-    if len(words) != count or len(set(words)) != count:
-        raise UserError(f"{path} has {len(set(words))} words, and its first line says {count}: it is cut, or names a word twice")
-    return words, vectors
 
 
 def similar_words(words: Sequence[str], vectors: np.ndarray, settings: SimilarSettings, tokenizer: Tokenizer | None = None

@@ -17,6 +17,7 @@ import torch
 from ...registry import family
 from ...shared.errors import UserError, raise_problems
 from ...shared.family import Context, Family
+from ...shared.meta import without_weights
 from ...shared.system import Batch, Objective, System
 from ..base.console import Console
 from ..data.dataset import DataSet
@@ -25,7 +26,7 @@ from ..model.companions import with_companions
 from ..run.optim import freeze
 from ..run.recipe import Recipe
 from ..train.devices import choose_precision
-from ..train.inputs import Data, build_layout, build_stream, open_sets, read_context
+from ..train.inputs import Data, EvalData, build_layout, build_stream, open_held_out, open_sets, read_context
 from ..train.layers import recompute_blocks
 from ..train.preflight import precision_problems, preflight
 from ..train.sharding import layout_problems, sharded
@@ -68,7 +69,7 @@ class Cluster:
         return self.nodes * self.gpus
 
 
-def plan(recipe: Recipe, data: Data | None, cluster: Cluster, *, model: str | Path | None = None, eval_data: str | Path | None = None,
+def plan(recipe: Recipe, data: Data | None, cluster: Cluster, *, model: str | Path | None = None, eval_data: EvalData = None,
          tokenizer: str | Path | None = None, out: str | Path = ".", console: Console | None = None) -> dict[str, Any]:
     """Say what a run of the recipe on the cluster would do and take.
 
@@ -137,15 +138,15 @@ class _Draft:
 
     def build(self) -> System:
         """The system without weights."""
-        with torch.device("meta"):
+        with without_weights():
             system = self.recipe.build(self.entry, self.context, self.config)
         freeze(system, self.recipe.optim.freeze)
         return system
 
-    def read(self, data: Data, eval_data: str | Path | None, tokenizer: str | Path | None, machine: _Machine, out: Path) -> list[str]:
+    def read(self, data: Data, eval_data: EvalData, tokenizer: str | Path | None, machine: _Machine, out: Path) -> list[str]:
         """Open the data and say what the loop says before a run."""
         self.sets = open_sets(data)
-        held_out = None if eval_data is None else DataSet.open(eval_data)
+        held_out = open_held_out(eval_data)
         told = read_context([d for d, _ in self.sets], held_out, tokenizer or self.start.tokenizer, self.entry.task(self.recipe.task))
         self.context = with_companions(told, self.recipe, self.entry)
         system = self.build()
@@ -154,7 +155,7 @@ class _Draft:
     def imagine(self, tokenizer: str | Path | None) -> list[str]:
         """Without data: synthetic samples, and the vocabulary of the config's defaults unless a tokenizer is given."""
         classes = ("0", "1") if self.recipe.task else None  # a task's data names them
-        told = Context(read_context([], None, tokenizer or self.start.tokenizer).tokenizer, classes, net_only=True)
+        told = Context(read_context([], (), tokenizer or self.start.tokenizer).tokenizer, classes, net_only=True)
         self.context = with_companions(told, self.recipe, self.entry)
         for name in self.entry.task(self.recipe.task).companions:
             replace(self.context, net_only=False).companion(name, self.recipe.system)  # data would not help where one is lacking
@@ -195,7 +196,8 @@ class _Draft:
         update = _largest(self.recipe, layout)
         if not self.sets:
             return [synthetic_batch(objective, max(len(layout.positions(update, part)) for part in range(layout.parts(update))))]
-        stream, first = build_stream(self.recipe, self.sets, objective, layout), layout.number(update)
+        sets = [(data, weight) for data, weight in self.sets if objective.reads(data.index.fields)]
+        stream, first = build_stream(self.recipe, sets, objective, layout), layout.number(update)
         return [stream[number] for number in range(first, min(first + _LOOKED_AT, layout.number(self.recipe.max_updates)))]
 
 

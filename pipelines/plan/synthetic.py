@@ -109,12 +109,12 @@ def synthetic_objective(recipe: Recipe, entry: Family, context: Context, config:
     Raises:
         UserError: the objective takes no such samples, and wants real data.
     """
-    import torch
+    from ...shared.meta import without_weights  # torch is slow to import
 
     reasons: list[str] = []
     for tokenizer in (context.tokenizer,) if context.tokenizer is not None else itertools.chain((None,), _toys()):
         try:
-            with torch.device("meta"):
+            with without_weights():
                 made = config if config is not None else entry.adapt(
                     build_settings(entry.config, {**entry.sizes[recipe.size], **recipe.model}, recipe.name),
                     Context(classes=context.classes, companions=context.companions, net_only=True))

@@ -21,7 +21,7 @@ import torch
 from ..._version import __version__
 from ...shared.errors import BadSample, UserError
 from ...shared.regions import DEFAULT_REGIONS, FEATURES_FIELD, Regions
-from ...shared.sample import IMAGE_FIELDS, Sample
+from ...shared.sample import IMAGE_FIELDS, SECOND, Sample
 from ..base.console import Console
 from ..base.files import temporary_path, write_atomic
 from ..crew.crew import claim, crew, do_all, keep_same
@@ -114,6 +114,11 @@ class Order:
     folder: Path
     shape: tuple[int, int]
     """Widths that all regions have: those of the first good sample."""
+
+
+def open_detector(detector: str, tower: str | None, regions: int, device: str | None) -> Detector:
+    """What finds regions, without classes, for pictures that are no data set."""
+    return RegionSettings(detector, tower, regions, 0).work("").open(choose_device(device))
 
 
 def add_regions(source: str, out: str | Path, settings: RegionSettings, *, device: str | None = None, workers: Workers | None = None,
@@ -256,12 +261,17 @@ def _write(order: Order, number: int) -> None:
             kept = 0
             for at in range(begin, begin + data.shard_sizes[number], detector.together):
                 some = range(at, min(at + detector.together, begin + data.shard_sizes[number]))
-                for sample, found in _found(detector, data.read_many(some)):
+                samples = data.read_many(some)
+                second = _seconds(detector, samples)
+                for (sample, found), other in zip(_found(detector, samples), second, strict=True):
                     try:
-                        if isinstance(found, BadSample):
-                            raise found
-                        _checked(sample, found, order.shape)
-                        writer.add(sample.key, {**sample.fields, **found.fields()})
+                        fields: dict[str, bytes] = {}
+                        for before, whose, regions in ((SECOND, *other), ("", sample, found)) if other else (("", sample, found),):
+                            if isinstance(regions, BadSample):
+                                raise regions
+                            _checked(whose, regions, order.shape)
+                            fields |= {before + name: part for name, part in regions.fields().items()}
+                        writer.add(sample.key, {**sample.fields, **fields})
                         kept += 1
                     except BadSample as error:
                         if order.on_bad == "raise":
@@ -292,6 +302,14 @@ def _found(detector: Detector, samples: Sequence[Sample | BadSample]) -> list[tu
             prepared.append((sample, error))
     found = iter(detector.find(good) if (good := [item for _, item in prepared if not isinstance(item, BadSample)]) else [])
     return [(sample, item if isinstance(item, BadSample) else next(found)) for sample, item in prepared]
+
+
+def _seconds(detector: Detector, samples: Sequence[Sample | BadSample]) -> list[tuple[Any, Regions | BadSample] | None]:
+    """The second picture of each sample with its regions; None where there is none."""
+    others = [sample.second() if isinstance(sample, Sample) and any(name.startswith(SECOND) for name in sample.fields) else None
+              for sample in samples]
+    found = iter(_found(detector, [other for other in others if other is not None]))
+    return [None if other is None else next(found) for other in others]
 
 
 def _checked(sample: Sample, found: Regions, shape: tuple[int, int]) -> tuple[int, int]:

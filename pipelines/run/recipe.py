@@ -8,6 +8,7 @@ Every problem is reported at once.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import inspect
 import pkgutil
@@ -328,7 +329,9 @@ def _read(source: str, seen: tuple[str, ...]) -> dict[str, Any]:
         return recipes()[source]().to_dict()
     path = Path(source)
     if path.suffix not in (".yaml", ".yml"):
-        raise UserError(f"there is no recipe {source!r}; {unknown_key(source, list(recipes())).split('; ', 1)[1]} (or give a .yaml file)")
+        near = difflib.get_close_matches(source, recipes(), n=3)
+        meant = f": did you mean {' or '.join(near)}?" if near else ";"
+        raise UserError(f"there is no recipe {source!r}{meant} `polymodal recipes` lists all {len(recipes())} (or give a .yaml file)")
     if not path.is_file():
         raise UserError(f"recipe file {source} does not exist; give a YAML file or one of: {', '.join(recipes())}")
     try:

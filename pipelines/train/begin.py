@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -35,7 +35,7 @@ _FIXED = ("system", "task", "size", "model", "objective", "seed", "optim.name")
 
 
 def begin(run: Run, recipe: Recipe, system: System, context: Context, origin: Start, resume: str | Path, stream: Stream,
-          held_out: DataSet | None, fabric: Fabric, console: Console) -> tuple[checkpoint.Checkpoint | None, Any]:
+          held_out: Sequence[DataSet], fabric: Fabric, console: Console) -> tuple[checkpoint.Checkpoint | None, Any]:
     """Take the directory, find the checkpoint to start from, and write what describes the run and this start of it.
 
     Args:
@@ -127,7 +127,7 @@ def _check_same(before: Run, recipe: Recipe, context: Context, start: checkpoint
         raise UserError(f"{before.directory} cannot be continued: {'; '.join(problems)}; set it back, or start a new run in another --out")
 
 
-def _describe_start(recipe: Recipe, stream: Stream, held_out: DataSet | None, fabric: Fabric) -> dict[str, Any]:
+def _describe_start(recipe: Recipe, stream: Stream, held_out: Sequence[DataSet], fabric: Fabric) -> dict[str, Any]:
     """What environment.json keeps of a start, so that any of its updates can be looked at and made again.
 
     The data and where it lies (addresses without user names, passwords and signatures), the size of a micro-batch, the devices, and the
@@ -136,7 +136,7 @@ def _describe_start(recipe: Recipe, stream: Stream, held_out: DataSet | None, fa
     device = fabric.device.type
     return {"micro_batch": stream.layout.size, "device": device, "precision": choose_precision(recipe.precision, device),
             "data": [{**_source(data), "weight": weight} for data, weight in zip(stream.sets, stream.order.weights, strict=True)],
-            "eval_data": None if held_out is None else _source(held_out), "recipe": recipe.to_dict()}
+            "eval_data": [_source(data) for data in held_out], "recipe": recipe.to_dict()}
 
 
 def _source(data: DataSet) -> Mapping[str, Any]:

@@ -25,13 +25,23 @@ Data = str | Path | Sequence[tuple[str | Path, float]]
 """A data set's directory or URL, or a mixture of (directory or URL, weight)."""
 
 
+EvalData = str | Path | Sequence[str | Path] | None
+"""Held-out data: a directory or URL, or several, of which each task measures those that it uses (`Objective.reads`)."""
+
+
+def open_held_out(data: EvalData) -> tuple[DataSet, ...]:
+    """The held-out data sets; none where there is no such data."""
+    sources = () if data is None else (data,) if isinstance(data, (str, Path)) else data
+    return tuple(DataSet.open(source) for source in sources)
+
+
 def open_sets(data: Data) -> list[tuple[DataSet, float]]:
     """The data sets of a run with their weights."""
     sources = [(data, 1.0)] if isinstance(data, (str, Path)) else list(data)
     return [(DataSet.open(source), weight) for source, weight in sources]
 
 
-def read_context(data: Sequence[DataSet], held_out: DataSet | None, tokenizer: str | Path | Tokenizer | None,
+def read_context(data: Sequence[DataSet], held_out: Sequence[DataSet], tokenizer: str | Path | Tokenizer | None,
                  task: Task | None = None) -> Context:
     """What the data tells the system: its tokenizer and its classes, where every data set agrees on them.
 
@@ -41,7 +51,7 @@ def read_context(data: Sequence[DataSet], held_out: DataSet | None, tokenizer: s
         tokenizer: what to use in the place of the data's.
         task: what the network is trained for; it says whether tokens are counted.
     """
-    everything = [*data, *([] if held_out is None else [held_out])]
+    everything = [*data, *held_out]
     source = tokenizer or next((d.tokenizer_dir for d in everything if d.tokenizer_dir is not None), None)
     found = Tokenizer.load(source) if isinstance(source, (str, Path)) else source
     problems: list[str] = []

@@ -68,7 +68,7 @@ from .begin import begin
 from .best import best_updates
 from .devices import build_fabric, seed_draws
 from .fabric import DDPStrategy, Fabric
-from .inputs import Data, build_layout, build_stream, open_sets, read_context, zero_shot_of
+from .inputs import Data, EvalData, build_layout, build_stream, open_held_out, open_sets, read_context, zero_shot_of
 from .layers import compile_parts, recompute_blocks
 from .meter import Meter
 from .norms import synchronize_norms
@@ -90,7 +90,7 @@ Ending = Literal["complete", "no progress", "out of time", "asked to stop"]
 
 def pretrain(
     recipe: Recipe, data: Data, out: str | Path, *, model: str | Path | None = None,
-    continue_from: str | Path | None = None, eval_data: str | Path | None = None, tokenizer: str | Path | None = None,
+    continue_from: str | Path | None = None, eval_data: EvalData = None, tokenizer: str | Path | None = None,
     max_updates: int | None = None, max_seconds: float | None = None, resume: str | Path = "auto", dry_run: bool = False,
     profile: bool = False, console: Console | None = None,
 ) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def pretrain(
         model: a network to start from: a model directory, run, checkpoint or hub id of the recipe's family.
         continue_from: a run or checkpoint of the same system, whose weights and optimizer state this run begins with; its updates, data and
             schedule are its own.
-        eval_data: held-out data.
+        eval_data: held-out data; several data sets where tasks take turns and use different ones.
         tokenizer: a tokenizer's directory; by default the model's, or the one that lies in the data set.
         max_updates: another length than the recipe's; the schedule follows.
         max_seconds: end early and cleanly after this time; the schedule does not follow.
@@ -125,7 +125,7 @@ def pretrain(
 
     # 1. What to train, on what
     mixture = open_sets(data)
-    held_out = None if eval_data is None else DataSet.open(eval_data)
+    held_out = open_held_out(eval_data)
     with building(recipe, fabric.global_rank, fabric.world_size):
         start = find_start(recipe, family(recipe.system), model, out, resume, continue_from)
     layout = build_layout(recipe, fabric.global_rank, fabric.world_size)
@@ -173,7 +173,7 @@ def build_system(recipe: Recipe, context: Context, start: Start, layout: BatchLa
     return system, lines
 
 
-def set_up(recipe: Recipe, fabric: Fabric, system: System, stream: Stream, held_out: DataSet | None, run: Run,
+def set_up(recipe: Recipe, fabric: Fabric, system: System, stream: Stream, held_out: Sequence[DataSet], run: Run,
            console: Console) -> TrainState:
     """The run at its beginning: the system on its devices, with a fresh optimizer."""
     whole = Whole(system) if sharded(recipe, fabric.world_size) else None
@@ -402,7 +402,7 @@ def log(state: TrainState, logbook: Logbook | None, bar: Bar) -> None:
 @torch.no_grad()
 def evaluate(state: TrainState, logbook: Logbook | None) -> None:
     """Measure the held-out data on all ranks, and show what the model makes of some of it."""
-    if state.held_out is None or state.evaluated.get("update") == state.update:
+    if not state.held_out or state.evaluated.get("update") == state.update:
         return
     state.mark("evaluating")
     began = time.perf_counter()
@@ -412,7 +412,9 @@ def evaluate(state: TrainState, logbook: Logbook | None) -> None:
         system = state.whole_system()
         system.eval()
         for task, objective in system.objective.by_turn().items():
-            previews += _measure(state, system, state.held_out, meter, task, objective)
+            for data in state.held_out:
+                if objective.reads(data.index.fields):
+                    previews += _measure(state, system, data, meter, task, objective)
         if state.labelled is not None:
             _measure(state, zero_shot_of(system, state.labelled, state.recipe.evaluate), state.labelled, meter)
         system.train()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
 from ...shared.errors import UserError, raise_problems
-from ...shared.system import System
+from ...shared.system import System, named
 from ..data.account import plan_lines
 from ..data.dataset import DataSet
 from ..data.stream import Stream
@@ -35,7 +35,7 @@ class Machine(Protocol):
     def device(self) -> torch.device: ...  # noqa: D102
 
 
-def preflight(recipe: Recipe, system: System, stream: Stream, held_out: DataSet | None, fabric: Machine, out: Path) -> list[str]:
+def preflight(recipe: Recipe, system: System, stream: Stream, held_out: Sequence[DataSet], fabric: Machine, out: Path) -> list[str]:
     """Check what can be known before the first update, and say what will happen.
 
     Returns:
@@ -73,14 +73,24 @@ def preflight(recipe: Recipe, system: System, stream: Stream, held_out: DataSet 
     if recipe.log.every % cycle:
         lines.append(f"note: log.every is {recipe.log.every} and the tasks take turns in {cycle} updates: where a line of the log lacks a "
                      f"task, its `loss` is that of the others; a multiple of {cycle} makes all lines alike")
-    if held_out is None:
+    if not held_out:
         lines.append("note: no --eval-data, so nothing is evaluated")
     else:
-        limit = min(len(held_out), recipe.evaluate.limit or len(held_out))
+        limits = [min(len(data), recipe.evaluate.limit or len(data)) for data in held_out]
+        told = " and ".join(f"{limit} of {len(data)} held-out samples" + (f" of {data.directory}" if len(held_out) > 1 else "")
+                            for limit, data in zip(limits, held_out))
         named = f" and zero-shot on {recipe.evaluate.zero_shot}" if recipe.evaluate.zero_shot else ""
-        lines.append(f"evaluation: {limit} of {len(held_out)} held-out samples{named} " +
+        lines.append(f"evaluation: {told}{named} " +
                      (f"every {recipe.evaluate.every} updates and at the end" if recipe.evaluate.every else "at the end"))
+        if alone := _unmeasured(stream, held_out):
+            lines.append(f"note: none of the held-out data is for {' and '.join(alone)}, so the evaluations say nothing about it: give "
+                         "more --eval-data")
     return lines
+
+
+def _unmeasured(stream: Stream, held_out: Sequence[DataSet]) -> list[str]:
+    """The tasks that no held-out data is for."""
+    return [task for task, objective in stream.turns.objectives.items() if not any(objective.reads(d.index.fields) for d in held_out)]
 
 
 def _divided(recipe: Recipe, machine: Machine) -> str:
@@ -99,7 +109,7 @@ def precision_problems(recipe: Recipe) -> Iterator[str]:
                "bf16-mixed, and strategy=fsdp or activation_checkpointing=true where memory is short")
 
 
-def _problems(recipe: Recipe, system: System, stream: Stream, held_out: DataSet | None, out: Path, machine: Machine) -> Iterator[str]:
+def _problems(recipe: Recipe, system: System, stream: Stream, held_out: Sequence[DataSet], out: Path, machine: Machine) -> Iterator[str]:
     layout = stream.layout
     yield from layout_problems(recipe, machine.world_size, machine.device.type)
     yield from system_problems(recipe, system, machine.world_size)
@@ -113,23 +123,29 @@ def _problems(recipe: Recipe, system: System, stream: Stream, held_out: DataSet 
     if system.coupled and layout.batches.batch(0) < 2:
         yield f"{recipe.system} compares the samples of a batch: data.global_batch, and data.ramp_start where it is set, must be at least 2"
     watched = recipe.evaluate.patience or recipe.checkpoint.keep_best
-    if watched and (held_out is None or not recipe.evaluate.every):
+    if watched and (not held_out or not recipe.evaluate.every):
         yield "evaluate.patience and checkpoint.keep_best go by evaluations: give --eval-data and set evaluate.every"
     measured, monitor = system.measured(), recipe.evaluate.monitor
     try:
         if (labelled := open_labelled(recipe.evaluate)) is not None:
             more = zero_shot_of(system, labelled, recipe.evaluate).measured()
             measured = None if measured is None or more is None else (*measured, *more)
-            if held_out is None:
+            if not held_out:
                 yield "evaluate.zero_shot is measured where held-out data is evaluated: give --eval-data"
     except UserError as error:
         yield str(error)
-    if held_out is not None and measured is not None and monitor not in ("loss", *measured):
+    if held_out and measured is not None:
+        alone = tuple(named(task, "") for task in _unmeasured(stream, held_out))
+        measured = [name for name in measured if not name.startswith(alone)] if alone else measured
+    if held_out and measured is not None and monitor not in ("loss", *measured):
         what = f"the task {recipe.task} of {recipe.system}" if recipe.task else recipe.system
         yield (f"evaluate.monitor is {monitor!r}, which the evaluations of {what} do not measure: set it to one of "
                f"{', '.join(['loss', *measured][:LISTED])}{' ...' if len(measured) >= LISTED else ''}")
-    if held_out is not None and {d.fingerprint for d in stream.sets} & {held_out.fingerprint}:
-        yield f"the held-out data {held_out.directory} is the training data: hold some back"
+    for data in held_out:
+        if data.fingerprint in {d.fingerprint for d in stream.sets}:
+            yield f"the held-out data {data.directory} is the training data: hold some back"
+        if not any(objective.reads(data.index.fields) for objective in stream.turns.objectives.values()):
+            yield f"no task reads the held-out data {data.directory} ({', '.join(data.index.fields)}): leave it out"
     # weights, the optimizer's two moments and the average, in the precision they are kept in
     copies = 3 if recipe.optim.ema_decay is None else 4
     needed = sum(p.numel() * p.element_size() * (copies if p.requires_grad else 1) for p in system.parameters())

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ...shared import dist
 from ...shared.block import Block
+from ...shared.meta import without_weights
 from ...shared.stack import Stack
 from ...shared.system import System
 
@@ -70,7 +71,7 @@ def system_problems(recipe: Recipe, system: System, world: int) -> Iterator[str]
 
 def building(recipe: Recipe, rank: int, world: int) -> AbstractContextManager[Any]:
     """Where a rank builds the system: without weights where rank 0 will send them."""
-    return torch.device("meta") if sharded(recipe, world) and rank else nullcontext()
+    return without_weights() if sharded(recipe, world) and rank else nullcontext()
 
 
 def parallelize(recipe: Recipe) -> Callable[[nn.Module, DeviceMesh], nn.Module]:

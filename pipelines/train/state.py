@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -47,7 +47,7 @@ class TrainState:
     """The system's loss (`passes.ScaledLoss`) in the wrappers of strategy and precision, for forward and backward passes."""
     optimizer: Optimizer
     stream: Stream
-    held_out: DataSet | None
+    held_out: Sequence[DataSet]
     run: Run
     console: Console
     whole: Whole | None = None

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from .cache import LayerCache
+from .choose import make_plan
+from .mask import Mask
 from .plan import Plan
 
 
@@ -13,7 +16,8 @@ class Attention(nn.Module):
 
     One fused projection `qkv` makes queries, keys and values; with `cross`, `q` reads the input and
     `kv` reads the memory. A variant that scores differently (Transformer-XL) subclasses this and
-    keeps `forward`'s signature; blocks and stacks know nothing else about it.
+    keeps `forward`'s signature, and one that looks elsewhere says how its `plan` is made (Longformer);
+    blocks and stacks know nothing else about it.
 
     Args:
         hidden_size: width of the input and of the output, D.
@@ -24,6 +28,9 @@ class Attention(nn.Module):
         dropout: probability for the attention weights.
         cross: attend to a memory (an encoder's output) instead of the input.
     """
+
+    plan_key: object = None
+    """Layers of one stack whose attentions are of one class and have the same key share the plan of a mask."""
 
     def __init__(
         self,
@@ -52,12 +59,18 @@ class Attention(nn.Module):
             self.qkv = nn.Linear(hidden_size, 3 * inner, bias=bias)
         self.out = nn.Linear(inner, hidden_size, bias=bias)
 
+    def plan(
+        self, mask: Mask, batch: int, query_length: int, key_length: int, device: torch.device, bias: Tensor | None = None
+    ) -> Plan:
+        """How self-attention under `mask` is computed, decided once in a forward pass of a stack; arguments as in `make_plan`."""
+        return make_plan(mask, batch, query_length, key_length, device, bias)
+
     def forward(self, x: Tensor, plan: Plan, memory: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
         """Attend.
 
         Args:
             x: [B, S, D].
-            plan: made by `choose.make_plan`.
+            plan: made by `plan`, of a cross-attention by `choose.make_plan`.
             memory: [B, Lk, D], what a cross-attention reads. Not needed once a cache has seen it. It may have B / n rows:
                 then n rows of `x`, one behind the other, share each (beams), and `plan` is for B / n rows of n * S queries.
             cache: earlier keys and values of this layer.

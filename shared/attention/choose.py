@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -87,8 +88,8 @@ class Documents(Plan):
 
     @classmethod
     def supports(cls, mask: Mask, shape: Shape, bias: Tensor | None) -> bool:
-        """Whether this plan computes exactly this mask and bias: causal, window and keep inside each document."""
-        others = (mask.prefix, mask.prefix_lengths, mask.global_tokens, mask.blocks, mask.extra)
+        """Whether this plan computes exactly this mask and bias: causal, window, global tokens and keep inside each document."""
+        others = (mask.prefix, mask.prefix_lengths, mask.blocks, mask.extra)
         whole = (mask.key_lengths is not None or shape.query_length == shape.key_length) and mask.offset == 0 and shape.batch == 1
         return mask.lengths is not None and whole and all(f is None for f in others)
 
@@ -100,7 +101,8 @@ class Documents(Plan):
         self.window = (left, 0 if mask.causal else right)
         self.longest, self.longest_keys = max(self.lengths), max(self.key_lengths)
         self.source = (mask, shape, bias)
-        self.varlen = shape.device.type == "cuda" and bias is None and mask.keep is None
+        plain = all(f is None for f in (mask.keep, mask.global_tokens, mask.global_keys)) and max(mask.dilation, default=1) == 1
+        self.varlen = shape.device.type == "cuda" and bias is None and plain
         if self.varlen:
             self.cumulative = on_device([0, *accumulate(self.lengths)], shape.device, torch.int32)
             same = mask.key_lengths is None
@@ -118,8 +120,10 @@ class Documents(Plan):
             members.setdefault(lengths, []).append(number)
         groups: list[tuple[list[int], Plan]] = []
         for (queries, keys), numbers in members.items():
-            keep = None if mask.keep is None else torch.cat([mask.keep[:, starts[n]:starts[n] + keys] for n in numbers])
-            inner = Mask(causal=mask.causal, window=mask.window, keep=keep, offset=keys - queries if mask.causal else 0)
+            rows: dict[str, Any] = {name: torch.cat([whole[:, starts[n]:starts[n] + keys] for n in numbers])
+                                    for name in ("keep", "global_tokens", "global_keys") if (whole := getattr(mask, name)) is not None}
+            offset = keys - queries if mask.causal else 0
+            inner = Mask(causal=mask.causal, window=mask.window, dilation=mask.dilation, offset=offset, **rows)
             groups.append((numbers, _make(inner, Shape(len(numbers), queries, keys, shape.device), self._bias(numbers, queries, keys))))
         return groups
 
@@ -194,7 +198,7 @@ class Prefixes(Plan):
     @classmethod
     def supports(cls, mask: Mask, shape: Shape, bias: Tensor | None) -> bool:
         """Whether this plan computes exactly this mask and bias: prefixes of packed documents, and nothing else."""
-        others = (mask.window, mask.prefix, mask.keep, mask.global_tokens, mask.blocks, mask.extra, bias)
+        others = (mask.window, mask.prefix, mask.keep, mask.global_tokens, mask.global_keys, mask.blocks, mask.extra, bias)
         whole = shape.query_length == shape.key_length and mask.offset == 0 and shape.batch == 1
         return mask.prefix_lengths is not None and whole and all(f is None for f in others)
 

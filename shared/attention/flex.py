@@ -56,7 +56,8 @@ def _compiled() -> Callable[..., Any]:
 
 
 def _structure(mask: Mask, shape: Shape) -> BlockMask:
-    if all(t is None for t in (mask.prefix, mask.keep, mask.lengths, mask.global_tokens, mask.extra)):
+    fields = (mask.prefix, mask.keep, mask.lengths, mask.global_tokens, mask.global_keys, mask.extra, mask.dilation or None)
+    if all(f is None for f in fields):
         return _fixed(mask.causal, mask.window, mask.blocks, mask.offset, *shape[1:])
     return _build(mask, *shape[1:])
 

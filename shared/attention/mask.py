@@ -50,14 +50,16 @@ class Mask:
     """Which keys a query may see. True means "may see"; a query that may see nothing gets zeros.
 
     Query number q of the call stands at position q + offset among the keys. The fields narrow the
-    view one by one, with two exceptions: `prefix` widens `causal`, and `global_tokens` widens
-    `window` and `blocks`.
+    view one by one, with two exceptions: `prefix` widens `causal`, and `global_tokens` and `global_keys`
+    widen `window` and `blocks`.
     """
 
     causal: bool = False
     """A query sees its own position and what stands before it."""
     window: tuple[int, int] | None = None
     """A query sees at most (left, right) positions to its sides."""
+    dilation: tuple[int, ...] = ()
+    """With `window`, one number for each head: the head sees as many positions, this far apart. Empty: all next to each other."""
     prefix: Tensor | None = None
     """int [B]: the first positions, which every query sees although `causal` (UniLM, PrefixLM)."""
     keep: Tensor | None = None
@@ -71,6 +73,8 @@ class Mask:
     """With `lengths`: the first tokens of each document, fewer than it has, which all its queries see although `causal` (packed UniLM)."""
     global_tokens: Tensor | None = None
     """bool [B, Lk]: tokens that see every key and are seen by every query, whatever `window` and `blocks` say."""
+    global_keys: Tensor | None = None
+    """bool [B, Lk]: tokens that are seen by every query, and see what others see (Longformer's, which look around by other weights)."""
     blocks: Layout | None = None
     """A block table (BigBird)."""
     extra: Tensor | None = None
@@ -81,13 +85,15 @@ class Mask:
     def __post_init__(self) -> None:
         if self.window is not None and min(self.window) < 0:
             raise UserError(f"window needs two numbers of tokens >= 0 (left, right), got {self.window}")
+        if self.dilation and (self.window is None or min(self.dilation) < 1):
+            raise UserError(f"dilation needs a window, and a distance of at least 1 for each head, got {self.dilation}")
         if self.prefix is not None and not self.causal:
             raise UserError("prefix widens a causal mask: pass causal=True with it")
         if self.key_lengths is not None and self.window is not None:
             raise UserError("key_lengths are of other texts than the queries': there is no window between them")
         if self.prefix_lengths is not None and (not self.causal or self.lengths is None or self.key_lengths is not None):
             raise UserError("prefix_lengths widen a causal mask of packed documents: pass causal=True and lengths, no key_lengths")
-        for name, value in (("keep", self.keep), ("global_tokens", self.global_tokens)):
+        for name, value in (("keep", self.keep), ("global_tokens", self.global_tokens), ("global_keys", self.global_keys)):
             if value is not None and (value.dtype != torch.bool or value.dim() != 2):
                 raise UserError(f"{name} must be bool [batch, keys], got {value.dtype} {list(value.shape)}")
         if self.extra is not None and (self.extra.dtype != torch.bool or self.extra.dim() != 4):
@@ -96,29 +102,32 @@ class Mask:
     @property
     def batch(self) -> int:
         """Rows over which the mask differs: the batch size, or 1."""
-        tensors = (self.prefix, self.keep, self.global_tokens, self.extra)
+        tensors = (self.prefix, self.keep, self.global_tokens, self.global_keys, self.extra)
         return max((t.shape[0] for t in tensors if t is not None), default=1)
 
     @property
     def heads(self) -> int:
         """Heads over which the mask differs: the number of heads, or 1."""
-        return max(self.blocks.heads.shape[0] if self.blocks else 1, self.extra.shape[1] if self.extra is not None else 1)
+        table, extra = self.blocks.heads.shape[0] if self.blocks else 1, self.extra.shape[1] if self.extra is not None else 1
+        return max(table, extra, len(self.dilation))
 
     @property
     def shift_invariant(self) -> bool:
         """Whether the mask depends on key - query alone, so that parts of it can be used again."""
-        tensors = (self.prefix, self.keep, self.lengths, self.global_tokens, self.blocks, self.extra)
+        tensors = (self.prefix, self.keep, self.lengths, self.global_tokens, self.global_keys, self.blocks, self.extra)
         return all(t is None for t in tensors)
 
     @property
     def by_block(self) -> bool:
         """Whether all queries of a block of the table see the same keys."""
-        return not self.causal and all(t is None for t in (self.window, self.lengths, self.global_tokens, self.extra))
+        return not self.causal and all(t is None for t in (self.window, self.lengths, self.global_tokens, self.global_keys, self.extra))
 
     def predicate(self, device: torch.device) -> Predicate:
         """The meaning of the mask, with its tensors on `device`: the one definition for all backends."""
         window, offset, causal = self.window, self.offset, self.causal
-        prefix, keep, global_tokens, extra = (_on(t, device) for t in (self.prefix, self.keep, self.global_tokens, self.extra))
+        prefix, keep, extra = (_on(t, device) for t in (self.prefix, self.keep, self.extra))
+        global_tokens, global_keys = (_on(t, device) for t in (self.global_tokens, self.global_keys))
+        steps = on_device(self.dilation, device) if max(self.dilation, default=1) > 1 else None
         table = _on(self.blocks.heads, device) if self.blocks else None
         size = self.blocks.size if self.blocks else 1
         document = document_ids(self.lengths, device) if self.lengths is not None else None
@@ -129,13 +138,18 @@ class Mask:
         def allowed(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
             position = q + offset
             near: list[Tensor] = []
-            if window is not None:
+            if window is not None and steps is None:
                 near += [k >= position - window[0], k <= position + window[1]]
+            elif window is not None and steps is not None:
+                step, away = steps[_index(steps, 0, h)], k - position
+                near += [away >= -window[0] * step, away <= window[1] * step, away % step == 0]
             if table is not None:
                 near.append(table[_index(table, 0, h), position // size, k // size])
             if near and global_tokens is not None:
                 row = _index(global_tokens, 0, b)
                 near = [_all(near) | global_tokens[row, position] | global_tokens[row, k]]
+            if near and global_keys is not None:
+                near = [_all(near) | global_keys[_index(global_keys, 0, b), k]]
             terms = near
             if causal:
                 before = k <= (position if among_keys is None else among_keys[q])
@@ -196,19 +210,19 @@ class Mask:
             mask = replace(mask, keep=None)
         if mask.causal and mask.offset >= key_length - 1:
             mask = replace(mask, causal=False, prefix=None)
-        if mask.window is not None:
+        if mask.window is not None and max(mask.dilation, default=1) == 1:
             left, right = mask.window
             sees_right = right >= key_length - 1 - mask.offset or not mask.looks_ahead
             if left >= query_length - 1 + mask.offset and sees_right:
-                mask = replace(mask, window=None)
-        if mask.window is None and mask.blocks is None and mask.global_tokens is not None:
-            mask = replace(mask, global_tokens=None)
+                mask = replace(mask, window=None, dilation=())
+        if mask.window is None and mask.blocks is None:
+            mask = replace(mask, global_tokens=None, global_keys=None)
         return mask
 
     def check(self, batch: int, query_length: int, key_length: int) -> None:
         """Refuse a mask that does not fit the tensors it is used on."""
         problems: list[str] = []
-        for name, value in (("keep", self.keep), ("global_tokens", self.global_tokens)):
+        for name, value in (("keep", self.keep), ("global_tokens", self.global_tokens), ("global_keys", self.global_keys)):
             if value is not None and (value.shape[1] != key_length or value.shape[0] not in (1, batch)):
                 problems.append(f"{name} must be [{batch}, {key_length}] (batch, keys), got {list(value.shape)}")
         if self.prefix is not None and self.prefix.shape not in ((1,), (batch,)):

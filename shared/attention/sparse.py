@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .mask import Mask, on_device
+from .pieces import Piece, attend_pieces
 from .plan import Plan, Shape
 from .tiled import attend
 
@@ -16,7 +19,7 @@ class Local(Plan):
 
     Time and memory grow linearly with the length. Global tokens are read by every chunk beside its
     window, and their own rows are attended densely. The other fields of the mask only narrow the view
-    and are applied chunk by chunk.
+    and are applied chunk by chunk. A head that is dilated reads all keys that its window reaches over.
     """
 
     @classmethod
@@ -31,6 +34,7 @@ class Local(Plan):
         left, right = mask.window
         if not mask.looks_ahead:
             right = 0
+        left, right = (side * max(mask.dilation, default=1) for side in (left, right))
         return left, right, min(max(left, right, 32), 128)  # measured: longer chunks read keys in vain, shorter ones copy them more often
 
     @classmethod
@@ -39,18 +43,20 @@ class Local(Plan):
         left, right, chunk = cls.reach(mask)
         if shape.key_length < 256 or 5 * (left + right + chunk) > 4 * shape.key_length:
             return False
-        positions = _global_positions(mask)
+        positions = _positions(mask.global_tokens, mask.global_keys)
         return positions is None or 5 * (left + right + chunk + 2 * len(positions)) <= 4 * shape.key_length
 
     def __init__(self, mask: Mask, shape: Shape, bias: Tensor | None) -> None:
         left, right, self.chunk = self.reach(mask)
         device = shape.device
         allowed = mask.predicate(device)
-        everywhere = _global_positions(mask)
+        everywhere = _positions(mask.global_tokens, mask.global_keys)
         self.everywhere = None if everywhere is None else everywhere.to(device)
         known: dict[tuple[int, int, int], Tensor] = {}
         last_block = (shape.key_length - 1) // self.chunk
         self.spans: list[tuple[int, int, Tensor]] = []
+        self.pieces: list[Piece] = []
+        self.by_piece = device.type == "cpu" and bias is None
         for start in range(0, shape.query_length, self.chunk):
             stop = min(start + self.chunk, shape.query_length)
             first = max(start + mask.offset - left, 0) // self.chunk
@@ -71,15 +77,27 @@ class Local(Plan):
                     part = bias[:, :, start:stop].index_select(3, k).masked_fill(~part, float("-inf"))
                 known[place] = part
             self.spans.append((first, last, part))
+            self.pieces.append(Piece(start, stop, begin, max(begin, end), part, self.everywhere))
         self.rows: Tensor | None = None
-        if self.everywhere is not None:
-            rows = self.everywhere - mask.offset
+        if (rows := _positions(mask.global_tokens)) is not None:
+            rows = rows.to(device) - mask.offset
             self.rows = rows[(rows >= 0) & (rows < shape.query_length)]
             part = mask.part(allowed, self.rows, torch.arange(shape.key_length, device=device))
             self.row_mask = part if bias is None else bias.index_select(2, self.rows).masked_fill(~part, float("-inf"))
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, dropout: float = 0.0) -> Tensor:
         """Attend; shapes as in `Plan`."""
+        if self.by_piece and not torch.compiler.is_compiling():
+            result = attend_pieces(q, k, v, self.pieces, scale, dropout)
+        else:
+            result = self._chunks(q, k, v, scale, dropout)
+        if self.rows is not None:
+            own = attend(q.index_select(2, self.rows), k, v, self.row_mask, scale=scale, dropout=dropout)
+            result = result.index_copy(2, self.rows, own)
+        return result
+
+    def _chunks(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, dropout: float) -> Tensor:
+        """The same with copies of the keys of each chunk, which autograd keeps."""
         # split, not slices: the backward of a slice allocates a gradient of the full length
         queries, keys, values = (t.split(self.chunk, dim=2) for t in (q, k, v))
         more: list[tuple[Tensor, ...]] = [(), ()]
@@ -93,19 +111,14 @@ class Local(Plan):
                 out.append(attend(query, torch.cat(key, dim=2), torch.cat(value, dim=2), mask, scale=scale, dropout=dropout))
             else:
                 out.append(torch.zeros_like(query))
-        result = torch.cat(out, dim=2)
-        if self.rows is not None:
-            own = attend(q.index_select(2, self.rows), k, v, self.row_mask, scale=scale, dropout=dropout)
-            result = result.index_copy(2, self.rows, own)
-        return result
+        return torch.cat(out, dim=2)
 
 
-def _global_positions(mask: Mask) -> Tensor | None:
-    """Positions that are global in any row of the batch, or None where there are none (waits for the device)."""
-    if mask.global_tokens is None:
-        return None
-    positions = mask.global_tokens.any(0).nonzero()[:, 0]
-    return positions if len(positions) else None
+def _positions(*marked: Tensor | None) -> Tensor | None:
+    """Positions that are marked in any row of the batch, or None where there are none (waits for the device)."""
+    found = [m.any(0) for m in marked if m is not None]
+    positions = torch.stack(found).any(0).nonzero()[:, 0] if found else ()
+    return positions if isinstance(positions, Tensor) and len(positions) else None
 
 
 class Blocks(Plan):
@@ -119,7 +132,7 @@ class Blocks(Plan):
     def supports(cls, mask: Mask, shape: Shape, bias: Tensor | None) -> bool:
         """Whether this plan computes exactly this mask and bias: a block table over the whole length, no bias."""
         whole = shape.query_length == shape.key_length and mask.offset == 0
-        return mask.blocks is not None and whole and bias is None and mask.global_tokens is None
+        return mask.blocks is not None and whole and bias is None and mask.global_tokens is None and mask.global_keys is None
 
     @staticmethod
     def widths(mask: Mask, shape: Shape) -> tuple[list[int], int]:
@@ -162,7 +175,7 @@ class Blocks(Plan):
         self.mask: Tensor | None = None
         if narrow and self.width:
             # where the queries of a block see the same, one stands for all
-            q = self.rows[:, None] * size + (inside[:1] if mask.by_block and self.pad == 0 else inside)  # [R, size or 1]
+            q = self.rows[:, None] * size + (inside[:1] if mask.by_block else inside)  # [R, size or 1]
             k = (index[..., None] * size + inside).flatten(-2)  # [H or 1, R, W * size]
             q, k = q[None, None, :, :, None], k[None, :, :, None, :]
             real = (k < length) & (q < length)
@@ -175,9 +188,27 @@ class Blocks(Plan):
             self.wide_rows = (on_device(wide, device)[:, None] * size + inside).flatten()
             if not (mask.by_block and mask.keep is None and self.pad == 0 and bool(mask.blocks.heads[:, wide, :n].all())):
                 self.wide_mask = mask.part(allowed, self.wide_rows.clamp(max=length - 1), torch.arange(length, device=device))
+        self.pieces = sorted(self._pieces(narrow, wide), key=lambda piece: piece.first) if device.type == "cpu" else []
+
+    def _pieces(self, narrow: list[int], wide: list[int]) -> Iterator[Piece]:
+        """A piece for each row of the table."""
+        for number, row in enumerate(narrow):
+            first, last = row * self.size, min((row + 1) * self.size, self.length)
+            if self.mask is None:
+                yield Piece(first, last, 0, 0, None, size=self.size)
+            else:
+                seen = self.mask[:, :, number, :last - first]
+                index = self.index[:, number]
+                yield Piece(first, last, 0, 0, None if bool(seen.all()) else seen, index[0] if len(index) == 1 else index, self.size)
+        for number, row in enumerate(wide):
+            first, last = row * self.size, min((row + 1) * self.size, self.length)
+            seen = None if self.wide_mask is None else self.wide_mask[:, :, number * self.size:number * self.size + last - first]
+            yield Piece(first, last, 0, self.length, seen, size=self.size)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, dropout: float = 0.0) -> Tensor:
         """Attend; shapes as in `Plan`."""
+        if self.pieces and not torch.compiler.is_compiling():
+            return attend_pieces(q, k, v, self.pieces, scale, dropout)
         batch, heads, _, d = q.shape
         padded = F.pad(q, (0, 0, 0, self.pad))
         parts: list[Tensor] = []

@@ -50,8 +50,13 @@ def pays(q: Tensor, k: Tensor, bias: Tensor | None, dropout: float) -> bool:
     size, half = q.shape[2] * k.shape[2], q.dtype in (torch.float16, torch.bfloat16)
     if dropout > 0 or (bias is not None and bias.requires_grad):
         return half or size >= 1 << 16
+    return q.requires_grad and is_short_half(q, size)
+
+
+def is_short_half(q: Tensor, size: int) -> bool:
+    """Whether these are bf16 queries with at most 256 x 256 scores on a CPU that has bf16 products but no AMX."""
     # what `plan` rehearses has no numbers; there the kernel, which keeps as little, is one operation in place of many
-    return q.dtype == torch.bfloat16 and q.requires_grad and size <= 1 << 16 and type(q) is Tensor and not cpu_features().get("amx_tile")
+    return q.dtype == torch.bfloat16 and size <= 1 << 16 and type(q) is Tensor and not cpu_features().get("amx_tile")
 
 
 def tiled_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, causal: bool = False, hidden: Tensor | None = None,
@@ -89,28 +94,32 @@ class _Tiled(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, dropout: float, seed: int) -> Tensor:
         batch, heads, length = q.shape[:3]
         out = v.new_empty(batch, length, heads, v.shape[3]).transpose(1, 2)  # heads side by side, as what follows reads them
-        tiles = _Tiles(q, k, bias, scale, dropout, seed)
         with torch.autocast("cpu", enabled=False):  # it would make the scores bf16 again
-            for place in tiles:
-                weights = tiles.weights(place)
-                if dropout:
-                    weights *= tiles.kept(place)
-                out[place] = torch.matmul(weights.to(v.dtype), v[place])
+            fill(out, v, Tiles(q, k, bias, scale, dropout, seed))
         ctx.save_for_backward(q, k, v, bias)
         ctx.settings = (scale, dropout, seed)
         return out
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *wanted: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, bias = ctx.saved_tensors
-        (gradient,) = gradients
+        (gradient,) = wanted
         with torch.autocast("cpu", enabled=False):
-            found = _gradients(gradient, v, _Tiles(q, k, bias, *ctx.settings), learns=ctx.needs_input_grad[3])
+            found = gradients(gradient, v, Tiles(q, k, bias, *ctx.settings), learns=ctx.needs_input_grad[3])
         return (*found, None, None, None)
 
 
-def _gradients(gradient: Tensor, v: Tensor, tiles: _Tiles, *, learns: bool) -> tuple[Tensor | None, ...]:
-    """Of q, k, v and the bias."""
+def fill(out: Tensor, v: Tensor, tiles: Tiles) -> None:
+    """Write what the weights of the tiles make of v into `out` [B, H, Lq, d]; autocast must be off."""
+    for place in tiles:
+        weights = tiles.weights(place)
+        if tiles.dropout:
+            weights *= tiles.kept(place)
+        out[place] = torch.matmul(weights.to(v.dtype), v[place])
+
+
+def gradients(gradient: Tensor, v: Tensor, tiles: Tiles, *, learns: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Of q, k, v and, where it learns, the bias, from that of the output; autocast must be off."""
     q, k, bias, scale, wide = tiles.q, tiles.k, tiles.bias, tiles.scale, tiles.wide
     d_q, d_k, d_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     d_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and learns else None
@@ -140,7 +149,7 @@ Place = tuple[slice, slice]
 """Rows of the batch, and heads."""
 
 
-class _Tiles:
+class Tiles:
     """The attention weights, a tile at a time."""
 
     def __init__(self, q: Tensor, k: Tensor, bias: Tensor | None, scale: float, dropout: float, seed: int) -> None:

@@ -29,8 +29,8 @@ from polymodal.pipelines.run.recipe import Recipe, recipes
 from polymodal.registry import families
 from polymodal.shared.errors import BadSample, UserError
 from polymodal.shared.family import Context, Family
-from polymodal.shared.regions import Regions
-from polymodal.shared.sample import Sample
+from polymodal.shared.regions import BOXES_FIELD, CLASSES_FIELD, FEATURES_FIELD, Regions
+from polymodal.shared.sample import SECOND, Sample
 from polymodal.shared.system import Batch, Objective, System
 from polymodal.shared.tokenizer import STYLES, Tokenizer
 
@@ -108,13 +108,28 @@ def pictured(number: int) -> dict[str, bytes]:
     return {**fields_of(number), **Regions(features, np.concatenate([low, low + 0.3], axis=1), chances).fields()}
 
 
+def shown(number: int) -> dict[str, bytes]:
+    """The same sample with a second picture, the next sample's, and the box of the leftmost region of its own."""
+    content, other = pictured(number), pictured(number + 1)
+    boxes = Sample("", content).regions().boxes
+    box = boxes[boxes[:, 0].argmin()].tolist()
+    return {**content, "json": json.dumps({**json.loads(content["json"]), "box": box}).encode(),
+            **{f"{SECOND}{name}": other[name] for name in (FEATURES_FIELD, BOXES_FIELD, CLASSES_FIELD)}}
+
+
 def labels_of(number: int) -> list[str]:
     """The labels of the same sample, one or two: its topic, and the next one where the place says so."""
     topic, place = number % 4, number // 4 % 4
     return sorted({TOPICS[topic], TOPICS[(topic + place // 2) % 4]})
 
 
-SAMPLES: Mapping[str, Callable[[int], dict[str, bytes]]] = {"": fields_of, "regions": pictured, "annotated": annotated}
+def unnamed(number: int) -> dict[str, bytes]:
+    """The regions of the same sample, without a text."""
+    return {name: data for name, data in pictured(number).items() if name.endswith(".npy") or name == "png"}
+
+
+SAMPLES: Mapping[str, Callable[[int], dict[str, bytes]]] = {
+    "": fields_of, "regions": pictured, "annotated": annotated, "shown": shown, "pictures": unnamed}
 """What samples may hold; each kind has shards of its own, as the bytes of a data set say its order."""
 
 
@@ -128,7 +143,7 @@ def write_shards(out: Path, numbers: range, fields_of: Callable[[int], dict[str,
                     entry = tarfile.TarInfo(f"{number:06d}.{name}")
                     entry.size = len(data)
                     tar.addfile(entry, io.BytesIO(data))
-    regions = {"regions": dict(zip(("features", "classes"), REGION_SHAPE))} if fields_of is pictured else {}
+    regions = {"regions": dict(zip(("features", "classes"), REGION_SHAPE))} if fields_of in (pictured, shown, unnamed) else {}
     build_index(out, schema={"classes": list(TOPICS), **regions})
     return out
 
@@ -140,8 +155,8 @@ TRAIN, HELD = range(96), range(96, 128)
 class Data:
     """Where the data of a case lies."""
 
-    train: Path
-    held: Path
+    train: Path | list[tuple[Path, float]]
+    held: Path | list[Path]
     tokenizer: Path | None
 
 
@@ -220,16 +235,21 @@ class Case:
         return _traits(self)[2]
 
     @property
-    def reads(self) -> str:
-        """The first kind of `SAMPLES` that the objective can read."""
+    def reads(self) -> tuple[str, ...]:
+        """The kinds of `SAMPLES` that the objective can read: one, or where tasks need different ones the first for each."""
         objectives = self.build().objective.by_turn().values()
-        for kind, make in SAMPLES.items():
-            try:
-                if self.sequential or all(all(examples_of(o, [Sample("", make(0))])) for o in objectives):
-                    return kind
-            except BadSample:
-                continue
-        raise AssertionError(f"{self.name} reads none of the samples")
+        kinds = {kind: {number for number, o in enumerate(objectives) if self._can_read(o, make(0))} for kind, make in SAMPLES.items()}
+        for kind, able in kinds.items():
+            if len(able) == len(objectives):
+                return (kind,)
+        assert set.union(*kinds.values()) == set(range(len(objectives))), f"{self.name} reads none of the samples"
+        return tuple(dict.fromkeys(next(kind for kind, able in kinds.items() if number in able) for number in range(len(objectives))))
+
+    def _can_read(self, objective: Objective[Any], content: dict[str, bytes]) -> bool:
+        try:
+            return self.sequential or (objective.reads(content) and all(examples_of(objective, [Sample("", content)])))
+        except BadSample:
+            return False
 
     def build(self) -> System:
         """The system with randomly initialized weights, as the recipe has it."""
@@ -393,8 +413,9 @@ def samples_of(objective: Objective[Any], tok: Tokenizer | None, numbers: Sequen
     """Samples for an objective, each with a partner; rows of tokens where it reads the text in sequence."""
     made: list[Sample] = []
     for n in numbers:
-        content = {**pictured(n), **annotated(n)}
-        content["json"] = json.dumps({**json.loads(content["json"]), "labels": labels_of(n)}).encode()
+        content = {**shown(n), **annotated(n)}
+        told = {name: value for make in (shown, annotated) for name, value in json.loads(make(n)["json"]).items()}
+        content["json"] = json.dumps({**told, "labels": labels_of(n)}).encode()
         if objective.sequential:
             assert tok is not None
             ids = [i for k in range(8) for i in tok.encode(fields_of(n + 131 * k)["txt"].decode())][:BLOCK]
@@ -437,11 +458,16 @@ def prepare(root: Path, case: Case) -> Data:
                 table.write_text("\n".join(json.dumps({"text": fields_of(n)["txt"].decode(), "labels": labels_of(n)}) for n in numbers))
                 pack([table], root / name, PackSettings(Reading(SEVERAL_LABELS, classes=TOPICS)), workers=Workers(1))
         return Data(root / "labels", root / "labels-held", words)
-    if kind := case.reads:
-        if not (root / kind).exists():
-            write_shards(root / kind, TRAIN, SAMPLES[kind])
-            write_shards(root / f"{kind}-held", HELD, SAMPLES[kind])
-        return Data(root / kind, root / f"{kind}-held", words)
+    if (kinds := case.reads) != ("",):
+        folders = {kind: root / (kind or "train") for kind in kinds}
+        for kind, folder in folders.items():
+            if kind and not folder.exists():
+                write_shards(folder, TRAIN, SAMPLES[kind])
+                write_shards(root / f"{kind}-held", HELD, SAMPLES[kind])
+        held = [root / (f"{kind}-held" if kind else "held") for kind in kinds]
+        if len(kinds) == 1:
+            return Data(folders[kinds[0]], held[0], words)
+        return Data([(folder, 1.0) for folder in folders.values()], held, words)
     if not case.sequential and not case.reads_counts:
         return Data(root / "train", root / "held", words)
     kind = "rows" if case.sequential else "counted"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from parity import assert_equal, noise
-from polymodal.multimodal import pair_classes, uniter
+from polymodal.multimodal import pair_classes
 from polymodal.multimodal.pair_classes import AnswerObjective, PairClassifier, UniterForVisualQuestionAnswering
 from polymodal.multimodal.region_pairs import PairSettings, RegionBatch, batch_of_pairs
 from polymodal.multimodal.uniter import FAMILIES, UniterConfig, UniterForPreTraining, UniterModel
@@ -101,7 +101,7 @@ def test_data_without_classes_is_refused():
         task.build(UniterConfig(vocab_size=TOKENIZER.vocab_size, **SHAPE), {}, Context(TOKENIZER))
     fitted = task.adapt(CONFIG, Context(classes=("a", "b"), regions=(WIDTH, 0)))
     assert fitted.labels == ("a", "b") and fitted.num_labels == 2
-    assert uniter.create_answers(CONFIG, PairSettings(), Context(TOKENIZER)).labels == LABELS
+    assert task.build(CONFIG, {}, Context(TOKENIZER)).labels == LABELS
 
 
 def test_an_evaluation_is_the_mean_score_of_the_most_probable_answer(monkeypatch):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from parity import assert_equal, noise
-from polymodal.multimodal import pair_ranking, uniter
+from polymodal.multimodal import pair_ranking
 from polymodal.multimodal.pair_ranking import RankingObjective, RankingSettings, UniterForImageTextRetrieval
 from polymodal.multimodal.region_pairs import PairScorer, RegionBatch, batch_of_pairs
 from polymodal.multimodal.uniter import FAMILIES, UniterConfig, UniterForPreTraining, UniterModel
@@ -118,4 +118,4 @@ def test_what_does_not_fit_is_refused():
     task = FAMILIES[0].task("retrieval")
     with pytest.raises(UserError, match="max_length is 60, the model has 32 positions"):
         task.build(UniterConfig(**{**SHAPE, "max_position_embeddings": 32}), {}, Context(TOKENIZER))
-    assert uniter.create_ranking(CONFIG, RankingSettings(), Context(TOKENIZER)).net.trunk.regions.mask.weight.requires_grad is False
+    assert task.build(CONFIG, {}, Context(TOKENIZER)).net.trunk.regions.mask.weight.requires_grad is False

@@ -123,7 +123,7 @@ def test_several_labels(tmp_path, monkeypatch, capsys):
     with pytest.raises(UserError, match="no list of names or numbers as 'labels'"):
         evaluate(ClassifyTexts(), run, tmp_path / "single", console=Console(quiet=True))
     with pytest.raises(UserError, match=r"data has several labels for each text and .*single is packed as text: pack both with"):
-        read_context([data, DataSet.open(tmp_path / "single")], None, None)
+        read_context([data, DataSet.open(tmp_path / "single")], (), None)
 
 
 def test_labels_from_csv(tmp_path):

@@ -47,6 +47,7 @@ def unigram_entropy(directory, tokenizer) -> float:
     return float(-(p[p > 0] * np.log(p[p > 0])).sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["rows", "raw"])
 def test_a_tiny_run_beats_the_unigram_entropy_and_exports(packed, tmp_path, kind):
     chosen = recipe("t5-tiny", [

@@ -120,7 +120,7 @@ def test_the_plan_is_made_once_for_all_layers() -> None:
         return make_plan(mask, *args)
 
     net = stack(4)
-    with patch("polymodal.shared.stack.make_plan", counting):
+    with patch("polymodal.shared.attention.attention.make_plan", counting):
         net(numbers(1, 5, D), Mask(causal=True))
     assert len(made) == 1
 

@@ -227,6 +227,7 @@ def test_the_auc_is_the_share_of_pairs_of_a_sequence_in_the_right_order(tok):
 # ----------------------------------------------------------------------------------------- what it learns
 
 
+@pytest.mark.slow
 def test_overfitted_it_beats_chance_and_the_unigram(tok):
     """Two texts, masked anew each time: what was replaced must be known by its place, not by how rare the word is."""
     s = system(tok, embedding_size=32)

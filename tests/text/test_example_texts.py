@@ -46,7 +46,7 @@ def chinese(tmp_path):
 
 def test_chinese_reviews_names_and_texts(example, chinese, tmp_path):
     parts = {source: [example("chinese_texts", source, "--part", part) for part in ("train", "held")]
-             for source in ("reviews", "names", "texts")}
+             for source in ("reviews", "names", "words", "texts")}
     for train, held in parts.values():
         assert train and held and not {json.dumps(row) for row in train} & {json.dumps(row) for row in held}
     reviews = [row for part in parts["reviews"] for row in part]
@@ -55,6 +55,11 @@ def test_chinese_reviews_names_and_texts(example, chinese, tmp_path):
     names = {"".join(row["words"]): row["tags"] for part in parts["names"] for row in part}
     assert names["江泽民和李鹏在北京。"] == ["B-PER", "I-PER", "I-PER", "O", "B-PER", "I-PER", "O", "B-LOC", "I-LOC", "O"]
     assert names["中国银行在上海。"] == ["B-ORG", "I-ORG", "I-ORG", "I-ORG", "O", "B-LOC", "I-LOC", "O"]
+    words = {"".join(row["words"]): row for part in parts["words"] for row in part}
+    assert words["江泽民和李鹏在北京。"] == {"words": ["江", "泽民", "和", "李", "鹏", "在", "北京", "。"],
+                                   "tags": ["B-PER", "I-PER", "O", "B-PER", "I-PER", "O", "B-LOC", "O"]}
+    assert [["".join(row["words"]) for row in part] for part in parts["words"]] == [["".join(row["words"]) for row in part]
+                                                                                    for part in parts["names"]]
     held = {row["text"] for source in ("reviews", "texts") for row in parts[source][1]}
     assert not held & {row["text"] for row in parts["texts"][0]}, "what is held out of a task is not in the texts for pretraining"
     assert len(parts["texts"][0]) == len(parts["reviews"][0]) + len(parts["names"][0])

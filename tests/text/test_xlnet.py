@@ -7,7 +7,7 @@ import polymodal
 import pytest
 import torch
 from polymodal.shared.errors import BadSample, UserError
-from polymodal.shared.sample import Sample
+from polymodal.shared.sample import WORD, Sample
 from polymodal.shared.tokenizer import STYLES, Tokenizer
 from polymodal.text.permutation import UNSEEN, PermutationObjective, PermutationSettings, choose_spans, random_order
 
@@ -25,14 +25,18 @@ def rng(*key):
     return np.random.default_rng(key)
 
 
-def rows(tok, count=3, length=64, ends=()):
-    """Rows of tokens that follow each other, as `pack --in-order` writes them; documents end at the places `ends` of each row."""
+def rows(tok, count=3, length=64, ends=(), known=False):
+    """Rows of tokens that follow each other, as `pack --in-order` writes them; documents end at the places `ends` of each row.
+
+    With `known`, the data says that tokens with an even number begin words.
+    """
     made = []
     for n in range(count):
         ids = rng(n).choice([tok.token_to_id(w) for w in tok.vocabulary() if tok.token_to_id(w) not in tok.special_ids], length)
         for end in ends:
             ids[end], ids[end + 1] = tok.sep_id, tok.cls_id
-        made.append(Sample(str(n), {"tokens.u16": ids.astype("<u2").tobytes()}, n))
+        units = {"units.u8": ((ids % 2 == 0) * WORD).astype(np.uint8).tobytes()} if known else {}
+        made.append(Sample(str(n), {"tokens.u16": ids.astype("<u2").tobytes(), **units}, n))
     for n, sample in enumerate(made):
         sample.followed_by(lambda n=n: made[n + 1] if n + 1 < count else None)
         sample.pair_with(lambda n=n: made[n - 1])
@@ -71,6 +75,33 @@ def test_spans_are_the_papers():
     gaps = (begins[1:] - edges[1:-1:2])[:len(spans) - 1]
     both = gaps[(spans[:-1] == 1) & (spans[1:] == 1)]
     assert chi_square(np.bincount(both, minlength=12)[1:12], np.convolve(np.full(6, 1 / 6), np.full(6, 1 / 6))) < 29.59  # 10
+
+
+def test_spans_of_whole_words_have_the_same_shares():
+    """n words with probability proportional to 1 / n, one word of seven: 10^5 spans. None is predicted in part."""
+    sizes = rng(5).integers(1, 4, 1_700_000)
+    starts = np.zeros(sizes.sum(), dtype=bool)
+    starts[np.cumsum(sizes) - sizes] = True
+    chosen = choose_spans(starts, np.ones_like(starts), 450_000, 5, rng(1), whole=True)
+    per_word = np.add.reduceat(chosen, np.flatnonzero(starts), dtype=np.int64)
+    assert chosen.sum() == 450_000 and np.isin(per_word[per_word != sizes], (0,)).all()
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], (per_word > 0).astype(np.int8), [0]])))
+    begins, spans = edges[::2], (edges[1::2] - edges[::2])[:-1]
+    shares = 1 / np.arange(1, 6)
+    assert len(spans) > 95_000 and chi_square(np.bincount(spans, minlength=6)[1:], shares / shares.sum()) < 18.47  # 4 degrees of freedom
+    assert (per_word > 0).sum() / begins[-1] == pytest.approx(1 / 7, rel=0.01)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_number_is_exact_with_whole_words_too(seed):
+    """Tokens out of a word make it up where no word fits: here all words have five tokens, but one."""
+    generator = rng(6, seed)
+    starts, allowed = np.arange(60) % 5 == 0, np.arange(60) != 59
+    for _ in range(100):
+        chosen = choose_spans(starts, allowed, 12, 5, generator, whole=True)
+        per_word = chosen.reshape(12, 5).sum(1)
+        assert chosen.sum() == 12 and not chosen[59] and sorted(per_word[per_word > 0])[-2:] in ([5, 5], [4, 5])
+        assert ((per_word > 0) & (per_word < allowed.reshape(12, 5).sum(1))).sum() <= 3
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -141,6 +172,31 @@ def test_a_document_ends_with_eod(tok):
     empty = Sample("0", {"tokens.u16": np.array([tok.cls_id] * 3, "<u2").tobytes()})
     with pytest.raises(BadSample, match="special tokens only"):
         one(objective(tok), empty)
+
+
+def test_words_are_what_the_data_says(tok):
+    """To the vocabulary, every token is a word."""
+    plain, known = rows(tok, 3, 64, ends=(20,)), rows(tok, 3, 64, ends=(20,), known=True)
+    eod, special = tok.token_to_id("<eod>"), (tok.sep_id, tok.cls_id)
+    whole = {None: [], True: [], False: []}
+    begins = []
+    for seed in range(40):
+        for setting, found in whole.items():
+            made = one(objective(tok, whole_words=setting), known[0], seed)
+            starts, allowed = (made.ids % 2 == 0) | np.isin(made.ids, (eod, *special)), ~np.isin(made.ids, special)
+            starts[[0, made.reused]] = True
+            chosen = np.zeros(len(made.ids), dtype=bool)
+            chosen[made.places] = True
+            words = np.flatnonzero(starts)
+            sizes, taken = (np.add.reduceat(x, words, dtype=np.int64) for x in (allowed, chosen))
+            found.append(((taken == 0) | (taken == sizes)).all())
+            assert len(made.places) == len(made.ids) // 6
+            if setting is False:
+                begins += starts[chosen & ~np.concatenate([[False], chosen[:-1]])].tolist()
+        same = [one(objective(tok, whole_words=w), plain[0], seed).places.tolist() for w in (None, False)]
+        assert same[0] == same[1], "the data says nothing of words"
+    assert all(whole[None]) and all(whole[True]) and not all(whole[False])
+    assert np.mean(begins) > 0.7, "tokens from the start of a word on, but for the last ones; 0.5 of all tokens begin one"
 
 
 def test_examples_follow_from_the_generator(tok):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from polymodal.shared.errors import UserError
+from polymodal.shared.meta import without_weights
 from polymodal.shared.sample import Sample
 from polymodal.shared.system import Batch
 from polymodal.vision import dvae
@@ -129,7 +130,7 @@ def test_temperature_and_kl_weight_follow_the_papers_schedules():
 
 def test_the_real_size():
     """As many weights as the released files of DALL-E: 215 and 175 MB."""
-    with torch.device("meta"):
+    with without_weights():
         net = DVAE(DVAEConfig(**dvae.SIZES["base"]))
     assert [sum(p.numel() for p in part.parameters()) for part in (net.encoder, net.decoder)] == [53_786_240, 43_829_766]
 

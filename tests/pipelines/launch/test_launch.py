@@ -462,3 +462,10 @@ def test_the_command(tmp_path, capsys, monkeypatch):
         run(*given, "--on", "slurm", "--name", "other", "--submit")
     with pytest.raises(UserError, match="did you mean bert-base"):
         run("bert-bas", *given[1:], "--on", "slurm")
+
+
+def test_launched_runs_get_every_held_out_data_set(tmp_path, capsys):
+    words = ["launch", "gpt2-tiny", "--on", "torchrun", "--data", "a", "--eval-data", "b", "--eval-data", "c", "--out",
+             str(tmp_path / "run"), "--dry-run"]
+    assert cli.run(words) == 0
+    assert "--eval-data b --eval-data c" in capsys.readouterr().out.replace("\\\n", "").replace("  ", " ")

@@ -83,11 +83,11 @@ def test_texts_have_no_counts_and_damaged_ones_are_an_error(rows, tmp_path):
 
 def test_a_context_has_the_sum_of_the_training_data_where_the_task_asks(rows, tmp_path):
     data, held = DataSet.open(rows / "data"), DataSet.open(rows / "held")
-    assert read_context([data], held, None).counts is None
-    np.testing.assert_array_equal(read_context([data], held, None, COUNTING).counts, data.counts())
-    np.testing.assert_array_equal(read_context([data, held], None, None, COUNTING).counts, data.counts() + held.counts())
+    assert read_context([data], (held,), None).counts is None
+    np.testing.assert_array_equal(read_context([data], (held,), None, COUNTING).counts, data.counts())
+    np.testing.assert_array_equal(read_context([data, held], (), None, COUNTING).counts, data.counts() + held.counts())
     pack(rows / "a.txt", tmp_path / "texts", PackSettings(), workers=Workers(1))
-    without = read_context([data, DataSet.open(tmp_path / "texts")], None, None, COUNTING)
+    without = read_context([data, DataSet.open(tmp_path / "texts")], (), None, COUNTING)
     with pytest.raises(UserError, match=r"it needs to know how often .* --tokenize"):
         without.counted("it", lambda tokenizer, counts: NoData("it"))
     assert isinstance(Context(without.tokenizer, net_only=True).counted("it", pytest.fail), NoData)

@@ -29,8 +29,9 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_killed_run_continues_to_the_same_bytes(tmp_path, monkeypatch, workers):
+@pytest.mark.parametrize(("workers", "moments"), [(1, (20,)), pytest.param(2, (5, 30), marks=pytest.mark.slow)])
+def test_a_killed_run_continues_to_the_same_bytes(tmp_path, monkeypatch, workers, moments):
+    """`moments`: the files of finished work at which it is killed."""
     (tmp_path / "a.txt").write_text("\n\n".join(f"text {i} " + "y" * (i % 61) for i in range(6000)))
     (tmp_path / "run.py").write_text(KILLED)
     command = [sys.executable, str(tmp_path / "run.py"), str(tmp_path / "a.txt")]
@@ -39,14 +40,14 @@ def test_a_killed_run_continues_to_the_same_bytes(tmp_path, monkeypatch, workers
          workers=Workers(1))
     out = tmp_path / "out"
     kills = 0
-    for finished in (5, 30):  # files of finished work at which the run is killed
+    for finished in moments:
         run = subprocess.Popen([*command, str(out), str(workers)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while run.poll() is None and len(list(tmp_path.glob("out*/.pack/*/*.json"))) < finished:
             time.sleep(0.002)
         kills += run.poll() is None
         run.send_signal(signal.SIGKILL)
         run.wait()
-    assert kills == 2
+    assert kills == len(moments)
     done = subprocess.run([*command, str(out), str(workers)], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for side in ("", " held"):

@@ -28,6 +28,7 @@ from polymodal.pipelines.train import loop
 from polymodal.registry import family
 from polymodal.shared.errors import UserError
 from polymodal.shared.family import Context
+from polymodal.shared.meta import without_weights
 from polymodal.shared.system import Batch, Objective, Step, System, Term
 from polymodal.shared.tokenizer import STYLES, Tokenizer
 from torch import nn
@@ -223,7 +224,7 @@ def known(width=64, rows=256, seen=32):
 
     cls = make_dataclass("KnownBatch", [("x", torch.Tensor), ("mask", torch.Tensor)], bases=(Batch,), kw_only=True)
     mask = torch.arange(rows) < seen
-    with torch.device("meta"):
+    with without_weights():
         system = _Known(width)
     return system, cls(x=torch.zeros(rows, width), mask=mask, counts={"rows": rows})
 

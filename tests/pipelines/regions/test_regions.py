@@ -61,7 +61,7 @@ def test_a_grid_covers_the_picture_with_means_of_patches(pairs, tower, tmp_path)
     assert np.allclose(found.boxes, [[0, 0, 0.5, 0.5], [0.5, 0, 1, 0.5], [0, 0.5, 0.5, 1], [0.5, 0.5, 1, 1]])
     assert found.classes.shape == (4, 4) and not found.classes[:, 0].any()
     assert not (tmp_path / "out" / ".regions").exists()
-    assert read_context([after], None, None).regions == (16, 4)
+    assert read_context([after], (), None).regions == (16, 4)
 
 
 def test_cells_are_those_of_adaptive_pooling():
@@ -92,7 +92,7 @@ def test_held_out_data_gets_the_same_classes_by_the_same_codebook(pairs, tower, 
     assert a.fingerprint == b.fingerprint and a.index.schema["regions"] == b.index.schema["regions"]
     add_regions(str(pairs), tmp_path / "c", grid(tower, classes=2))
     with pytest.raises(UserError, match=r"the regions of the data sets differ.*one --codebook"):
-        read_context([a, DataSet.open(tmp_path / "c")], None, None)
+        read_context([a, DataSet.open(tmp_path / "c")], (), None)
     add_regions(str(pairs), tmp_path / "d", grid(tower, classes=0))
     assert DataSet.open(tmp_path / "d").read(0).regions().classes is None
 

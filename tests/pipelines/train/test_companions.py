@@ -25,6 +25,7 @@ from polymodal.pipelines.train.loop import pretrain
 from polymodal.registry import family
 from polymodal.shared.errors import UserError
 from polymodal.shared.family import Context
+from polymodal.shared.meta import without_weights
 from polymodal.shared.system import Companion, fingerprint_of
 from torch import nn
 
@@ -101,7 +102,7 @@ def test_a_companion_is_read_once_and_when_it_is_needed():
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    with torch.device("meta"):
+    with without_weights():
         net = companion.on(torch.device("cpu"))
     assert torch.equal(torch.rand(3), expected) and not net.training and not net[0].weight.is_meta
     assert companion.net is net and len(read) == 1 and companion.fingerprint == fingerprint_of(net)

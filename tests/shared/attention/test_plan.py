@@ -34,7 +34,8 @@ def sees(mask: Mask, batch: int, heads: int, query_length: int, key_length: int)
     key = np.arange(key_length)[None]
     near = np.ones_like(ok)
     if mask.window is not None:
-        near &= (position - key <= mask.window[0]) & (key - position <= mask.window[1])
+        step = np.array(mask.dilation or (1,))[:, None, None]
+        near &= (position - key <= mask.window[0] * step) & (key - position <= mask.window[1] * step) & ((key - position) % step == 0)
     if mask.blocks is not None:
         table = mask.blocks.table.numpy()
         table = table if table.ndim == 3 else table[None]
@@ -43,6 +44,8 @@ def sees(mask: Mask, batch: int, heads: int, query_length: int, key_length: int)
     if mask.global_tokens is not None:
         is_global = mask.global_tokens.numpy()
         near |= is_global[:, None, mask.offset : mask.offset + query_length, None] | is_global[:, None, None, :]
+    if mask.global_keys is not None:
+        near |= mask.global_keys.numpy()[:, None, None, :]
     ok &= near
     if mask.causal:
         before = np.broadcast_to(key <= position, ok.shape).copy()
@@ -81,7 +84,8 @@ def cases(draw: st.DrawFn) -> Case:
     """A random mask with the sizes it is for: (mask, batch, heads, queries, keys, whether there is a bias, seed)."""
     seed = draw(st.integers(0, 2**16))
     rng = torch.Generator().manual_seed(seed)
-    focus = draw(st.sampled_from([None, Documents, Prefixes, Prefixes, Local, Blocks]))  # plans that random fields alone would seldom allow
+    # plans that random fields alone would seldom allow
+    focus = draw(st.sampled_from([None, Documents, Prefixes, Prefixes, Local, Blocks, Blocks]))
     offset = 0 if focus in (Documents, Prefixes, Blocks) else draw(st.sampled_from([0, 0, 1, 7, 20]))
     queries = draw(st.sampled_from([1, 2, 5, 17, 33, 48, 70]))
     keys = queries + offset
@@ -124,15 +128,18 @@ def cases(draw: st.DrawFn) -> Case:
         table[..., -1] |= draw(st.booleans())  # often the last block, which may reach beyond the end
         blocks = Layout(table, size)
     reach = st.tuples(st.integers(0, 30), st.integers(0, 30))
-    rich = focus is not Documents  # it takes causal, window and keep
+    rich = focus is not Documents  # it takes causal, window, global tokens and keep
+    window = None if key_lengths else draw(reach if focus is Local else st.one_of(st.none(), reach))
     mask = Mask(
         causal=causal,
-        window=None if key_lengths else draw(reach if focus is Local else st.one_of(st.none(), reach)),
+        window=window,
+        dilation=tuple(torch.randint(1, 4, (heads,), generator=rng).tolist()) if window and draw(st.booleans()) else (),
         prefix=torch.randint(0, keys + 1, (batch,), generator=rng) if rich and causal and sometimes() else None,
         keep=bits(batch, keys) if sometimes() else None,
         lengths=lengths,
         key_lengths=key_lengths,
-        global_tokens=bits(batch, keys) if not cross and focus not in (Documents, Blocks) and sometimes() else None,
+        global_tokens=bits(batch, keys) if not cross and not key_lengths and focus is not Blocks and sometimes() else None,
+        global_keys=bits(batch, keys) if focus is not Blocks and sometimes() else None,
         blocks=blocks,
         extra=bits(draw(st.sampled_from([1, batch])), draw(st.sampled_from([1, heads])), queries, keys) if rich and sometimes() else None,
         offset=offset,
@@ -155,6 +162,11 @@ CORNERS: tuple[Case, ...] = (
     # global tokens behind earlier keys, further apart than the chunks of a window
     (Mask(window=(2, 3), global_tokens=some(2, 221), offset=71), 2, 2, 150, 221, True, 0),
     (Mask(causal=True, window=(2, 0), global_tokens=some(2, 221), offset=71), 2, 2, 150, 221, False, 0),
+    (Mask(window=(2, 3), global_keys=some(2, 221), offset=71), 2, 2, 150, 221, False, 0),
+    (Mask(window=(2, 3), global_tokens=some(1, 160), global_keys=some(1, 160, every=17), lengths=(60, 1, 99)), 1, 2, 160, 160, False, 0),
+    # heads that are dilated, with a window that would see all if they were not
+    (Mask(window=(5, 9), dilation=(1, 3)), 2, 2, 160, 160, True, 0),
+    (Mask(causal=True, window=(30, 0), dilation=(2, 1), lengths=(20, 31)), 1, 2, 51, 51, False, 0),
     # windows that hide something only because of the earlier keys
     (Mask(causal=True, window=(20, 0), offset=10), 1, 1, 17, 27, False, 0),
     (Mask(window=(20, 30), offset=10), 1, 1, 17, 27, True, 0),
@@ -221,14 +233,17 @@ def test_every_field_of_the_mask_is_drawn_and_every_plan_is_met() -> None:
     @given(cases())
     def look(case: Case) -> None:
         mask, batch, _, queries, keys, with_bias, _ = case
-        used = [n for n in names if getattr(mask, n) is not None and getattr(mask, n) is not False and n != "offset"]
+        used = [
+            name for name in names if (value := getattr(mask, name)) is not None and value is not False and name != "offset"
+            and not (isinstance(value, tuple) and not value)]
         pairs.update((a, b) for a in used for b in used if a < b)
         for plan in PLANS:
             met[plan] += plan.supports(mask, Shape(batch, queries, keys, CPU), torch.zeros(1) if with_bias else None)
 
     look()
     assert min(met.values()) >= 20, met
-    assert len(pairs) == 8 * 7 // 2 + 3 + 2, len(pairs)  # key_lengths go with lengths, keep, causal; prefix_lengths with lengths and causal
+    # key_lengths go with lengths, keep, causal and global_keys; prefix_lengths with lengths and causal
+    assert len(pairs) == 10 * 9 // 2 + 4 + 2, len(pairs)
 
 
 def plan_for(mask: Mask, batch: int = 2, queries: int = 8, keys: int | None = None, bias: Tensor | None = None) -> Plan:
@@ -438,6 +453,9 @@ def test_the_bias_table_may_stay_in_fp32_under_autocast() -> None:
     ("make", "says"),
     [
         (lambda: Mask(window=(-1, 0)), "window needs"),
+        (lambda: Mask(dilation=(2,)), "dilation needs a window"),
+        (lambda: Mask(window=(1, 1), dilation=(0,)), "at least 1 for each head"),
+        (lambda: plan_for(Mask(window=(1, 1), global_keys=torch.ones(2, 7, dtype=torch.bool))), r"global_keys must be \[2, 8\]"),
         (lambda: Mask(prefix=torch.tensor([1])), "pass causal=True"),
         (lambda: plan_for(Mask(lengths=(8, 0)), batch=1), "lengths must hold"),
         (lambda: Mask(keep=torch.ones(2, 4)), "keep must be bool"),

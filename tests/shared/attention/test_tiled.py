@@ -165,7 +165,7 @@ def test_tensors_without_numbers_take_few_tiles_of_the_same_whole():
     with FakeTensorMode():
         q = torch.empty(64, 8, 200, 16)
     real = torch.empty(64, 8, 200, 16)
-    made = [list(tiled._Tiles(t, t, None, 1.0, 0.0, 0)) for t in (q, real)]
+    made = [list(tiled.Tiles(t, t, None, 1.0, 0.0, 0)) for t in (q, real)]
     assert len(made[0]) <= 2 * tiled._REHEARSED < 64 < len(made[1])
     for tiles in made:
         seen = torch.zeros(64, 8, dtype=torch.int)
