@@ -36,6 +36,7 @@ from torch import Tensor, nn
 
 from ..shared.attention import Attention
 from ..shared.attention.mask import Mask
+from ..shared.attention.plan import Seen
 from ..shared.convert import Ignore, Rule, affine, fused, layers, prefixed
 from ..shared.encoder import LEGACY, EncoderConfig, EncoderOutput, encoder_rules
 from ..shared.errors import UserError
@@ -164,7 +165,7 @@ class LongformerModel(RobertaModel):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None,
                 position_ids: Tensor | None = None, *, lengths: tuple[int, ...] | None = None,
-                mask: Mask | Sequence[Mask] | None = None, output_hidden_states: bool = False,
+                mask: Mask | Sequence[Mask] | None = None, output_hidden_states: bool = False, seen: list[Seen] | None = None,
                 global_attention_mask: Tensor | None = None) -> EncoderOutput:
         """Encode a padded batch, or texts packed in one row.
 
@@ -176,13 +177,14 @@ class LongformerModel(RobertaModel):
             lengths: as there.
             mask: instead of all windows.
             output_hidden_states: as there.
+            seen: as there.
             global_attention_mask: [B, S], nonzero for tokens that see all tokens and are seen by all; by default what `look` marks.
         """
         assert attention_mask is None or lengths is None, "packed texts need no padding mask"
         if mask is None:
             mask = self.masks(input_ids, attention_mask, lengths, global_attention_mask)
         return super().forward(input_ids, None, token_type_ids, position_ids, lengths=lengths, mask=mask,
-                               output_hidden_states=output_hidden_states)
+                               output_hidden_states=output_hidden_states, seen=seen)
 
     def masks(self, input_ids: Tensor, attention_mask: Tensor | None, lengths: tuple[int, ...] | None,
               global_attention_mask: Tensor | None = None) -> tuple[Mask, ...]:
