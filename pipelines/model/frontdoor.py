@@ -227,11 +227,21 @@ def _from_run(path: Path) -> System | None:
     if not (path / MANIFEST).is_file() and ((path / "export").is_dir() or not is_run(path)):
         return None
     run, at = open_run_or_checkpoint(path)
-    system = run.system(at, companions_of(run))
     entry = family(run.recipe().system)
+    system = run.system(at, companions_of(run) if _reads_others(run, entry) else None)
     take_over(system.net, entry, run)
     _remember(system.net, entry, net_of(system.net, entry), run.directory / "tokenizer")
     return system
+
+
+def _reads_others(run: Run, entry: Family) -> bool:
+    """Whether the network of a run reads its companions in use, too."""
+    if not run.companions():
+        return False
+    described = run.described()
+    with without_weights():
+        net = entry.task(described.get("task", "")).build(run.config(), described["objective"], run.context()).net
+    return isinstance(net, Reads)
 
 
 def take_over(net: nn.Module, entry: Family, run: Run) -> None:

@@ -359,13 +359,17 @@ def cases() -> list[Case]:
     return [*found, _with_several_labels(found)]
 
 
-def beside(family: Family, task: str, style: str) -> dict[str, str]:
-    """Where the companions of a task lie: tiny networks with randomly initialized weights, and with the tokenizer where they read text."""
-    return {name: str(saved(of[0], style, task)) for name, of in family.task(task).companions.items()}
+def beside(family: Family, task: str, style: str = "") -> dict[str, str]:
+    """Where the companions of a task lie: tiny networks with randomly initialized weights, and with the tokenizer where they read text.
+
+    They are made for the same task, where their families have it.
+    """
+    return {name: str(saved(of[0], style, task if any(t.name == task for t in families()[of[0]].tasks) else ""))
+            for name, of in family.task(task).companions.items()}
 
 
 @cache
-def saved(name: str, style: str, task: str) -> Path:
+def saved(name: str, style: str = "", task: str = "") -> Path:
     """A tiny network of a family for a task on disk, the same in every process."""
     folder = tempfile.TemporaryDirectory(prefix="companion-")
     _KEPT.append(folder)

@@ -27,6 +27,8 @@ SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "i
 
 SIZES = {"xlnet": {"d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 48, "dropout": 0.0, "summary_last_dropout": 0.0},
          "gpt": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 42, "embd_pdrop": 0.0, "resid_pdrop": 0.0, "attn_pdrop": 0.0},
+         "distilbert": {"dim": 32, "n_layers": 1, "n_heads": 2, "hidden_dim": 48, "max_position_embeddings": 42, "dropout": 0.0,
+                        "attention_dropout": 0.0, "qa_dropout": 0.0, "seq_classif_dropout": 0.0},
          "bart": {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
                   "encoder_ffn_dim": 48, "decoder_ffn_dim": 40, "max_position_embeddings": 42, "dropout": 0.0}}
 """Of families whose fields have other names."""
@@ -127,7 +129,7 @@ def test_the_export_has_the_same_loss_in_transformers(name, task, tokenizers, tm
     if name == "roberta":  # positions follow the padding there
         inputs["input_ids"][inputs["attention_mask"] == 0] = system.objective.tokenizer.pad_id
     arguments = probe.arguments(batch, inputs)
-    if name in ("bart", "gpt"):
+    if name in ("bart", "gpt", "distilbert"):
         arguments.pop("token_type_ids")
     rows = [arguments]
     if probe.alone or name == "bart":  # there, rows together must have as many ends of texts

@@ -174,7 +174,7 @@ def test_held_out_data_that_lacks_a_task_is_told(data, tmp_path):
 def test_an_update_is_made_again_with_its_own_samples(data, whole):
     """The second update is the one with marks."""
     entry = lambda _: FAMILY  # noqa: E731
-    with patch("polymodal.pipelines.inspection.replay.family", entry), patch("polymodal.pipelines.model.companions.family", entry):
+    with patch("polymodal.pipelines.inspection.replay.family", entry), patch("polymodal.pipelines.model.frontdoor.family", entry):
         found = replay(Past(Run(whole), 2), console=Console(quiet=True))
     assert found["verdict"] == "bitwise" and len(found["samples"]) == 8
     assert all(40 <= entry["sample"] < 66 for entry in found["samples"]), "data set 1 of 40, 26 and 30 samples"
