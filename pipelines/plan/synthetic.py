@@ -25,6 +25,8 @@ _MAX_WORDS = 1 << 13
 _TRIED = 8
 """Samples by which the longest text that fits is found."""
 _LANE = 1 << 20  # rows of different texts have numbers that are far apart
+COUNTED = 4096
+"""Records of a sample of counted pairs."""
 _WORDS = tuple("".join(letters) for letters in np.random.default_rng(0).choice(list("abcdefgh"), (100, 4)))
 
 
@@ -72,7 +74,7 @@ def _sample(index: int, words: int) -> Sample:
                               "question": "a", "answers": [], "box": [0.25, 0.25, 0.75, 0.75]}).encode()
     second = {f"{SECOND}{name}": data for name, data in _regions().items()}
     return Sample(str(index), {"txt": text, "target.txt": text, "png": _picture(), "cls": b"0", "json": annotations, **_regions(),
-                               **second}, index)
+                               **second, **_counted_pairs()}, index)
 
 
 def _row(index: int, length: int) -> Sample:
@@ -94,6 +96,18 @@ def _regions() -> dict[str, bytes]:
     boxes = np.tile([0.25, 0.25, 0.75, 0.75], (DEFAULT_REGIONS, 1))
     classes = np.full((DEFAULT_REGIONS, 1601), 1 / 1601)
     return Regions(np.random.default_rng(0).random((DEFAULT_REGIONS, 2048)), boxes, classes).fields()
+
+
+@cache
+def _counted_pairs() -> dict[str, bytes]:
+    """As many pairs of words as `pack --kind cooccurrence` writes into a sample, with ids that every vocabulary has."""
+    rng, found = np.random.default_rng(0), dict[str, bytes]()
+    first, second = rng.integers(0, len(_WORDS), (2, COUNTED), dtype=np.int32)
+    for name, column in (("first.npy", first), ("second.npy", second), ("weight.npy", np.ones(COUNTED, dtype=np.float32))):
+        buffer = io.BytesIO()
+        np.save(buffer, column)
+        found[name] = buffer.getvalue()
+    return found
 
 
 def _toys() -> Iterator[Tokenizer]:

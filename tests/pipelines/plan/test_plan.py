@@ -316,10 +316,15 @@ def test_what_cannot_be_is_refused_with_what_can(data, tmp_path):
 @pytest.mark.parametrize("name", sorted({r.system: n for n, r in reversed([(n, make()) for n, make in recipes().items()])
                                         if "tiny" in n and "locked" not in n}.values()))
 def test_every_system_is_planned_without_data(name):
-    """Also those that read rows of tokens, or another network's answers."""
+    """Also those that read rows of tokens, or another network's answers. But tags have no names before there is data."""
     work = recipe(name, COMMON)
+    if name == "features-tiny":
+        with pytest.raises(UserError, match="tagging needs classes .* give --data"):
+            plan(replace(work, companions=beside(family(work.system), work.task)), None, Cluster(), console=QUIET)
+        return
     found = plan(replace(work, companions=beside(family(work.system), work.task)), None, Cluster(gpus=2), console=QUIET)
-    assert found["memory"]["activations"] > 0 and found["flops_per_update"] > 0
+    assert found["memory"]["activations"] > 0
+    assert found["flops_per_update"] > 0 or name == "glove-tiny", "its vectors meet number by number, in no matrix product"
 
 
 def test_a_memory_of_earlier_text_is_counted():
