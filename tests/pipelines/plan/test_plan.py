@@ -319,7 +319,7 @@ def test_every_system_is_planned_without_data(name):
     """Also those that read rows of tokens, or another network's answers. But tags have no names before there is data."""
     work = recipe(name, COMMON)
     if name == "features-tiny":
-        with pytest.raises(UserError, match="tagging needs classes .* give --data"):
+        with pytest.raises(UserError, match=r"tagging needs classes .* give --data"):
             plan(replace(work, companions=beside(family(work.system), work.task)), None, Cluster(), console=QUIET)
         return
     found = plan(replace(work, companions=beside(family(work.system), work.task)), None, Cluster(gpus=2), console=QUIET)
