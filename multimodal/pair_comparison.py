@@ -162,9 +162,9 @@ class UniterForNlvr2PairedAttn(nn.Module):
 
     def logits(self, batch: RegionBatch) -> Tensor:
         """Logits of packed pairs, fp32 [N, classes]."""
-        lengths = torch.tensor(batch.row_lengths)
+        lengths, longest = torch.tensor(batch.row_lengths), max(batch.row_lengths)
         rows = self.trunk.packed(batch).last_hidden_state[0].split(list(batch.row_lengths))  # type: ignore[operator]
-        keep = (torch.arange(int(lengths.max())) < lengths[:, None]).to(rows[0].device, non_blocking=True)
+        keep = (torch.arange(longest) < lengths[:, None]).to(rows[0].device, non_blocking=True)
         return at_least_fp32(self.compare(nn.utils.rnn.pad_sequence(list(rows), batch_first=True), keep))
 
     def compare(self, states: Tensor, keep: Tensor) -> Tensor:

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from ..shared.embed import normal_
 from ..shared.family import Context
 from ..shared.loss import at_least_fp32, cross_entropy_sum
-from ..shared.packed import starts
 from ..shared.regions import Regions, overlaps
 from ..shared.sample import Sample
 from ..shared.system import Objective, Preview, Step, System, Term
@@ -145,12 +144,14 @@ class PhraseSystem(System[UniterForReferringExpressionComprehension, PhraseObjec
     def forward(self, batch: PhraseBatch, carry: Any = None) -> Step:
         """Cross-entropy over the regions; whether the chosen one is right, and what choosing at random reaches of both."""
         logits = self.net.logits(batch)
-        counts = torch.tensor(batch.counts_of_regions, device=logits.device)
-        chosen = logits.argmax(-1) + torch.tensor(starts(batch.counts_of_regions), device=logits.device)
-        guessed = (batch.right / counts.repeat_interleave(counts)).sum()
+        known = np.array(batch.counts_of_regions)
+        counts, begins, each = (torch.from_numpy(x).to(logits.device, non_blocking=True)
+                                for x in (known, np.cumsum(known) - known, np.repeat(known, known)))
+        chosen = logits.argmax(-1) + begins
+        guessed = (batch.right.to(logits.dtype) / each).sum()
         return Step({"region": Term(cross_entropy_sum(logits, batch.labels), "phrases")},
                     {"accuracy": (batch.right[chosen].sum(), len(counts)), "guessed": (guessed, len(counts)),
-                     "region_chance": (counts.log().sum(), len(counts))})
+                     "region_chance": (counts.to(logits.dtype).log().sum(), len(counts))})
 
     def measured(self) -> tuple[str, ...]:
         """See `System.measured`."""

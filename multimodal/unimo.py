@@ -34,6 +34,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -76,8 +77,9 @@ from .unimo_data import (
 from .unimo_formats import text_rules, trunk_rules, with_head, with_parts
 from .unimo_previews import shown_candidates, shown_rows
 
-PLACE = (0, 1, 2, 3, 6)
-"""Which of the numbers of `Regions.locations` say where a region is: left, top, right, bottom, area, as shares of the picture."""
+PLACE = 5
+"""Numbers that say where a region is: left, top, right, bottom and area of `Regions.locations`, as shares of the picture."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class UnimoConfig(RobertaConfig):
@@ -107,7 +109,7 @@ class RegionEmbedding(nn.Module):
 
     def __init__(self, config: UnimoConfig) -> None:
         super().__init__()
-        self.features, self.location = nn.Linear(config.visual_feat_dim, config.hidden_size), nn.Linear(len(PLACE), config.hidden_size)
+        self.features, self.location = nn.Linear(config.visual_feat_dim, config.hidden_size), nn.Linear(PLACE, config.hidden_size)
         self.norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         normal_(self, config.initializer_range)
@@ -115,7 +117,7 @@ class RegionEmbedding(nn.Module):
     def forward(self, features: Tensor, location: Tensor) -> Tensor:
         """Features [..., visual_feat_dim], zeros where masked, and locations [..., 7] (`Regions.locations`) -> [..., D]."""
         dtype = self.features.weight.dtype
-        return self.dropout(self.norm(self.features(features.to(dtype)) + self.location(location[..., PLACE].to(dtype))))
+        return self.dropout(self.norm(self.features(features.to(dtype)) + self.location(torch.cat([location[..., :4], location[..., 6:]], -1).to(dtype))))
 
 
 class Streams(NamedTuple):
@@ -152,12 +154,12 @@ class UnimoModel(RobertaModel):
 
     def embedded(self, batch: RegionBatch) -> Tensor:
         """T tokens, P pictures, V regions as vectors, [T + P + V, D]."""
-        counts = torch.tensor([count for count in batch.counts_of_regions if count], dtype=torch.long)
+        counts = [count for count in batch.counts_of_regions if count]
         features = batch.features.to(self.regions.features.weight.dtype)
-        owner = torch.repeat_interleave(torch.arange(len(counts)), counts).to(features.device, non_blocking=True)
+        owner = torch.from_numpy(np.repeat(np.arange(len(counts)), counts)).to(features.device, non_blocking=True)
         seen = features.new_zeros(len(counts)).index_add_(0, owner, (~batch.masked).to(features.dtype))
         means = features.new_zeros(len(counts), features.shape[1]).index_add_(0, owner, features) / seen.clamp(min=1)[:, None]
-        whole = batch.locations.new_tensor([0, 0, 1, 1, 1, 1, 1]).expand(len(counts), -1)
+        whole = torch.ones_like(batch.locations[:1]).expand(len(counts), -1) * (torch.arange(7, device=features.device) > 1)
         regions = self.regions(torch.cat([means, features]), torch.cat([whole, batch.locations]))
         return torch.cat([self.embed(batch.input_ids, batch.position_ids)[0], regions])
 
@@ -274,8 +276,10 @@ class UnimoForVisualQuestionAnswering(UniterForVisualQuestionAnswering):
 
 def log_sums(scores: Tensor, owners: Tensor, count: int) -> Tensor:
     """Log sum exp of the scores [J] of each owner, [count]; -inf where it has none."""
-    most = scores.detach().new_full((count,), float("-inf")).scatter_reduce(0, owners, scores.detach(), "amax")
-    return scores.new_zeros(count).index_add(0, owners, (scores - most[owners]).exp()).log() + most
+    most = scores.detach().new_full((count,), float("-inf")).scatter_reduce(0, owners, scores.detach(), "amax").nan_to_num(neginf=0)
+    sums = scores.new_zeros(count).index_add(0, owners, (scores - most[owners]).exp())
+    none = sums == 0
+    return (sums.masked_fill(none, 1).log() + most).masked_fill(none, float("-inf"))
 
 
 class UnimoSystem(System[UnimoForPreTraining, UnimoObjective]):
@@ -335,12 +339,13 @@ class UnimoSystem(System[UnimoForPreTraining, UnimoObjective]):
 
     def _shares(self, scores: Tensor, batch: UnimoBatch) -> Tensor:
         """-log of the positive candidates' share in each example, [E]: of all together, or the mean of each one beside the negatives."""
-        owners, positive, count = batch.owners, batch.positive, len(batch.own)
+        owners, positive, count, none = batch.owners, batch.positive, len(batch.own), float("-inf")
         if not self.each:
-            return log_sums(scores, owners, count) - log_sums(scores[positive], owners[positive], count)
-        wrong = log_sums(scores[~positive], owners[~positive], count)[owners[positive]]
-        losses = F.softplus(wrong - scores[positive])
-        return losses.new_zeros(count).index_add(0, owners[positive], losses) / torch.bincount(owners[positive], minlength=count)
+            return log_sums(scores, owners, count) - log_sums(scores.masked_fill(~positive, none), owners, count)
+        wrong = log_sums(scores.masked_fill(positive, none), owners, count)[owners]
+        losses = F.softplus(wrong - scores).masked_fill(~positive, 0)
+        summed, right = (losses.new_zeros(count).index_add(0, owners, x.to(losses.dtype)) for x in (losses, positive))
+        return summed / right
 
     def measured(self) -> tuple[str, ...]:
         """See `System.measured`."""

@@ -203,14 +203,14 @@ class Elmo(nn.Module):
             words: which of the different words each is, [T].
         """
         device = characters.device
-        ends = torch.from_numpy(end_ids(self.config.max_characters_per_token)).to(device, characters.dtype)
+        ends = torch.from_numpy(end_ids(self.config.max_characters_per_token)).to(device, characters.dtype, non_blocking=True)
         vectors = self.embed(torch.cat([ends, characters]))
         count = sum(lengths)
         words = torch.arange(count, device=device) if words is None else words
         rows = np.repeat(np.arange(len(lengths)), lengths)
-        inside = torch.from_numpy(np.arange(count) + 2 * rows + 1).to(device)
+        inside = torch.from_numpy(np.arange(count) + 2 * rows + 1).to(device, non_blocking=True)
         index = torch.ones(count + 2 * len(lengths), dtype=torch.long, device=device)  # 1 is an end
-        index[torch.from_numpy(np.cumsum([0, *(n + 2 for n in lengths[:-1])])).to(device)] = 0
+        index[torch.from_numpy(np.cumsum([0, *(n + 2 for n in lengths[:-1])])).to(device, non_blocking=True)] = 0
         index[inside] = words + 2
         x = vectors.index_select(0, index)
         framed = [n + 2 for n in lengths]

@@ -51,7 +51,7 @@ class FeatureClassifier(TextReader):
         states = self.lstm(self.mix(layers), lengths).split(list(lengths))
         pooled = torch.stack([torch.cat([part.amax(0), part.mean(0)]) for part in states])
         count = len(lengths) - len(seconds)
-        u, there = pooled[:count], torch.tensor(list(seconds), device=pooled.device, dtype=torch.long)
+        u, there = pooled[:count], torch.tensor(list(seconds), dtype=torch.long).to(pooled.device, non_blocking=True)
         v = torch.zeros_like(u).index_copy(0, there, pooled[count:])
         return self.classifier(self.dropout(self.dense(torch.cat([u, v, (u - v).abs(), u * v], -1)).relu()))
 

@@ -150,7 +150,7 @@ class TaggerBeside(WordTagger, ABC):
 def rows_of(values: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Values [T, ...] as rows [B, S, ...], and which places of them are none of padding, bool [B, S]."""
     rows = nn.utils.rnn.pad_sequence(list(values.split(list(lengths))), batch_first=True)
-    return rows, torch.arange(rows.shape[1], device=values.device) < torch.tensor(list(lengths), device=values.device)[:, None]
+    return rows, (torch.arange(max(lengths)) < torch.tensor(list(lengths))[:, None]).to(values.device, non_blocking=True)
 
 
 class FeatureTagger(TaggerBeside):

@@ -63,7 +63,8 @@ def gpu() -> Generator[Gpu]:
           patch.object(varlen, "_cudnn_version_and_major_capability", lambda device: (None, 9)),
           # what recomputes puts autocast back, and that looks for a driver
           patch.object(common, "amp_definitely_not_available", lambda: False), patch.object(torch.cuda, "is_bf16_supported", lambda: True),
-          Gpu() as machine):
+          # torch would swap tensors that something points at
+          patch.object(nn.Module, "to", _to), Gpu() as machine):
         torch.set_autocast_enabled("cuda", True)
         torch.set_autocast_dtype("cuda", torch.bfloat16)
         try:
@@ -74,14 +75,21 @@ def gpu() -> Generator[Gpu]:
             torch.clear_autocast_cache()
 
 
-def to_gpu(module: nn.Module) -> None:
+def _to(module: nn.Module, device: torch.device, dtype: torch.dtype | None = None) -> nn.Module:
+    assert torch.device(device).type == "cuda"
+    to_gpu(module, dtype)
+    return module
+
+
+def to_gpu(module: nn.Module, dtype: torch.dtype | None = None) -> None:
     """Put parameters and buffers on the GPU that is not there, tied ones once; call it inside `gpu`."""
     made: dict[int, Tensor] = {}
     held = list(module.parameters())  # keeps the old ones alive: their ids must stay their own
     for part in module.modules():
         for name, tensor in [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]:
             if id(tensor) not in made:
-                new = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cuda")
+                kind = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+                new = torch.empty_strided(tensor.shape, tensor.stride(), dtype=kind, device="cuda")
                 made[id(tensor)] = nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
             setattr(part, name, made[id(tensor)])
     del held
