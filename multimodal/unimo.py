@@ -117,7 +117,8 @@ class RegionEmbedding(nn.Module):
     def forward(self, features: Tensor, location: Tensor) -> Tensor:
         """Features [..., visual_feat_dim], zeros where masked, and locations [..., 7] (`Regions.locations`) -> [..., D]."""
         dtype = self.features.weight.dtype
-        return self.dropout(self.norm(self.features(features.to(dtype)) + self.location(torch.cat([location[..., :4], location[..., 6:]], -1).to(dtype))))
+        place = torch.cat([location[..., :4], location[..., 6:]], -1)
+        return self.dropout(self.norm(self.features(features.to(dtype)) + self.location(place.to(dtype))))
 
 
 class Streams(NamedTuple):
