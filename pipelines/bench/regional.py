@@ -175,7 +175,7 @@ class PaddedUnimo(nn.Module):
         whole, width = transformers.RobertaForMaskedLM(theirs), config.hidden_size
         self.unimo, self.lm_head = whole.roberta, whole.lm_head
         self.unimo.image_embeddings = nn.ModuleDict({
-            "features": nn.Linear(config.visual_feat_dim, width), "location": nn.Linear(len(PLACE), width),
+            "features": nn.Linear(config.visual_feat_dim, width), "location": nn.Linear(PLACE, width),
             "LayerNorm": nn.LayerNorm(width, eps=config.layer_norm_eps)})
         self.unimo.text_pooler, self.unimo.picture_pooler = nn.Linear(width, width), nn.Linear(width, width)
         self.region_regression = _Parts(config, {}, bias=True)
