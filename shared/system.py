@@ -313,6 +313,9 @@ class System(nn.Module, ABC, Generic[NetT, ObjectiveT]):
     """True where the loss couples all samples of the batch (contrastive): the loop then never
     splits the global batch by accumulation; the system keeps its memory down by itself."""
 
+    compiles: ClassVar[bool] = True
+    """False where a compiler would unroll loops over words, anew for each length: `compile: true` is refused then."""
+
     companions: Mapping[str, Companion] = MappingProxyType({})
     """Networks that it reads and does not train, by the names of `Task.companions`; moved to the device by who uses them
     (`Companion.on`). In half-precision training they compute in half precision, too, unless their use turns autocast off."""

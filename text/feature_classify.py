@@ -151,6 +151,8 @@ class TextObjective(Objective[TextExample]):
 class TextSystem(ClassifySystem):
     """The classifier, and cross-entropy; the network that it reads is frozen, or trained with it."""
 
+    compiles = False
+
     def __init__(self, net: FeatureClassifier, objective: Any, labels: tuple[str, ...], companions: Mapping[str, Companion], *,
                  tuned: bool = False) -> None:
         super().__init__(net, objective, labels)

@@ -255,6 +255,8 @@ class SentenceObjective(Objective[SentenceExample]):
 class SentenceSystem(System[TaggerBeside, SentenceObjective]):
     """A tagger on the layers of networks beside it, by the names of these; each is frozen, or trained with it."""
 
+    compiles = False
+
     def __init__(self, net: TaggerBeside, objective: SentenceObjective, companions: Mapping[str, Companion], *,
                  tuned: bool = False) -> None:
         super().__init__(net, objective)

@@ -6,7 +6,7 @@ Chen et al., "Training Deep Nets with Sublinear Memory Cost" (https://arxiv.org/
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...shared.block import Block
+from ...shared.errors import raise_problems
 from ...shared.heads import LMHead
 from ...shared.loss import softmax_gradient_
 from ...shared.system import System
@@ -25,12 +26,22 @@ def compile_parts(system: System) -> None:
     Blocks of one shape share their code, and none sees a batch's lengths, so little is compiled, and nothing again when documents
     change. Evaluation and previews are not compiled: text that is generated has another shape in every step. What gathers weights
     (hooks around a block) stays outside. To be called before the module is sharded.
+
+    Raises:
+        UserError: the system does not compile (`System.compiles`).
     """
+    raise_problems([*uncompiled(system)], "nothing is compiled")
     blocks = [m for m in system.modules() if isinstance(m, Block)]
     for part in blocks or list(system.net.children()):
         part.forward = partial(_in_training, torch.compile(part.forward), part.forward)  # type: ignore[method-assign]
     for head in (m for m in system.modules() if isinstance(m, LMHead)):
         head.soften = torch.compile(softmax_gradient_)
+
+
+def uncompiled(system: System) -> Iterator[str]:
+    """Why a system is not compiled."""
+    if not system.compiles:
+        yield "compile would unroll this network's loops over words anew for each length: set compile=false"
 
 
 def _in_training(compiled: Callable[..., Tensor], plain: Callable[..., Tensor], *arguments: Any, **named: Any) -> Tensor:

@@ -18,6 +18,7 @@ from ..run.optim import layer_problems
 from ..run.recipe import Recipe, record
 from .devices import choose_precision
 from .inputs import open_labelled, zero_shot_of
+from .layers import uncompiled
 from .norms import batch_norms
 from .sharding import layout_problems, sharded, system_problems
 
@@ -115,6 +116,8 @@ def _problems(recipe: Recipe, system: System, stream: Stream, held_out: Sequence
     yield from system_problems(recipe, system, machine.world_size)
     yield from precision_problems(recipe)
     yield from layer_problems(system, recipe.optim)
+    if recipe.compile:
+        yield from uncompiled(system)
     if recipe.sync_batchnorm and not any(batch_norms(system)):
         yield f"sync_batchnorm is true and {recipe.system} has no norms over the batch that are trained: leave it out"
     if system.coupled and layout.accumulate > 1:
