@@ -82,14 +82,12 @@ class Stack(nn.Module):
         batch, length = x.shape[:2]
         past = cache.length if cache is not None else 0
         masks = [mask] if isinstance(mask, Mask) else list(mask)
-        plans: list[Plan] = []
+        plans = self._plans(masks, batch, length, past, x)
         memory_plan = self._memory_plan(memory, memory_mask, batch, length, cache, x)
         for number in range(self.num_layers):
             if hidden_states is not None:
                 hidden_states.append(x)
             layer = cache.layer(number) if cache is not None else None
-            same = next((n for n in range(number) if self._share(n, number, masks)), None)
-            plans.append(self._plan(number, masks, batch, length, past, x) if same is None else plans[same])
             watched = Watched(plans[number]) if seen is not None else None  # one for each layer: a compiled one is compiled once
             x = self.block(number)(x, watched or plans[number], memory, memory_plan, layer)
             if seen is not None and watched is not None:
@@ -101,6 +99,14 @@ class Stack(nn.Module):
         if hidden_states is not None:
             hidden_states.append(x)
         return x
+
+    def _plans(self, masks: Sequence[Mask], batch: int, length: int, past: int, x: Tensor) -> list[Plan]:
+        """The plan of each layer, before the first one runs: a compiler then sees all layers in one graph."""
+        plans: list[Plan] = []
+        for number in range(self.num_layers):
+            same = next((n for n in range(number) if self._share(n, number, masks)), None)
+            plans.append(self._plan(number, masks, batch, length, past, x) if same is None else plans[same])
+        return plans
 
     def _share(self, first: int, second: int, masks: Sequence[Mask]) -> bool:
         """Whether two layers have one plan."""
