@@ -318,19 +318,15 @@ def words(
     polymodal evaluate words --model RUN --analogies questions-words.txt --pairs wordsim353.tsv
     """
     from ..base.console import Console
-    from ..base.files import write_atomic
     from ..evaluation.words import evaluate_words, table
     from ..inference.vectors import open_vectors
 
     if analogies is None and pairs is None:
         raise UserError("nothing to measure by: give --analogies FILE, --pairs FILE, or both")
-    if out is not None and out.exists() and not force:
-        raise UserError(f"--out {out} is there already: give another name, or --force")
+    files = _files(out, None, force)
+    files.check()
     record = {"model": model, **evaluate_words(open_vectors(model, tokenizer), analogies, pairs, most)}
-    if out is not None:
-        import json as text
-
-        write_atomic(out, (text.dumps(record, indent=1, ensure_ascii=False) + "\n").encode("utf-8"))
+    files.write_record(record)
     Console(json=json).finish(record, table(record) + (f"\nwrote {out}" if out is not None else ""))
 
 

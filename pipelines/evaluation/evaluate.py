@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -110,6 +110,10 @@ class OutputFiles:
             write_atomic(self.predictions, "".join(json.dumps(finite(r), ensure_ascii=False) + "\n" for r in lines).encode())
         if self.curve is not None:
             write_atomic(self.curve, speed_curve(record["metrics"]).encode())
+        self.write_record(record)
+
+    def write_record(self, record: Mapping[str, Any]) -> None:
+        """Write the record, where it was asked for."""
         if self.record is not None:
             write_atomic(self.record, (json.dumps(finite(record), indent=1, ensure_ascii=False) + "\n").encode())
 

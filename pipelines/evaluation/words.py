@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ...shared.errors import UserError
 from ...text.word_vectors import WordVectors
@@ -132,18 +133,13 @@ def _pairs(path: Path, vectors: WordVectors) -> dict[str, Any]:
     return {"asked": asked, "known": len(given), "spearman": spearman(np.array(given), np.array(cosines))}
 
 
-def spearman(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Spearman's rank correlation, equal numbers having the mean of their ranks; None where one side is constant."""
-    a, b = _ranks(a), _ranks(b)
-    a, b = a - a.mean() if len(a) else a, b - b.mean() if len(b) else b
-    scale = float(np.sqrt((a @ a) * (b @ b)))
-    return float(a @ b) / scale if scale else None
+def spearman(given: np.ndarray, found: np.ndarray) -> float | None:
+    """Spearman's rank correlation; None where one side is constant."""
+    from torchmetrics.functional.regression import spearman_corrcoef
 
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    _, group, sizes = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(sizes)
-    return (ends - (sizes - 1) / 2)[group]
+    if len(given) < 2 or not np.ptp(given) or not np.ptp(found):
+        return None
+    return float(spearman_corrcoef(torch.from_numpy(found), torch.from_numpy(given)))
 
 
 def table(record: Mapping[str, Any]) -> str:

@@ -49,14 +49,14 @@ def gradients_of(system: System, batches: Sequence[Batch], counts: Mapping[str, 
     return total, {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in system.named_parameters() if p.requires_grad}
 
 
-def assert_same_gradients(found: Gradients, expected: Gradients, rel: float) -> None:
-    """Compare parameter by parameter; what is below `rel` of the whole gradient's norm is rounding."""
+def assert_same_gradients(found: Gradients, expected: Gradients, rel: float, floor: float = 1e-3) -> None:
+    """Compare parameter by parameter; what is below `rel * floor` of the whole gradient's norm is rounding."""
     assert found.keys() == expected.keys()
     whole = float(torch.stack([g.double().norm() for g in expected.values()]).norm())
     assert whole > 0
-    wrong = [f"{name} by {error / max(size, 1e-300):.1e}" for name in expected
+    wrong = [f"{name} by {error / max(size, 1e-300):.1e} ({error / whole:.1e} of the whole)" for name in expected
              if (error := float((found[name] - expected[name]).double().norm())) > rel * (size := float(expected[name].double().norm()))
-             and error > rel * 1e-3 * whole]
+             and error > rel * floor * whole]
     assert not wrong, f"gradients differ relatively: {wrong}"
 
 

@@ -95,10 +95,8 @@ def test_two_ranks_make_the_update_of_one(root, tmp_path):
             shared = {"choice": "net.classifier.bias", "ground": "net.score.bias"}.get(case.recipe.task)
             if shared:  # what all choices have in common has the gradient 0, and only rounding is left to compare
                 assert all(float(g.pop(shared).abs().max()) < 1e-5 for g in (found, expected))
-            # likewise a bias behind which the same ReLUs are open for all choices
-            if "net.summary.bias" in expected and all(float(g["net.summary.bias"].abs().max()) < 1e-5 for g in (found, expected)):
-                del found["net.summary.bias"], expected["net.summary.bias"]
-            checks.assert_same_gradients(found, expected, 1e-4)
+            # where choices differ little, biases before a ReLU have gradients that cancel but for the rounding of fp32
+            checks.assert_same_gradients(found, expected, 1e-4, floor=1e-2)
         same_rows(rows, one.rows, 3e-5)
 
 
