@@ -28,15 +28,14 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..shared.attention.mask import Mask
 from ..shared.block import Block
 from ..shared.config import Config
 from ..shared.convert import Rename, Rule, affine, fused, layers, prefixed
 from ..shared.corrupt import prediction_count
-from ..shared.embed import normal_
-from ..shared.encoder import LEGACY, Encoder, EncoderOutput, first_tokens
+from ..shared.encoder import LEGACY, Encoder, EncoderOutput
 from ..shared.errors import UserError
 from ..shared.family import Adopt, Card, Context, Family, Net, Task, Vocabulary, transformers
 from ..shared.loss import at_least_fp32
@@ -209,26 +208,11 @@ class DistilBertForMaskedLM(MaskedLM):
         super().__init__(DistilBertModel(config), config)
 
 
-class DistilBertForMultipleChoice(tasks.MultipleChoice):
+class DistilBertForMultipleChoice(tasks.DenseChoice):
     """Each text scored from its first token, by a dense layer, a ReLU and one number."""
 
     def __init__(self, config: DistilBertConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.trunk = DistilBertModel(config)
-        self.summary = nn.Linear(config.dim, config.dim)
-        self.dropout = nn.Dropout(config.seq_classif_dropout)
-        self.classifier = nn.Linear(config.dim, 1)
-        for layer in (self.summary, self.classifier):
-            normal_(layer, config.initializer_range)
-
-    def scored(self, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None, position_ids: Tensor | None,
-               lengths: tuple[int, ...] | None, output_hidden_states: bool) -> tasks.ClassifierOutput:
-        """See `MultipleChoice.scored`."""
-        out = self.trunk(input_ids, attention_mask, token_type_ids, position_ids,
-                         lengths=lengths, output_hidden_states=output_hidden_states)
-        summary = F.relu(self.summary(first_tokens(out.last_hidden_state, lengths)))
-        return tasks.ClassifierOutput(self.classifier(self.dropout(summary)), out.hidden_states)
+        super().__init__(DistilBertModel(config), config, F.relu, config.seq_classif_dropout)
 
 
 # ------------------------------------------------------------------------------------------ the data side

@@ -38,7 +38,7 @@ from ..shared.attention.plan import outside_graphs
 from ..shared.block import activation
 from ..shared.convert import Rule, affine, prefixed
 from ..shared.embed import normal_
-from ..shared.encoder import LEGACY, Encoder, encoder_rules, first_tokens
+from ..shared.encoder import LEGACY, Encoder, encoder_rules
 from ..shared.errors import UserError
 from ..shared.family import Card, Context, Family, Net, Task, Vocabulary, transformers
 from ..shared.loss import accuracy_sum, at_least_fp32, cross_entropy_sum, perplexity
@@ -150,26 +150,11 @@ class ElectraForMaskedLM(MaskedLM):
         super().__init__(Encoder(config, pooler=False), config, activation="gelu")
 
 
-class ElectraForMultipleChoice(tasks.MultipleChoice):
+class ElectraForMultipleChoice(tasks.DenseChoice):
     """Each text scored from its first token, by a dense layer, a GELU and one number."""
 
     def __init__(self, config: ElectraConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.trunk = Encoder(config, pooler=False)
-        self.summary = nn.Linear(config.hidden_size, config.hidden_size)
-        self.dropout = nn.Dropout(config.summary_last_dropout)
-        self.classifier = nn.Linear(config.hidden_size, 1)
-        for layer in (self.summary, self.classifier):
-            normal_(layer, config.initializer_range)
-
-    def scored(self, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None, position_ids: Tensor | None,
-               lengths: tuple[int, ...] | None, output_hidden_states: bool) -> tasks.ClassifierOutput:
-        """See `MultipleChoice.scored`."""
-        out = self.trunk(input_ids, attention_mask, token_type_ids, position_ids,
-                         lengths=lengths, output_hidden_states=output_hidden_states)
-        summary = F.gelu(self.summary(first_tokens(out.last_hidden_state, lengths)))
-        return tasks.ClassifierOutput(self.classifier(self.dropout(summary)), out.hidden_states)
+        super().__init__(Encoder(config, pooler=False), config, F.gelu, config.summary_last_dropout)
 
 
 # ------------------------------------------------------------------------------------------ the data side

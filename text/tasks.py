@@ -326,6 +326,35 @@ class MultipleChoice(nn.Module, ABC):
         return replace(out, logits=out.logits.view(batch, choices))
 
 
+class DenseChoice(MultipleChoice):
+    """Each text scored from its first token, by a dense layer, an activation and one number.
+
+    Args:
+        trunk: without a pooler.
+        config: its own.
+        activation: behind the dense layer.
+        dropout: before the number.
+    """
+
+    def __init__(self, trunk: Encoder, config: Any, activation: Callable[[Tensor], Tensor], dropout: float) -> None:
+        super().__init__()
+        self.config = config
+        self.trunk = trunk
+        self.summary = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation, self.dropout = activation, nn.Dropout(dropout)
+        self.classifier = nn.Linear(config.hidden_size, 1)
+        for layer in (self.summary, self.classifier):
+            normal_(layer, config.initializer_range)
+
+    def scored(self, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None, position_ids: Tensor | None,
+               lengths: tuple[int, ...] | None, output_hidden_states: bool) -> ClassifierOutput:
+        """See `MultipleChoice.scored`."""
+        out = self.trunk(input_ids, attention_mask, token_type_ids, position_ids,
+                         lengths=lengths, output_hidden_states=output_hidden_states)
+        summary = self.activation(self.summary(first_tokens(out.last_hidden_state, lengths)))
+        return ClassifierOutput(self.classifier(self.dropout(summary)), out.hidden_states)
+
+
 class PooledChoice(_Task, MultipleChoice):
     """Each text scored from the pooled token that the trunk reads its summary off."""
 

@@ -25,7 +25,7 @@ _MAX_WORDS = 1 << 13
 _TRIED = 8
 """Samples by which the longest text that fits is found."""
 _LANE = 1 << 20  # rows of different texts have numbers that are far apart
-COUNTED = 4096
+_COUNTED = 4096
 """Records of a sample of counted pairs."""
 _WORDS = tuple("".join(letters) for letters in np.random.default_rng(0).choice(list("abcdefgh"), (100, 4)))
 
@@ -102,8 +102,8 @@ def _regions() -> dict[str, bytes]:
 def _counted_pairs() -> dict[str, bytes]:
     """As many pairs of words as `pack --kind cooccurrence` writes into a sample, with ids that every vocabulary has."""
     rng, found = np.random.default_rng(0), dict[str, bytes]()
-    first, second = rng.integers(0, len(_WORDS), (2, COUNTED), dtype=np.int32)
-    for name, column in (("first.npy", first), ("second.npy", second), ("weight.npy", np.ones(COUNTED, dtype=np.float32))):
+    first, second = rng.integers(0, len(_WORDS), (2, _COUNTED), dtype=np.int32)
+    for name, column in (("first.npy", first), ("second.npy", second), ("weight.npy", np.ones(_COUNTED, dtype=np.float32))):
         buffer = io.BytesIO()
         np.save(buffer, column)
         found[name] = buffer.getvalue()

@@ -5,18 +5,14 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import polymodal
 import pytest
-import torch
-from PIL import Image
+from halves import draw_halves, save_tower
 from polymodal.pipelines import cli
 from polymodal.pipelines.run.directory import Run
 from polymodal.shared.errors import UserError
 from polymodal.shared.tokenizer import STYLES, Tokenizer
 
-COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 60, 230), "yellow": (230, 220, 40)}
-PLACES = {"left": np.s_[:, :16], "right": np.s_[:, 16:], "top": np.s_[:16], "bottom": np.s_[16:]}
 QUICK = ["--set", "data.global_batch=8", "--set", "data.window=64", "--set", "log.tensorboard=false", "--set", "accelerator=cpu",
          "--set", "precision=32"]
 pytestmark = pytest.mark.slow
@@ -31,22 +27,12 @@ def told(capsys, *words):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     root = tmp_path_factory.mktemp("unimo")
-    rng, rows = np.random.default_rng(0), []
-    (root / "in").mkdir()
-    for n in range(48):
-        colour, place = list(COLOURS)[n % 4], list(PLACES)[n // 4 % 4]
-        pixels = rng.integers(0, 40, (32, 32, 3))
-        pixels[PLACES[place]] = COLOURS[colour]
-        Image.fromarray(pixels.astype(np.uint8)).save(root / "in" / f"{n}.png")
-        rows.append({"image": f"{n}.png", "caption": f"the {colour} half is {place}"})
+    rows = [{"image": name, "caption": f"the {colour} half is {place}"} for name, colour, place in draw_halves(root / "in")]
     (root / "in" / "table.jsonl").write_text("\n".join(map(json.dumps, rows)))
     texts = [f"{row['caption']} and here the other half is dark" for row in rows]
     (root / "texts.txt").write_text("\n".join(texts))
     Tokenizer.train(texts, "byte-bpe", 300, style=STYLES["roberta"]).save(root / "tok")
-    torch.manual_seed(0)
-    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "image_size": 32,
-             "patch_size": 8}
-    polymodal.save(polymodal.system("mae", size="tiny", **small).net, root / "tower")
+    save_tower(root / "tower")
     net = polymodal.system("roberta", size="tiny", tokenizer=root / "tok", hidden_size=32, intermediate_size=48, num_hidden_layers=1).net
     polymodal.save(net, root / "roberta")
     Tokenizer.load(root / "tok").save(root / "roberta")

@@ -6,11 +6,10 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import polymodal
 import pytest
 import torch
-from PIL import Image
+from halves import draw_halves, save_tower
 from polymodal.multimodal.pair_classes import PairClassifier
 from polymodal.multimodal.region_pairs import PairSettings, RegionBatch, RegionReader, batch_of_pairs
 from polymodal.pipelines import cli
@@ -19,8 +18,6 @@ from polymodal.pipelines.run.directory import Run
 from polymodal.shared.sample import Sample
 from polymodal.shared.tokenizer import Tokenizer
 
-COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (40, 60, 230), "yellow": (230, 220, 40)}
-PLACES = {"left": np.s_[:, :16], "right": np.s_[:, 16:], "top": np.s_[:16], "bottom": np.s_[16:]}
 QUICK = ["--set", "model.hidden_size=32", "--set", "model.intermediate_size=48", "--set", "model.num_hidden_layers=1", "--set",
          "data.global_batch=8", "--set", "data.window=64", "--set", "log.tensorboard=false", "--set", "accelerator=cpu"]
 pytestmark = pytest.mark.slow
@@ -35,24 +32,15 @@ def told(capsys, *words):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     root = tmp_path_factory.mktemp("uniter")
-    rng, rows = np.random.default_rng(0), []
-    (root / "in").mkdir()
-    for n in range(48):
-        colour, place = list(COLOURS)[n % 4], list(PLACES)[n // 4 % 4]
-        pixels = rng.integers(0, 40, (32, 32, 3))
-        pixels[PLACES[place]] = COLOURS[colour]
-        Image.fromarray(pixels.astype(np.uint8)).save(root / "in" / f"{n}.png")
-        rows.append({"image": f"{n}.png", "caption": f"{colour} is {place}", "answer": {"yes": 1.0} if n % 4 < 2 else {"no": 0.9}})
+    rows = [{"image": name, "caption": f"{colour} is {place}", "answer": {"yes": 1.0} if n % 4 < 2 else {"no": 0.9}}
+            for n, (name, colour, place) in enumerate(draw_halves(root / "in"))]
     (root / "in" / "table.jsonl").write_text("\n".join(map(json.dumps, rows)))
     both = [{**row, "image": [row["image"], f"{(n + 1) % 48}.png"], "truth": ("no", "yes")[n % 2],
              "box": [[0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1]][n % 2]} for n, row in enumerate(rows)]
     (root / "both.jsonl").write_text("\n".join(json.dumps({**row, "image": [f"in/{name}" for name in row["image"]]}) for row in both))
     (root / "boxes.jsonl").write_text("\n".join(json.dumps({**row, "image": f"in/{row['image'][0]}"}) for row in both))
     Tokenizer.train([row["caption"] for row in rows], "wordpiece", 60).save(root / "tok")
-    torch.manual_seed(0)
-    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "image_size": 32,
-             "patch_size": 8}
-    polymodal.save(polymodal.system("mae", size="tiny", **small).net, root / "tower")
+    save_tower(root / "tower")
     bert = polymodal.system("bert", size="tiny", tokenizer=root / "tok", hidden_size=32, intermediate_size=48, num_hidden_layers=1).net
     polymodal.save(bert, root / "bert")
     Tokenizer.load(root / "tok").save(root / "bert")
