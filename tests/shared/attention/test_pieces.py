@@ -48,13 +48,14 @@ def test_no_copy_of_keys_is_kept_for_the_backward_pass(mask: Mask, kind: type) -
 
 @pytest.mark.parametrize("mask", [WINDOW, BLOCKS])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_half_precision_is_as_near_as_the_dense_kernel(mask: Mask, dtype: torch.dtype) -> None:
-    exact = numbers()
-    want = make_plan(mask, 1, LENGTH, LENGTH, CPU, backend=Dense)(*exact)
+def test_half_precision_rounds_what_goes_in_and_comes_out(mask: Mask, dtype: torch.dtype) -> None:
+    """Against fp32 on the same rounded numbers. (torch's own dense kernel fails in bf16 where AMX is there and AVX-512 is forbidden.)"""
+    rounded = [t.to(dtype) for t in numbers()]
+    want = make_plan(mask, 1, LENGTH, LENGTH, CPU, backend=Dense)(*(t.float() for t in rounded))
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-        found, dense = (make_plan(mask, 1, LENGTH, LENGTH, CPU, backend=b)(*(t.to(dtype) for t in exact)) for b in (None, Dense))
+        found = make_plan(mask, 1, LENGTH, LENGTH, CPU)(*rounded)
     assert found.dtype == dtype
-    assert float((found - want).abs().max()) < 2 * float((dense - want).abs().max()) + 1e-6
+    assert float((found - want).abs().max()) < (2**-7 if dtype == torch.bfloat16 else 2e-6) * float(rounded[2].abs().max())
 
 
 @pytest.mark.parametrize("mask", [WINDOW, BLOCKS])
