@@ -205,7 +205,7 @@ def unimo_peer(setup: TrainSetup, ours: System) -> tuple[nn.Module, Loss]:
     copy_weights(ours.net, module, rules_of("unimo", setup.config))
     texts, pictures = batch.lengths, batch.counts_of_regions
     features, location = (nn.utils.rnn.pad_sequence(list(x.split(list(pictures))), batch_first=True)
-                          for x in (batch.features, batch.locations[:, PLACE]))
+                          for x in (batch.features, batch.locations[:, [0, 1, 2, 3, 6]]))
     location = torch.cat([location.new_tensor([0, 0, 1, 1, 1]).expand(len(texts), 1, -1), location], dim=1)
     width = location.shape[1]
     order = nn.utils.rnn.pad_sequence([torch.cat([torch.arange(r + 1), width + torch.arange(s)]) for s, r in zip(texts, pictures)],
