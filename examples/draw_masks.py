@@ -77,6 +77,9 @@ FIGURES = (
            "A head sees as many tokens, further apart; one number for each head."),
     Figure("blocks", "Blocks", "Mask(blocks=Layout(table, size=4))", Mask(blocks=Layout(bigbird(), 4)),
            "A table says which blocks of keys a block of queries sees; it may differ from head to head: BigBird's pattern."),
+    Figure("document-blocks", "Packed documents with blocks", "Mask(lengths=(11, 5), document_blocks=(Layout(table, size=3), None))",
+           Mask(lengths=(11, 5), document_blocks=(Layout(bigbird(), 3), None)),
+           "Each document has a table of its own, or sees all of itself: BigBird's training batches."),
     Figure("extra", "Anything else", "Mask(extra=allowed)", Mask(extra=permuted()),
            "A tensor that says it: here a random order in which each token sees those before it, XLNet's pattern."),
 )
@@ -87,10 +90,10 @@ def page() -> str:
     parts = [
         "# Attention masks\n\n"
         "A `Mask` (`shared/attention/mask.py`) says which keys a query may see. Its fields compose: each narrows the view, "
-        "except that `prefix` widens `causal`, and `global_tokens` and `global_keys` widen `window` and "
-        "`blocks`. It is structure, not a tensor: `shared/attention/choose.py` chooses once for each forward pass how attention is "
-        "computed (dense, causal, by documents, in local blocks, by a block table, FlexAttention on CUDA), and all ways are "
-        "tested against the dense definition that is drawn here.\n\n"
+        "except that `prefix` widens `causal`, and `global_tokens` and `global_keys` widen `window`, "
+        "`blocks` and `document_blocks`. It is structure, not a tensor: `shared/attention/choose.py` chooses once for each forward pass "
+        "how attention is computed (dense, causal, by documents, in local blocks, by a block table, FlexAttention on CUDA), and all ways "
+        "are tested against the dense definition that is drawn here.\n\n"
         "A row is a query, a column a key, a filled cell means that the query sees the key. Not every kind has a system yet: the text says "
         "which published model a pattern is for, and [systems](systems/index.md) lists what there is.\n"
     ]

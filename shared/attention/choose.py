@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .mask import Mask, on_device
+from .mask import Layout, Mask, on_device
 from .plan import Dense, Plan, Shape, outside_graphs, warn_of_dropout
 from .sparse import Blocks, Local
 
@@ -44,8 +44,8 @@ def make_plan(
         UserError: the mask does not fit these lengths.
         ValueError: `backend` cannot compute this mask.
     """
-    # documents have new lengths in every batch: a compiled graph of the choice would be made anew each time
-    make = _make if mask.lengths is None else _make_outside_graphs
+    # documents have new lengths in every batch: a compiled graph of the choice would be made anew each time; block tables are host data
+    make = _make if mask.lengths is None and mask.blocks is None else _make_outside_graphs
     return make(mask, Shape(batch, query_length, key_length, device), bias, backend)
 
 
@@ -88,7 +88,7 @@ class Documents(Plan):
 
     @classmethod
     def supports(cls, mask: Mask, shape: Shape, bias: Tensor | None) -> bool:
-        """Whether this plan computes exactly this mask and bias: causal, window, global tokens and keep inside each document."""
+        """Whether this plan computes exactly this mask and bias: causal, window, tables, global tokens and keep in each document."""
         others = (mask.prefix, mask.prefix_lengths, mask.blocks, mask.extra)
         whole = (mask.key_lengths is not None or shape.query_length == shape.key_length) and mask.offset == 0 and shape.batch == 1
         return mask.lengths is not None and whole and all(f is None for f in others)
@@ -102,6 +102,7 @@ class Documents(Plan):
         self.longest, self.longest_keys = max(self.lengths), max(self.key_lengths)
         self.source = (mask, shape, bias)
         plain = all(f is None for f in (mask.keep, mask.global_tokens, mask.global_keys)) and max(mask.dilation, default=1) == 1
+        plain = plain and not mask.layouts
         self.varlen = shape.device.type == "cuda" and bias is None and plain
         if self.varlen:
             self.cumulative = on_device([0, *accumulate(self.lengths)], shape.device, torch.int32)
@@ -112,18 +113,19 @@ class Documents(Plan):
 
     @cached_property
     def groups(self) -> list[tuple[list[int], Plan]]:
-        """The documents of equal lengths, and how they are attended together; not made where one kernel takes them all."""
+        """The documents of equal lengths (and tables), and how they are attended together; not made where one kernel takes them all."""
         mask, shape, _ = self.source
         starts = [0, *accumulate(self.key_lengths)]
-        members: dict[tuple[int, int], list[int]] = {}
-        for number, lengths in enumerate(zip(self.lengths, self.key_lengths)):
-            members.setdefault(lengths, []).append(number)
+        members: dict[tuple[int, int, Layout | None], list[int]] = {}
+        layouts = mask.document_blocks or (None,) * len(self.lengths)
+        for number, alike in enumerate(zip(self.lengths, self.key_lengths, layouts, strict=True)):
+            members.setdefault(alike, []).append(number)
         groups: list[tuple[list[int], Plan]] = []
-        for (queries, keys), numbers in members.items():
+        for (queries, keys, blocks), numbers in members.items():
             rows: dict[str, Any] = {name: torch.cat([whole[:, starts[n]:starts[n] + keys] for n in numbers])
                                     for name in ("keep", "global_tokens", "global_keys") if (whole := getattr(mask, name)) is not None}
             offset = keys - queries if mask.causal else 0
-            inner = Mask(causal=mask.causal, window=mask.window, dilation=mask.dilation, offset=offset, **rows)
+            inner = Mask(causal=mask.causal, window=mask.window, dilation=mask.dilation, blocks=blocks, offset=offset, **rows)
             groups.append((numbers, _make(inner, Shape(len(numbers), queries, keys, shape.device), self._bias(numbers, queries, keys))))
         return groups
 
@@ -198,7 +200,8 @@ class Prefixes(Plan):
     @classmethod
     def supports(cls, mask: Mask, shape: Shape, bias: Tensor | None) -> bool:
         """Whether this plan computes exactly this mask and bias: prefixes of packed documents, and nothing else."""
-        others = (mask.window, mask.prefix, mask.keep, mask.global_tokens, mask.global_keys, mask.blocks, mask.extra, bias)
+        others = (mask.window, mask.prefix, mask.keep, mask.global_tokens, mask.global_keys, mask.blocks, mask.document_blocks, mask.extra,
+                  bias)
         whole = shape.query_length == shape.key_length and mask.offset == 0 and shape.batch == 1
         return mask.prefix_lengths is not None and whole and all(f is None for f in others)
 

@@ -23,8 +23,8 @@ class Flex(Plan):
 
     @classmethod
     def supports(cls, mask: Mask, shape: Shape, bias: Tensor | None) -> bool:
-        """Whether this plan computes exactly this mask and bias: any mask, no bias."""
-        return bias is None
+        """Whether this plan computes exactly this mask and bias: any mask that counts each key once, no bias."""
+        return bias is None and not mask.repeats
 
     @classmethod
     def pays(cls, mask: Mask, shape: Shape) -> bool:

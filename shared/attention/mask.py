@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate
 
 import torch
@@ -19,6 +20,8 @@ from ..errors import UserError
 
 Predicate = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(batch, head, query, key) index tensors that broadcast against each other -> bool: may see."""
+Weights = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(head, query, key) index tensors that broadcast against each other -> what is added to the scores, float64."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +29,8 @@ class Layout:
     """A block table: which block of keys each block of queries may see.
 
     Args:
-        table: bool [Nq, Nk], or [H, Nq, Nk] where heads differ. It stays on the host.
+        table: bool [Nq, Nk], or [H, Nq, Nk] where heads differ. It stays on the host. As uint8 it says how often a softmax counts the
+            keys of a block, 0 for never (transformers' BigBird reads some blocks several times).
         size: tokens in a block.
     """
 
@@ -34,15 +38,26 @@ class Layout:
     size: int
 
     def __post_init__(self) -> None:
-        if self.table.dtype != torch.bool or self.table.dim() not in (2, 3):
-            raise UserError(f"a block table must be bool [Nq, Nk] or [H, Nq, Nk], got {self.table.dtype} {list(self.table.shape)}")
+        if self.table.dtype not in (torch.bool, torch.uint8) or self.table.dim() not in (2, 3):
+            raise UserError("a block table must be bool (or uint8) [Nq, Nk] or [H, Nq, Nk], got "
+                            f"{self.table.dtype} {list(self.table.shape)}")
         if self.size < 1:
             raise UserError(f"a block must hold at least one token, got size {self.size}")
 
-    @property
+    @cached_property
     def heads(self) -> Tensor:
+        """Which blocks are seen, bool [H or 1, Nq, Nk]."""
+        return self.counts.bool()
+
+    @property
+    def counts(self) -> Tensor:
         """The table as [H or 1, Nq, Nk]."""
         return self.table if self.table.dim() == 3 else self.table[None]
+
+    @cached_property
+    def repeats(self) -> bool:
+        """Whether a block is counted more than once."""
+        return self.table.dtype == torch.uint8 and bool((self.table > 1).any())
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +66,7 @@ class Mask:
 
     Query number q of the call stands at position q + offset among the keys. The fields narrow the
     view one by one, with two exceptions: `prefix` widens `causal`, and `global_tokens` and `global_keys`
-    widen `window` and `blocks`.
+    widen `window`, `blocks` and `document_blocks`.
     """
 
     causal: bool = False
@@ -77,6 +92,8 @@ class Mask:
     """bool [B, Lk]: tokens that are seen by every query, and see what others see (Longformer's, which look around by other weights)."""
     blocks: Layout | None = None
     """A block table (BigBird)."""
+    document_blocks: tuple[Layout | None, ...] | None = None
+    """With `lengths`, a block table for each document, counted from its first token; None where it sees all of itself."""
     extra: Tensor | None = None
     """bool, broadcastable to [B, H, Lq, Lk]: anything else, such as XLNet's permutations."""
     offset: int = 0
@@ -93,6 +110,8 @@ class Mask:
             raise UserError("key_lengths are of other texts than the queries': there is no window between them")
         if self.prefix_lengths is not None and (not self.causal or self.lengths is None or self.key_lengths is not None):
             raise UserError("prefix_lengths widen a causal mask of packed documents: pass causal=True and lengths, no key_lengths")
+        if self.document_blocks is not None and (self.lengths is None or self.key_lengths is not None or self.blocks is not None):
+            raise UserError("document_blocks are the block tables of packed documents: pass lengths, no key_lengths, no blocks")
         for name, value in (("keep", self.keep), ("global_tokens", self.global_tokens), ("global_keys", self.global_keys)):
             if value is not None and (value.dtype != torch.bool or value.dim() != 2):
                 raise UserError(f"{name} must be bool [batch, keys], got {value.dtype} {list(value.shape)}")
@@ -108,14 +127,24 @@ class Mask:
     @property
     def heads(self) -> int:
         """Heads over which the mask differs: the number of heads, or 1."""
-        table, extra = self.blocks.heads.shape[0] if self.blocks else 1, self.extra.shape[1] if self.extra is not None else 1
-        return max(table, extra, len(self.dilation))
+        tables = [layout.counts.shape[0] for layout in self.layouts]
+        return max(1, *tables, self.extra.shape[1] if self.extra is not None else 1, len(self.dilation))
+
+    @property
+    def layouts(self) -> list[Layout]:
+        """All block tables."""
+        return [layout for layout in (self.blocks, *(self.document_blocks or ())) if layout is not None]
+
+    @property
+    def repeats(self) -> bool:
+        """Whether a softmax counts some keys more than once."""
+        return any(layout.repeats for layout in self.layouts)
 
     @property
     def shift_invariant(self) -> bool:
         """Whether the mask depends on key - query alone, so that parts of it can be used again."""
         tensors = (self.prefix, self.keep, self.lengths, self.global_tokens, self.global_keys, self.blocks, self.extra)
-        return all(t is None for t in tensors)
+        return all(t is None for t in tensors)  # document_blocks come with lengths
 
     @property
     def by_block(self) -> bool:
@@ -128,8 +157,7 @@ class Mask:
         prefix, keep, extra = (_on(t, device) for t in (self.prefix, self.keep, self.extra))
         global_tokens, global_keys = (_on(t, device) for t in (self.global_tokens, self.global_keys))
         steps = on_device(self.dilation, device) if max(self.dilation, default=1) > 1 else None
-        table = _on(self.blocks.heads, device) if self.blocks else None
-        size = self.blocks.size if self.blocks else 1
+        table, block = self._table(device)
         document = document_ids(self.lengths, device) if self.lengths is not None else None
         key_document = document if self.key_lengths is None else document_ids(self.key_lengths, device)
         among_keys = None if self.key_lengths is None or not causal else on_device(self._places_among_keys(), device)
@@ -144,7 +172,7 @@ class Mask:
                 step, away = steps[_index(steps, 0, h)], k - position
                 near += [away >= -window[0] * step, away <= window[1] * step, away % step == 0]
             if table is not None:
-                near.append(table[_index(table, 0, h), position // size, k // size])
+                near.append(table[_index(table, 0, h), block(position), block(k)] > 0)
             if near and global_tokens is not None:
                 row = _index(global_tokens, 0, b)
                 near = [_all(near) | global_tokens[row, position] | global_tokens[row, k]]
@@ -165,6 +193,33 @@ class Mask:
             return _all(terms) if terms else k >= 0
 
         return allowed
+
+    def weights(self, device: torch.device) -> Weights | None:
+        """What is added to the scores so that keys are counted as often as the block tables say; None where each counts once."""
+        if not self.repeats:
+            return None
+        table, block = self._table(device)
+        assert table is not None
+        logs, offset = table.clamp(min=1).double().log(), self.offset
+        return lambda h, q, k: logs[_index(logs, 0, h), block(q + offset), block(k)]
+
+    def _table(self, device: torch.device) -> tuple[Tensor | None, Callable[[Tensor], Tensor]]:
+        """The block table [H or 1, N, N], and positions -> numbers of blocks; of documents, with all their blocks one behind the other."""
+        if self.blocks is not None:
+            size = self.blocks.size
+            return _on(self.blocks.counts, device), lambda position: position // size
+        if not self.layouts:
+            return None, lambda position: position
+        assert self.lengths is not None and self.document_blocks is not None
+        sizes = [n if layout is None else layout.size for layout, n in zip(self.document_blocks, self.lengths, strict=True)]
+        ends = list(accumulate(-(-n // size) for n, size in zip(self.lengths, sizes)))
+        table, places, first = torch.zeros(self.heads, ends[-1], ends[-1], dtype=torch.uint8, device="cpu"), list[int](), 0
+        for layout, n, size, end in zip(self.document_blocks, self.lengths, sizes, ends):
+            table[:, first:end, first:end] = 1 if layout is None else layout.counts[:, :end - first, :end - first]
+            places += [first + place // size for place in range(n)]
+            first = end
+        numbers = on_device(places, device)
+        return _on(table, device), lambda position: numbers[position]
 
     def _places_among_keys(self) -> list[int]:
         """Where each query of packed documents stands among the packed keys, as one of the last of its document."""
@@ -199,12 +254,17 @@ class Mask:
         ok = ok.reshape((1,) * (4 - ok.dim()) + tuple(ok.shape))
         return ok.expand(-1, -1, q.shape[0], k.shape[0])
 
+    def spread(self, weights: Weights, q: Tensor, k: Tensor) -> Tensor:
+        """Evaluate this mask's `weights` for some queries [n] and keys [m]: float64 [1, H or 1, n, m]."""
+        return weights(torch.arange(self.heads, device=q.device)[:, None, None], q[:, None], k)[None]
+
     def simplified(self, query_length: int, key_length: int) -> Mask:
         """The same mask without the fields that hide nothing at these lengths."""
         mask = self
         if mask.lengths is not None and len(mask.lengths) == 1 and mask.prefix_lengths is None:
             behind = mask.causal and mask.key_lengths is not None
-            mask = replace(mask, lengths=None, key_lengths=None, offset=key_length - query_length if behind else mask.offset)
+            mask = replace(mask, lengths=None, key_lengths=None, offset=key_length - query_length if behind else mask.offset,
+                           blocks=mask.blocks if mask.document_blocks is None else mask.document_blocks[0], document_blocks=None)
         # Looking into `keep` costs nothing on the host; on a GPU it would wait for the device.
         if mask.keep is not None and mask.keep.device.type == "cpu" and not torch.compiler.is_compiling() and bool(mask.keep.all()):
             mask = replace(mask, keep=None)
@@ -215,7 +275,7 @@ class Mask:
             sees_right = right >= key_length - 1 - mask.offset or not mask.looks_ahead
             if left >= query_length - 1 + mask.offset and sees_right:
                 mask = replace(mask, window=None, dilation=())
-        if mask.window is None and mask.blocks is None:
+        if mask.window is None and not mask.layouts:
             mask = replace(mask, global_tokens=None, global_keys=None)
         return mask
 
@@ -242,8 +302,15 @@ class Mask:
                 not 0 < prefix < length for prefix, length in zip(self.prefix_lengths, self.lengths or ()))):
             problems.append(f"prefix_lengths must be of each document at least 1 token and fewer than all, got {self.prefix_lengths} for "
                             f"lengths {self.lengths}")
+        if self.document_blocks is not None and self.lengths is not None:
+            if len(self.document_blocks) != len(self.lengths):
+                problems.append(f"document_blocks must be as many as lengths, {len(self.lengths)}, got {len(self.document_blocks)}")
+            for layout, length in zip(self.document_blocks, self.lengths):
+                if layout is not None and min(layout.counts.shape[1:]) * layout.size < length:
+                    covered = " x ".join(str(n * layout.size) for n in layout.counts.shape[1:])
+                    problems.append(f"the block table of a document covers {covered} tokens, needed {length}")
         if self.blocks is not None:
-            queries, keys = (n * self.blocks.size for n in self.blocks.heads.shape[1:])
+            queries, keys = (n * self.blocks.size for n in self.blocks.counts.shape[1:])
             if queries < query_length + self.offset or keys < key_length:
                 problems.append(f"the block table covers {queries} x {keys} tokens, needed {query_length + self.offset} x {key_length}")
         if self.extra is not None:

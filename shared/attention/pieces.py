@@ -36,6 +36,8 @@ class Piece:
     """Further keys: numbers of blocks, int64 [M], or [H, M] where heads differ."""
     size: int = 1
     """Keys of such a block."""
+    weights: Tensor | None = None
+    """With `mask`, what is added to the scores, [1, H or 1, queries or 1, keys]: keys that a softmax counts several times."""
 
     @property
     def keys(self) -> int:
@@ -80,7 +82,8 @@ class Piece:
         hidden = ~mask.any(-1, keepdim=True)
         hides = bool(hidden.any())  # they see all instead, and the output is zeros: no kernel meets a row that is all -inf
         zeros = torch.zeros((), dtype=like.dtype)
-        return torch.where(mask | hidden if hides else mask, zeros, zeros - torch.inf), hidden if hides else None
+        shown = zeros if self.weights is None else self.weights.to(like.dtype)
+        return torch.where(mask | hidden if hides else mask, shown, zeros - torch.inf), hidden if hides else None
 
 
 def attend_pieces(q: Tensor, k: Tensor, v: Tensor, pieces: Sequence[Piece], scale: float | None = None, dropout: float = 0.0) -> Tensor:

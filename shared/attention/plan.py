@@ -130,6 +130,9 @@ class Dense(Plan):
         self.is_causal = only_causal and bias is None and mask.offset == 0 and shape.query_length == shape.key_length
         hides = mask.causal or mask.window is not None or not mask.shift_invariant
         ok = mask.dense(*shape) if hides and not self.is_causal else None
+        if (weigh := mask.weights(shape.device)) is not None:
+            weights = mask.spread(weigh, *(torch.arange(n, device=shape.device) for n in shape[1:3]))
+            bias = weights if bias is None else bias + weights.to(bias.dtype)
         if bias is None or ok is None:
             self.mask = ok if bias is None else bias
         else:

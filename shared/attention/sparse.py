@@ -24,8 +24,8 @@ class Local(Plan):
 
     @classmethod
     def supports(cls, mask: Mask, shape: Shape, bias: Tensor | None) -> bool:
-        """Whether this plan computes exactly this mask and bias: everything that has a window."""
-        return mask.window is not None
+        """Whether this plan computes exactly this mask and bias: everything that has a window, and counts each key once."""
+        return mask.window is not None and not mask.repeats
 
     @staticmethod
     def reach(mask: Mask) -> tuple[int, int, int]:
@@ -161,6 +161,7 @@ class Blocks(Plan):
         wide, self.width = self.widths(mask, shape)
         narrow = sorted(set(range(n)) - set(wide))
         table = mask.blocks.heads[:, :n, :n][:, narrow]  # [H or 1, R, n]
+        widths = table.sum(-1).amax(0).tolist()
         # The blocks that a row sees come first (a stable sort keeps their order); the rest is hidden below.
         order = table.int().argsort(dim=-1, descending=True, stable=True)[..., : self.width]
         index = order.to(device, non_blocking=True)  # [H or 1, R, W]
@@ -168,42 +169,57 @@ class Blocks(Plan):
         places = torch.tensor([*narrow, *wide], dtype=torch.long)
         self.restore = places.argsort().to(device, non_blocking=True) if wide else None
 
-        allowed = mask.predicate(device)
+        allowed, weigh = mask.predicate(device), mask.weights(device)
         inside = torch.arange(size, device=device)
         b = torch.arange(mask.batch, device=device)
         h = torch.arange(mask.heads, device=device)
         self.mask: Tensor | None = None
+        self.weights: Tensor | None = None
         if narrow and self.width:
             # where the queries of a block see the same, one stands for all
             q = self.rows[:, None] * size + (inside[:1] if mask.by_block else inside)  # [R, size or 1]
             k = (index[..., None] * size + inside).flatten(-2)  # [H or 1, R, W * size]
             q, k = q[None, None, :, :, None], k[None, :, :, None, :]
             real = (k < length) & (q < length)
-            ok = allowed(b[:, None, None, None, None], h[:, None, None, None], q.clamp(max=length - 1), k.clamp(max=length - 1)) & real
+            q, k, every = q.clamp(max=length - 1), k.clamp(max=length - 1), h[:, None, None, None]
+            ok = allowed(b[:, None, None, None, None], every, q, k) & real
+            if weigh is not None:
+                self.weights = weigh(every, q, k)  # [1, H or 1, R, size or 1, W * size]
             if ok.shape[0] * ok.shape[1] > 1:
                 ok = ok.expand(shape.batch, -1, -1, -1, -1)
             self.mask = ok  # [B or 1, H or 1, R, size or 1, W * size]
-        self.wide_rows = self.wide_mask = None
+        self.wide_rows = self.wide_mask = self.wide_weights = None
         if wide:
             self.wide_rows = (on_device(wide, device)[:, None] * size + inside).flatten()
-            if not (mask.by_block and mask.keep is None and self.pad == 0 and bool(mask.blocks.heads[:, wide, :n].all())):
-                self.wide_mask = mask.part(allowed, self.wide_rows.clamp(max=length - 1), torch.arange(length, device=device))
-        self.pieces = sorted(self._pieces(narrow, wide), key=lambda piece: piece.first) if device.type == "cpu" else []
+            if not (mask.by_block and mask.keep is None and self.pad == 0 and bool((mask.blocks.counts[:, wide, :n] == 1).all())):
+                rows, every = self.wide_rows.clamp(max=length - 1), torch.arange(length, device=device)
+                self.wide_mask = mask.part(allowed, rows, every)
+                self.wide_weights = None if weigh is None else mask.spread(weigh, rows, every)
+        repeats = (mask.blocks.counts[:, :n, :n] > 1).any(0).any(-1).tolist()
+        self.pieces = sorted(self._pieces(narrow, widths, wide, repeats), key=lambda piece: piece.first) if device.type == "cpu" else []
 
-    def _pieces(self, narrow: list[int], wide: list[int]) -> Iterator[Piece]:
+    def _pieces(self, narrow: list[int], widths: list[int], wide: list[int], repeats: list[bool]) -> Iterator[Piece]:
         """A piece for each row of the table."""
-        for number, row in enumerate(narrow):
+        def of(part: Tensor | None, row: int) -> Tensor | None:
+            """What belongs to the queries of a row that are there."""
+            return None if part is None or not repeats[row] else part[:, :, :min(self.size, self.length - row * self.size)]
+
+        for number, (row, width) in enumerate(zip(narrow, widths, strict=True)):
             first, last = row * self.size, min((row + 1) * self.size, self.length)
-            if self.mask is None:
+            if self.mask is None or not width:
                 yield Piece(first, last, 0, 0, None, size=self.size)
             else:
-                seen = self.mask[:, :, number, :last - first]
-                index = self.index[:, number]
-                yield Piece(first, last, 0, 0, None if bool(seen.all()) else seen, index[0] if len(index) == 1 else index, self.size)
+                seen = self.mask[:, :, number, :last - first, :width * self.size]
+                index = self.index[:, number, :width]
+                weights = None if self.weights is None else of(self.weights[:, :, number, :, :width * self.size], row)
+                yield Piece(first, last, 0, 0, None if weights is None and bool(seen.all()) else seen,
+                            index[0] if len(index) == 1 else index, self.size, weights)
         for number, row in enumerate(wide):
             first, last = row * self.size, min((row + 1) * self.size, self.length)
-            seen = None if self.wide_mask is None else self.wide_mask[:, :, number * self.size:number * self.size + last - first]
-            yield Piece(first, last, 0, self.length, seen, size=self.size)
+            place = slice(number * self.size, number * self.size + last - first)
+            seen = None if self.wide_mask is None else self.wide_mask[:, :, place]
+            weights = None if self.wide_weights is None else of(self.wide_weights[:, :, place], row)
+            yield Piece(first, last, 0, self.length, seen, size=self.size, weights=weights)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, dropout: float = 0.0) -> Tensor:
         """Attend; shapes as in `Plan`."""
@@ -219,7 +235,7 @@ class Blocks(Plan):
             query = padded.unflatten(2, (-1, self.size)).index_select(2, self.rows)
             query = query.permute(2, 0, 1, 3, 4).reshape(rows, batch * heads, self.size, d)
             key, value = (self._gather(t) for t in (k, v))
-            mask = self.mask
+            mask = self.mask if self.weights is None else self.weights.masked_fill(~self.mask, -torch.inf)
             if mask.shape[0] * mask.shape[1] > 1:
                 mask = mask.expand(batch, heads, -1, -1, -1)
             mask = mask.permute(2, 0, 1, 3, 4).flatten(1, 2)  # [R, 1 or B * H, size or 1, W * size]
@@ -227,7 +243,10 @@ class Blocks(Plan):
             parts.append(out.unflatten(1, (batch, heads)).permute(1, 2, 0, 3, 4))
         if self.wide_rows is not None:
             query = padded.index_select(2, self.wide_rows)
-            out = attend(query, k, v, self.wide_mask, scale=scale, dropout=dropout)
+            seen = self.wide_mask
+            if seen is not None and self.wide_weights is not None:
+                seen = self.wide_weights.masked_fill(~seen, -torch.inf)
+            out = attend(query, k, v, seen, scale=scale, dropout=dropout)
             parts.append(out.unflatten(2, (-1, self.size)))
         out = torch.cat(parts, dim=2)
         if self.restore is not None:

@@ -19,6 +19,8 @@ WINDOW = Mask(window=(40, 24), keep=(torch.arange(LENGTH) < 520)[None])
 TABLE = torch.rand(2, 19, 19, generator=torch.Generator().manual_seed(0)) < 0.2
 TABLE[:, 3] = True
 BLOCKS = Mask(blocks=Layout(TABLE, 32))
+COUNTED = Mask(blocks=Layout(TABLE * torch.tensor([1, 3], dtype=torch.uint8).repeat(10)[:19], 32))
+"""The keys of every second block count three times."""
 
 
 def numbers(*, dtype: torch.dtype = torch.float64, heads: int = 2) -> list[Tensor]:
@@ -27,7 +29,7 @@ def numbers(*, dtype: torch.dtype = torch.float64, heads: int = 2) -> list[Tenso
     return [t.detach() for t in fused.permute(2, 0, 3, 1, 4).unbind(0)]
 
 
-@pytest.mark.parametrize(("mask", "kind"), [(WINDOW, Local), (BLOCKS, Blocks)])
+@pytest.mark.parametrize(("mask", "kind"), [(WINDOW, Local), (BLOCKS, Blocks), (COUNTED, Blocks)])
 def test_no_copy_of_keys_is_kept_for_the_backward_pass(mask: Mask, kind: type) -> None:
     """Of q, k, v and the output, and of a number for each query: no more, though pieces share most keys."""
     q, k, v = (t.requires_grad_() for t in numbers())
@@ -46,7 +48,7 @@ def test_no_copy_of_keys_is_kept_for_the_backward_pass(mask: Mask, kind: type) -
     out.sum().backward()  # a gradient whose numbers all lie in one place
 
 
-@pytest.mark.parametrize("mask", [WINDOW, BLOCKS])
+@pytest.mark.parametrize("mask", [WINDOW, BLOCKS, COUNTED])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_half_precision_rounds_what_goes_in_and_comes_out(mask: Mask, dtype: torch.dtype) -> None:
     """Against fp32 on the same rounded numbers. (torch's own dense kernel fails in bf16 where AMX is there and AVX-512 is forbidden.)"""
@@ -58,7 +60,7 @@ def test_half_precision_rounds_what_goes_in_and_comes_out(mask: Mask, dtype: tor
     assert float((found - want).abs().max()) < (2**-7 if dtype == torch.bfloat16 else 2e-6) * float(rounded[2].abs().max())
 
 
-@pytest.mark.parametrize("mask", [WINDOW, BLOCKS])
+@pytest.mark.parametrize("mask", [WINDOW, BLOCKS, COUNTED])
 def test_dropout_is_the_same_in_the_backward_pass(mask: Mask) -> None:
     """The gradient is that of the same draws: by finite differences of the drawn function."""
     q, k, v = numbers()

@@ -36,11 +36,8 @@ def sees(mask: Mask, batch: int, heads: int, query_length: int, key_length: int)
     if mask.window is not None:
         step = np.array(mask.dilation or (1,))[:, None, None]
         near &= (position - key <= mask.window[0] * step) & (key - position <= mask.window[1] * step) & ((key - position) % step == 0)
-    if mask.blocks is not None:
-        table = mask.blocks.table.numpy()
-        table = table if table.ndim == 3 else table[None]
-        big = np.kron(table, np.ones((mask.blocks.size, mask.blocks.size), dtype=bool))
-        near &= big[:, mask.offset : mask.offset + query_length, :key_length]
+    if mask.layouts:
+        near &= times(mask, heads, query_length, key_length) > 0
     if mask.global_tokens is not None:
         is_global = mask.global_tokens.numpy()
         near |= is_global[:, None, mask.offset : mask.offset + query_length, None] | is_global[:, None, None, :]
@@ -70,6 +67,22 @@ def sees(mask: Mask, batch: int, heads: int, query_length: int, key_length: int)
     return ok
 
 
+def times(mask: Mask, heads: int, query_length: int, key_length: int) -> np.ndarray:
+    """How often block tables count each key, as the documentation says: [H, Lq, Lk]."""
+    def spread(layout: Layout) -> np.ndarray:
+        table = layout.table.numpy().astype(int)
+        return np.kron(table if table.ndim == 3 else table[None], np.ones((layout.size, layout.size), dtype=int))
+
+    if mask.blocks is not None:
+        whole = spread(mask.blocks)[:, mask.offset : mask.offset + query_length, :key_length]
+        return np.broadcast_to(whole, (heads, query_length, key_length))
+    found = np.ones((heads, key_length, key_length), dtype=int)
+    for layout, length, end in zip(mask.document_blocks or (), mask.lengths or (), np.cumsum(mask.lengths or ())):
+        if layout is not None:
+            found[:, end - length : end, end - length : end] = spread(layout)[:, :length, :length]
+    return found[:, mask.offset : mask.offset + query_length]
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, ok: Tensor, bias: Tensor | None, scale: float | None) -> Tensor:
     """The definition of attention; a query that sees nothing gets zeros."""
     scores = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
@@ -84,9 +97,9 @@ def cases(draw: st.DrawFn) -> Case:
     """A random mask with the sizes it is for: (mask, batch, heads, queries, keys, whether there is a bias, seed)."""
     seed = draw(st.integers(0, 2**16))
     rng = torch.Generator().manual_seed(seed)
-    # plans that random fields alone would seldom allow
-    focus = draw(st.sampled_from([None, Documents, Prefixes, Prefixes, Local, Blocks, Blocks]))
-    offset = 0 if focus in (Documents, Prefixes, Blocks) else draw(st.sampled_from([0, 0, 1, 7, 20]))
+    # plans, and tables of documents (Layout), that random fields alone would seldom allow
+    focus = draw(st.sampled_from([None, Documents, Documents, Prefixes, Prefixes, Local, Blocks, Blocks, Layout]))
+    offset = 0 if focus in (Documents, Prefixes, Blocks, Layout) else draw(st.sampled_from([0, 0, 1, 7, 20]))
     queries = draw(st.sampled_from([1, 2, 5, 17, 33, 48, 70]))
     keys = queries + offset
     if focus is Prefixes:
@@ -94,7 +107,7 @@ def cases(draw: st.DrawFn) -> Case:
         some_of_each = tuple(int(torch.randint(1, length, (), generator=rng)) for length in lengths)
         mask = Mask(causal=True, lengths=lengths, prefix_lengths=some_of_each)
         return mask, 1, draw(st.sampled_from([1, 2])), sum(lengths), sum(lengths), False, seed
-    packed = focus is Documents or draw(st.booleans())
+    packed = focus in (Documents, Layout) or draw(st.booleans())
     batch = 1 if packed else draw(st.integers(1, 3))
     heads = draw(st.sampled_from([1, 2]))
     cross = focus is None and not packed and offset == 0 and draw(st.booleans())
@@ -106,6 +119,10 @@ def cases(draw: st.DrawFn) -> Case:
 
     def sometimes() -> bool:
         return draw(st.integers(0, 2)) == 0
+
+    def counted(table: Tensor) -> Tensor:
+        """Some blocks twice or three times."""
+        return table if draw(st.booleans()) else table * torch.randint(1, 4, table.shape, generator=rng, dtype=torch.uint8)
 
     causal = draw(st.booleans())
     lengths = None
@@ -120,13 +137,18 @@ def cases(draw: st.DrawFn) -> Case:
         key_lengths = tuple(max(1, length + n) for length, n in zip(lengths, more))
         keys = sum(key_lengths)
     blocks = None
-    if focus is Blocks or (focus is not Documents and sometimes()):
+    if focus is Blocks or (focus not in (Documents, Layout) and sometimes()):
         size = draw(st.sampled_from([1, 4, 16]))
         n = -(-max(keys, queries) // size)
         table = bits(n, n) if draw(st.booleans()) else bits(heads, n, n)
         table[..., 0, :] |= draw(st.booleans())  # often a wide row
         table[..., -1] |= draw(st.booleans())  # often the last block, which may reach beyond the end
-        blocks = Layout(table, size)
+        blocks = Layout(counted(table), size)
+    document_blocks = None
+    if lengths and not key_lengths and blocks is None and (focus is Layout or sometimes()):
+        size = draw(st.sampled_from([1, 4]))
+        tables = {n: Layout(counted(bits(heads, -(-n // size), -(-n // size))), size) for n in set(lengths)}
+        document_blocks = tuple(tables[n] if n % 3 else None for n in lengths)
     reach = st.tuples(st.integers(0, 30), st.integers(0, 30))
     rich = focus is not Documents  # it takes causal, window, global tokens and keep
     window = None if key_lengths else draw(reach if focus is Local else st.one_of(st.none(), reach))
@@ -141,13 +163,14 @@ def cases(draw: st.DrawFn) -> Case:
         global_tokens=bits(batch, keys) if not cross and not key_lengths and focus is not Blocks and sometimes() else None,
         global_keys=bits(batch, keys) if focus is not Blocks and sometimes() else None,
         blocks=blocks,
+        document_blocks=document_blocks,
         extra=bits(draw(st.sampled_from([1, batch])), draw(st.sampled_from([1, heads])), queries, keys) if rich and sometimes() else None,
         offset=offset,
     )
     return mask, batch, heads, queries, keys, focus is not Blocks and draw(st.booleans()), seed
 
 
-@settings(max_examples=160, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
+@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
 @given(cases(), st.sampled_from([torch.float64, torch.float32]), st.sampled_from([None, 1.0]))
 def test_every_plan_equals_the_definition(case: Case, dtype: torch.dtype, scale: float | None) -> None:
     check(case, dtype, scale)
@@ -158,6 +181,7 @@ def some(*shape: int, every: int = 40) -> Tensor:
     return torch.arange(int(np.prod(shape))).reshape(shape) % every == 3
 
 
+TWICE = Layout(torch.randint(0, 3, (2, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8), 8)
 CORNERS: tuple[Case, ...] = (
     # global tokens behind earlier keys, further apart than the chunks of a window
     (Mask(window=(2, 3), global_tokens=some(2, 221), offset=71), 2, 2, 150, 221, True, 0),
@@ -173,6 +197,12 @@ CORNERS: tuple[Case, ...] = (
     # many chunks with documents and padding in them
     (Mask(window=(5, 9), lengths=(60, 1, 99)), 1, 2, 160, 160, False, 0),
     (Mask(window=(5, 9), keep=~some(2, 160)), 2, 2, 160, 160, True, 0),
+    # tables of documents, of which two are equally long, and one is shorter than a block; blocks that count several times
+    (Mask(lengths=(60, 3, 60, 37), document_blocks=(TWICE, None, TWICE, TWICE)), 1, 2, 160, 160, False, 0),
+    (Mask(lengths=(60, 3, 97), document_blocks=(TWICE, TWICE, None), causal=True), 1, 2, 160, 160, False, 0),
+    (Mask(lengths=(60, 100), document_blocks=(TWICE, None), keep=~some(1, 160), window=(9, 20)), 1, 2, 160, 160, True, 0),
+    (Mask(lengths=(60,), document_blocks=(TWICE,)), 1, 2, 60, 60, False, 0),
+    (Mask(blocks=TWICE, keep=~some(2, 60)), 2, 2, 60, 60, False, 0),
     # queries whose window holds no key
     (Mask(window=(1, 1)), 2, 1, 100, 3, False, 0),
 )
@@ -197,7 +227,8 @@ def check(case: Case, dtype: torch.dtype, scale: float | None) -> None:
     for t in inputs:
         t.requires_grad_()
     ok = torch.from_numpy(sees(mask, batch, heads, queries, keys))
-    expected = attend(q, k, v, ok, bias, scale)
+    often = torch.from_numpy(times(mask, heads, queries, keys).copy()).double().clamp(min=1).log() if mask.repeats else None
+    expected = attend(q, k, v, ok, bias if often is None else often if bias is None else bias + often, scale)
     out_grad = numbers(*expected.shape)
     expected_grads = torch.autograd.grad(expected, inputs, out_grad)
 
@@ -229,7 +260,7 @@ def test_every_field_of_the_mask_is_drawn_and_every_plan_is_met() -> None:
     pairs: set[tuple[str, str]] = set()
     names = [f.name for f in fields(Mask)]
 
-    @settings(max_examples=160, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
+    @settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
     @given(cases())
     def look(case: Case) -> None:
         mask, batch, _, queries, keys, with_bias, _ = case
@@ -242,8 +273,8 @@ def test_every_field_of_the_mask_is_drawn_and_every_plan_is_met() -> None:
 
     look()
     assert min(met.values()) >= 20, met
-    # key_lengths go with lengths, keep, causal and global_keys; prefix_lengths with lengths and causal
-    assert len(pairs) == 10 * 9 // 2 + 4 + 2, len(pairs)
+    # document_blocks go with all but blocks, key_lengths with lengths, keep, causal and global_keys, prefix_lengths with lengths and causal
+    assert len(pairs) == 10 * 9 // 2 + 9 + 4 + 2, str(sorted(pairs))
 
 
 def plan_for(mask: Mask, batch: int = 2, queries: int = 8, keys: int | None = None, bias: Tensor | None = None) -> Plan:
@@ -475,6 +506,11 @@ def test_the_bias_table_may_stay_in_fp32_under_autocast() -> None:
         (lambda: plan_for(Mask(causal=True, lengths=(4, 4), prefix_lengths=(1, 4)), batch=1), "fewer than all"),
         (lambda: plan_for(Mask(lengths=(4, 4)), batch=2), "one packed row"),
         (lambda: plan_for(Mask(blocks=Layout(torch.ones(1, 1, dtype=torch.bool), 4))), "block table covers 4 x 4"),
+        (lambda: Mask(document_blocks=(None,)), "pass lengths, no key_lengths, no blocks"),
+        (lambda: Mask(lengths=(8,), blocks=DIAGONAL, document_blocks=(None,)), "pass lengths, no key_lengths, no blocks"),
+        (lambda: plan_for(Mask(lengths=(4, 4), document_blocks=(None,)), batch=1), "document_blocks must be as many as lengths, 2, got 1"),
+        (lambda: plan_for(Mask(lengths=(7, 1), document_blocks=(Layout(torch.ones(1, 1, dtype=torch.bool), 4), None)), batch=1),
+         "the block table of a document covers 4 x 4 tokens, needed 7"),
         (lambda: plan_for(Mask(extra=torch.ones(2, 1, 8, 9, dtype=torch.bool))), "extra must broadcast"),
         (lambda: plan_for(Mask(causal=True, offset=3)), "need as many keys"),
         (lambda: make_plan(Mask(), 1, 8, 8, CPU, backend=Local), "Local cannot compute this mask"),
