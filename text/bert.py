@@ -114,8 +114,9 @@ class PairedWords(MaskedWords):
 class BertForPreTraining(PairedWords):
     """The trunk, the masked-language-model head and the next-sentence head."""
 
-    def __init__(self, config: BertConfig) -> None:
-        super().__init__(Encoder(config), config)
+    def __init__(self, config: BertConfig, trunk: Encoder | None = None) -> None:
+        """Build the network, by default over BERT's trunk."""
+        super().__init__(trunk or Encoder(config), config)
 
     def forward(
         self,

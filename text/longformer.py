@@ -45,6 +45,7 @@ from ..shared.packed import starts
 from ..shared.system import System
 from . import bert, masking, tasks
 from ._global import GlobalAttention, GlobalMask
+from .bert import ConfigT
 from .encoder_tasks import encoder_tasks
 from .framing import longest
 from .masking import MaskedLM, MaskedLMSystem, MaskingSettings
@@ -262,8 +263,8 @@ def create(config: LongformerConfig, settings: LongformerSettings, context: Cont
 POSITION = "trunk.embed.position.weight"
 
 
-def lengthened(tensors: Mapping[str, Tensor], net: Any, offset: int | None = None) -> Mapping[str, Tensor]:
-    """Weights of a shorter network: its positions again and again, and the ordinary projections for the global tokens, too.
+def repeated_positions(tensors: Mapping[str, Tensor], net: Any, offset: int | None = None) -> Mapping[str, Tensor]:
+    """Weights of a shorter network: its positions again and again.
 
     Args:
         tensors: the other network's.
@@ -273,15 +274,20 @@ def lengthened(tensors: Mapping[str, Tensor], net: Any, offset: int | None = Non
     table, rows, before = tensors[POSITION], net.config.max_position_embeddings, net.config.position_offset
     offset = before if offset is None else offset
     own = table[offset:]
-    made = {POSITION: torch.cat([table[:1].expand(before, -1) if offset != before else table[:before],
-                                 own[torch.arange(rows - before) % len(own)]])}
+    return {**tensors, POSITION: torch.cat([table[:1].expand(before, -1) if offset != before else table[:before],
+                                            own[torch.arange(rows - before) % len(own)]])}
+
+
+def lengthened(tensors: Mapping[str, Tensor], net: Any, offset: int | None = None) -> Mapping[str, Tensor]:
+    """The same, and the ordinary projections for the global tokens, too; arguments as there."""
+    made: dict[str, Tensor] = {}
     width = net.config.hidden_size
     for name, tensor in tensors.items():
         above, found, kind = name.partition(".attention.qkv.")
         if found and f"{above}.attention.global_q.{kind}" not in tensors:
             made[f"{above}.attention.global_q.{kind}"] = tensor[:width]
             made[f"{above}.attention.global_kv.{kind}"] = tensor[width:]
-    return {**tensors, **made}
+    return {**repeated_positions(tensors, net, offset), **made}
 
 
 def from_shorter(config: EncoderConfig, *, positions: int = 4096) -> LongformerConfig:
@@ -300,8 +306,8 @@ def from_bert(config: EncoderConfig) -> LongformerConfig:
     return from_shorter(config)
 
 
-def with_separator(config: LongformerConfig, context: Context) -> LongformerConfig:
-    """The config with the separator of the tokenizer."""
+def with_separator(config: ConfigT, context: Context) -> ConfigT:
+    """The config, one with `sep_token_id`, with the separator of the tokenizer."""
     return config if context.tokenizer is None else replace(config, sep_token_id=context.tokenizer.sep_id)
 
 

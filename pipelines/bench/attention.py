@@ -2,7 +2,7 @@
 
 A layer is projections, attention, output projection and post-norm residual, 12 heads of 64, one sequence, no dropout. Longformer: a
 window of 256 tokens to each side (its `attention_window` 512), no global tokens. BigBird: blocks of 64, 3 in the window, 3 random (those
-that its layer has drawn), 2 global. Full attention (SDPA, the same layer) runs beside them for orientation; it computes something else.
+that its layer draws), 2 global. Full attention (SDPA, the same layer) runs beside them for orientation; it computes something else.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from ...shared.attention import Attention
 from ...shared.attention.choose import make_plan
-from ...shared.attention.mask import Layout, Mask
+from ...shared.attention.mask import Mask
 from ...shared.block import LayerNorm, Residual
 from ...shared.convert import Rule, affine, fused, to_theirs
 from ...shared.embed import normal_
+from ...text._random_blocks import transformers_training
 from . import relative
 from .case import Agreement, Case, Cases, Contender, Options
 from .machine import need
@@ -136,8 +137,8 @@ def theirs(setup: AttentionSetup) -> LayerRun:
     return LayerRun(layer, x, run)
 
 
-def bigbird(setup: AttentionSetup, kept: list[Tensor] | None = None) -> LayerRun:
-    """The layer of transformers: `BigBirdAttention`, which draws the same random blocks at each call; they are added to `kept`."""
+def bigbird(setup: AttentionSetup) -> LayerRun:
+    """The layer of transformers: `BigBirdAttention`, which draws the same random blocks at each call."""
     transformers = need("transformers")
     big_bird = transformers.models.big_bird.modeling_big_bird
     config = transformers.BigBirdConfig(
@@ -147,9 +148,6 @@ def bigbird(setup: AttentionSetup, kept: list[Tensor] | None = None) -> LayerRun
     layer = big_bird.BigBirdAttention(config, seed=0)
     layer.load_state_dict(to_theirs(RULES, _layer(setup).state_dict()))
     layer.to(setup.device).train()  # when it evaluates it sees no random blocks
-    if kept is not None:
-        gather = layer.self.torch_gather_b2
-        layer.self.torch_gather_b2 = lambda blocks, places: (kept.append(places), gather(blocks, places))[1]
     x = setup.input()
     shown = torch.ones(1, setup.length, device=setup.device)
     blocks, band, rows, columns = big_bird.BigBirdModel.create_masks_for_block_sparse_attn(shown, setup.reach)
@@ -163,17 +161,7 @@ def bigbird(setup: AttentionSetup, kept: list[Tensor] | None = None) -> LayerRun
 
 def block_mask(setup: AttentionSetup) -> Mask:
     """The blocks that BigBird's layer reads."""
-    kept: list[Tensor] = []
-    with torch.no_grad():
-        bigbird(setup, kept).forward()
-    drawn = kept[0][0].cpu()  # [H, n - 2, 3], of all blocks but the first and the last
-    n = setup.length // setup.reach
-    near = torch.ones(n, n, dtype=torch.bool).triu(-1).tril(1)
-    near[:, [0, -1]] = True
-    near[[0, -1]] = True
-    table = near.repeat(setup.heads, 1, 1)
-    table[:, 1:-1].scatter_(2, drawn, torch.ones_like(drawn, dtype=torch.bool))
-    return Mask(blocks=Layout(table, setup.reach))
+    return Mask(blocks=transformers_training(setup.length // setup.reach, setup.reach, 3, 0, setup.heads, setup.length))
 
 
 def window_mask(setup: AttentionSetup) -> Mask:
@@ -228,7 +216,7 @@ def _case(setup: AttentionSetup, name: str, seen: str, mask: Callable[[Attention
 def seen_pairs(mask: Mask, setup: AttentionSetup) -> float:
     """Pairs of a query and a key that it sees, of one sequence: the mean over the heads."""
     if mask.blocks is not None:
-        return float(mask.blocks.table.float().sum()) / setup.heads * setup.reach**2
+        return float(mask.blocks.counts.float().sum()) / setup.heads * setup.reach**2
     return setup.length * (2 * setup.reach + 1) - setup.reach * (setup.reach + 1)
 
 

@@ -16,6 +16,7 @@ from ...shared.encoder import EncoderConfig
 from ...shared.loss import IGNORE
 from ...shared.system import System
 from ...text.bert import BertBatch
+from ...text.bigbird import BigBirdConfig, BigBirdModel
 from ...text.masking import MaskedBatch
 from .machine import need
 from .pairing import Loss, Pairing, TrainSetup, copy_weights, on, padded, padding_mask, rules_of, task_rules, transformer_flops
@@ -82,12 +83,12 @@ def inputs_of(setup: TrainSetup, batch: MaskedBatch, **more: Tensor) -> dict[str
         "token_type_ids": padded(batch.token_type_ids[0], setup.lengths, 0), "labels": padded(labels, setup.lengths, IGNORE), **more})
 
 
-def peer_of(setup: TrainSetup, ours: System, name: str) -> nn.Module:
-    """A class of transformers with our weights: SDPA, the head on every position, as its class computes it."""
+def peer_of(setup: TrainSetup, ours: System, name: str, attention: str = "sdpa") -> nn.Module:
+    """A class of transformers with our weights: SDPA where it has it, the head on every position, as its class computes it."""
     transformers = need("transformers")
     with torch.device(setup.device):
         cls = getattr(transformers, name)
-        module = cls(cls.config_class(**setup.config.to_dict(), attn_implementation="sdpa"))
+        module = cls(cls.config_class(**setup.config.to_dict(), attn_implementation=attention))
     rules = task_rules(setup.family, setup.task, setup.config) if setup.task else rules_of(setup.family, setup.config)
     copy_weights(ours.net, module, rules)
     return module
@@ -118,6 +119,13 @@ def roberta_peer(setup: TrainSetup, ours: System) -> tuple[nn.Module, Loss]:
     return peer_of(setup, ours, "RobertaForMaskedLM"), lambda m: m(**inputs).loss
 
 
+def bigbird_peer(setup: TrainSetup, ours: System) -> tuple[nn.Module, Loss]:
+    """BigBird, which has attention of its own; rows without padding, so that both sides have the same blocks."""
+    assert len(set(setup.lengths)) == 1
+    inputs = inputs_of(setup, masked_batch(setup))
+    return peer_of(setup, ours, "BigBirdForMaskedLM", "eager"), lambda m: m(**inputs).loss
+
+
 def albert_peer(setup: TrainSetup, ours: System) -> tuple[nn.Module, Loss]:
     """ALBERT with its two losses."""
     batch = bert_batch(setup)
@@ -140,6 +148,16 @@ def bert_flops(setup: TrainSetup) -> float:
     return masked_flops(setup) + 6 * len(setup.lengths) * setup.config.hidden_size**2
 
 
+def bigbird_flops(setup: TrainSetup) -> float:
+    """The same as of masked words, without what block tables hide."""
+    c: BigBirdConfig = setup.config
+    with torch.device("meta"):
+        trunk = BigBirdModel(c)
+    seen = sum(float(layout.counts.float().mean(0).sum()) * c.block_size**2 if (layout := trunk.layout(n, i)) else float(n * n)
+               for n in setup.lengths for i in range(c.num_hidden_layers))
+    return masked_flops(setup) - 12 * c.hidden_size * (c.num_hidden_layers * sum(n * n for n in setup.lengths) - seen)
+
+
 def unilm_flops(setup: TrainSetup) -> float:
     """The same, without what the mask hides."""
     c: EncoderConfig = setup.config
@@ -151,5 +169,6 @@ PAIRINGS: dict[str, Pairing] = {
     "bert": Pairing(bert_batch, bert_peer, partial(rules_of, "bert"), bert_flops),
     "albert": Pairing(bert_batch, albert_peer, partial(rules_of, "albert"), bert_flops),
     "unilm": Pairing(unilm_batch, unilm_peer, partial(rules_of, "unilm"), unilm_flops),
+    "bigbird": Pairing(masked_batch, bigbird_peer, partial(rules_of, "bigbird"), bigbird_flops),
     "roberta": Pairing(masked_batch, roberta_peer, partial(rules_of, "roberta"), masked_flops),
 }

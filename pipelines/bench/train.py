@@ -33,6 +33,7 @@ from ...shared.loss import at_least_fp32
 from ...shared.system import System
 from ...text.albert import AlbertConfig
 from ...text.bert import BertConfig
+from ...text.bigbird import BigBirdConfig
 from ...text.elmo import ElmoConfig
 from ...text.roberta import RobertaConfig
 from ...text.xlnet import XLNetConfig
@@ -219,6 +220,8 @@ def setups(quick: bool) -> list[tuple[str, TrainSetup]]:
     robust = RobertaConfig(**base)
     narrowed: dict[str, Any] = {**family("albert").sizes["base"], **narrow, "num_hidden_layers": layers, "max_position_embeddings": length}
     lite = AlbertConfig(**narrowed)
+    small: dict[str, Any] = {**narrow, "block_size": 4, "num_random_blocks": 1} if quick else {}
+    by_blocks = BigBirdConfig(num_hidden_layers=layers, **small)
     few_words: dict[str, Any] = {"d_model": 32, "n_head": 2, "d_inner": 64, "vocab_size": 99} if quick else {}
     orders: dict[str, Any] = {**family("xlnet").sizes["base"], **few_words, "n_layer": layers, "mem_len": None}
     permuted = XLNetConfig(**orders)
@@ -275,6 +278,7 @@ def setups(quick: bool) -> list[tuple[str, TrainSetup]]:
         ("BART, natural lengths", TrainSetup("bart", denoiser, natural_lengths(rows * 2, length)).still()),
         ("MASS, full rows", TrainSetup("mass", hider, full).still()),
         ("MASS, natural lengths", TrainSetup("mass", hider, natural_lengths(rows * 4, length)).still()),
+        ("BigBird, a row of 4k tokens", TrainSetup("bigbird", by_blocks, (64 if quick else 4096,)).still()),
         ("T5-small, full rows, dropout 0.1", TrainSetup("t5", seq2seq, full[: max(2, rows // 2)])),
         ("ViT-S/16", TrainSetup("vit", pictures, (0,) * (4 if quick else 16))),
         ("MAE ViT-B/16 width", TrainSetup("mae", masked, (0,) * (4 if quick else 16))),

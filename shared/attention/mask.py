@@ -9,10 +9,11 @@ on chunks it gives local attention, under `vmap` it is FlexAttention's `mask_mod
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,6 +37,8 @@ class Layout:
 
     table: Tensor
     size: int
+    array: np.ndarray = field(init=False, repr=False)
+    """The table [H or 1, Nq, Nk] in numpy: to read it is no operation of torch, whose fake tensors take no real ones."""
 
     def __post_init__(self) -> None:
         if self.table.dtype not in (torch.bool, torch.uint8) or self.table.dim() not in (2, 3):
@@ -43,6 +46,7 @@ class Layout:
                             f"{self.table.dtype} {list(self.table.shape)}")
         if self.size < 1:
             raise UserError(f"a block must hold at least one token, got size {self.size}")
+        object.__setattr__(self, "array", self.counts.numpy())
 
     @cached_property
     def heads(self) -> Tensor:
@@ -57,7 +61,7 @@ class Layout:
     @cached_property
     def repeats(self) -> bool:
         """Whether a block is counted more than once."""
-        return self.table.dtype == torch.uint8 and bool((self.table > 1).any())
+        return bool((self.array > 1).any())
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +131,7 @@ class Mask:
     @property
     def heads(self) -> int:
         """Heads over which the mask differs: the number of heads, or 1."""
-        tables = [layout.counts.shape[0] for layout in self.layouts]
+        tables = [layout.table.shape[0] for layout in self.layouts if layout.table.dim() == 3]
         return max(1, *tables, self.extra.shape[1] if self.extra is not None else 1, len(self.dilation))
 
     @property
@@ -207,19 +211,19 @@ class Mask:
         """The block table [H or 1, N, N], and positions -> numbers of blocks; of documents, with all their blocks one behind the other."""
         if self.blocks is not None:
             size = self.blocks.size
-            return _on(self.blocks.counts, device), lambda position: position // size
+            return torch.tensor(self.blocks.array).to(device, non_blocking=True), lambda position: position // size
         if not self.layouts:
             return None, lambda position: position
         assert self.lengths is not None and self.document_blocks is not None
         sizes = [n if layout is None else layout.size for layout, n in zip(self.document_blocks, self.lengths, strict=True)]
         ends = list(accumulate(-(-n // size) for n, size in zip(self.lengths, sizes)))
-        table, places, first = torch.zeros(self.heads, ends[-1], ends[-1], dtype=torch.uint8, device="cpu"), list[int](), 0
+        table, places, first = np.zeros((self.heads, ends[-1], ends[-1]), dtype=np.uint8), list[int](), 0
         for layout, n, size, end in zip(self.document_blocks, self.lengths, sizes, ends):
-            table[:, first:end, first:end] = 1 if layout is None else layout.counts[:, :end - first, :end - first]
+            table[:, first:end, first:end] = 1 if layout is None else layout.array[:, :end - first, :end - first]
             places += [first + place // size for place in range(n)]
             first = end
         numbers = on_device(places, device)
-        return _on(table, device), lambda position: numbers[position]
+        return torch.tensor(table).to(device, non_blocking=True), lambda position: numbers[position]
 
     def _places_among_keys(self) -> list[int]:
         """Where each query of packed documents stands among the packed keys, as one of the last of its document."""
@@ -306,11 +310,11 @@ class Mask:
             if len(self.document_blocks) != len(self.lengths):
                 problems.append(f"document_blocks must be as many as lengths, {len(self.lengths)}, got {len(self.document_blocks)}")
             for layout, length in zip(self.document_blocks, self.lengths):
-                if layout is not None and min(layout.counts.shape[1:]) * layout.size < length:
-                    covered = " x ".join(str(n * layout.size) for n in layout.counts.shape[1:])
+                if layout is not None and min(layout.table.shape[-2:]) * layout.size < length:
+                    covered = " x ".join(str(n * layout.size) for n in layout.table.shape[-2:])
                     problems.append(f"the block table of a document covers {covered} tokens, needed {length}")
         if self.blocks is not None:
-            queries, keys = (n * self.blocks.size for n in self.blocks.counts.shape[1:])
+            queries, keys = (n * self.blocks.size for n in self.blocks.table.shape[-2:])
             if queries < query_length + self.offset or keys < key_length:
                 problems.append(f"the block table covers {queries} x {keys} tokens, needed {query_length + self.offset} x {key_length}")
         if self.extra is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -139,8 +140,8 @@ class Blocks(Plan):
         """(wide rows of the table, blocks that the other rows gather)."""
         assert mask.blocks is not None
         n = -(-shape.key_length // mask.blocks.size)
-        seen = mask.blocks.heads[:, :n, :n].sum(-1).amax(0)  # [n], most over the heads
-        limit = max(2 * int(seen.median()), 1)
+        seen = (mask.blocks.array[:, :n, :n] > 0).sum(-1).max(0)  # [n], most over the heads
+        limit = max(2 * int(np.sort(seen)[(n - 1) // 2]), 1)
         wide = [i for i, s in enumerate(seen.tolist()) if s > limit]
         narrow = [s for s in seen.tolist() if s <= limit]
         return wide, max(narrow, default=0)

@@ -30,8 +30,9 @@ SIZES = {"xlnet": {"d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 48, "dro
          "distilbert": {"dim": 32, "n_layers": 1, "n_heads": 2, "hidden_dim": 48, "max_position_embeddings": 42, "dropout": 0.0,
                         "attention_dropout": 0.0, "qa_dropout": 0.0, "seq_classif_dropout": 0.0},
          "bart": {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
-                  "encoder_ffn_dim": 48, "decoder_ffn_dim": 40, "max_position_embeddings": 42, "dropout": 0.0}}
-"""Of families whose fields have other names."""
+                  "encoder_ffn_dim": 48, "decoder_ffn_dim": 40, "max_position_embeddings": 42, "dropout": 0.0},
+         "bigbird": {**SMALL, "random_layout": "transformers"}}
+"""Of families whose fields have other names, or that have more."""
 
 
 @pytest.fixture(scope="module")
