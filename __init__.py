@@ -12,6 +12,7 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from .pipelines.data.own_loop.stream import stream
+    from .pipelines.inference.generated import generate_file
     from .pipelines.inference.summarize import summarize
     from .pipelines.inference.translate import translate
     from .pipelines.model.frontdoor import load, save, system, tokenizer
@@ -21,12 +22,14 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "caption": ".pipelines.regions.captions",
-    "generate": ".seq2seq.generation.generate", "load": ".pipelines.model.frontdoor", "save": ".pipelines.model.frontdoor",
+    "generate": ".seq2seq.generation.generate", "generate_file": ".pipelines.inference.generated",
+    "load": ".pipelines.model.frontdoor", "save": ".pipelines.model.frontdoor",
     "stream": ".pipelines.data.own_loop.stream",
     "summarize": ".pipelines.inference.summarize", "system": ".pipelines.model.frontdoor", "systems": ".pipelines.model.listing",
     "tokenizer": ".pipelines.model.frontdoor", "translate": ".pipelines.inference.translate",
 }
-__all__ = ["__version__", "caption", "generate", "load", "save", "stream", "summarize", "system", "systems", "tokenizer", "translate"]
+__all__ = ["__version__", "caption", "generate", "generate_file", "load", "save", "stream", "summarize", "system", "systems", "tokenizer",
+           "translate"]
 
 
 def __getattr__(name: str) -> Any:
