@@ -12,6 +12,8 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from .pipelines.data.own_loop.stream import stream
+    from .pipelines.inference.embed import embed
+    from .pipelines.inference.search import search
     from .pipelines.inference.summarize import summarize
     from .pipelines.inference.translate import translate
     from .pipelines.model.frontdoor import load, save, system, tokenizer
@@ -20,13 +22,14 @@ if TYPE_CHECKING:
     from .seq2seq.generation.generate import generate
 
 _WHERE = {
-    "caption": ".pipelines.regions.captions",
+    "caption": ".pipelines.regions.captions", "embed": ".pipelines.inference.embed",
     "generate": ".seq2seq.generation.generate", "load": ".pipelines.model.frontdoor", "save": ".pipelines.model.frontdoor",
-    "stream": ".pipelines.data.own_loop.stream",
+    "search": ".pipelines.inference.search", "stream": ".pipelines.data.own_loop.stream",
     "summarize": ".pipelines.inference.summarize", "system": ".pipelines.model.frontdoor", "systems": ".pipelines.model.listing",
     "tokenizer": ".pipelines.model.frontdoor", "translate": ".pipelines.inference.translate",
 }
-__all__ = ["__version__", "caption", "generate", "load", "save", "stream", "summarize", "system", "systems", "tokenizer", "translate"]
+__all__ = ["__version__", "caption", "embed", "generate", "load", "save", "search", "stream", "summarize", "system", "systems", "tokenizer",
+           "translate"]
 
 
 def __getattr__(name: str) -> Any:

@@ -94,7 +94,8 @@ def perplexity(
 def zero_shot(
     model: Model, data: Data,
     template: Annotated[list[str] | None, typer.Option(
-        metavar="TEMPLATE", help='Prompt with {} for the class name; repeatable. Default: "a photo of a {}."')] = None,
+        metavar="TEMPLATE|FILE", help='Prompt with {} for the class name, or a file with one a line; repeatable. Default: "a photo of a '
+                                       '{}."')] = None,
     templates: Annotated[str | None, typer.Option(metavar="openai|simple", help="A set of prompts: OpenAI's 80, or the 7 best.")] = None,
     labels: Labels = None,
     tokenizer: ModelTokenizer = None, limit: Limit = None, on_bad: OnBad = "raise", seed: Seed = None, out: Out = None,

@@ -49,7 +49,7 @@ class ZeroShot:
     """Pictures by class names that the model was never trained on (Radford et al., 2021, section 3.1)."""
 
     templates: tuple[str, ...] = ()
-    """Prompts with {} for the class name, or the names of sets of them; none is "a photo of a {}."."""
+    """Prompts with {} for the class name, names of sets of them, or files with one a line; none is "a photo of a {}."."""
     labels: tuple[str, ...] = ()
     """Class names in place of the data's, in the same order."""
 

@@ -111,7 +111,8 @@ class EvaluateSettings:
     """A data set of labelled pictures (its directory or URL) that every evaluation also names by their classes, which need not occur in the
     training data: `zero_shot_top1` and `zero_shot_top5`. For systems that compare pictures with texts (CLIP). `limit` holds for it, too."""
     templates: tuple[str, ...] = ()
-    """zero_shot: prompts with {} for the class name, or the names of sets of them (openai, simple); none: "a photo of a {}."."""
+    """zero_shot: prompts with {} for the class name, names of sets of them (openai, simple), or files with one a line; none: "a photo of
+    a {}."."""
     previews: int = 4
     """Examples of what the model does, written to samples.jsonl at every evaluation."""
     monitor: str = "loss"
