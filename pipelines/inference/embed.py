@@ -93,16 +93,21 @@ def is_pictures(inputs: Sequence[Any]) -> bool:
 
 def tokenizer_beside(model: nn.Module) -> Tokenizer:
     """The tokenizer that lies with a network from `polymodal.load`."""
-    directory: Path | None = getattr(getattr(model, "origin", None), "directory", None)
+    directory = directory_of(model)
     if directory is None:
         raise NoTokenizer(f"no tokenizer lies with this {type(model).__name__}: pass tokenizer=")
     return find_tokenizer(directory)
 
 
+def directory_of(model: nn.Module) -> Path | None:
+    """Where a network from `polymodal.load` lies."""
+    return getattr(getattr(model, "origin", None), "directory", None)
+
+
 def length_of(net: nn.Module) -> int | None:
     """The longest text of a model that sentence-transformers wrote."""
-    origin: Any = getattr(net, "origin", None)
-    return sentence_length(origin.directory) if origin is not None and origin.directory is not None else None
+    directory = directory_of(net)
+    return None if directory is None else sentence_length(directory)
 
 
 @torch.inference_mode()
@@ -161,7 +166,7 @@ def embed_pictures(
     try:
         for start in range(0, len(pictures), batch_size):
             chosen = pictures[start:start + batch_size]
-            pixels = torch.stack([model.preprocessing.pixels(_picture(p)) for p in chosen]).to(device)
+            pixels = torch.stack([model.preprocessing.pixels(picture(p)) for p in chosen]).to(device)
             rows = model.get_image_features(normalise(pixels)).float()
             parts.append((nn.functional.normalize(rows, dim=-1) if normalize else rows).cpu())
             advance(len(chosen))
@@ -170,7 +175,7 @@ def embed_pictures(
     return torch.cat(parts) if parts else torch.zeros(0, 0)
 
 
-def _picture(path: Path | Image.Image) -> Image.Image:
+def picture(path: Path | Image.Image) -> Image.Image:
     """A picture, or its file, read by the same careful decoder as the stream's."""
     if isinstance(path, Image.Image):
         return path
