@@ -278,12 +278,12 @@ def fewshot(
 
 def generate(
     model: Model, data: Data,
-    prefix: Annotated[str, typer.Option(help='Stands before every text, such as "summarize: ".')] = "",
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Default: 50.")] = None,
+    prefix: Annotated[str | None, typer.Option(help='Stands before every text, such as "summarize: ". Default: as trained.')] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Default: as trained, or 50.")] = None,
     num_beams: Annotated[int, typer.Option(min=1, help="Beams of the search; 1 is greedy.")] = 1,
     length_penalty: Annotated[float, typer.Option(help="Above 0 favours longer texts among the beams.")] = 1.0,
     no_repeat_ngram_size: Annotated[int, typer.Option(min=0, help="No sequence of this many tokens twice; 0: no limit.")] = 0,
-    max_source_tokens: Annotated[int | None, typer.Option(min=1, help="Cut texts to at most this many tokens.")] = None,
+    max_source_tokens: Annotated[int | None, typer.Option(min=1, help="Cut texts to so many tokens. Default: as trained.")] = None,
     source_language: SourceLanguage = "", target_language: TargetLanguage = "",
     tokenizer: ModelTokenizer = None, limit: Limit = None, on_bad: OnBad = "raise", seed: Seed = None, out: Out = None,
     predictions: Predictions = None, force: Force = False, batch_size: BatchSize = None, device: Device = "auto", devices: Devices = None,

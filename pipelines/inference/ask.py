@@ -20,6 +20,7 @@ from .embed import directory_of, is_pictures, picture, tokenizer_beside
 from .pictures import classifier
 from .region_pictures import reads_regions
 from .texts import text_classifier
+from .trained import trained
 from .words import tag_texts
 
 
@@ -118,7 +119,8 @@ def tag(model: nn.Module, texts: Sequence[str], *, tokenizer: Tokenizer | None =
     if is_pictures(texts):
         raise UserError("words of texts are tagged, and the inputs are pictures")
     Tagger.check(model, "the model")
-    by = Tagger(cast("TokenClassifier", model), None if reads_alone(model) else tokenizer or tokenizer_beside(model))
+    by = Tagger(cast("TokenClassifier", model), None if reads_alone(model) else tokenizer or tokenizer_beside(model),
+                trained(model).max_length)
     return tag_texts(by, texts, batch_size=batch_size, console=Console(quiet=True))
 
 
@@ -158,6 +160,6 @@ def answer(
     if is_pictures(texts):
         raise UserError("answers are spans of texts, and the inputs are pictures: ask with `polymodal answer QUESTION --image PICTURE`")
     Reader.check(model, "the model")
-    by = Reader(cast("QuestionAnswering", model), tokenizer or tokenizer_beside(model), settings)
+    by = Reader(cast("QuestionAnswering", model), tokenizer or tokenizer_beside(model), settings, trained(model).max_length)
     return [found for begin in range(0, len(texts), batch_size)
             for found in by.answer([(question, text) for text in texts[begin:begin + batch_size]])]

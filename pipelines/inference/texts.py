@@ -12,6 +12,7 @@ from ...text.classify import TextClassifier
 from ...text.tasks import SequenceClassifier, reads_alone
 from ..base.console import Console
 from ..model.frontdoor import tokenizer
+from .trained import trained
 
 Text = tuple[str, str | None]
 """A text, and the second text of its pair."""
@@ -26,7 +27,7 @@ def text_classifier(model: nn.Module, source: str, labels: Sequence[str] | None,
         return None
     if labels or chosen:
         raise UserError("this model has classes of its own: leave --labels and --template out")
-    return TextClassifier(model, None if reads_alone(model) else vocabulary or tokenizer(source), speed)
+    return TextClassifier(model, None if reads_alone(model) else vocabulary or tokenizer(source), speed, trained(model).max_length)
 
 
 def classify_texts(
