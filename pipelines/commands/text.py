@@ -263,14 +263,18 @@ def embed(
     json: Json = False,
 ) -> None:
     """Turn texts into vectors, or pictures with CLIP, ViT, MAE or BEiT."""
+    from functools import partial
+
     from ...shared.errors import UserError
     from ..base.console import Console
-    from ..base.inputs import documents
+    from ..base.files import write_atomic
+    from ..base.inputs import documents, picture_files
     from ..crew.pieces import Workers
     from ..inference.bulk import full, opened, run_over, said
-    from ..inference.embed import embed as run
-    from ..inference.embed import embed_pictures
-    from ..inference.runners import VECTOR, Embed, chosen_field, length_of
+    from ..inference.embed import embed_pictures, embed_texts, length_of
+    from ..inference.embedded import Maker
+    from ..inference.embedded import write as write_array
+    from ..inference.runners import VECTOR, Embed, chosen_field
     from ..model.open import open_model, open_text_model
 
     if out is not None and out.suffix not in (".npy", ".jsonl"):
@@ -291,22 +295,28 @@ def embed(
         return
     if of is not None or crew != Workers():
         raise UserError("--of, --workers and --on belong to --data: pack the files into a data set first, or leave these options out")
-    pictures = _pictures(inputs or [], console.warn)
+    pictures = picture_files(inputs or [], console.warn)
     if pictures:
         names = [str(p) for p in pictures]
         loaded = open_model(model, device)
         with console.progress("embedding", len(names)) as bar:
             vectors = embed_pictures(loaded, pictures, batch_size=batch_size, normalize=not raw, advance=bar.advance)
+        identify = partial(Maker.found, loaded, full(model))
     else:
         names = [d.text for d in documents(inputs, lines=True, warn=console.warn)]
         loaded, vocabulary = open_text_model(model, tokenizer, device)
         limit = max_length or length_of(loaded)
         with console.progress("embedding", len(names)) as bar:
-            vectors = run(loaded, names, vocabulary, max_length=limit, batch_size=batch_size, normalize=not raw, advance=bar.advance)
+            vectors = embed_texts(loaded, names, vocabulary, max_length=limit, batch_size=batch_size, normalize=not raw,
+                                  advance=bar.advance)
+        identify = partial(Maker.found, loaded, full(model), vocabulary, limit)
     kind = "image" if pictures else "text"
     facts: dict[str, Any] = {"model": model, "count": len(names), "dimension": vectors.shape[1]}
     if out is not None:
-        _write(out, kind, names, vectors.numpy())
+        if out.suffix == ".npy":
+            write_array(out, names, vectors.numpy(), identify())
+        else:
+            write_atomic(out, "".join(line + "\n" for line in _lines(kind, names, vectors.tolist())).encode("utf-8"))
         console.finish({**facts, "out": str(out)}, f"{len(names)} vectors of {vectors.shape[1]} numbers: {out}")
     elif json:
         console.finish({**facts, "results": [{kind: n, "embedding": v} for n, v in zip(names, vectors.tolist())]})
@@ -319,45 +329,3 @@ def _lines(kind: str, names: list[str], vectors: list[list[float]]) -> list[str]
     from ..base.files import json_line
 
     return [json_line({kind: n, "embedding": v}) for n, v in zip(names, vectors)]
-
-
-def _write(out: Path, kind: str, names: list[str], vectors: Any) -> None:
-    """Write the vectors in one step: the file is complete or not there. Beside an array, a file says what each row is of."""
-    import io
-
-    import numpy as np
-
-    from ..base.files import json_lines, write_atomic
-    from ..inference.bulk import keys_file
-
-    if out.suffix == ".npy":
-        write_atomic(keys_file(out), json_lines({"row": row, kind: name} for row, name in enumerate(names)).encode("utf-8"))
-        data = io.BytesIO()
-        np.save(data, vectors)
-        write_atomic(out, data.getvalue())
-    else:
-        write_atomic(out, "".join(line + "\n" for line in _lines(kind, names, vectors.tolist())).encode("utf-8"))
-
-
-def _pictures(inputs: list[str], warn: Callable[[str], None]) -> list[Path]:
-    """The picture files among the inputs, where they are pictures."""
-    from ...shared.errors import UserError
-    from ..base.files import ending, visible_files
-    from ..base.inputs import PICTURES, TEXTS, inside, path_of
-
-    found: list[Path] = []
-    others = 0
-    for given in inputs:
-        path = path_of(given)
-        if path is not None and path.is_dir():
-            endings = {ending(p) for p in visible_files(path)}
-            others += bool(endings & set(TEXTS))
-            if endings & set(PICTURES):
-                found.extend(inside(path, PICTURES, warn))
-        elif path is not None and ending(path) in PICTURES:
-            found.append(path)
-        else:
-            others += 1
-    if found and others:
-        raise UserError("the inputs are pictures and texts: run embed once for each")
-    return found

@@ -40,7 +40,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +64,7 @@ from ..run.logbook import Logbook
 from ..run.optim import build_optimizer, clip_gradients, freeze, set_learning_rate
 from ..run.recipe import Recipe
 from ..run.schedule import factor
-from .begin import begin
+from .begin import begin, foreseen
 from .best import best_updates
 from .devices import build_fabric, seed_draws
 from .fabric import DDPStrategy, Fabric
@@ -129,7 +129,7 @@ def pretrain(
     with building(recipe, fabric.global_rank, fabric.world_size):
         start = find_start(recipe, family(recipe.system), model, out, resume, continue_from)
     layout = build_layout(recipe, fabric.global_rank, fabric.world_size)
-    recipe = replace(recipe, companions=absolute(recipe))
+    recipe = replace(recipe, companions=absolute(recipe)).resolved()
     entry = family(recipe.system)
     told = read_context([d for d, _ in mixture], held_out, tokenizer or start.tokenizer, entry.task(recipe.task))
     context = with_companions(told, recipe, entry)
@@ -141,7 +141,10 @@ def pretrain(
     for line in lines:
         console.say(line)
     if dry_run:
-        return {"dry_run": True, "recipe": recipe.to_dict(), "plan": lines, "rank": fabric.global_rank}
+        lines.append(foreseen(Run(out), recipe, system, context, resume, stream, console))
+        console.say(lines[-1])
+        return {"dry_run": True, "recipe": recipe.to_dict(), "config": cast("Any", system.net).config.to_dict(), "plan": lines,
+                "rank": fabric.global_rank}
 
     # 2. The run's directory, and where to start
     run = Run(out)

@@ -181,7 +181,7 @@ def test_embed_writes_arrays_and_lines(models, tmp_path, capsys, monkeypatch):
     code, out, _ = run(capsys, "embed", "--model", models / "bert", *LINES)
     assert [json.loads(line) for line in out.splitlines()] == written and code == 0
     np.testing.assert_allclose([w["embedding"] for w in written], expected, atol=1e-6)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.jsonl", "x.keys.jsonl", "x.npy"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.jsonl", "x.keys.jsonl", "x.model.json", "x.npy"]
     rows = [json.loads(line) for line in (tmp_path / "x.keys.jsonl").read_text().splitlines()]
     assert rows == [{"row": i, "text": line} for i, line in enumerate(LINES)]
 
