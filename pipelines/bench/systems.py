@@ -14,7 +14,6 @@ from ...multimodal.clip import CLIPConfig
 from ...multimodal.pairs import PairBatch
 from ...registry import family
 from ...seq2seq.bart import BartConfig
-from ...seq2seq.causal import CausalBatch
 from ...seq2seq.gpt2 import GPT2Config
 from ...seq2seq.gpt3 import GPT3Config
 from ...seq2seq.mass import MassBatch, MassConfig, MassExample, collate_spans
@@ -23,6 +22,7 @@ from ...seq2seq.teacher_forcing import Seq2SeqBatch, Seq2SeqExample, packed_pair
 from ...shared.attention.position import document_positions
 from ...shared.loss import IGNORE
 from ...shared.system import System
+from ...text.next_token import CausalBatch
 from ...vision._masked_views import BeitSettings, MaskedViewBatch, blockwise_mask
 from ...vision.beit import BeitConfig
 from ...vision.classify import ImageBatch
