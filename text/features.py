@@ -49,7 +49,7 @@ from .tasks import WordTagger
 
 MODEL_TYPE = "features"
 SOURCES = ("elmo", "bert", "roberta", "albert", "electra", "macbert", "ernie", "spanbert", "gpt", "gpt2", "gpt3", "word2vec", "glove",
-           "nnlm")
+           "nnlm", "cove")
 
 
 @dataclass(frozen=True, kw_only=True)
