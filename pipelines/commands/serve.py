@@ -43,9 +43,10 @@ def serve(
         from ..serving.server import check_host
         from ..serving.server import serve as run
     except ImportError as error:
-        if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn"):
+        needed = (error.name or "").partition(".")[0]
+        if needed not in ("starlette", "uvicorn"):
             raise
-        raise UserError(f"serving needs {error.name}: pip install 'polymodal[serve]', or from a clone pip install -e '.[serve]'") from None
+        raise UserError(f"serving needs {needed}: pip install 'polymodal[serve]', or from a clone pip install -e '.[serve]'") from None
     from ..serving.served import open_served
 
     check_host(host)

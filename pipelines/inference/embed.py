@@ -203,15 +203,17 @@ def _reader(model: nn.Module) -> Callable[[dict[str, Tensor]], Tensor]:
         features = model.get_text_features
         return lambda batch: features(batch["input_ids"], batch["attention_mask"])
     trunk: Any = getattr(model, "trunk", model)
+    takes = inspect.signature(trunk.forward).parameters
 
     def mean(batch: dict[str, Tensor]) -> Tensor:
-        hidden: Tensor | None = getattr(trunk(**batch), "last_hidden_state", None)
+        read = {name: value for name, value in batch.items() if name in takes or name != "token_type_ids"}  # a BERT's tokenizer has types
+        hidden: Tensor | None = getattr(trunk(**read), "last_hidden_state", None)
         if hidden is None:
             raise UserError(f"{type(model).__name__} has no text vectors: load a text encoder such as BERT, or CLIP")
         keep = batch["attention_mask"].to(hidden.dtype)[..., None]
         return (hidden * keep).sum(1) / keep.sum(1).clamp(min=1e-9)
 
-    if "input_ids" not in inspect.signature(trunk.forward).parameters:
+    if "input_ids" not in takes:
         raise UserError(f"{type(model).__name__} does not read text: load a text encoder such as BERT, or CLIP")
     return mean
 

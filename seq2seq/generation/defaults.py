@@ -81,9 +81,15 @@ def _meant(options: GenerationOptions, filled: FilledOptions) -> FilledOptions:
         raise UserError(f"{draws[0]} is for draws, and num_beams is {given['num_beams']}: leave one of them out")
     elif draws:
         filled = {**filled, "do_sample": True}
+    check_beams(options, beams=beams)
+    return filled
+
+
+def check_beams(options: GenerationOptions, *, beams: bool) -> None:
+    """Refuse what the caller says of beams where there are none."""
+    given: dict[str, Any] = dict(options)
     idle = [] if beams else [name for name, neutral in _BEAMS.items() if given.get(name, neutral) != neutral]
     raise_problems([f"{name} is of beams: give num_beams above 1, or leave it out" for name in idle], "generate")
-    return filled
 
 
 def settings_of(model: nn.Module, options: GenerationOptions, *, ignore: bool = False) -> GenerationSettings:

@@ -4,6 +4,7 @@ import http.client
 import importlib.util
 import json
 import socket
+import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -434,3 +435,13 @@ def test_the_script_that_asks_a_server(models, port, capsys):
     text = polymodal.generate(net, "the quick", tokenizer=tok, max_new_tokens=30, return_full_text=False)
     assert "\n".join(lines).startswith(text.rstrip("\n")) and "tokens in 3 draws:" in "\n".join(lines)
     assert lines[-2] == " 1.000 the quick" and lines[-1].endswith(" sea shells")
+
+
+@pytest.mark.parametrize("missing", ["starlette", "uvicorn"])
+def test_without_the_extra_it_says_how_to_install_it(directories, capsys, monkeypatch, missing):
+    for name in [name for name in sys.modules if name.startswith(("polymodal.pipelines.serving.", f"{missing}."))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    code = cli.run(["serve", "--model", str(directories / "gpt2")])
+    err = capsys.readouterr().err
+    assert code == 2 and f"serving needs {missing}: pip install 'polymodal[serve]'" in err and err.count("\n") == 1
