@@ -183,7 +183,7 @@ def test_a_run_from_start_to_end(tmp_path, data):
     assert [c.update for c in checkpoint.all_checkpoints(run.checkpoints)] == [15, 20]
     assert len(run.samples()) == 8 and (run.directory / run.samples()[0]["image"]).is_file()
     assert json.loads((run.directory / "environment.json").read_text())["starts"][0]["torch"] == torch.__version__
-    assert run.recipe() == toy_recipe()
+    assert run.recipe() == toy_recipe().resolved()
     # the system read back from the checkpoint is the one that was exported
     for name, tensor in run.system().net.state_dict().items():
         assert torch.equal(tensor, weights(run.directory)[name])
