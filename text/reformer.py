@@ -608,7 +608,7 @@ CARD = Card(
     symbols="The tokens before t are those of the same document; T counts the targets of the whole global batch. P are the tokens that "
             "stand near token i in round r, sorted by the bucket of their query q; the key of a token is its query divided by its root "
             "mean square; z makes the weights of all rounds a distribution.",
-    masks={"Local layers": Mask(causal=True, extra=_drawn()), "Layers that hash, one round": Mask(causal=True, extra=_hashed())},
+    masks={"Local layers": Mask(causal=True, extra=_drawn()), "Layers that hash": Mask(causal=True, extra=_hashed())},
     reference="transformers.ReformerModelWithLMHead",
 )
 
