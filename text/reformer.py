@@ -41,6 +41,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import lcm, prod
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Self, cast
 
@@ -391,11 +392,13 @@ class _LM(nn.Module):
     """The trunk and a head with a weight of its own, as the streams together are twice as wide as the words."""
 
     decodes: ClassVar[bool]
+    """Whether a token sees none that stands later, whatever a config says that was made for another network."""
 
     def __init__(self, config: ReformerConfig) -> None:
         super().__init__()
         if config.is_decoder is not self.decodes:
-            raise UserError(f"{type(self).__name__} with is_decoder {str(config.is_decoder).lower()}: expected {str(self.decodes).lower()}")
+            after = {"lsh_num_chunks_after": 0, "local_num_chunks_after": 0} if self.decodes else {}
+            config = replace(config, is_decoder=self.decodes, **after)
         self.config = config
         self.trunk = ReformerModel(config)
         self.head = LMHead(2 * config.hidden_size, config.vocab_size, bias=True)
@@ -556,6 +559,15 @@ _HEAD = (Rename("lm_head.decoder.weight", "head.weight"), Rename("lm_head.bias",
          Alias("lm_head.decoder.bias", "lm_head.bias"))
 
 
+def _agreeing(net: _LM, record: Mapping[str, Any], directory: Path) -> None:
+    """Refuse a file whose config belongs to another network, as transformers does."""
+    if record.get("is_decoder", False) is not net.decodes:
+        raise UserError(f"{directory}/config.json names {type(net).__name__} with is_decoder {record.get('is_decoder', False)}: expected "
+                        f"{net.decodes}")
+    if net.decodes:
+        read_defaults(net, record, directory)
+
+
 def _classifier(config: ReformerConfig) -> nn.Module:
     return DenseClassification(ReformerModel(config), config, "tanh", width=2 * config.hidden_size)
 
@@ -571,9 +583,9 @@ _TASKS = (
 )
 
 NETS = (
-    Net("ReformerModelWithLMHead", ReformerModelWithLMHead, transformers(lambda c: (*_below(c), *_HEAD), files=defaults_files,
-                                                                       finish=read_defaults)),
-    Net("ReformerForMaskedLM", ReformerForMaskedLM, transformers(lambda c: (*_below(c), *_HEAD))),
+    Net("ReformerModelWithLMHead", ReformerModelWithLMHead,
+        transformers(lambda c: (*_below(c), *_HEAD), files=defaults_files, finish=_agreeing)),
+    Net("ReformerForMaskedLM", ReformerForMaskedLM, transformers(lambda c: (*_below(c), *_HEAD), finish=_agreeing)),
     Net("ReformerModel", ReformerModel, transformers(lambda c: (*_trunk(c), _BUFFERS))),
     *_TASKS,
 )
@@ -608,7 +620,7 @@ CARD = Card(
     symbols="The tokens before t are those of the same document; T counts the targets of the whole global batch. P are the tokens that "
             "stand near token i in round r, sorted by the bucket of their query q; the key of a token is its query divided by its root "
             "mean square; z makes the weights of all rounds a distribution.",
-    masks={"Local layers": Mask(causal=True, extra=_drawn()), "Layers that hash, one round": Mask(causal=True, extra=_hashed())},
+    masks={"Local layers": Mask(causal=True, extra=_drawn()), "Layers that hash": Mask(causal=True, extra=_hashed())},
     reference="transformers.ReformerModelWithLMHead",
 )
 

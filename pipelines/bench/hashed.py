@@ -1,8 +1,11 @@
-"""Reformer's attention by hashes, forward and backward, beside transformers' layer on the same weights and rotations.
+"""Reformer's attention by hashes, forward and backward, and its training, beside transformers' on the same weights and rotations.
 
 A layer is a pre-norm, attention in chunks of 64 with one before, 2 rounds, and the output projection: 12 heads of 64, one sequence seen in
 both directions, no dropout. Both sides hash into as many buckets as transformers finds right for the length. Full attention (SDPA, the same
 widths) runs beside them for orientation; it computes something else.
+
+Training compares one round: with several, transformers' weights of the rounds are off in fp32 where a token sees itself alone (see
+`text/reformer.py`).
 """
 
 from __future__ import annotations
@@ -13,19 +16,25 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ...shared.attention import Attention
 from ...shared.attention.choose import make_plan
 from ...shared.attention.mask import Mask
+from ...shared.attention.position import document_positions
 from ...shared.block import LayerNorm
 from ...shared.convert import Rename, Rule, affine, fused, to_theirs
 from ...shared.embed import normal_
+from ...shared.loss import IGNORE
+from ...shared.system import System
 from ...text._hashing import Nearby, bucket_factors, rotation
 from ...text._sorted import HashedAttention, Rows
+from ...text.reformer import HashedBatch, ReformerConfig
 from .case import Agreement, Case, Cases, Contender, Options
 from .machine import need
+from .pairing import Loss, Pairing, TrainSetup, copy_weights, on, rules_of
 
 TOLERANCE = 1e-4
 SEED = 0
@@ -179,3 +188,56 @@ def flops(setup: HashedSetup) -> float:
     d, s = setup.hidden, setup.length
     seen = 2.0 * setup.chunk * setup.rounds
     return 3.0 * (6 * s * d**2 + 4 * s * seen * d) + 2.0 * s * d * setup.rounds * sum(setup.factors) / 2
+
+
+# ---------------------------------------------------------------------------------------------- training
+
+
+def reformer_batch(setup: TrainSetup) -> HashedBatch:
+    """Random words; every token but a sequence's first is predicted from those before it."""
+    rng = np.random.default_rng(setup.seed)
+    ids = torch.from_numpy(rng.integers(0, setup.config.vocab_size, setup.tokens))
+    targets = torch.cat([torch.cat([row[1:], torch.tensor([IGNORE])]) for row in ids.split(list(setup.lengths))])
+    return HashedBatch(counts={"targets": setup.tokens - len(setup.lengths)}, tokens=setup.tokens, lengths=setup.lengths,
+                       input_ids=ids[None], position_ids=document_positions(setup.lengths), targets=targets,
+                       seeds=tuple(range(len(setup.lengths))))  # fmt: skip
+
+
+def reformer_peer(setup: TrainSetup, ours: System) -> tuple[nn.Module, Loss]:
+    """Reformer of transformers, whose rows fill its axial shape, with the head's bias as its version 4 had it."""
+    transformers = need("transformers")
+    with torch.device(setup.device):
+        module = transformers.ReformerModelWithLMHead(transformers.ReformerConfig(**setup.config.to_dict()))
+    copy_weights(ours.net, module, rules_of("reformer", setup.config))
+    module.lm_head.decoder.bias = module.lm_head.bias
+    ids = reformer_batch(setup).input_ids.view(len(setup.lengths), -1)
+    inputs = on(setup.device, {"input_ids": ids, "labels": ids})
+    return module, lambda m: m(**inputs).loss
+
+
+def reformer_flops(setup: TrainSetup) -> float:
+    """Useful operations of a step; see `pairing`. What is computed again for the backward pass is not useful."""
+    c: ReformerConfig = setup.config
+    inner, tokens = c.num_attention_heads * c.attention_head_size, setup.tokens
+    pairs = sum(c.near(kind).width * (c.num_hashes if kind == "lsh" else 1) for kind in c.attn_layers)  # of a token
+    projections = sum((3 if kind == "lsh" else 4) * c.hidden_size * inner for kind in c.attn_layers)
+    weights = projections + len(c.attn_layers) * 2 * c.hidden_size * c.feed_forward_size
+    head = 6 * (tokens - len(setup.lengths)) * 2 * c.hidden_size * c.vocab_size
+    return 6 * weights * tokens + 12 * inner * pairs * tokens + head
+
+
+PAIRINGS: dict[str, Pairing] = {"reformer": Pairing(reformer_batch, reformer_peer, partial(rules_of, "reformer"), reformer_flops)}
+
+
+def train_setup(quick: bool) -> TrainSetup:
+    """Four layers on a row of 4096 tokens."""
+    rows, columns, chunk = (4, 8, 4) if quick else (64, 64, 64)
+    widths: dict[str, Any] = {"hidden_size": 768, "axial_pos_embds_dim": (256, 512), "num_attention_heads": 12, "feed_forward_size": 3072,
+                              "vocab_size": 258}
+    if quick:
+        widths = {"hidden_size": 32, "axial_pos_embds_dim": (8, 24), "num_attention_heads": 2, "attention_head_size": 16,
+                  "feed_forward_size": 64, "vocab_size": 99}
+    config = ReformerConfig(**widths, attn_layers=("local", "lsh") * 2, axial_pos_shape=(rows, columns),
+                            max_position_embeddings=rows * columns, lsh_attn_chunk_length=chunk, local_attn_chunk_length=chunk,
+                            num_buckets=2 * rows * columns // chunk, hash_seed=SEED, is_decoder=True, axial_norm_std=0.02)
+    return TrainSetup("reformer", config, (rows * columns,)).still()

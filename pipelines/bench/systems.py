@@ -28,7 +28,7 @@ from ...vision.beit import BeitConfig
 from ...vision.classify import ImageBatch
 from ...vision.mae import MAEConfig, MaskedPictureBatch
 from ...vision.vit import ViTConfig
-from . import masked, permuted, plain, recurrent, regional, taught, tuned
+from . import hashed, masked, permuted, plain, recurrent, regional, taught, tuned
 from .machine import need
 from .pairing import Loss, Pairing, TrainSetup, copy_weights, on, padded, padding_mask, rules_of, transformer_flops
 
@@ -400,6 +400,7 @@ def beit_flops(setup: TrainSetup) -> float:
 PAIRINGS: dict[str, Pairing] = {
     **masked.PAIRINGS,
     **permuted.PAIRINGS,
+    **hashed.PAIRINGS,
     **tuned.PAIRINGS,
     **taught.PAIRINGS,
     **regional.PAIRINGS,

@@ -13,6 +13,7 @@ import transformers
 from parity import assert_both_ways, assert_equal, assert_same_gradients, noise, saved
 from polymodal.registry import family
 from polymodal.shared.convert import to_ours
+from polymodal.shared.errors import UserError
 from polymodal.text.reformer import ReformerConfig
 from safetensors.torch import load_file, save_file
 from transformers.models.reformer.modeling_reformer import LSHSelfAttention
@@ -101,6 +102,15 @@ def test_the_heads_bias_is_added_and_older_files_are_read(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), theirs.state_dict().values(), strict=True))
     records = [json.loads((folder / "config.json").read_text()) for folder in (tmp_path, tmp_path / "again")]
     assert records[0] == records[1]
+
+
+def test_a_config_of_another_network_is_refused(tmp_path):
+    saved("ReformerForMaskedLM", transformers.ReformerConfig(**{**TINY, **BOTH_WAYS}), tmp_path)
+    polymodal.load(tmp_path)
+    record = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**record, "architectures": ["ReformerModelWithLMHead"]}))
+    with pytest.raises(UserError, match=r"names ReformerModelWithLMHead with is_decoder False: expected True"):
+        polymodal.load(tmp_path)
 
 
 @pytest.mark.parametrize("length", [64, 4096, 65_536, 8 * 65_536])
