@@ -65,9 +65,9 @@ def main() -> None:
     for name in ("train", "held", "out"):
         arguments.add_argument(name, type=Path)
     arguments.add_argument("--labelled", type=int, default=1000, help="sentences whose tags are seen")
-    arguments.add_argument("--tested", type=int, default=1000, help="sentences that are held out")
-    arguments.add_argument("--updates", type=int, default=300, help="of each tagger")
-    arguments.add_argument("--lm-updates", type=int, default=1000, help="of the language model")
+    arguments.add_argument("--tested", type=int, default=600, help="sentences that are held out")
+    arguments.add_argument("--updates", type=int, default=200, help="of each tagger")
+    arguments.add_argument("--lm-updates", type=int, default=600, help="of the language model")
     arguments.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     given = arguments.parse_args()
     out: Path = given.out

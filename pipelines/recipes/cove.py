@@ -16,9 +16,10 @@ def cove_tiny() -> Recipe:
     Target: none in the paper; the loss should be well below the entropy of the targets' words (`lm_chance`).
     Measured: not measured.
     Deviates: size, Adam, rate, batch.
-    Data: verses of two English Bibles, made with `python examples/verse_pairs.py pairs --part train > pairs.jsonl` (and `--part held`);
-    `polymodal tokenizer train pairs.jsonl --for cove --size 8000 --min-count 2 --split-punctuation --out TOKENIZER`;
-    `polymodal pack pairs.jsonl --target-field target --out DATA`.
+    Data: verses of two English Bibles, made with `python examples/verse_pairs.py pairs --part train > pairs.jsonl` (and `--part held`)
+    and packed with `polymodal pack pairs.jsonl --target-field target --out DATA`; words of both versions,
+    `python examples/verse_pairs.py sentences --part train > verses.jsonl`,
+    `polymodal tokenizer train verses.jsonl --for cove --size 8000 --min-count 2 --split-punctuation --out TOKENIZER`.
     Cost: not measured.
     Command: polymodal pretrain cove-tiny --data DATA --eval-data HELD --tokenizer TOKENIZER --out RUN
     """
