@@ -11,22 +11,43 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
+    from .pipelines.base.inputs import documents
+    from .pipelines.cards.mask_figure import draw_mask
+    from .pipelines.data.dataset import DataSet
+    from .pipelines.data.held_out import batches
     from .pipelines.data.own_loop.stream import stream
-    from .pipelines.inference.summarize import summarize
+    from .pipelines.evaluation.frontdoor import evaluate
+    from .pipelines.evaluation.scores import text_scores
+    from .pipelines.inference.ask import answer, classify, tag
+    from .pipelines.inference.embed import embed
+    from .pipelines.inference.generated import generate_file
+    from .pipelines.inference.search import search
+    from .pipelines.inference.summarize import summaries, summarize
     from .pipelines.inference.translate import translate
     from .pipelines.model.frontdoor import load, save, system, tokenizer
     from .pipelines.model.listing import systems
     from .pipelines.regions.captions import caption
+    from .pipelines.run.directory import open_run
     from .seq2seq.generation.generate import generate
+    from .shared.errors import UserError
 
 _WHERE = {
-    "caption": ".pipelines.regions.captions",
-    "generate": ".seq2seq.generation.generate", "load": ".pipelines.model.frontdoor", "save": ".pipelines.model.frontdoor",
-    "stream": ".pipelines.data.own_loop.stream",
+    "DataSet": ".pipelines.data.dataset", "UserError": ".shared.errors", "answer": ".pipelines.inference.ask",
+    "batches": ".pipelines.data.held_out", "caption": ".pipelines.regions.captions", "classify": ".pipelines.inference.ask",
+    "documents": ".pipelines.base.inputs", "draw_mask": ".pipelines.cards.mask_figure", "embed": ".pipelines.inference.embed",
+    "evaluate": ".pipelines.evaluation.frontdoor", "generate": ".seq2seq.generation.generate",
+    "generate_file": ".pipelines.inference.generated", "load": ".pipelines.model.frontdoor",
+    "open_run": ".pipelines.run.directory", "save": ".pipelines.model.frontdoor", "search": ".pipelines.inference.search",
+    "stream": ".pipelines.data.own_loop.stream", "summaries": ".pipelines.inference.summarize",
     "summarize": ".pipelines.inference.summarize", "system": ".pipelines.model.frontdoor", "systems": ".pipelines.model.listing",
-    "tokenizer": ".pipelines.model.frontdoor", "translate": ".pipelines.inference.translate",
+    "tag": ".pipelines.inference.ask", "text_scores": ".pipelines.evaluation.scores", "tokenizer": ".pipelines.model.frontdoor",
+    "translate": ".pipelines.inference.translate",
 }
-__all__ = ["__version__", "caption", "generate", "load", "save", "stream", "summarize", "system", "systems", "tokenizer", "translate"]
+__all__ = [
+    "DataSet", "UserError", "__version__", "answer", "batches", "caption", "classify", "documents", "draw_mask", "embed", "evaluate",
+    "generate", "generate_file", "load", "open_run", "save", "search", "stream", "summaries", "summarize", "system", "systems", "tag",
+    "text_scores", "tokenizer", "translate",
+]
 
 
 def __getattr__(name: str) -> Any:

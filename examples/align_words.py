@@ -21,7 +21,6 @@ import torch
 from polymodal.multimodal.region_pairs import PairSettings, RegionBatch, RegionReader, batch_of_pairs
 from polymodal.multimodal.transport import cosine_costs, ipot
 from polymodal.multimodal.uniter import UniterForPreTraining
-from polymodal.pipelines.data.dataset import DataSet
 
 SHADES = " .:-=+*#%@"
 SIDE, GAP, EACH_ROW = 120, 24, 6
@@ -33,7 +32,7 @@ def main(model: str, data: str, number: int, out: str = "") -> None:
     net: Any = polymodal.load(model)
     if not isinstance(net, UniterForPreTraining):
         raise SystemExit(f"{model} holds a {type(net).__name__}: expected a pretrained UNITER")
-    tokenizer, sample = polymodal.tokenizer(model), DataSet.open(data).read(number)
+    tokenizer, sample = polymodal.tokenizer(model), polymodal.DataSet.open(data).read(number)
     reader = RegionReader(tokenizer, PairSettings(), net.config.visual_feat_dim, 0, training=False)
     ids, regions = reader.caption(sample, np.random.default_rng(0)), reader.regions(sample)
     fields = batch_of_pairs([ids], [regions])

@@ -14,24 +14,15 @@ import sys
 from pathlib import Path
 
 import polymodal
-from polymodal.text.span import AnswerSettings, Found, Reader
-from polymodal.text.tasks import QuestionAnswering
 
 
-def main(source: str, folder: str, question: str, together: int = 8) -> None:
+def main(source: str, folder: str, question: str) -> None:
     """Print the best answer of each text, and how sure it is."""
-    model = polymodal.load(source)
-    if not isinstance(model, QuestionAnswering):
-        raise SystemExit(f"{source} was not fine-tuned to answer questions")
-    # a threshold lets the score of no answer come with the others; this one never chooses it
-    reader = Reader(model, polymodal.tokenizer(source), AnswerSettings(no_answer_threshold=math.inf))
     paths = sorted(path for path in Path(folder).glob("*.txt") if path.read_text(encoding="utf-8").strip())
-    found: list[tuple[float, str, Found]] = []
-    for begin in range(0, len(paths), together):
-        part = paths[begin:begin + together]
-        for path, answers in zip(part, reader.answer([(question, path.read_text(encoding="utf-8")) for path in part])):
-            none = next(answer.score for answer in answers if not answer.text)
-            found.append((answers[0].score - none, path.name, answers[0]))
+    # a threshold lets the score of no answer come with the others; this one never chooses it
+    answers = polymodal.answer(polymodal.load(source), question, [path.read_text(encoding="utf-8") for path in paths],
+                               no_answer_threshold=math.inf)
+    found = [(row[0].score - next(one.score for one in row if not one.text), path.name, row[0]) for path, row in zip(paths, answers)]
     for margin, name, best in sorted(found, key=lambda row: -row[0]):
         print(f"{margin:+.2f}  {name}: {best.text} (character {best.start})")
 

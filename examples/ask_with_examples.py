@@ -14,9 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from polymodal.pipelines.base.console import Console
-from polymodal.pipelines.evaluation.evaluate import OutputFiles, evaluate
-from polymodal.pipelines.evaluation.fewshot import FewShot
+import polymodal
 
 SHOTS = (0, 1, 4)
 
@@ -25,7 +23,7 @@ def main(model: str, questions: str) -> None:
     """Print the accuracy for each number of examples, and what the last number of them changed."""
     with tempfile.TemporaryDirectory() as folder:
         lines = Path(folder) / "asked.jsonl"
-        record = evaluate(FewShot(SHOTS), model, questions, output=OutputFiles(predictions=lines), console=Console(quiet=True))
+        record = polymodal.evaluate("fewshot", model, questions, shots=SHOTS, predictions=lines)
         asked = [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
     metrics = record["metrics"]
     for shots in SHOTS:

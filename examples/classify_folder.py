@@ -11,19 +11,21 @@ import sys
 from pathlib import Path
 
 import polymodal
-from polymodal.pipelines.base.console import Console
-from polymodal.pipelines.inference.pictures import classifier, classify, pictures
 
 PROMPTS = ("a photo of a {}.", "a drawing of a {}.")
 """The text features of the prompts are averaged; more of them help."""
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 
 
 def main(source: str, folder: str, labels: list[str]) -> None:
-    """Print the best label of each picture; one that cannot be read gets a warning."""
-    names = classifier(polymodal.load(source), source, labels, PROMPTS)
-    for found in classify(names, pictures([folder]), top=1, batch_size=32, console=Console()).found:
-        label, score = found.predictions[0]
-        print(f"{Path(found.image).name}: {label} ({score:.2f})")
+    """Print the best label of each picture that can be read."""
+    pictures = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in ENDINGS)
+    found = polymodal.classify(polymodal.load(source), pictures, labels=labels, templates=PROMPTS, top=1, on_bad="skip")
+    for path, best in zip(pictures, found):
+        if best:
+            print(f"{path.name}: {best[0][0]} ({best[0][1]:.2f})")
+        else:
+            print(f"{path.name}: cannot be read", file=sys.stderr)
 
 
 if __name__ == "__main__":

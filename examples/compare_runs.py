@@ -8,14 +8,13 @@ Both must have been logged after every update (`log.every=1`).
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
-from polymodal.pipelines.run.directory import open_run
+import polymodal
 
 
 def losses(directory: str) -> list[tuple[int, float]]:
     """(update, loss) of every line of a run's metrics."""
-    return [(row["update"], row["loss"]) for row in open_run(Path(directory)).metrics("train")]
+    return [(row["update"], row["loss"]) for row in polymodal.open_run(directory).metrics("train")]
 
 
 def main(one: str, other: str) -> float:
@@ -31,4 +30,6 @@ def main(one: str, other: str) -> float:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("usage: compare_runs.py RUN OTHER")
     main(*sys.argv[1:])

@@ -14,9 +14,7 @@ import sys
 
 import polymodal
 import torch
-from polymodal.pipelines.data.dataset import DataSet
 from polymodal.seq2seq.encoder_decoder import EncoderDecoderLM
-from polymodal.shared.errors import UserError
 
 LONGEST = 96
 """Tokens of a text and of a target; the rest is not read."""
@@ -25,9 +23,9 @@ LONGEST = 96
 @torch.no_grad()
 def main(model: str, data: str, limit: int | None = None) -> dict[str, dict[str, float]]:
     """Share, accuracy and nats of both kinds of tokens."""
-    net, tokenizer, pairs = polymodal.load(model), polymodal.tokenizer(model), DataSet.open(data)
+    net, tokenizer, pairs = polymodal.load(model), polymodal.tokenizer(model), polymodal.DataSet.open(data)
     if not isinstance(net, EncoderDecoderLM):
-        raise UserError(f"{model} holds a {type(net).__name__}: expected an encoder and a decoder (T5, BART)")
+        raise polymodal.UserError(f"{model} holds a {type(net).__name__}: expected an encoder and a decoder (T5, BART)")
     kinds = {"in the text": torch.zeros(3), "elsewhere": torch.zeros(3)}  # tokens, right ones, nats
     special = torch.tensor(sorted(tokenizer.special_ids))
     for number in range(min(len(pairs), limit or len(pairs))):
@@ -49,6 +47,6 @@ if __name__ == "__main__":
         sys.exit("usage: copied_tokens.py MODEL PAIRS [LIMIT]")
     try:
         print(json.dumps(main(sys.argv[1], sys.argv[2], int(sys.argv[3]) if len(sys.argv) == 4 else None)))
-    except UserError as error:
+    except polymodal.UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -83,9 +83,9 @@ def rows(packages: list[str], texts: bool) -> Iterator[dict[str, str]]:
 
 def pairs_of(sources: list[str]) -> list[tuple[str, str]]:
     """Pairs of packages, or of data sets that `polymodal pack --target-field summary` made."""
-    from polymodal.pipelines.data.dataset import DataSet
+    import polymodal
 
-    packed = [DataSet.open(s) for s in sources if (Path(s) / "index.json").is_file()]
+    packed = [polymodal.DataSet.open(s) for s in sources if (Path(s) / "index.json").is_file()]
     found = [(d.read(i).text(), d.read(i).target()) for d in packed for i in range(len(d))]
     packages = [s for s in sources if not (Path(s) / "index.json").is_file()]
     return found + [(row["text"], row["summary"]) for row in rows(packages, texts=False)]
@@ -97,13 +97,14 @@ def baseline(sources: list[str], blind: str | None = None) -> dict[str, float | 
     A summary is the first sentence of the body, or its first paragraph where it has none. With `blind` it is the same for all: that of
     the source `blind` which resembles its others most.
     """
-    from polymodal.pipelines.evaluation.scores import text_scores
+    import polymodal
 
     found = pairs_of(sources)
     heads = [body.partition("\n\n")[0] for body, _ in found]
     copied = [" ".join((FIRST.match(head) or [head])[0].split()) for head in heads]
     said = {} if blind is None else {"blind": typical([summary for _, summary in pairs_of([blind])])}
-    return {"pairs": len(found), **said, **text_scores([said["blind"]] * len(found) if said else copied, [summary for _, summary in found])}
+    written = [said["blind"]] * len(found) if said else copied
+    return {"pairs": len(found), **said, **polymodal.text_scores(written, [summary for _, summary in found])}
 
 
 def typical(summaries: list[str], most: int = 1000) -> str:

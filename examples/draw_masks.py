@@ -11,10 +11,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import polymodal
 import torch
-from polymodal.pipelines.cards.mask_figure import LENGTH, draw
 from polymodal.shared.attention.mask import Layout, Mask
 from torch import Tensor
+
+LENGTH = 16
+"""Keys of a figure."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ def page() -> str:
 
 def pages() -> dict[str, str]:
     """Every file that is drawn here: path below docs/ -> content."""
-    return {"masks.md": page(), **{f"masks/{f.name}.svg": draw(f.title, f.mask) for f in FIGURES}}
+    return {"masks.md": page(), **{f"masks/{f.name}.svg": polymodal.draw_mask(f.title, f.mask) for f in FIGURES}}
 
 
 def main(docs: Path) -> None:

@@ -14,7 +14,6 @@ import polymodal
 import torch
 from polymodal.multimodal.pairs import captions
 from polymodal.multimodal.region_pairs import PairScorer, PairSettings, RegionBatch, RegionReader, batch_of_pairs
-from polymodal.pipelines.data.dataset import DataSet
 
 
 @torch.no_grad()
@@ -23,7 +22,7 @@ def main(model: str, data: str, number: int) -> None:
     net = polymodal.load(model)
     if not isinstance(net, PairScorer):
         raise SystemExit(f"{model} holds a {type(net).__name__}: expected a UNIMO that scores pairs")
-    sample = DataSet.open(data).read(number)
+    sample = polymodal.DataSet.open(data).read(number)
     own, others = captions(sample)[0], sample.json().get("rewrites", {}).get("other", [])
     if not others:
         raise SystemExit(f"sample {number} has no rewrites: `polymodal relate` adds them")

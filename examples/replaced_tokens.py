@@ -12,10 +12,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import polymodal
 import torch
-from polymodal.pipelines.data.dataset import DataSet
-from polymodal.pipelines.data.held_out import chosen_samples, evaluation_batches, even_batches
-from polymodal.pipelines.run.directory import open_run
 from polymodal.text.electra import ordered_pairs
 
 
@@ -28,10 +26,8 @@ def auc(scores: torch.Tensor, positive: torch.Tensor) -> float:
 @torch.no_grad()
 def main(run: str, held: str) -> None:
     """Measure and print."""
-    system: Any = open_run(run).system().eval()
-    data = DataSet.open(held)
-    parts = even_batches(chosen_samples(len(data), seed=0), 16)
-    batches = list(evaluation_batches(data, system.objective, parts, seed=0))
+    system: Any = polymodal.open_run(run).system().eval()
+    batches = list(polymodal.batches(polymodal.DataSet.open(held), system.objective, 16))
     ids, fake, scores, loss, targets = [], [], [], 0.0, []
     for batch in batches:
         _, filled, replaced = system.fill(batch)

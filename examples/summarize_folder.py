@@ -13,15 +13,13 @@ import sys
 from pathlib import Path
 
 import polymodal
-from polymodal.pipelines.base.inputs import documents
-from polymodal.shared.errors import UserError
 
 
 def main(source: str, folder: str, out: str) -> None:
     """Write a line {"source", "text", "summary"} for each document."""
     if Path(out).exists():
-        raise UserError(f"{out} exists: give a new file")
-    found = documents([folder], warn=lambda line: print(line, file=sys.stderr))
+        raise polymodal.UserError(f"{out} exists: give a new file")
+    found = polymodal.documents([folder], warn=lambda line: print(line, file=sys.stderr))
     model, tokenizer = polymodal.load(source), polymodal.tokenizer(source)
     summaries = polymodal.summarize(model, [d.text for d in found], tokenizer=tokenizer)
     with Path(out).open("x", encoding="utf-8") as file:
@@ -35,6 +33,6 @@ if __name__ == "__main__":
         sys.exit("usage: summarize_folder.py MODEL FOLDER OUT.jsonl")
     try:
         main(*sys.argv[1:])
-    except UserError as error:
+    except polymodal.UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -11,13 +11,12 @@ import sys
 from pathlib import Path
 
 import polymodal
-from polymodal.pipelines.inference.summarize import summaries
 
 
 def main(source: str, path: str) -> None:
     """Print the summary of each piece of the text, and the summary of the whole."""
     model, tokenizer = polymodal.load(source), polymodal.tokenizer(source)
-    (found,) = summaries(model, [Path(path).read_text(encoding="utf-8")], tokenizer)
+    (found,) = polymodal.summaries(model, [Path(path).read_text(encoding="utf-8")], tokenizer)
     for number, pieces in enumerate(found.rounds, 1):
         for piece in pieces:
             print(f"round {number}, {len(piece.text.split())} words: {piece.summary}")

@@ -5,22 +5,14 @@ from __future__ import annotations
 import sys
 
 import polymodal
-from polymodal.text.entities import entities
-from polymodal.text.tag import Tagger
-from polymodal.text.tasks import TokenClassifier
 
 
 def main(source: str, texts: list[str]) -> None:
-    """Print the entities of each text; words are what stands between spaces."""
-    model = polymodal.load(source)
-    if not isinstance(model, TokenClassifier):
-        raise SystemExit(f"{source} was not fine-tuned to tag words")
-    tagger = Tagger(model, polymodal.tokenizer(source))
-    sentences = [text.split() for text in texts]
-    for words, tags in zip(sentences, tagger.answer(sentences)):
-        print(" ".join(words))
-        for kind, first, last in entities(tags):
-            print(f"  {kind}: {' '.join(words[first:last])}")
+    """Print the entities of each text."""
+    for found in polymodal.tag(polymodal.load(source), texts):
+        print(" ".join(found["words"]))
+        for entity in found.get("entities", ()):
+            print(f"  {entity['type']}: {entity['text']}")
 
 
 if __name__ == "__main__":

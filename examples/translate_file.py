@@ -12,15 +12,13 @@ import sys
 from pathlib import Path
 
 import polymodal
-from polymodal.pipelines.base.inputs import documents
-from polymodal.shared.errors import UserError
 
 
 def main(source: str, path: str, out: str, source_language: str = "", target_language: str = "") -> None:
     """Write the translation of each line."""
     if Path(out).exists():
-        raise UserError(f"{out} exists: give a new file")
-    lines = [d.text for d in documents([path], lines=True)]
+        raise polymodal.UserError(f"{out} exists: give a new file")
+    lines = [d.text for d in polymodal.documents([path], lines=True)]
     model, tokenizer = polymodal.load(source), polymodal.tokenizer(source)
     found = polymodal.translate(model, lines, tokenizer=tokenizer, source_language=source_language, target_language=target_language)
     with Path(out).open("x", encoding="utf-8") as file:
@@ -33,6 +31,6 @@ if __name__ == "__main__":
         sys.exit("usage: translate_file.py MODEL FILE OUT [SOURCE_LANGUAGE TARGET_LANGUAGE]")
     try:
         main(*sys.argv[1:])
-    except UserError as error:
+    except polymodal.UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

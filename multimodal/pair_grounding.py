@@ -180,9 +180,9 @@ class Grounder(Use[Phrase, np.ndarray, list[float]]):
     head = UniterForReferringExpressionComprehension
     method = "softmax over the regions"
 
-    def __init__(self, model: UniterForReferringExpressionComprehension, tokenizer: Tokenizer) -> None:
+    def __init__(self, model: UniterForReferringExpressionComprehension, tokenizer: Tokenizer, max_length: int | None = None) -> None:
         super().__init__(model, tokenizer)
-        settings = PairSettings(max_length=min(PairSettings.max_length, model.config.longest_input))
+        settings = PairSettings(max_length=min(max_length or PairSettings.max_length, model.config.longest_input))
         self._net = model
         self._reader = RegionReader(tokenizer, settings, model.config.visual_feat_dim, 0, training=False)
 

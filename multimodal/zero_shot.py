@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -49,16 +50,36 @@ PROMPTS_AT_A_TIME = 256
 
 
 def templates(chosen: Sequence[str]) -> list[Template]:
-    """Templates by name (`openai`, `simple`) or as text with `{}` where the class name goes; none: "a photo of a {}."."""
+    """Templates by name (`openai`, `simple`), as text with `{}` where the class name goes, or from a file with one a line.
+
+    None are "a photo of a {}.".
+    """
     found: list[Template] = []
     for text in chosen or (DEFAULT_TEMPLATE,):
         if text in ENSEMBLES:
             found.extend(_ensemble(text))
         elif "{}" in text:
             found.append(_Filled(text))
+        elif text.endswith(".txt") or Path(text).is_file():
+            found.extend(map(_Filled, _lines(Path(text))))
         else:
-            raise UserError(f"template {text!r} has no {{}} for the class name; expected such as {DEFAULT_TEMPLATE!r}, or "
-                            f"{' or '.join(ENSEMBLES)}")  # fmt: skip
+            raise UserError(f"template {text!r} has no {{}} for the class name; expected such as {DEFAULT_TEMPLATE!r}, "
+                            f"{' or '.join(ENSEMBLES)}, or a file with one a line")  # fmt: skip
+    return found
+
+
+def _lines(path: Path) -> list[str]:
+    """The templates of a file; blank lines are none."""
+    try:
+        lines = [line.removesuffix("\r") for line in path.read_text(encoding="utf-8-sig").split("\n")]
+    except (OSError, UnicodeDecodeError):
+        raise UserError(f"the templates {str(path)!r} cannot be read: expected a file of UTF-8 with one template a line") from None
+    for number, line in enumerate(lines, 1):
+        if line.strip() and "{}" not in line:
+            raise UserError(f"{path}, line {number} is {line[:60]!r}, which has no {{}} for the class name")
+    found = [line.strip() for line in lines if line.strip()]
+    if not found:
+        raise UserError(f"{path} holds no templates: expected one a line, such as {DEFAULT_TEMPLATE!r}")
     return found
 
 

@@ -1,17 +1,17 @@
 """Causal language models: what the decoders (GPT, GPT-2, GPT-3) have in common. Each token is predicted from those before it.
 
-A family brings its config, its blocks, its initialisation and its rules; the forward pass, what generating asks for, the data side and
-the loss are these. What of a text is a document, and that packed documents do not see each other, the families' files say.
+A family brings its config, its blocks, its initialisation and its rules; the forward pass and what generating asks for are these, the data
+side and the loss those of `text.next_token`. What of a text is a document, and that packed documents do not see each other, the families'
+files say.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,17 +22,14 @@ from ..shared.block import Block, FeedForward, LayerNorm
 from ..shared.config import Config
 from ..shared.convert import Ignore, Rename, Rule, Transpose, affine, layers
 from ..shared.decoder import DecoderInfo
-from ..shared.documents import documents, row_documents
 from ..shared.embed import TokenEmbedding, normal_
 from ..shared.errors import UserError
 from ..shared.family import Context, Task
 from ..shared.heads import LMHead
-from ..shared.loss import accuracy_sum, cross_entropy_sum, perplexity
-from ..shared.packed import PackedBatch, joined, side_by_side
-from ..shared.sample import Sample
 from ..shared.stack import Stack
-from ..shared.system import Objective, Preview, Step, System, Term
+from ..shared.system import Preview
 from ..shared.tokenizer import Tokenizer
+from ..text.next_token import CausalBatch, CausalObjective, CausalSettings, NextTokenSystem
 from .generation.generate import generate_ids
 from .generation.options import as_ids
 
@@ -207,107 +204,15 @@ class CausalLM(nn.Module):
         return self(input_ids, attention_mask, position_ids, cache=cache, last_only=True).logits[:, -1]
 
 
-# ------------------------------------------------------------------------------------------ the data side
-
-
-@dataclass(frozen=True)
-class CausalSettings:
-    """What of the objective can be set."""
-
-    max_length: int | None = None
-    """Tokens of a block; None takes the model's positions."""
-
-    def __post_init__(self) -> None:
-        """Check the range."""
-        if self.max_length is not None and self.max_length < 2:
-            raise UserError(f"max_length is {self.max_length}, expected at least 2 tokens")
-
-
-@dataclass(frozen=True, slots=True)
-class CausalExample:
-    """One block of a document: `ids` int64 [S + 1]; all but the last are read, all but the first predicted."""
-
-    ids: np.ndarray
-
-
-@dataclass(kw_only=True)
-class CausalBatch(PackedBatch):
-    """Packed blocks, T tokens."""
-
-    targets: Tensor
-    """[T]: the id that follows each token."""
-
-
-class CausalObjective(Objective[CausalExample]):
-    """Every token from those before it in its document."""
-
-    def __init__(self, tokenizer: Tokenizer, max_length: int) -> None:
-        """Make the data side for blocks of `max_length` tokens."""
-        self.tokenizer = tokenizer
-        self.max_length = max_length
-        self.end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-
-    def example(self, sample: Sample, rng: np.random.Generator) -> Iterator[CausalExample]:
-        """Yield the blocks of a document, or of each document of a row."""
-        found = False
-        for document in self._documents(sample):
-            for start in range(0, len(document) - 1, self.max_length):
-                found = True
-                yield CausalExample(document[start:start + self.max_length + 1])
-        if not found:
-            raise sample.bad("no document of two tokens or more")
-
-    def _documents(self, sample: Sample) -> list[np.ndarray]:
-        """The documents of a sample, each with the end-of-text token, where there is one.
-
-        A pre-tokenised row is taken as it is: `pack` ends each document, and not the pieces of one that fills several rows.
-        """
-        if sample.tokenized:
-            return row_documents(sample)
-        return [np.append(ids, self.end).astype(np.int64) for ids in documents(sample, self.tokenizer)]
-
-    def tokens_of(self, example: CausalExample) -> int:
-        """Those that are read."""
-        return len(example.ids) - 1
-
-    def collate(self, examples: list[CausalExample]) -> CausalBatch:
-        """Pack blocks side by side."""
-        packed = side_by_side([e.ids[:-1] for e in examples])
-        total = sum(packed.lengths)
-        return CausalBatch(
-            counts={"targets": total}, tokens=total, input_ids=packed.input_ids, position_ids=packed.position_ids, lengths=packed.lengths,
-            targets=joined([e.ids[1:] for e in examples])[0],
-        )  # fmt: skip
-
-    def describe(self, example: CausalExample) -> Preview:
-        """The block's tokens."""
-        return Preview((("input", self.tokenizer.show(example.ids[:-1])),
-                        ("predict", f"each token but the first, {len(example.ids) - 1} in all")))
-
-
 # ------------------------------------------------------------------------------------------ the loss side
 
 
-class CausalSystem(System[CausalLM, CausalObjective]):
+class CausalSystem(NextTokenSystem[CausalLM]):
     """The pretraining of a causal language model: the next token."""
 
-    def forward(self, batch: CausalBatch, carry: Any = None) -> Step:
-        """Cross-entropy of the next token, summed."""
-        hidden = self.net.trunk(batch.input_ids, None, batch.position_ids, lengths=batch.lengths).last_hidden_state[0]  # [T, D]
-        if self.training:
-            return Step({"lm": Term(self.net.head.loss(hidden, batch.targets), "targets", labels=batch.targets)})
-        logits = self.net.head(hidden)
-        step = Step({"lm": Term(cross_entropy_sum(logits, batch.targets), "targets", labels=batch.targets)})
-        step.metrics["accuracy"] = (accuracy_sum(logits, batch.targets), len(batch.targets))
-        return step
-
-    def measured(self) -> tuple[str, ...]:
-        """See `System.measured`."""
-        return "lm", "lm_chance", "accuracy", "perplexity"
-
-    def derive(self, means: Mapping[str, float]) -> dict[str, float]:
-        """Perplexity."""
-        return {"perplexity": perplexity(means["lm"])} if "lm" in means else {}
+    def read(self, batch: CausalBatch) -> Tensor:
+        """See `NextTokenSystem.read`."""
+        return self.net.trunk(batch.input_ids, None, batch.position_ids, lengths=batch.lengths).last_hidden_state[0]
 
     @torch.no_grad()
     def preview(self, batch: CausalBatch, limit: int = 4) -> list[Preview]:

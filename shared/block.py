@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -177,6 +177,9 @@ class Block(nn.Module):
         drop_path: probability of leaving a part out; see `Residual`.
         cross: attention to an encoder's output, between the two.
     """
+
+    runs_whole: ClassVar[bool] = True
+    """Whether a layer runs by a call of this module; where its parts run one by one, what gathers weights around a call leaves it alone."""
 
     def __init__(
         self,

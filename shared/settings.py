@@ -26,7 +26,8 @@ def build_settings(cls: type[T], mapping: Mapping[str, Any], what: str) -> T:
 
     Args:
         cls: a dataclass; fields may be bool, int, float, str, Literal, unions, lists, tuples, mappings or dataclasses.
-        mapping: field name -> value; fields left out keep their defaults.
+        mapping: field name -> value; fields left out keep their defaults. Of a field that is a dataclass, a mapping changes what it names
+            and leaves the rest of the field's default as it is.
         what: what is being read, such as ``recipe bert-tiny``; it starts the message.
     """
     instance, problems = check_settings(cls, mapping)
@@ -56,6 +57,8 @@ def check_settings(cls: type[T], mapping: Mapping[str, Any], path: str = "") -> 
         if key not in known:
             problems.append(unknown_key(key, known, path))
             continue
+        if isinstance(value, Mapping):
+            value = _over_default(known[key], cast("Mapping[str, Any]", value))
         try:
             values[key] = _convert(value, hints[key], place)
         except _Problems as found:
@@ -88,6 +91,17 @@ class _Problems(Exception):
 
 def _has_default(f: Field[Any]) -> bool:
     return f.default is not MISSING or f.default_factory is not MISSING
+
+
+def _over_default(f: Field[Any], value: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a mapping says over the field's own default, where that is a dataclass: what it does not name stays as it is."""
+    default = f.default_factory() if f.default_factory is not MISSING else f.default
+    if not is_dataclass(default) or isinstance(default, type):
+        return value
+    own = {g.name: g for g in fields(default) if g.init}
+    if not set(value) <= set(own):  # of another alternative of a union, or misspelt, which is told elsewhere
+        return value
+    return {**{name: getattr(default, name) for name in own}, **value}
 
 
 def _spell(hint: Any) -> str:

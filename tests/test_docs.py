@@ -118,7 +118,7 @@ def test_mask_figures_are_up_to_date_and_show_what_their_code_says() -> None:
     for figure in draw.FIGURES:
         mask = eval(figure.code, names)
         said = mask.dense(1, draw.LENGTH - mask.offset, draw.LENGTH, torch.device("cpu"))
-        drawn = re.findall(r'<rect x="(\d+)" y="(\d+)"', draw.draw(figure.title, figure.mask))
+        drawn = re.findall(r'<rect x="(\d+)" y="(\d+)"', draw.polymodal.draw_mask(figure.title, figure.mask))
         places = {((int(y) - EDGE) // CELL, (int(x) - EDGE) // CELL) for x, y in drawn}
         assert places == {(q, k) for q, k in said[0, 0].nonzero().tolist()}, figure.name
 

@@ -32,12 +32,13 @@ ROOMS = {
     "train": "base data run model",
     "inference": "base data crew run model",
     "evaluation": "base data run model train inference",
+    "serving": "base model inference",
     "plan": "base data run model train",
     "inspection": "base data run model train",
     "launch": "base data run",
     "regions": "base data crew pack model",
     "bench": "base data crew pack run model train",
-    "commands": "base data crew run pack model recipes train inference regions evaluation plan inspection launch bench demo",
+    "commands": "base data crew run pack model recipes train inference regions evaluation plan inspection launch bench demo serving",
     "demo": "base data run inspection",
     "cards": "base run model commands recipes",
 }
@@ -174,6 +175,30 @@ def test_packages_list_equals_the_tree() -> None:
     tree = {"polymodal", *(".".join(("polymodal", *f.relative_to(ROOT).parts)) for f in folders)}
     assert listed == tree
     assert all((f / "__init__.py").exists() for f in folders)
+
+
+INSIDE = {"align_words", "bag_of_characters", "copied_tokens", "draw_masks", "four_masks", "rank_rewrites", "replaced_tokens"}
+"""Examples that look inside a network, or write one: they import what systems are built from, too."""
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.stem)
+def test_examples_import_nothing_internal(path: Path) -> None:
+    """All that is done with data, runs and networks is offered by `polymodal` itself."""
+    import polymodal
+
+    used = {node.attr for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "polymodal"}
+    assert used <= set(polymodal.__all__), f"{path.name} uses {sorted(used - set(polymodal.__all__))}, which polymodal does not offer"
+    inner = {name.split(".")[0] for name in imported(path)} - {"polymodal"}
+    allowed = {"shared", *FAMILIES} if path.stem in INSIDE else set[str]()
+    assert inner <= allowed, f"{path.name} imports {sorted(inner - allowed)}: offer what it needs in polymodal's __init__.py"
+
+
+def test_what_is_offered_is_there() -> None:
+    import polymodal
+
+    assert all(getattr(polymodal, name) for name in polymodal.__all__)
+    assert set(dir(polymodal)) == set(polymodal.__all__)
 
 
 def test_nothing_executes_data() -> None:

@@ -30,6 +30,13 @@ def character_ids(words: Sequence[str], length: int) -> np.ndarray:
     return found
 
 
+def different_words(sentences: Sequence[Sequence[str]], length: int) -> tuple[list[str], dict[str, Tensor]]:
+    """The different words of sentences, their `characters` int16 [U, length], and which of them each word is: `words` [T]."""
+    places: dict[str, int] = {}
+    words = [places.setdefault(word, len(places)) for words in sentences for word in words]
+    return list(places), {"characters": torch.from_numpy(character_ids(list(places), length)), "words": torch.tensor(words)}
+
+
 def end_ids(length: int) -> np.ndarray:
     """The begin and the end of a sentence as words, int16 [2, length]."""
     found = np.full((2, length), FILLING, dtype=np.int16)
@@ -66,21 +73,22 @@ class CharacterCNN(nn.Module):
     Args:
         filters: (width, count) of each convolution.
         embedding_size: width of a character's vector.
-        output_size: D.
+        output_size: D; None: there is no projection, and D is the number of convolutions.
         num_highway_layers: layers between the maxima and the projection.
         activation: of the maxima and of the highway layers.
     """
 
     no_decay = ("embed.weight",)
 
-    def __init__(self, filters: Sequence[tuple[int, int]], embedding_size: int, output_size: int, *, num_highway_layers: int = 2,
+    def __init__(self, filters: Sequence[tuple[int, int]], embedding_size: int, output_size: int | None, *, num_highway_layers: int = 2,
                  activation: str = "relu") -> None:
         super().__init__()
         self.embed = nn.Embedding(ALPHABET, embedding_size)
         self.convolutions = nn.ModuleList(nn.Conv1d(embedding_size, count, width) for width, count in filters)
         total = sum(count for _, count in filters)
         self.highways = nn.ModuleList(Highway(total, activation) for _ in range(num_highway_layers))
-        self.projection = nn.Linear(total, output_size)
+        self.output_size = total if output_size is None else output_size
+        self.projection = nn.Identity() if output_size is None else nn.Linear(total, output_size)
         self.activation = activation_called(activation)
         self.widest = max(width for width, _ in filters)
         self.reset()
@@ -92,8 +100,9 @@ class CharacterCNN(nn.Module):
             assert isinstance(part, nn.Conv1d) and part.bias is not None
             nn.init.uniform_(part.weight, -0.05, 0.05)
             nn.init.zeros_(part.bias)
-        nn.init.normal_(self.projection.weight, std=self.projection.in_features**-0.5)
-        nn.init.zeros_(self.projection.bias)
+        if isinstance(self.projection, nn.Linear):
+            nn.init.normal_(self.projection.weight, std=self.projection.in_features**-0.5)
+            nn.init.zeros_(self.projection.bias)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Map the characters of words [N, length] to vectors [N, D].

@@ -98,7 +98,7 @@ class LSTM(nn.Module):
         return like.new_zeros(rows, self.hidden_size), like.new_zeros(rows, self.cell_size)
 
     def forward(self, x: Tensor, steps: Steps, state: State | None = None) -> tuple[Tensor, State]:
-        """The states [T, D] of tokens [T, input], both in the order of the steps, and the state after each row's last token, detached.
+        """The states [T, D] of tokens [T, input], both in the order of the steps, and the state after each row's last token.
 
         Args:
             x: what is read.
@@ -115,15 +115,15 @@ class LSTM(nn.Module):
         with torch.autocast(device, enabled=False):
             out, cells = _Scan.apply(x.to(kind), self.input_linearity.weight.to(kind), self.state_linearity.weight.to(kind), bias.to(wide),
                                      None if projection is None else projection.weight.to(kind), h, c, steps.sizes, self.limits)  # type: ignore[misc]
-        before = before[0].detach().to(wide), before[1].detach().to(wide)
+        before = before[0].to(wide), before[1].to(wide)
         if not steps.sizes:
             return out, before
-        h, c = (torch.where(steps.empty, b, a.detach().index_select(0, steps.last)) for b, a in zip(before, (out, cells)))
+        h, c = (torch.where(steps.empty, b, a.index_select(0, steps.last)) for b, a in zip(before, (out, cells)))
         return out, (h, c)
 
 
 class _Scan(torch.autograd.Function):
-    """x [T, in] -> h [T, D] and c [T, C]; c has no gradient. Products in the type of x, all else in fp32 at least."""
+    """x [T, in] -> h [T, D] and c [T, C]. Products in the type of x, all else in fp32 at least."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, w_in: Tensor, w_state: Tensor, bias: Tensor, w_out: Tensor | None, h: Tensor, c: Tensor,
@@ -162,7 +162,7 @@ class _Scan(torch.autograd.Function):
             h, c, begin = state, cell, begin + n
         ctx.save_for_backward(x, w_in, w_state, w_out, gates, cells, tanhs, out)
         ctx.sizes, ctx.limits = sizes, limits
-        ctx.mark_non_differentiable(cells)
+        ctx.set_materialize_grads(False)
         return out, cells
 
     @staticmethod
@@ -170,7 +170,7 @@ class _Scan(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         x, w_in, w_state, w_out, gates, cells, tanhs, out = ctx.saved_tensors
         sizes, limits, width = ctx.sizes, ctx.limits, cells.shape[1]
-        d_gates, d_out, d_h, d_c = torch.empty_like(gates), grads[0].clone(), torch.zeros_like(ctx.h), torch.zeros_like(ctx.c)
+        d_gates, d_out, d_h, d_c = torch.empty_like(gates), _cloned(grads[0], out), torch.zeros_like(ctx.h), torch.zeros_like(ctx.c)
         end = len(x)
         for step in reversed(range(len(sizes))):
             n = sizes[step]
@@ -186,6 +186,8 @@ class _Scan(torch.autograd.Function):
             d_read = d_state.clone() if w_out is None else torch.mm(d_state.to(x.dtype), w_out).to(gates.dtype)
             _sigmoid_(d_o, d_read * tanh, o)
             d_cell.add_(torch.ops.aten.tanh_backward(d_read.mul_(o), tanh))
+            if grads[1] is not None:
+                d_cell.add_(grads[1][here])
             if limits[0]:
                 d_cell.mul_(cell.abs() < limits[0])
             _sigmoid_(d_i, d_cell * g, i)
@@ -200,6 +202,11 @@ class _Scan(torch.autograd.Function):
         states = torch.cat(read).to(x.dtype) if read else out.to(x.dtype)
         return (torch.mm(narrow, w_in), torch.mm(narrow.T, x), torch.mm(narrow.T, states), d_gates.sum(0),
                 None if w_out is None else torch.mm(d_out.to(x.dtype).T, (gates[:, 3 * width:] * tanhs).to(x.dtype)), d_h, d_c, None, None)
+
+
+def _cloned(grad: Tensor | None, like: Tensor) -> Tensor:
+    """A gradient that may be changed; None is that of nobody who reads `like`."""
+    return torch.zeros_like(like) if grad is None else grad.clone()
 
 
 def _sigmoid_(result: Tensor, grad: Tensor, value: Tensor) -> None:
@@ -225,10 +232,16 @@ class BiLSTM(nn.Module):
 
     def forward(self, x: Tensor, lengths: Sequence[int]) -> Tensor:
         """Map texts [T, input] that lie one after the other to states [T, 2 H]."""
+        return self.layers(x, lengths)[-1][0]
+
+    def layers(self, x: Tensor, lengths: Sequence[int]) -> list[tuple[Tensor, State]]:
+        """Each layer's states [T, 2 H], and its h and c of both directions behind their last tokens, [B, 2 H] each."""
+        found: list[tuple[Tensor, State]] = []
         ahead, back = (Steps.of(lengths, x.device, backwards=backwards) for backwards in (False, True))
         for one, other in zip(self.forwards, self.backwards, strict=True):
             x = self.dropout(x)
-            parts = [layer(x.index_select(0, steps.order), steps)[0].index_select(0, steps.places)
-                     for layer, steps in ((one, ahead), (other, back))]
-            x = torch.cat(parts, -1)
-        return x
+            ways = [(layer(x.index_select(0, steps.order), steps), steps) for layer, steps in ((one, ahead), (other, back))]
+            x = torch.cat([states.index_select(0, steps.places) for (states, _), steps in ways], -1)
+            ends = [torch.cat(pair, -1) for pair in zip(*(last for (_, last), _ in ways), strict=True)]
+            found.append((x, (ends[0], ends[1])))
+        return found

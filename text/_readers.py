@@ -1,7 +1,8 @@
 """Words as any network of the library reads them: its layers at each word, which a task mixes (`ScalarMix`).
 
 A reader is the data side of that: it makes tensors of words, in the loader's workers. A network that reads characters (ELMo) gives a
-vector of each word; one that reads tokens gives that of a word's first token, as BERT's tasks have it (Devlin et al., 2018, section 5.3).
+vector of each word; one that reads tokens gives that of a word's first token, as BERT's tasks have it (Devlin et al., 2018, section 5.3);
+word vectors (word2vec, GloVe, NNLM) are one layer, which is the same in every sentence.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from ..shared.errors import UserError
 from ..shared.system import Companion
 from ..shared.tokenizer import Tokenizer
 from ..shared.tokenizer.styles import FIRST
-from ._characters import character_ids
+from ._characters import different_words
 from .elmo import Elmo
+from .word_vectors import HasWordVectors
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 
@@ -91,9 +93,7 @@ class CharacterReader(Reader):
 
     def collate(self, sentences: Sequence[Sequence[str]]) -> dict[str, Tensor]:
         """The characters of the different words, and which each word is."""
-        places: dict[str, int] = {}
-        words = [places.setdefault(word, len(places)) for words in sentences for word in words]
-        return {"characters": torch.from_numpy(character_ids(list(places), self.characters_per_token)), "words": torch.tensor(words)}
+        return different_words(sentences, self.characters_per_token)[1]
 
     def states(self, trunk: Any, inputs: dict[str, Tensor], lengths: Sequence[int]) -> list[Tensor]:
         """See `Reader`."""
@@ -142,6 +142,27 @@ class TokenReader(Reader):
         return [state.flatten(0, 1).index_select(0, inputs["places"]) for state in out.hidden_states]
 
 
+class WordReader(Reader):
+    """Vectors of words: of each as it is spelt, else of the same in lower case; zeros of one that is not known."""
+
+    def __init__(self, net: HasWordVectors, tokenizer: Tokenizer) -> None:
+        rows, self.width = net.word_vectors().shape
+        self.layers, self.tokenizer = 1, tokenizer.fitting(rows)
+        self.special = frozenset({*tokenizer.special_ids, *net.special_tokens})
+
+    def collate(self, sentences: Sequence[Sequence[str]]) -> dict[str, Tensor]:
+        """The row of each word, [T]; -1 of unknown ones."""
+        words = [word for sentence in sentences for word in sentence]
+        spelt = self.tokenizer.encode_batch([*words, *(word.lower() for word in words)], add_special_tokens=False)
+        rows = [row[0] if len(row) == 1 and row[0] not in self.special else -1 for row in spelt]
+        return {"rows": torch.tensor([lower if row < 0 else row for row, lower in zip(rows, rows[len(words):])])}
+
+    def states(self, trunk: Any, inputs: dict[str, Tensor], lengths: Sequence[int]) -> list[Tensor]:
+        """See `Reader`."""
+        rows = inputs["rows"]
+        return [trunk.word_vectors().index_select(0, rows.clamp(min=0)) * (rows >= 0)[:, None]]
+
+
 def trunk_of(net: Any) -> Any:
     """The part of a network that makes states."""
     return getattr(net, "trunk", net)
@@ -158,7 +179,7 @@ def reader_of(source: Source) -> Reader:
     if source.tokenizer is None:
         raise UserError(f"the {type(source.net).__name__} lies without a tokenizer, by which it would read words: put the files of its "
                         "tokenizer beside it")
-    return TokenReader(trunk, source.tokenizer)
+    return WordReader(trunk, source.tokenizer) if isinstance(trunk, HasWordVectors) else TokenReader(trunk, source.tokenizer)
 
 
 class Trained:
@@ -172,6 +193,11 @@ class Trained:
             parameter.requires_grad_(True)
         if getattr(trunk, "pooler", None) is not None:  # no word reads it
             trunk.pooler.requires_grad_(False)
+        if isinstance(trunk, HasWordVectors):  # the rest of it made them
+            given = list(self.net.parameters())
+            read = torch.autograd.grad(trunk.word_vectors().sum(), given, allow_unused=True)
+            for parameter, gradient in zip(given, read, strict=True):
+                parameter.requires_grad_(gradient is not None)
 
     @property
     def tokenizer(self) -> Tokenizer | None:

@@ -126,9 +126,9 @@ class Chooser(Use[Question, int, list[float]]):
     head = MultipleChoice
     method = "softmax over the choices"
 
-    def __init__(self, model: MultipleChoice, tokenizer: Tokenizer) -> None:
+    def __init__(self, model: MultipleChoice, tokenizer: Tokenizer, max_length: int | None = None) -> None:
         super().__init__(model, tokenizer)
-        vocabulary, length = fitting(tokenizer, model.config)
+        vocabulary, length = fitting(tokenizer, model.config, max_length)
         self._net = model
         self._objective = ChoiceObjective(vocabulary, "choosing", length, model.config.type_vocab_size, model.config.summary_token)
 

@@ -145,12 +145,14 @@ class TextClassifier:
         model: in eval mode.
         tokenizer: the model's; None where that reads texts without one.
         speed: for a model from which texts can leave early, see `EarlyExit`.
+        max_length: tokens of a text or pair, such as those that the model was fine-tuned with; None takes its positions.
 
     Raises:
         UserError: `speed` is for another model, or out of its range.
     """
 
-    def __init__(self, model: SequenceClassifier, tokenizer: Tokenizer | None, speed: float | None = None) -> None:
+    def __init__(self, model: SequenceClassifier, tokenizer: Tokenizer | None, speed: float | None = None,
+                 max_length: int | None = None) -> None:
         self.model = model
         if speed is not None:
             if not isinstance(model, EarlyExit):
@@ -158,7 +160,8 @@ class TextClassifier:
                                 f"{type(model).__name__}: leave it out")
             model.hurry(speed)
         self.labels = class_names(model.config)
-        self._objective = None if tokenizer is None or isinstance(model, TextReader) else objective_of(model.config, tokenizer)
+        self._objective = None if tokenizer is None or isinstance(model, TextReader) else objective_of(
+            model.config, tokenizer, TaskSettings(max_length))
 
     @torch.no_grad()
     def probabilities(self, texts: Sequence[tuple[str, str | None]]) -> Tensor:

@@ -162,7 +162,7 @@ class Direction(nn.Module):
             x, state = layer(read, steps, None if states is None else states[number])
             x = x + read if number and self.skips else x
             found.append(x.index_select(0, steps.places))
-            left.append(state)
+            left.append((state[0].detach(), state[1].detach()))
         return found, left
 
 
@@ -202,6 +202,19 @@ class Elmo(nn.Module):
             lengths: words of each sentence, at least one; their sum is T.
             words: which of the different words each is, [T].
         """
+        x, inside, framed = self._between_ends(characters, lengths, words)
+        both = [direction(x, Steps.of(framed, x.device, backwards=backwards))[0]
+                for direction, backwards in ((self.forwards, False), (self.backwards, True))]
+        return [torch.cat(pair, -1).index_select(0, inside) for pair in ((x, x), *zip(*both, strict=True))]
+
+    def one_direction(self, characters: Tensor, lengths: Sequence[int], words: Tensor | None = None, *, backwards: bool) -> Tensor:
+        """The highest layer of one language model alone, [T, D]; arguments as in `states`."""
+        x, inside, framed = self._between_ends(characters, lengths, words)
+        direction = self.backwards if backwards else self.forwards
+        return direction(x, Steps.of(framed, x.device, backwards=backwards))[0][-1].index_select(0, inside)
+
+    def _between_ends(self, characters: Tensor, lengths: Sequence[int], words: Tensor | None) -> tuple[Tensor, Tensor, list[int]]:
+        """Vectors of sentences with their ends, [T + 2 B, D], where the words are, [T], and how long each sentence is then."""
         device = characters.device
         ends = torch.from_numpy(end_ids(self.config.max_characters_per_token)).to(device, characters.dtype, non_blocking=True)
         vectors = self.embed(torch.cat([ends, characters]))
@@ -212,11 +225,7 @@ class Elmo(nn.Module):
         index = torch.ones(count + 2 * len(lengths), dtype=torch.long, device=device)  # 1 is an end
         index[torch.from_numpy(np.cumsum([0, *(n + 2 for n in lengths[:-1])])).to(device, non_blocking=True)] = 0
         index[inside] = words + 2
-        x = vectors.index_select(0, index)
-        framed = [n + 2 for n in lengths]
-        both = [direction(x, Steps.of(framed, device, backwards=backwards))[0]
-                for direction, backwards in ((self.forwards, False), (self.backwards, True))]
-        return [torch.cat(pair, -1).index_select(0, inside) for pair in ((x, x), *zip(*both, strict=True))]
+        return vectors.index_select(0, index), inside, [n + 2 for n in lengths]
 
 
 class ElmoForLanguageModeling(nn.Module):
@@ -256,6 +265,13 @@ class ElmoSettings:
             raise UserError(f"max_length is {self.max_length}, expected at least 2 words")
 
 
+def need_whole_words(tokenizer: Tokenizer, system: str) -> None:
+    """Refuse a vocabulary of pieces of words."""
+    if not tokenizer.whole_words(np.arange(tokenizer.vocab_size)).all():
+        raise UserError(f"{system} reads words, and this tokenizer has pieces of words: train one with "
+                        f"`polymodal tokenizer train --for {system.lower()}` (--kind word)")
+
+
 @dataclass(frozen=True, slots=True)
 class WordsExample:
     """One row: ids int64 [S]."""
@@ -291,9 +307,7 @@ class WordsObjective(Objective[WordsExample]):
     def __init__(self, tokenizer: Tokenizer, config: ElmoConfig, settings: ElmoSettings) -> None:
         """Make the data side."""
         tokenizer.need("ELMo", "eos")
-        if not tokenizer.whole_words(np.arange(tokenizer.vocab_size)).all():
-            raise UserError("ELMo reads words, and this tokenizer has pieces of words: train one with "
-                            "`polymodal tokenizer train --for elmo` (--kind word)")
+        need_whole_words(tokenizer, "ELMo")
         self.tokenizer = tokenizer
         self.eos, self.bos = config.eos_token_id, config.eos_token_id if config.bos_token_id is None else config.bos_token_id
         self.characters_per_token = config.max_characters_per_token

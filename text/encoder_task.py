@@ -175,6 +175,7 @@ class Use(ABC, Generic[InputT, TruthT, AnswerT]):
     Args:
         model: in eval mode, with the task's head.
         tokenizer: the model's; None where that reads text without one.
+        max_length: tokens of a text, such as those that it was fine-tuned with; None takes the model's positions.
     """
 
     task: ClassVar[str]
@@ -186,7 +187,7 @@ class Use(ABC, Generic[InputT, TruthT, AnswerT]):
     method: str
     """How it is measured, in a few words."""
 
-    def __init__(self, model: nn.Module, tokenizer: Tokenizer | None) -> None:
+    def __init__(self, model: nn.Module, tokenizer: Tokenizer | None, max_length: int | None = None) -> None:
         self.model = model
 
     @classmethod

@@ -13,7 +13,8 @@ task's own words and characters: what is measured is what the features know.
 
 Deviations, each with its reason:
 * No penalty on the weights of the mix: `optim.weight_decay` is for matrices.
-* A network over tokens gives a word's first token (Devlin et al., 2018, section 5.3); ELMo reads the word.
+* A network over tokens gives a word's first token (Devlin et al., 2018, section 5.3); ELMo reads the word. Word vectors (word2vec, GloVe,
+  NNLM) are one layer; a word that they do not know is zeros.
 * A sentence that is longer than the trained network reads is refused as a bad sample, not cut.
 """
 
@@ -47,7 +48,8 @@ from .tag import entity_metrics, tag_number
 from .tasks import WordTagger
 
 MODEL_TYPE = "features"
-SOURCES = ("elmo", "bert", "roberta", "albert", "electra", "macbert", "ernie", "spanbert", "gpt", "gpt2", "gpt3")
+SOURCES = ("elmo", "bert", "roberta", "albert", "electra", "macbert", "ernie", "spanbert", "gpt", "gpt2", "gpt3", "word2vec", "glove",
+           "nnlm", "cove")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,8 +309,11 @@ def system_of(net: TaggerBeside, context: Context, name: str, tuned: bool = Fals
     """The system of a tagger, with the networks that it reads."""
     found = {each: companion for each in net.reads if (companion := context.companion(each, name)) is not None}
     readers = {each: net.reader(each, companion) for each, companion in found.items()}
-    objective = SentenceObjective(readers, class_names(net.config), net.own_reader(context.tokenizer))
-    return SentenceSystem(net, objective, found, tuned=tuned)
+
+    def objective(tokenizer: Tokenizer | None) -> SentenceObjective:
+        return SentenceObjective(readers, class_names(net.config), net.own_reader(tokenizer))
+
+    return SentenceSystem(net, context.objective(name, objective) if net.needs_tokenizer else objective(None), found, tuned=tuned)
 
 
 def create_classifier(config: FeaturesConfig, settings: FeatureSettings, context: Context) -> TextSystem:

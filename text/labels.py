@@ -155,9 +155,10 @@ class Labeller(Use[Text, np.ndarray, np.ndarray]):
     head = SequenceClassifier
     method = "a probability for each label"
 
-    def __init__(self, model: SequenceClassifier, tokenizer: Tokenizer, labels: tuple[str, ...] | None = None) -> None:
+    def __init__(self, model: SequenceClassifier, tokenizer: Tokenizer, max_length: int | None = None,
+                 labels: tuple[str, ...] | None = None) -> None:
         super().__init__(model, tokenizer)
-        vocabulary, length = fitting(tokenizer, model.config)
+        vocabulary, length = fitting(tokenizer, model.config, max_length)
         self.labels = labels or class_names(model.config)
         self._objective = LabelsObjective(vocabulary, self.labels, length, model.config.type_vocab_size, model.config.summary_token)
 

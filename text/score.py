@@ -125,9 +125,9 @@ class Scorer(Use[Text, float, float]):
     head = SequenceClassifier
     method = "one number"
 
-    def __init__(self, model: SequenceClassifier, tokenizer: Tokenizer) -> None:
+    def __init__(self, model: SequenceClassifier, tokenizer: Tokenizer, max_length: int | None = None) -> None:
         super().__init__(model, tokenizer)
-        vocabulary, length = fitting(tokenizer, model.config)
+        vocabulary, length = fitting(tokenizer, model.config, max_length)
         self._objective = ScoreObjective(vocabulary, "scoring", length, model.config.type_vocab_size, model.config.summary_token)
 
     @classmethod

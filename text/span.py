@@ -217,10 +217,11 @@ class Reader(Use[tuple[str, str], list[Answer], list[Found]]):
     head = QuestionAnswering
     method = "best span of all windows"
 
-    def __init__(self, model: QuestionAnswering, tokenizer: Tokenizer, settings: AnswerSettings | None = None) -> None:
+    def __init__(self, model: QuestionAnswering, tokenizer: Tokenizer, settings: AnswerSettings | None = None,
+                 max_length: int | None = None) -> None:
         super().__init__(model, tokenizer)
         self._net, self.settings = model, settings or AnswerSettings()
-        self._objective = SpanObjective(tokenizer, model.config, None, self.settings.stride)
+        self._objective = SpanObjective(tokenizer, model.config, max_length, self.settings.stride)
 
     def labelled(self, sample: Sample) -> tuple[tuple[str, str], list[Answer]]:
         """The question and the text, and the answers."""

@@ -173,7 +173,7 @@ class Tagger(Use[Sequence[str], list[str], list[str]]):
     head = TokenClassifier
     method: str = "first token of each word"
 
-    def __init__(self, model: TokenClassifier, tokenizer: Tokenizer | None) -> None:
+    def __init__(self, model: TokenClassifier, tokenizer: Tokenizer | None, max_length: int | None = None) -> None:
         super().__init__(model, tokenizer)
         self.labels = class_names(model.config)
         self.with_entities = are_entities(self.labels)
@@ -183,7 +183,7 @@ class Tagger(Use[Sequence[str], list[str], list[str]]):
             self.method = "its words"
             return
         assert tokenizer is not None
-        vocabulary, length = fitting(tokenizer, model.config)
+        vocabulary, length = fitting(tokenizer, model.config, max_length)
         self._objective = TagObjective(vocabulary, self.labels, length, model.config.type_vocab_size, model.config.summary_token)
 
     def labelled(self, sample: Sample) -> tuple[Sequence[str], list[str]]:

@@ -81,12 +81,12 @@ def init_head(module: nn.Linear, std: float) -> None:
 class _Task(nn.Module):
     """A trunk, dropout and one linear map."""
 
-    def __init__(self, trunk: nn.Module, config: TaskConfig, classes: int, dropout: float) -> None:
+    def __init__(self, trunk: nn.Module, config: TaskConfig, classes: int, dropout: float, width: int | None = None) -> None:
         super().__init__()
         self.config = config
         self.trunk = trunk
         self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(config.hidden_size, classes)
+        self.classifier = nn.Linear(width or config.hidden_size, classes)
         init_head(self.classifier, config.initializer_range)
 
 
@@ -189,13 +189,14 @@ class DenseHead(nn.Module):
         config: the trunk's.
         activation: behind the dense layer.
         drops_first: whether there is dropout before the dense layer, too (DistilBERT has none).
+        width: of the states; by default the config's D.
     """
 
-    def __init__(self, config: TaskConfig, activation: str, *, drops_first: bool = True) -> None:
+    def __init__(self, config: TaskConfig, activation: str, *, drops_first: bool = True, width: int | None = None) -> None:
         super().__init__()
         self.dropout = nn.Dropout(_dropout(config))
         self.drops_first = drops_first
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dense = nn.Linear(width or config.hidden_size, config.hidden_size)
         self.activation = activation_called(activation)
         self.out = nn.Linear(config.hidden_size, config.num_labels)
         normal_(self, config.initializer_range)
@@ -213,13 +214,15 @@ class DenseClassification(SequenceClassifier):
         config: the trunk's.
         activation: of the head.
         drops_first: see `DenseHead`.
+        width: see there.
     """
 
-    def __init__(self, trunk: nn.Module, config: TaskConfig, activation: str, *, drops_first: bool = True) -> None:
+    def __init__(self, trunk: nn.Module, config: TaskConfig, activation: str, *, drops_first: bool = True,
+                 width: int | None = None) -> None:
         super().__init__()
         self.config = config
         self.trunk = trunk
-        self.head = DenseHead(config, activation, drops_first=drops_first)
+        self.head = DenseHead(config, activation, drops_first=drops_first, width=width)
 
     def forward(
         self,
@@ -269,10 +272,10 @@ class TokenClassification(_Task, TokenClassifier):
 
 
 class QuestionAnswering(_Task):
-    """Start and end of the answer within the input. By default no dropout before the head."""
+    """Start and end of the answer within the input. By default no dropout before the head, and states of width D (`width`)."""
 
-    def __init__(self, trunk: nn.Module, config: TaskConfig, dropout: float = 0.0) -> None:
-        super().__init__(trunk, config, 2, dropout)
+    def __init__(self, trunk: nn.Module, config: TaskConfig, dropout: float = 0.0, width: int | None = None) -> None:
+        super().__init__(trunk, config, 2, dropout, width)
 
     def forward(
         self,

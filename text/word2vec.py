@@ -55,32 +55,30 @@ class Word2VecConfig(Config):
 SIZES: dict[str, dict[str, Any]] = {"tiny": {"hidden_size": 64}, "base": {}}
 """`base` is the papers': 300 numbers."""
 
-Gradients = tuple[Tensor, Tensor, Tensor]
-"""The summed loss, and the gradients of both tables [V, D]."""
+Scales = tuple[Tensor, Tensor]
+"""Factors of the gradients of the rows of both tables, [V] each."""
+Predicted = tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor]]]
+"""The summed loss, and what makes of the gradient of that sum [] the gradients of both tables [V, D]; it is called once."""
 
 
 class _ByHand(torch.autograd.Function):
-    """A loss whose gradients are computed with it. One backward pass uses them up: a copy of a table costs as much as a product."""
+    """A loss with gradients by hand. Factors of rows are applied to the small tables of errors, never to a table of V rows."""
 
     @staticmethod
-    def forward(ctx: Any, source: Tensor, target: Tensor, compute: Callable[[Tensor, Tensor], Gradients],
-                scales: tuple[Tensor, Tensor] | None) -> Tensor:
-        loss, *gradients = compute(source, target)
-        ctx.save_for_backward(*gradients, *(scales or ()))
+    def forward(ctx: Any, source: Tensor, target: Tensor, compute: Callable[[Tensor, Tensor], Predicted]) -> Tensor:
+        loss, ctx.gradients = compute(source, target)
         return loss
 
     @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        source, target, *scales = ctx.saved_tensors
-        first, second = (scale * outer[0] for scale in scales) if scales else (outer[0], outer[0])
-        return source.mul_(first), target.mul_(second), None, None
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, Tensor, None]:
+        gradients, ctx.gradients = ctx.gradients, None  # it holds what the forward pass has read
+        return *gradients(outer[0]), None
 
 
 class Predictions(nn.Module):
     """The summed loss of a batch, with gradients by hand: each word's rows are read once for all of its pairs."""
 
-    def forward(self, source: Tensor, target: Tensor, batch: WindowBatch, settings: Word2VecSettings,
-                scales: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def forward(self, source: Tensor, target: Tensor, batch: WindowBatch, settings: Word2VecSettings, scales: Scales) -> Tensor:
         """The loss of a batch.
 
         Args:
@@ -88,13 +86,28 @@ class Predictions(nn.Module):
             target: the output table [V, D], of words or of inner nodes.
             batch: the words.
             settings: of the objective.
-            scales: factors [V, 1] of the rows' gradients, of both tables.
+            scales: factors of the rows' gradients, of both tables.
         """
-        def compute(source: Tensor, target: Tensor) -> Gradients:
-            return _COMPUTED[settings.architecture, settings.output](source, target, batch, settings)
+        def compute(source: Tensor, target: Tensor) -> Predicted:
+            return _COMPUTED[settings.architecture, settings.output](source, target, batch, settings, scales)
 
         with torch.autocast(source.device.type, enabled=False):
-            return _ByHand.apply(source, target, compute, scales)  # type: ignore[no-any-return]
+            return _ByHand.apply(source, target, compute)  # type: ignore[no-any-return]
+
+
+def _logistic(scores: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The summed weighted loss of scores that should be low, and its gradient; the scores are used up."""
+    wrong = torch.sigmoid(scores)
+    loss = torch.dot(F.softplus(scores).view(-1), weight.view(-1))
+    return loss, wrong.mul_(weight)
+
+
+def _into(table: Tensor, *rows: tuple[Tensor, Tensor]) -> Tensor:
+    """A table of zeros like the given one, with rows [n, D] added to those of ids."""
+    made = torch.zeros_like(table)
+    for ids, values in rows:
+        made.index_add_(0, ids.view(-1), values.reshape(-1, table.shape[1]))
+    return made
 
 
 def _window_mask(batch: WindowBatch, wide: int) -> Tensor:
@@ -104,32 +117,32 @@ def _window_mask(batch: WindowBatch, wide: int) -> Tensor:
     return (offsets >= -left) & (offsets <= right) & (offsets != 0)
 
 
-def _skip_gram(source: Tensor, target: Tensor, batch: WindowBatch, s: Word2VecSettings) -> Gradients:
+def _skip_gram(source: Tensor, target: Tensor, batch: WindowBatch, s: Word2VecSettings, scales: Scales) -> Predicted:
     """Each word against the words of its window, and against noise as often."""
     width, groups, blocks = source.shape[1], len(batch.ids), len(batch.stretch)
     middle = source[batch.ids.view(-1)].view(blocks, BLOCK, width)
     around = target[batch.stretch.view(-1)].view(*batch.stretch.shape, width)
     mask = _window_mask(batch, s.window).to(source.dtype)
-    scores = middle @ around.mT
-    loss = (F.softplus(-scores) * mask).sum()
-    error = -torch.sigmoid(-scores) * mask
+    loss, error = _logistic(-(middle @ around.mT), mask)
 
     # noise: what is the predicted word itself does not count
     grouped, noise = middle.view(groups, GROUP, width), target[batch.noise.view(-1)].view(*batch.noise.shape, width)
     same = batch.stretch[:, :, None] == batch.noise.repeat_interleave(GROUP // BLOCK, 0)[:, None]
     weight = (mask.sum(-1, keepdim=True) - mask @ same.to(mask.dtype)).view(groups, GROUP, s.noise) * (s.negative / s.noise)
-    scores = grouped @ noise.mT
-    loss = loss + (F.softplus(scores) * weight).sum()
-    wrong = torch.sigmoid(scores) * weight
+    noise_loss, wrong = _logistic(grouped @ noise.mT, weight)
 
-    to_source = torch.baddbmm((error @ around).view_as(grouped), wrong, noise)
-    to_target = torch.zeros_like(target)
-    to_target.index_add_(0, batch.stretch.view(-1), (error.mT @ middle).view(-1, width))
-    to_target.index_add_(0, batch.noise.view(-1), (wrong.mT @ grouped).view(-1, width))
-    return loss, torch.zeros_like(source).index_add_(0, batch.ids.view(-1), to_source.view(-1, width)), to_target
+    def gradients(outer: Tensor) -> tuple[Tensor, Tensor]:
+        first, second = (scale * outer for scale in scales)
+        own = first[batch.ids]
+        to_source = torch.baddbmm(((error * -own.view(blocks, BLOCK, 1)) @ around).view_as(grouped), wrong * own[..., None], noise)
+        return _into(source, (batch.ids, to_source)), _into(
+            target, (batch.stretch, (error * -second[batch.stretch][:, None]).mT @ middle),
+            (batch.noise, (wrong * second[batch.noise][:, None]).mT @ grouped))
+
+    return loss + noise_loss, gradients
 
 
-def _cbow(source: Tensor, target: Tensor, batch: WindowBatch, s: Word2VecSettings) -> Gradients:
+def _cbow(source: Tensor, target: Tensor, batch: WindowBatch, s: Word2VecSettings, scales: Scales) -> Predicted:
     """The mean of each window against the word in its middle, and against noise."""
     width, groups, blocks = source.shape[1], len(batch.ids), len(batch.stretch)
     around = source[batch.stretch.view(-1)].view(*batch.stretch.shape, width)
@@ -137,25 +150,25 @@ def _cbow(source: Tensor, target: Tensor, batch: WindowBatch, s: Word2VecSetting
     size = mask.sum(-1, keepdim=True)
     mean, there = (mask @ around) / size.clamp(min=1), (size > 0).to(mask.dtype)
     middle = target[batch.ids.view(-1)].view(blocks, BLOCK, width)
-    scores = (mean * middle).sum(-1, keepdim=True)
-    loss = (F.softplus(-scores) * there).sum()
-    error = -torch.sigmoid(-scores) * there
+    loss, error = _logistic(-(mean * middle).sum(-1, keepdim=True), there)
 
     grouped, noise = mean.view(groups, GROUP, width), target[batch.noise.view(-1)].view(*batch.noise.shape, width)
     weight = (batch.ids[:, :, None] != batch.noise[:, None]) * there.view(groups, GROUP, 1) * (s.negative / s.noise)
-    scores = grouped @ noise.mT
-    loss = loss + (F.softplus(scores) * weight).sum()
-    wrong = torch.sigmoid(scores) * weight
+    noise_loss, wrong = _logistic(grouped @ noise.mT, weight)
 
-    handed_on = torch.baddbmm((error * middle).view_as(grouped), wrong, noise).view_as(mean)
-    to_source = torch.zeros_like(source).index_add_(0, batch.stretch.view(-1), (mask.mT @ handed_on).view(-1, width))
-    to_target = torch.zeros_like(target).index_add_(0, batch.ids.view(-1), (error * mean).view(-1, width))
-    return loss, to_source, to_target.index_add_(0, batch.noise.view(-1), (wrong.mT @ grouped).view(-1, width))
+    def gradients(outer: Tensor) -> tuple[Tensor, Tensor]:
+        first, second = (scale * outer for scale in scales)
+        handed_on = torch.baddbmm((error * -middle).view_as(grouped), wrong, noise).view_as(mean)
+        return _into(source, (batch.stretch, (mask * first[batch.stretch][:, None]).mT @ handed_on)), _into(
+            target, (batch.ids, error * -second[batch.ids].view_as(error) * mean),
+            (batch.noise, (wrong * second[batch.noise][:, None]).mT @ grouped))
+
+    return loss + noise_loss, gradients
 
 
-def _by_tree(source: Tensor, target: Tensor, batch: WindowBatch, s: Word2VecSettings) -> Gradients:
+def _by_tree(source: Tensor, target: Tensor, batch: WindowBatch, s: Word2VecSettings, scales: Scales) -> Predicted:
     """Each word of a window, or their mean, against the turns of the path to the word in its middle."""
-    width, loss = source.shape[1], source.new_zeros(())
+    (first, second), width, loss = scales, source.shape[1], source.new_zeros(())
     to_source, to_target = torch.zeros_like(source), torch.zeros_like(target)
     laid, left, right = F.pad(batch.ids.view(-1), (s.window, s.window)), batch.left.view(-1), batch.right.view(-1)
     steps = torch.cat([torch.arange(-s.window, 0), torch.arange(1, s.window + 1)]).to(laid.device)
@@ -164,23 +177,21 @@ def _by_tree(source: Tensor, target: Tensor, batch: WindowBatch, s: Word2VecSett
         there, nodes, sign = (nodes >= 0).to(source.dtype), nodes.clamp(min=0), 1.0 - 2.0 * codes.to(source.dtype)  # [n, L]
         ids = laid[words[:, None] + steps + s.window]
         around, path = source[ids], target[nodes]
-        if s.architecture == "skip-gram":
-            turns = sign[:, :, None] * (path @ around.mT)
-            counted = there[:, :, None] * mask[:, None]
-            error = -sign[:, :, None] * torch.sigmoid(-turns) * counted
-            handed_on, to_path = error.mT @ path, error @ around
-        else:
-            mean = (mask[:, None] @ around) / mask.sum(-1)[:, None, None]
-            turns, counted = sign * (path @ mean.mT)[..., 0], there
-            error = -sign * torch.sigmoid(-turns) * counted
-            handed_on, to_path = mask[..., None] * (error[:, None] @ path), error[..., None] * mean
-        loss = loss + (F.softplus(-turns) * counted).sum()
-        to_source.index_add_(0, ids.view(-1), handed_on.reshape(-1, width))
-        to_target.index_add_(0, nodes.view(-1), to_path.reshape(-1, width))
-    return loss, to_source, to_target
+        if s.architecture == "cbow":
+            around = (mask / mask.sum(-1, keepdim=True))[:, None] @ around
+        counted = there[:, :, None] * (mask[:, None] if s.architecture == "skip-gram" else 1.0)
+        part, error = _logistic(-sign[:, :, None] * (path @ around.mT), counted)  # [n, L, 2 W], or [n, L, 1] of the mean
+        loss, error = loss + part, error.mul_(-sign[:, :, None])
+        factor = (first[ids] * mask)[..., None]
+        handed_on = (factor * error.mT) @ path if s.architecture == "skip-gram" else factor * (error.mT @ path)  # whole to each word
+        to_source.index_add_(0, ids.view(-1), handed_on.view(-1, width))
+        to_target.index_add_(0, nodes.view(-1), ((error * second[nodes][..., None]) @ around).view(-1, width))
+
+    # chunk by chunk while its rows are in the cache
+    return loss, lambda outer: (to_source.mul_(outer), to_target.mul_(outer))
 
 
-_COMPUTED: Mapping[tuple[str, str], Callable[[Tensor, Tensor, WindowBatch, Word2VecSettings], Gradients]] = {
+_COMPUTED: Mapping[tuple[str, str], Callable[[Tensor, Tensor, WindowBatch, Word2VecSettings, Scales], Predicted]] = {
     ("skip-gram", "negative"): _skip_gram, ("cbow", "negative"): _cbow,
     ("skip-gram", "hierarchical"): _by_tree, ("cbow", "hierarchical"): _by_tree,
 }  # fmt: skip
@@ -215,15 +226,14 @@ class Word2VecSystem(System[Word2Vec, Windows]):
         super().__init__(Word2Vec(config), objective)
         self.settings = settings
         shares: Sequence[np.ndarray] = () if settings.max_share is None or isinstance(objective, NoData) else objective.shares()
-        for name, share in zip(("source_scale", "target_scale"), shares, strict=False):
-            scale = np.minimum(1, settings.max_share / np.maximum(share, 1e-30))  # type: ignore[operator]
-            self.register_buffer(name, torch.tensor(scale, dtype=torch.float32)[:, None], persistent=False)
-        self.has_scales = bool(shares)
+        for name, share in zip(("source_scale", "target_scale"), shares or (np.zeros(config.vocab_size),) * 2, strict=True):
+            scale = np.minimum(1, (settings.max_share or 1) / np.maximum(share, 1e-30))
+            self.register_buffer(name, torch.tensor(scale, dtype=torch.float32), persistent=False)
 
     def forward(self, batch: WindowBatch, carry: Any = None) -> Step:
         """The summed loss."""
         source, target = self.net.input.weight, self.net.output.weight
-        scales = (self.get_buffer("source_scale"), self.get_buffer("target_scale")) if self.has_scales else None
+        scales = (self.get_buffer("source_scale"), self.get_buffer("target_scale"))
         total = self.net.predictions(source, target, batch, self.settings, scales)
         metrics: dict[str, tuple[Tensor, Tensor | int]] = {"prediction": (total.detach(), batch.predictions)}
         if self.settings.output == "hierarchical":

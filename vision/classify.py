@@ -97,6 +97,10 @@ class Mixing:
         return mixed, 1 - (low - top) * (right - left) / (height * width)
 
 
+SMALL, SMALL_CROP = 64, 0.3
+"""Pixels of a picture of which crops of this share and less keep too little."""
+
+
 class ImageClassification(Objective[LabelledImage]):
     """A picture and its class number (`Sample.label`).
 
@@ -116,6 +120,11 @@ class ImageClassification(Objective[LabelledImage]):
         self.num_labels = num_labels
         self.labels = labels
         self.augmentation = augmentation
+        if augmentation is not None and preprocessing.image_size <= SMALL and augmentation.crop_scale[0] < SMALL_CROP:
+            least, size = augmentation.crop_scale[0], preprocessing.image_size
+            self.notes = (f"note: crops keep as little as {least:.0%} of pictures of {size} pixels, which suits photographs, not drawings "
+                          "or digits: objective.augmentation.crop_scale=[0.6,1.0] keeps more, objective.augmentation.flip=0 keeps left and "
+                          "right",)
         self.mixing = mixing if mixing is not None and mixing.is_on else None
         self.needs_partner = self.mixing is not None
 

@@ -94,6 +94,26 @@ def inside(folder: Path, endings: Sequence[str], warn: Callable[[str], None] = l
     return found
 
 
+def picture_files(inputs: Sequence[str], warn: Callable[[str], None]) -> list[Path]:
+    """The picture files among the inputs, where they are pictures."""
+    found: list[Path] = []
+    others = 0
+    for given in inputs:
+        path = path_of(given)
+        if path is not None and path.is_dir():
+            endings = {ending(p) for p in visible_files(path)}
+            others += bool(endings & set(TEXTS))
+            if endings & set(PICTURES):
+                found.extend(inside(path, PICTURES, warn))
+        elif path is not None and ending(path) in PICTURES:
+            found.append(path)
+        else:
+            others += 1
+    if found and others:
+        raise UserError("the inputs are pictures and texts: give one kind at a time")
+    return found
+
+
 def _file(path: Path, lines: bool) -> Iterator[Document]:
     if ending(path) in PICTURES:
         raise UserError(f"{path} is a picture, and this model reads texts")

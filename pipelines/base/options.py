@@ -51,6 +51,8 @@ ContinueFrom = Annotated[str | None, typer.Option(metavar="RUN|CHECKPOINT", help
 EvalData = Annotated[list[str] | None, typer.Option("--eval-data", metavar="DATA", help="Held-out data set; several where tasks take turns "
                                                     "and use different ones.")]
 RunTokenizer = Annotated[str | None, typer.Option(metavar="TOKENIZER", help="Tokenizer. Default: the model's, or the one in the data set.")]
+MaxTokens = Annotated[int | None, typer.Option(min=1, help="Length of the run in tokens, of data packed with --tokenize; the schedule "
+                                               "follows.")]
 MaxUpdates = Annotated[int | None, typer.Option(help="Length of the run; the schedule follows.")]
 RunSeed = Annotated[int | None, typer.Option(help="Seed of weights, order and every draw.")]
 NBest = Annotated[int, typer.Option(min=1, help="Starts and ends of a window that are looked at.")]

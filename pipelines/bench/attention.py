@@ -22,7 +22,7 @@ from ...shared.attention.mask import Layout, Mask
 from ...shared.block import LayerNorm, Residual
 from ...shared.convert import Rule, affine, fused, to_theirs
 from ...shared.embed import normal_
-from . import relative
+from . import hashed, relative
 from .case import Agreement, Case, Cases, Contender, Options
 from .machine import need
 
@@ -191,13 +191,14 @@ def agree(setup: AttentionSetup, mask: Callable[[AttentionSetup], Mask], peer: C
 
 
 def cases(options: Options) -> Cases:
-    """Growing lengths at one window; block tables; attention by distance over a memory."""
+    """Growing lengths at one window; block tables; attention by hashes; attention by distance over a memory."""
     options.peer("attention", PEERS)
     small: dict[str, Any] = {"hidden": 32, "heads": 2} if options.quick else {}
     for length in (64, 128) if options.quick else (1024, 2048, 4096, 8192, 16384):
         yield window_case(AttentionSetup(length, 8 if options.quick else 256, device=options.device, **small))
     for length in (128,) if options.quick else (4096, 16384):
         yield block_case(AttentionSetup(length, 8 if options.quick else 64, device=options.device, **small))
+    yield from hashed.cases(options)
     yield from relative.cases(options)
 
 

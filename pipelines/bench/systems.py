@@ -14,7 +14,6 @@ from ...multimodal.clip import CLIPConfig
 from ...multimodal.pairs import PairBatch
 from ...registry import family
 from ...seq2seq.bart import BartConfig
-from ...seq2seq.causal import CausalBatch
 from ...seq2seq.gpt2 import GPT2Config
 from ...seq2seq.gpt3 import GPT3Config
 from ...seq2seq.mass import MassBatch, MassConfig, MassExample, collate_spans
@@ -23,12 +22,13 @@ from ...seq2seq.teacher_forcing import Seq2SeqBatch, Seq2SeqExample, packed_pair
 from ...shared.attention.position import document_positions
 from ...shared.loss import IGNORE
 from ...shared.system import System
+from ...text.next_token import CausalBatch
 from ...vision._masked_views import BeitSettings, MaskedViewBatch, blockwise_mask
 from ...vision.beit import BeitConfig
 from ...vision.classify import ImageBatch
 from ...vision.mae import MAEConfig, MaskedPictureBatch
 from ...vision.vit import ViTConfig
-from . import masked, permuted, plain, recurrent, regional, taught, tuned
+from . import hashed, masked, permuted, plain, recurrent, regional, taught, tuned
 from .machine import need
 from .pairing import Loss, Pairing, TrainSetup, copy_weights, on, padded, padding_mask, rules_of, transformer_flops
 
@@ -400,6 +400,7 @@ def beit_flops(setup: TrainSetup) -> float:
 PAIRINGS: dict[str, Pairing] = {
     **masked.PAIRINGS,
     **permuted.PAIRINGS,
+    **hashed.PAIRINGS,
     **tuned.PAIRINGS,
     **taught.PAIRINGS,
     **regional.PAIRINGS,

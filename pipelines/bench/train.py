@@ -40,7 +40,7 @@ from ...vision.beit import BeitConfig
 from ...vision.mae import MAEConfig
 from ...vision.vit import ViTConfig
 from ..train.layers import compile_parts
-from . import taught, tuned
+from . import hashed, taught, tuned
 from .case import Agreement, Case, Cases, Contender, Options
 from .machine import fast_bfloat16
 from .pairing import Loss, TrainSetup, our_system
@@ -267,6 +267,7 @@ def setups(quick: bool) -> list[tuple[str, TrainSetup]]:
         ("UNITER, masked words, natural lengths", TrainSetup("uniter", regional, region_lengths(rows * 6, 140)).still()),
         ("UNIMO, captions, natural lengths", TrainSetup("unimo", unimodal, region_lengths(rows * 8, 140)).still()),
         ("XLNet, full rows", TrainSetup("xlnet", permuted, full).still()),
+        ("Reformer, a row of 4k tokens", hashed.train_setup(quick)),
         ("GPT-2, full rows", TrainSetup("gpt2", decoder, full).still()),
         ("GPT-3, banded layers, a row of 4k tokens", TrainSetup("gpt3", banded, (16 if quick else 4096,))),
         ("T5-small, full rows", TrainSetup("t5", seq2seq, full[: max(2, rows // 2)]).still()),

@@ -20,7 +20,7 @@ from ..run.recipe import recipes
 from ..run.records import paragraphs
 from .compatibility import compatibility_page
 from .house import with_picture
-from .mask_figure import draw
+from .mask_figure import draw_mask
 from .reference import NOTE, commands_page, recipe_keys_page, settings_table
 
 FOLDERS = {"text": "Text", "seq2seq": "Sequence to sequence", "vision": "Vision", "multimodal": "Vision and language"}
@@ -29,7 +29,7 @@ FOLDERS = {"text": "Text", "seq2seq": "Sequence to sequence", "vision": "Vision"
 def pages() -> dict[str, str]:
     """Every page that is read off the code: path below docs/ -> Markdown."""
     cards = {f"systems/{name}.md": card(entry) for name, entry in families().items()}
-    figures = {f"systems/{_figure(entry, title)}": draw(title, mask)
+    figures = {f"systems/{_figure(entry, title)}": draw_mask(title, mask)
                for entry in families().values() for title, mask in entry.card.masks.items()}
     return {"systems/index.md": overview(), **cards, **figures, "commands.md": commands_page(), "recipe_keys.md": recipe_keys_page(),
             "compatibility.md": compatibility_page()}

@@ -12,7 +12,7 @@ CELL, EDGE = 11, 18
 """Pixels of a cell and before the first one."""
 
 
-def draw(title: str, mask: Mask) -> str:
+def draw_mask(title: str, mask: Mask) -> str:
     """The dense form of a mask over `LENGTH` keys as SVG, in colours that read on white and on black.
 
     With an `offset` (a cache or a memory) the queries are the last `LENGTH - offset` tokens.

@@ -37,12 +37,15 @@ def settings_table(cls: type, prefix: str = "") -> str:
 _HEADS = ("key", "value", "default", "meaning")
 
 
-def _rows(cls: type, prefix: str) -> Iterator[tuple[str, ...]]:
+def _rows(cls: type, prefix: str, own: object = None) -> Iterator[tuple[str, ...]]:
+    """Rows of a dataclass; `own` is the default of the field that it stands in, which may differ from the class's."""
     for f, hint, told in described(cls):
         if is_dataclass(hint):
-            yield from _rows(typing.cast("type", hint), f"{prefix}{f.name}.")
+            inner = f.default_factory() if f.default_factory is not MISSING else None if f.default is MISSING else f.default
+            yield from _rows(typing.cast("type", hint), f"{prefix}{f.name}.", inner)
         else:
-            yield f"`{prefix}{f.name}`", f"`{spell(hint, f)}`", f"`{_default(f)}`", told
+            default = _default(f) if own is None else _told(getattr(own, f.name))
+            yield f"`{prefix}{f.name}`", f"`{spell(hint, f)}`", f"`{default}`", told
 
 
 def described(cls: type) -> Iterator[tuple[Field[Any], Any, str]]:
@@ -81,8 +84,12 @@ def spell(hint: Any, of: Field[Any]) -> str:
 
 def _default(f: Field[Any]) -> str:
     if f.default is not MISSING:
-        return "null" if f.default is None else str(f.default).lower() if isinstance(f.default, bool) else str(f.default)
+        return _told(f.default)
     return "required" if f.default_factory is MISSING else str(f.default_factory())
+
+
+def _told(value: object) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def recipe_keys_page() -> str:

@@ -62,6 +62,7 @@ def answer(
     from ...text.span import AnswerSettings, Reader
     from ..base.console import Console
     from ..base.inputs import documents
+    from ..inference.trained import trained
     from ..model.frontdoor import load
     from ..model.frontdoor import tokenizer as find_tokenizer
 
@@ -75,7 +76,7 @@ def answer(
     found = documents(inputs, warn=console.warn)
     loaded = load(model, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
     Reader.check(loaded, model)
-    by = Reader(cast("QuestionAnswering", loaded), find_tokenizer(tokenizer or model), settings)
+    by = Reader(cast("QuestionAnswering", loaded), find_tokenizer(tokenizer or model), settings, trained(loaded).max_length)
     results: list[dict[str, Any]] = []
     with console.progress("answering", total=len(found)) as bar:
         for begin in range(0, len(found), batch_size):

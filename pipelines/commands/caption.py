@@ -55,7 +55,8 @@ def caption(
     loaded, vocabulary = open_text_model(model, tokenizer, device)
     finder = open_detector(detector, tower, regions, device)
     options: Any = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens, "num_beams": num_beams}
-    options |= {"length_penalty": 0.6 if length_penalty is None else length_penalty} if num_beams > 1 else {}
+    if length_penalty is not None or num_beams > 1:
+        options["length_penalty"] = 0.6 if length_penalty is None else length_penalty
     with console.progress("captions", len(found)) as bar:
         told = list(captioned(loaded, found, vocabulary, finder, batch_size=batch_size, advance=bar.advance, **options))
     bad = [one for one in told if one.reason]

@@ -33,8 +33,8 @@ def classify(
     labels: Annotated[str | None, typer.Option(metavar="cat,dog|FILE", help="Class names, for CLIP and UNITER; a file has one a "
                                                                                   "line.")] = None,
     template: Annotated[list[str] | None, typer.Option(
-        metavar="TEMPLATE", help='Prompt with {} for the class name, or openai (80 prompts), or simple (7); may be repeated. '
-             'Default: "a photo of a {}."')] = None,
+        metavar="TEMPLATE|FILE", help='Prompt with {} for the class name, openai (80 prompts), simple (7), or a file with one a '
+             'line; may be repeated. Default: "a photo of a {}."')] = None,
     top: Annotated[int, typer.Option(min=1, help="Classes to show for each picture or text.")] = 5,
     speed: Annotated[float | None, typer.Option(metavar="0...1", help="Of a FastBERT: a text leaves behind the layer whose classifier is "
                                                 "no more uncertain than this. Default: each goes through all layers.")] = None,

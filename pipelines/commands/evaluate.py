@@ -94,7 +94,8 @@ def perplexity(
 def zero_shot(
     model: Model, data: Data,
     template: Annotated[list[str] | None, typer.Option(
-        metavar="TEMPLATE", help='Prompt with {} for the class name; repeatable. Default: "a photo of a {}."')] = None,
+        metavar="TEMPLATE|FILE", help='Prompt with {} for the class name, or a file with one a line; repeatable. Default: "a photo of a '
+                                       '{}."')] = None,
     templates: Annotated[str | None, typer.Option(metavar="openai|simple", help="A set of prompts: OpenAI's 80, or the 7 best.")] = None,
     labels: Labels = None,
     tokenizer: ModelTokenizer = None, limit: Limit = None, on_bad: OnBad = "raise", seed: Seed = None, out: Out = None,
@@ -277,12 +278,12 @@ def fewshot(
 
 def generate(
     model: Model, data: Data,
-    prefix: Annotated[str, typer.Option(help='Stands before every text, such as "summarize: ".')] = "",
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Default: 50.")] = None,
+    prefix: Annotated[str | None, typer.Option(help='Stands before every text, such as "summarize: ". Default: as trained.')] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Default: as trained, or 50.")] = None,
     num_beams: Annotated[int, typer.Option(min=1, help="Beams of the search; 1 is greedy.")] = 1,
     length_penalty: Annotated[float, typer.Option(help="Above 0 favours longer texts among the beams.")] = 1.0,
     no_repeat_ngram_size: Annotated[int, typer.Option(min=0, help="No sequence of this many tokens twice; 0: no limit.")] = 0,
-    max_source_tokens: Annotated[int | None, typer.Option(min=1, help="Cut texts to at most this many tokens.")] = None,
+    max_source_tokens: Annotated[int | None, typer.Option(min=1, help="Cut texts to so many tokens. Default: as trained.")] = None,
     source_language: SourceLanguage = "", target_language: TargetLanguage = "",
     tokenizer: ModelTokenizer = None, limit: Limit = None, on_bad: OnBad = "raise", seed: Seed = None, out: Out = None,
     predictions: Predictions = None, force: Force = False, batch_size: BatchSize = None, device: Device = "auto", devices: Devices = None,

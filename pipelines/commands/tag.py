@@ -40,6 +40,7 @@ def tag(
     from ...text.tasks import reads_alone
     from ..base.console import Console
     from ..base.inputs import documents
+    from ..inference.trained import trained
     from ..inference.words import tag_texts
     from ..model.frontdoor import load
     from ..model.frontdoor import tokenizer as find_tokenizer
@@ -48,7 +49,8 @@ def tag(
     texts = [d.text for d in documents(inputs, lines=True, warn=console.warn)]
     loaded = load(model, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
     Tagger.check(loaded, model)
-    by = Tagger(cast("TokenClassification", loaded), None if reads_alone(loaded) else find_tokenizer(tokenizer or model))
+    by = Tagger(cast("TokenClassification", loaded), None if reads_alone(loaded) else find_tokenizer(tokenizer or model),
+                trained(loaded).max_length)
     results = tag_texts(by, texts, batch_size=batch_size, console=console)
     lines = [" ".join(f"{word}/{name}" for word, name in zip(row["words"], row["tags"], strict=True)) for row in results]
     console.finish({"model": model, "texts": len(texts), "results": results}, "\n".join(lines))

@@ -10,10 +10,11 @@ import typer
 from ..base.options import DataOn, DataOnBad, DataWorkers, Device, IgnoreGenerationConfig, Json, Model, ModelTokenizer, Quantize, RayAddress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from torch import nn
 
+    from ...seq2seq.generation.batch import GeneratedText
     from ...seq2seq.generation.examples import FewShotPrompt
     from ...seq2seq.generation.options import GenerationSettings
     from ...shared.tokenizer import Tokenizer
@@ -65,7 +66,8 @@ def generate(
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Default: 50, or what the model's positions leave.")] = None,
     min_new_tokens: Annotated[int | None, typer.Option(min=0, help="Do not end a text before N tokens. Default: 0.")] = None,
     do_sample: Annotated[bool | None, typer.Option(
-        "--do-sample/--no-do-sample", help="Draw tokens; else the most probable one each time, which is the default.")] = None,
+        "--do-sample/--no-do-sample", help="Draw tokens; else the most probable one each time. Default: draw where one of the next four "
+                                           "is given.")] = None,
     temperature: Annotated[float | None, typer.Option(help="Divides the logits before drawing. Default: 1.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Draw among the k most probable tokens; 0 for all. Default: 50.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Draw among the most probable tokens that reach p. Default: 1.")] = None,
@@ -84,7 +86,14 @@ def generate(
         help="Of beams: end with enough texts, when a better one is unlikely (the default), or impossible.")] = None,
     ignore_generation_config: IgnoreGenerationConfig = False,
     stop: Annotated[list[str] | None, typer.Option(help="A text ends before this (\\n for a new line); may be repeated.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the draws.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the draws. Default: another one each time; the results tell it.")] = None,
+    logprobs: Annotated[int | None, typer.Option(
+        min=0, metavar="N", help="With --json, --json-lines or --out: the log-probability of each token, and of the N most probable "
+                                 "ones.")] = None,
+    truncate: Annotated[bool, typer.Option(
+        "--truncate", help="Read only the end of a prompt that leaves no room for the new tokens; else it is refused.")] = False,
+    json_lines: Annotated[bool, typer.Option(
+        "--json-lines", help="Write each text to stdout as a line of JSON as soon as it is there, with the number of its prompt.")] = False,
     out: Annotated[Path | None, typer.Option(
         help="Write the texts to a .jsonl file instead of stdout, one a line. A killed run continues when it is run again.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts that run together.")] = 16,
@@ -94,6 +103,7 @@ def generate(
 ) -> None:
     """Continue texts with a language model."""
     import sys
+    import time
 
     from ...seq2seq.generation.defaults import settings_of
     from ...seq2seq.generation.examples import PROMPT, Examples, ending
@@ -102,8 +112,9 @@ def generate(
     from ...shared.decoder import EncoderDecoder
     from ...shared.errors import UserError
     from ..base.console import Console
+    from ..base.files import json_line
     from ..base.inputs import documents
-    from ..inference.generated import check_out, generate_into, read_examples, records, shown_of, texts_of
+    from ..inference.generated import check_out, cut_line, generate_into, read_examples, records, shown_of, texts_of
     from ..model.frontdoor import for_inference
     from ..model.open import choose_device, fingerprint, open_text_model
 
@@ -116,16 +127,21 @@ def generate(
         "no_repeat_ngram_size": no_repeat_ngram_size, "num_beams": num_beams, "num_return_sequences": num_return_sequences,
         "length_penalty": length_penalty,
         "early_stopping": None if early_stopping is None else choices[early_stopping], "seed": seed,
-        "stop_strings": tuple(map(_unescaped, stop)) if stop else None}
+        "stop_strings": tuple(map(_unescaped, stop)) if stop else None,
+        "logprobs": logprobs, "truncate": truncate or None}
     options: GenerationOptions = {name: value for name, value in given.items() if value is not None}  # type: ignore[assignment]
     if out is not None:
         check_out(out)
     if template is not None and examples is None:
         raise UserError("--template is for the prompts behind --examples: give both, or neither")
     shots = None if examples is None else Examples(read_examples(examples), PROMPT if template is None else _unescaped(template))
-    screen = not json and out is None and sys.stdout.isatty()
+    if json_lines and (json or out is not None):
+        raise UserError("--json-lines, --json and --out say where the results go: leave all but one out")
+    if logprobs is not None and not (json_lines or json or out is not None):
+        raise UserError("--logprobs is told by --json, --json-lines and --out: give one of them")
+    screen = not (json or json_lines) and out is None and sys.stdout.isatty()
     interactive = not inputs and screen and sys.stdin.isatty()
-    console = Console(json=json)
+    console = Console(json=json or json_lines)
     prompts = [] if interactive else [d.text for d in documents(inputs, lines=not whole, warn=console.warn)]
     place = choose_device(device, quantize)
     loaded, vocabulary = open_text_model(model, tokenizer, place)
@@ -153,10 +169,23 @@ def generate(
         count = generate_into(out, loaded, asked, vocabulary, settings, identity, batch_size=batch_size, console=console)
         console.finish({"model": model, "prompts": len(prompts), "texts": count, "out": str(out)}, f"{count} texts: {out}")
         return
+    results: dict[int, list[dict[str, Any]]] = {}
+
+    def keep(batch: Mapping[int, list[GeneratedText]]) -> None:
+        for number, written in batch.items():
+            results[number] = records(loaded, asked[number], written)
+            for line in results[number] if json_lines else ():
+                print(json_line({"number": number, **line}), flush=True)
+
+    begun = time.perf_counter()
     with console.progress("generating", len(prompts)) as bar:
-        found = generate_texts(loaded, texts_of(asked), vocabulary, settings, batch_size=batch_size, advance=bar.advance)
-    results = [record for p, several in zip(asked, found) for record in records(loaded, p, several)]
-    console.finish({"model": model, "results": results}, "\n\n".join(r["text"] for r in results))
+        generate_texts(loaded, texts_of(asked), vocabulary, settings, batch_size=batch_size, advance=bar.advance, keep=keep)
+    told = [line for number in range(len(prompts)) for line in results[number]]
+    if line := cut_line(told):
+        console.warn(line)
+    if not json_lines:
+        console.finish({"model": model, "seconds": round(time.perf_counter() - begun, 3), "results": told},
+                       "\n\n".join(r["text"] for r in told))
 
 
 def _unescaped(text: str) -> str:
@@ -166,6 +195,8 @@ def _unescaped(text: str) -> str:
 
 def _stream(model: nn.Module, tokenizer: Tokenizer, prompt: str, settings: GenerationSettings, before: str = "") -> None:
     """Print a continuation as it is written, behind `before`; nothing, where the prompt cannot be continued."""
+    import sys
+
     from ...seq2seq.generation.generate import generate_texts
 
     opening = [before]
@@ -174,8 +205,10 @@ def _stream(model: nn.Module, tokenizer: Tokenizer, prompt: str, settings: Gener
         print(*opening, piece, sep="", end="", flush=True)
         opening.clear()
 
-    generate_texts(model, [prompt], tokenizer, settings, stream=show)
+    ((written,),) = generate_texts(model, [prompt], tokenizer, settings, stream=show)
     show("\n")
+    if written.cut_tokens:
+        print(f"warning: the first {written.cut_tokens} tokens of the prompt were not read", file=sys.stderr)
 
 
 def _converse(model: nn.Module, tokenizer: Tokenizer, settings: GenerationSettings, ask: Callable[[str], str]) -> None:
@@ -230,14 +263,18 @@ def embed(
     json: Json = False,
 ) -> None:
     """Turn texts into vectors, or pictures with CLIP, ViT, MAE or BEiT."""
+    from functools import partial
+
     from ...shared.errors import UserError
     from ..base.console import Console
-    from ..base.inputs import documents
+    from ..base.files import write_atomic
+    from ..base.inputs import documents, picture_files
     from ..crew.pieces import Workers
     from ..inference.bulk import full, opened, run_over, said
-    from ..inference.embed import embed as run
-    from ..inference.embed import embed_pictures
-    from ..inference.runners import VECTOR, Embed, chosen_field, length_of
+    from ..inference.embed import embed_pictures, embed_texts, length_of
+    from ..inference.embedded import Maker
+    from ..inference.embedded import write as write_array
+    from ..inference.runners import VECTOR, Embed, chosen_field
     from ..model.open import open_model, open_text_model
 
     if out is not None and out.suffix not in (".npy", ".jsonl"):
@@ -258,22 +295,28 @@ def embed(
         return
     if of is not None or crew != Workers():
         raise UserError("--of, --workers and --on belong to --data: pack the files into a data set first, or leave these options out")
-    pictures = _pictures(inputs or [], console.warn)
+    pictures = picture_files(inputs or [], console.warn)
     if pictures:
         names = [str(p) for p in pictures]
         loaded = open_model(model, device)
         with console.progress("embedding", len(names)) as bar:
             vectors = embed_pictures(loaded, pictures, batch_size=batch_size, normalize=not raw, advance=bar.advance)
+        identify = partial(Maker.found, loaded, full(model))
     else:
         names = [d.text for d in documents(inputs, lines=True, warn=console.warn)]
         loaded, vocabulary = open_text_model(model, tokenizer, device)
         limit = max_length or length_of(loaded)
         with console.progress("embedding", len(names)) as bar:
-            vectors = run(loaded, names, vocabulary, max_length=limit, batch_size=batch_size, normalize=not raw, advance=bar.advance)
+            vectors = embed_texts(loaded, names, vocabulary, max_length=limit, batch_size=batch_size, normalize=not raw,
+                                  advance=bar.advance)
+        identify = partial(Maker.found, loaded, full(model), vocabulary, limit)
     kind = "image" if pictures else "text"
     facts: dict[str, Any] = {"model": model, "count": len(names), "dimension": vectors.shape[1]}
     if out is not None:
-        _write(out, kind, names, vectors.numpy())
+        if out.suffix == ".npy":
+            write_array(out, names, vectors.numpy(), identify())
+        else:
+            write_atomic(out, "".join(line + "\n" for line in _lines(kind, names, vectors.tolist())).encode("utf-8"))
         console.finish({**facts, "out": str(out)}, f"{len(names)} vectors of {vectors.shape[1]} numbers: {out}")
     elif json:
         console.finish({**facts, "results": [{kind: n, "embedding": v} for n, v in zip(names, vectors.tolist())]})
@@ -286,45 +329,3 @@ def _lines(kind: str, names: list[str], vectors: list[list[float]]) -> list[str]
     from ..base.files import json_line
 
     return [json_line({kind: n, "embedding": v}) for n, v in zip(names, vectors)]
-
-
-def _write(out: Path, kind: str, names: list[str], vectors: Any) -> None:
-    """Write the vectors in one step: the file is complete or not there. Beside an array, a file says what each row is of."""
-    import io
-
-    import numpy as np
-
-    from ..base.files import json_lines, write_atomic
-    from ..inference.bulk import keys_file
-
-    if out.suffix == ".npy":
-        write_atomic(keys_file(out), json_lines({"row": row, kind: name} for row, name in enumerate(names)).encode("utf-8"))
-        data = io.BytesIO()
-        np.save(data, vectors)
-        write_atomic(out, data.getvalue())
-    else:
-        write_atomic(out, "".join(line + "\n" for line in _lines(kind, names, vectors.tolist())).encode("utf-8"))
-
-
-def _pictures(inputs: list[str], warn: Callable[[str], None]) -> list[Path]:
-    """The picture files among the inputs, where they are pictures."""
-    from ...shared.errors import UserError
-    from ..base.files import ending, visible_files
-    from ..base.inputs import PICTURES, TEXTS, inside, path_of
-
-    found: list[Path] = []
-    others = 0
-    for given in inputs:
-        path = path_of(given)
-        if path is not None and path.is_dir():
-            endings = {ending(p) for p in visible_files(path)}
-            others += bool(endings & set(TEXTS))
-            if endings & set(PICTURES):
-                found.extend(inside(path, PICTURES, warn))
-        elif path is not None and ending(path) in PICTURES:
-            found.append(path)
-        else:
-            others += 1
-    if found and others:
-        raise UserError("the inputs are pictures and texts: run embed once for each")
-    return found

@@ -24,6 +24,19 @@ def chosen_samples(samples: int, seed: int, limit: int | None = None) -> list[in
     return permutation(samples, "evaluation", seed)[: limit or samples].tolist()
 
 
+def batches(data: DataSet, objective: Objective[Any], size: int, *, seed: int = 0, limit: int | None = None) -> Iterator[Batch]:
+    """Batches of a data set as an evaluation on one rank reads them: every sample once, with draws that the seed and the sample decide.
+
+    Args:
+        data: from `polymodal.DataSet.open`.
+        objective: of a system, which makes examples of samples.
+        size: samples of a batch, at most.
+        seed: of the order and of every draw.
+        limit: as many samples, drawn by the seed; by default all.
+    """
+    yield from evaluation_batches(data, objective, even_batches(chosen_samples(len(data), seed, limit), size), seed=seed)
+
+
 def even_batches(chosen: Sequence[int], size: int, unit: int = 1) -> list[Sequence[int]]:
     """Cut samples into batches of at most `size`, as even as can be in units of `unit` samples.
 

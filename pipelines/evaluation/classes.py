@@ -49,7 +49,7 @@ class ZeroShot:
     """Pictures by class names that the model was never trained on (Radford et al., 2021, section 3.1)."""
 
     templates: tuple[str, ...] = ()
-    """Prompts with {} for the class name, or the names of sets of them; none is "a photo of a {}."."""
+    """Prompts with {} for the class name, names of sets of them, or files with one a line; none is "a photo of a {}."."""
     labels: tuple[str, ...] = ()
     """Class names in place of the data's, in the same order."""
 
@@ -121,12 +121,13 @@ class ClassifyTexts:
                             "that was fine-tuned for it (task classify)")
         if model.config.problem_type == MULTI_LABEL:
             labels, order = _same_classes(subject, class_names(model.config))
-            return {"": Answers(Labeller(model, subject.tokenizer, tuple(labels[order.index(number)] for number in range(len(order)))))}
+            return {"": Answers(Labeller(
+                model, subject.tokenizer, subject.trained.max_length, tuple(labels[order.index(n)] for n in range(len(order)))))}
         need_one_class_each(model.config, "evaluation")
         if subject.data.index.kind == SEVERAL_LABELS:
             raise UserError(f"{subject.data.directory} has several labels for each text, and {subject.source} tells classes apart, one for "
                             "each text: give a model that was fine-tuned on such data, or data that was packed with --label-field")
-        by = TextClassifier(model, None if reads_alone(model) else subject.tokenizer)
+        by = TextClassifier(model, None if reads_alone(model) else subject.tokenizer, None, subject.trained.max_length)
         labels, order = _same_classes(subject, by.labels)
         if isinstance(model, EarlyExit):
             return {"" if speed is None else f"speed-{speed:g}": EarlyClassification(by, model, order, speed, labels)

@@ -18,6 +18,7 @@ from ...shared.family import Context
 from ...shared.system import System
 from ...shared.tokenizer import Tokenizer
 from ..data.dataset import DataSet
+from ..inference.trained import Trained, trained
 from ..model import frontdoor
 from ..model.frontdoor import companions_of
 from ..run import checkpoint
@@ -63,6 +64,13 @@ class Subject:
         if origin is not None:
             self.described |= {"family": origin.family, "architecture": origin.net.architecture}
         return net
+
+    @cached_property
+    def trained(self) -> Trained:
+        """What the model was fine-tuned with, as far as its directory tells; the record says what."""
+        found = trained(self.model)
+        self.facts["trained_with"] = {name: value for name, value in asdict(found).items() if value}
+        return found
 
     def system(self, overrides: Mapping[str, Any]) -> System:
         """The system with its objective: a run's own, or that of the model's family with `overrides` of its objective settings."""

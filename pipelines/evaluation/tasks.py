@@ -35,7 +35,7 @@ class TaskEvaluation:
 
     def opened(self, subject: Subject) -> Use[Any, Any, Any]:
         """The network in use."""
-        return self.use(subject.model, None if reads_alone(subject.model) else subject.tokenizer)
+        return self.use(subject.model, None if reads_alone(subject.model) else subject.tokenizer, subject.trained.max_length)
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Span(TaskEvaluation, AnswerSettings):
 
     def opened(self, subject: Subject) -> Reader:
         """The network in use, with these settings."""
-        return Reader(cast("QuestionAnswering", subject.model), subject.tokenizer, self)
+        return Reader(cast("QuestionAnswering", subject.model), subject.tokenizer, self, subject.trained.max_length)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -27,10 +27,10 @@ from .subject import Subject
 class Generation:
     """What a model writes for each text, decoded without chance."""
 
-    prefix: str = ""
-    """Stands before every text, such as "summarize: "."""
+    prefix: str | None = None
+    """Stands before every text, such as "summarize: "; by default what it was trained with."""
     max_new_tokens: int | None = None
-    """At most this many tokens; by default 50."""
+    """At most this many tokens; by default as many as it was trained to write, or 50."""
     num_beams: int = 1
     """Beams of the search; 1 takes the most probable token each time."""
     length_penalty: float = 1.0
@@ -38,7 +38,7 @@ class Generation:
     no_repeat_ngram_size: int = 0
     """No sequence of this many tokens is written twice; 0 for no limit."""
     max_source_tokens: int | None = None
-    """Texts are cut to at most this many tokens, prefix included."""
+    """Texts are cut to at most this many tokens, prefix included; by default as many as it was trained with, or reads."""
     source_language: str = ""
     """Language of the texts, for a model that has languages; by default what it was trained with."""
     target_language: str = ""
@@ -61,7 +61,10 @@ class Generation:
         if not isinstance(model, (EncoderDecoder, Decoder)):
             raise UserError(f"{subject.source} holds a {type(model).__name__}, which does not write text: give an encoder-decoder such as "
                             "T5, or a language model such as GPT-2")
-        return {"": Scores(self, model, subject.tokenizer)}
+        known = subject.trained
+        task = replace(self, prefix=known.prefix if self.prefix is None else self.prefix,
+                       max_source_tokens=self.max_source_tokens or known.max_length)
+        return {"": Scores(task, model, subject.tokenizer, known.max_target_length)}
 
 
 @dataclass(kw_only=True)
@@ -90,7 +93,7 @@ class _SourceTargets(Objective[tuple[str, str]]):
 class Scores(Measure):
     """ROUGE, BLEU and chrF, and how long the texts are."""
 
-    def __init__(self, task: Generation, model: Any, tokenizer: Tokenizer) -> None:
+    def __init__(self, task: Generation, model: Any, tokenizer: Tokenizer, trained_to_write: int | None = None) -> None:
         self.model, self.tokenizer = model, tokenizer
         search = "greedy" if task.num_beams == 1 else f"{task.num_beams} beams"
         self.options: GenerationOptions = {"do_sample": False, "num_beams": task.num_beams, "length_penalty": task.length_penalty,
@@ -98,12 +101,15 @@ class Scores(Measure):
         if task.max_new_tokens is not None:
             self.options["max_new_tokens"] = task.max_new_tokens
         brought = {key: value for key, value in options_of(model, self.options).items() if key not in self.options}
-        length = task.max_new_tokens or cast("int", brought.get("default_new_tokens", DEFAULT_NEW_TOKENS))
+        if task.max_new_tokens is None and trained_to_write is not None and not brought.keys() & {"max_length", "default_new_tokens"}:
+            self.options["max_new_tokens"] = trained_to_write
+        length = self.options.get("max_new_tokens") or cast("int", brought.get("default_new_tokens", DEFAULT_NEW_TOKENS))
         room = longest_source(model, length)
         limits = [n for n in (task.max_source_tokens, None if room is None else max(1, room - len(tokenizer.encode("")))) if n is not None]
-        self.objective = _SourceTargets(task.prefix, tokenizer, min(limits, default=None))
+        self.objective = _SourceTargets(task.prefix or "", tokenizer, min(limits, default=None))
         limit = f"at most {brought['max_length']} tokens" if "max_length" in brought else f"at most {length} new tokens"
-        self.method = ", ".join([search, limit, *(f"{key} {value}" for key, value in sorted(brought.items()))])
+        before = [f"prefix {task.prefix!r}"] if task.prefix else []
+        self.method = ", ".join([*before, search, limit, *(f"{key} {value}" for key, value in sorted(brought.items()))])
         self.records: list[dict[str, Any]] = []
 
     def add(self, batch: _Sources) -> None:

@@ -33,6 +33,7 @@ from ..crew.crew import claim, crew, do_all, keep_same
 from ..crew.pieces import Piece, Workers
 from ..data.dataset import DataSet
 from ..model.open import choose_device
+from .embedded import keys_file, sha256_of, write_maker
 
 _LISTED = 1000
 _FORMAT = 1
@@ -45,6 +46,11 @@ class Runner(Protocol):
     """Hash of all that determines results apart from options: weights, tokenizer, class names."""
     together: int
     """Samples that are read and run together."""
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What lies beside an array of its results, of what made it (`embedded.Maker`)."""
+        ...
 
     def prepare(self, sample: Sample) -> Any:
         """What the model takes of a sample; raises `BadSample`."""
@@ -123,7 +129,7 @@ def run_over(data: DataSet, source: str, work: Work, out: Path, *, array: str | 
         data: the data set.
         source: the folder or address that workers open it by.
         work: what is made of its samples.
-        out: the file; replaced in one step when all is done. Beside one in `.npy` lies `NAME.keys.jsonl`.
+        out: the file; replaced in one step when all is done. Beside one in `.npy` lies what `embedded` says.
         array: the result that a `.npy` file [N, ...] holds; else every sample is a line of jsonl.
         device: of every worker; each takes a GPU of its own where it is ``cuda``. By default a GPU of this machine if there is one; on a
             cluster the CPU.
@@ -301,7 +307,7 @@ def _join(order: Order, data: DataSet, runner: Runner, parts: Sequence[Part], ou
         if array is None:
             _lines(out, _rows(data, runner, parts, folder, bar.advance))
         else:
-            _array(out, array, done, data, parts, folder, bar.advance)
+            _array(out, array, done, data, parts, folder, runner.facts, bar.advance)
     return done
 
 
@@ -332,7 +338,8 @@ def _lines(out: Path, rows: Iterator[Mapping[str, Any]]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _array(out: Path, name: str, done: Done, data: DataSet, parts: Sequence[Part], folder: Path, advance: Callable[[float], None]) -> None:
+def _array(out: Path, name: str, done: Done, data: DataSet, parts: Sequence[Part], folder: Path, facts: Mapping[str, Any],
+           advance: Callable[[float], None]) -> None:
     """Write `.npy` through a map of the file, so that it may be larger than the memory, and the keys of its rows beside it."""
     temporary = temporary_path(out)
     try:
@@ -348,6 +355,7 @@ def _array(out: Path, name: str, done: Done, data: DataSet, parts: Sequence[Part
         del mapped
         _lines(keys_file(out), ({"row": row, "sample": s, "key": data.key_and_shard(s)[0]} for row, s in enumerate(
             s for part in parts for s in _read_samples(part, folder))))
+        write_maker(out, facts, sha256_of(temporary))
         temporary.replace(out)
     finally:
         temporary.unlink(missing_ok=True)
@@ -356,8 +364,3 @@ def _array(out: Path, name: str, done: Done, data: DataSet, parts: Sequence[Part
 def _read_samples(part: Part, folder: Path) -> list[int]:
     with safe_open(part.file(folder), "numpy") as file:
         return file.get_tensor("sample").tolist()
-
-
-def keys_file(out: Path) -> Path:
-    """Where the keys of a `.npy` file's rows are."""
-    return out.with_suffix(".keys.jsonl")

@@ -11,16 +11,20 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from torch import nn
 
 from ..._version import __version__
-from ...seq2seq.generation.examples import FewShotPrompt
-from ...seq2seq.generation.generate import GeneratedText, generate_texts
-from ...seq2seq.generation.options import GenerationSettings
+from ...seq2seq.generation.batch import GeneratedText
+from ...seq2seq.generation.defaults import settings_of
+from ...seq2seq.generation.examples import PROMPT, Examples, FewShotPrompt
+from ...seq2seq.generation.examples import ending as until_blank_line
+from ...seq2seq.generation.generate import generate_texts
+from ...seq2seq.generation.options import GenerationOptions, GenerationSettings
+from ...seq2seq.generation.sampling import seeded
 from ...shared.decoder import EncoderDecoder
 from ...shared.errors import BadSample, UserError
 from ...shared.tokenizer import Tokenizer
@@ -29,9 +33,13 @@ from ..base.console import Console
 from ..base.files import ending, json_line, json_lines, read_json_lines, replace_durably, write_atomic
 from ..base.tables import TABLE_ENDINGS, TABLES, rows
 from ..crew.crew import claim, keep_same
+from ..model.open import fingerprint
+from ..model.prepack import PackedLinear
+from ..model.quantize import Int8Linear
 
 _FORMAT = 1
 _TEXTS = "texts.jsonl"
+_SEED = "seed"
 
 
 def read_examples(path: Path) -> list[tuple[str, str]]:
@@ -59,8 +67,26 @@ def records(model: nn.Module, prompt: str | FewShotPrompt, written: Sequence[Gen
     """What is told of the continuations of a prompt; what an encoder-decoder writes stands alone, examples are only counted."""
     shown, more = shown_of(prompt), {} if isinstance(prompt, str) else {"shots": prompt.shots}
     before = "" if isinstance(model, EncoderDecoder) else shown
-    return [{"prompt": shown, **more, "continuation": w.text, "text": before + w.text} | ({} if w.score is None else {"score": w.score})
-            for w in written]
+    return [{"prompt": shown, **more, "continuation": w.text, "text": before + w.text, **_told(w)} for w in written]
+
+
+def _told(text: GeneratedText) -> dict[str, Any]:
+    """All but the text: why it ended, tokens, and where there are any, what was cut, seed, score and log-probabilities."""
+    told: dict[str, Any] = {"finish_reason": text.finish_reason, "prompt_tokens": text.prompt_tokens,
+                            "completion_tokens": text.completion_tokens}
+    if text.cut_tokens:
+        told["cut_tokens"] = text.cut_tokens
+    told |= {name: value for name, value in (("seed", text.seed), ("score", text.score)) if value is not None}
+    if text.logprobs is not None:
+        told["logprobs"] = [asdict(token) | {"top": [dict(zip(("token", "id", "logprob"), other)) for other in token.top]}
+                            for token in text.logprobs]
+    return told
+
+
+def cut_line(results: Sequence[Mapping[str, Any]]) -> str:
+    """A line for people where prompts were cut at their beginning; else empty."""
+    cut = [r["cut_tokens"] for r in results if "cut_tokens" in r]
+    return f"{len(cut)} of {len(results)} texts continue a prompt without its beginning, of up to {max(cut)} tokens" if cut else ""
 
 
 def check_out(out: Path) -> None:
@@ -92,7 +118,7 @@ def generate_into(out: Path, model: nn.Module, prompts: Sequence[str | FewShotPr
         model: as in `generate_texts`.
         prompts: as there, or with examples before them.
         tokenizer: as there.
-        settings: as there. Without a seed, what is drawn after a kill is drawn anew.
+        settings: as there. Without a seed, the run draws one, and keeps it after a kill.
         identity: what else a run must have in common with a killed one, to go on from it: plain values that tell the model.
         batch_size: prompts that run together.
         console: where lines and progress go.
@@ -104,6 +130,7 @@ def generate_into(out: Path, model: nn.Module, prompts: Sequence[str | FewShotPr
         texts = texts_of(prompts)
         digest = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
         keep_same(folder, {"format": _FORMAT, "polymodal": __version__, "prompts": digest, "settings": asdict(settings), **identity})
+        settings = _seeded(settings, folder / _SEED)
         kept = folder / _TEXTS
         known: dict[int, list[dict[str, Any]]] = {line["number"]: line["texts"] for line in read_json_lines(kept)}
         if known:
@@ -122,6 +149,8 @@ def generate_into(out: Path, model: nn.Module, prompts: Sequence[str | FewShotPr
             generate_texts(model, texts, tokenizer, settings, batch_size=batch_size, advance=bar.advance, known=tuple(known), keep=keep)
         lines = [line for number in range(len(prompts)) for line in known[number]]
         write_atomic(out, json_lines(lines).encode())
+        if line := cut_line(lines):
+            console.warn(line)
         shutil.rmtree(folder)
         return len(lines)
     except UserError:
@@ -130,3 +159,52 @@ def generate_into(out: Path, model: nn.Module, prompts: Sequence[str | FewShotPr
         raise
     finally:
         lock.close()
+
+
+def _seeded(settings: GenerationSettings, file: Path) -> GenerationSettings:
+    """The settings with the seed that is kept in a file, where draws have none of their own."""
+    found = seeded(settings)
+    if found is settings:
+        return settings
+    if not file.exists():
+        write_atomic(file, str(found.seed).encode())
+    return replace(settings, seed=int(file.read_text()))
+
+
+def generate_file(model: nn.Module, prompts: Sequence[str], out: str | Path, *, tokenizer: Tokenizer, batch_size: int = 16,
+                  examples: Sequence[tuple[str, str]] = (), template: str = PROMPT, ignore_generation_config: bool = False,
+                  **options: Unpack[GenerationOptions]) -> int:
+    """Write the continuations of prompts to a file of JSON lines, in their order; after a kill, the same call goes on.
+
+    A line tells prompt, continuation, text, why it ended (`finish_reason`: stop or length), tokens read and written, and where there are
+    any, seed, score and log-probabilities, as `polymodal generate --out` does.
+
+    Args:
+        model: a language model from `polymodal.load`, without `quantize` and `prepack`: they hide the weights that a killed run is known
+            by.
+        prompts: the texts.
+        out: a file that ends in .jsonl; put into place in one step when all is done.
+        tokenizer: the model's.
+        batch_size: prompts that run together.
+        examples: as in `polymodal.generate`.
+        template: as there.
+        ignore_generation_config: as there.
+        **options: as there.
+
+    Returns:
+        How many lines there are.
+    """
+    out = Path(out)
+    check_out(out)
+    if any(isinstance(module, (Int8Linear, PackedLinear)) for module in model.modules()):
+        raise UserError("this model's weights are quantized or prepacked, and a killed run is known by them: load it plainly, or run "
+                        "`polymodal generate --out`")
+    settings = settings_of(model, options, ignore=ignore_generation_config)
+    asked: Sequence[str | FewShotPrompt] = prompts
+    if examples:
+        asked, settings = Examples(examples, template).before(prompts, model, tokenizer, settings), until_blank_line(settings)
+    elif template != PROMPT:
+        raise UserError("template is for examples: pass examples=[(prompt, answer), ...], or leave it out")
+    place = next(model.parameters()).device.type
+    return generate_into(out, model, asked, tokenizer, settings,
+                         {"model": fingerprint(model, tokenizer.fingerprint), "quantize": None, "device": place}, batch_size=batch_size)

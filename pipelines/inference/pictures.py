@@ -53,12 +53,13 @@ class Result:
     """Pictures that could not be read, with the reason."""
 
 
-def classifier(model: nn.Module, source: str, labels: Sequence[str] | None, chosen: Sequence[str]) -> Classifier:
+def classifier(model: nn.Module, source: str, labels: Sequence[str] | None, chosen: Sequence[str],
+               vocabulary: Tokenizer | None = None) -> Classifier:
     """The classifier that fits `model` (loaded from `source`): by class names for one of pictures and texts, else by its own classes."""
     if isinstance(model, ImageTextModel):
         if not labels:
             raise UserError("this model classifies by class names: pass --labels cat,dog or --labels FILE (one name a line)")
-        return ZeroShotClassifier(model, clip_tokenizer(model, source), labels, templates(chosen))
+        return ZeroShotClassifier(model, vocabulary or clip_tokenizer(model, source), labels, templates(chosen))
     if isinstance(model, ImageClassifier):
         if labels or chosen:
             raise UserError("this model has classes of its own: leave --labels and --template out")

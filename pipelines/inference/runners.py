@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,8 @@ from ..model.frontdoor import load
 from ..model.frontdoor import tokenizer as find_tokenizer
 from ..model.open import fingerprint
 from .bulk import Runner
-from .embed import PictureFeatures, embed, embed_pictures, sentence_length
+from .embed import PictureFeatures, embed_pictures, embed_texts, length_of
+from .embedded import Maker
 from .pictures import Classifier, classifier
 from .texts import text_classifier
 
@@ -48,6 +49,8 @@ class Embed:
 class _Vectors:
     """What vectors of any kind have in common."""
 
+    facts: Mapping[str, Any]
+
     def record(self, results: Mapping[str, np.ndarray], row: int) -> dict[str, Any]:
         return {VECTOR: results[VECTOR][row].tolist()}
 
@@ -58,13 +61,14 @@ class _TextVectors(_Vectors):
         self._limit = work.max_length or length_of(net)
         self.together = _SORTED * work.batch_size
         self.fingerprint = fingerprint(net, vocabulary.fingerprint, str(self._limit))
-        embed(net, ["a"], vocabulary, max_length=self._limit)  # a model without text vectors is refused before anything is made
+        self.facts = asdict(Maker.found(net, work.model, vocabulary.fitting_model(net), self._limit))
+        embed_texts(net, ["a"], vocabulary, max_length=self._limit)  # a model without text vectors is refused before anything is made
 
     def prepare(self, sample: Sample) -> str:
         return sample.text()
 
     def run(self, items: list[str]) -> dict[str, np.ndarray]:
-        return {VECTOR: embed(self._net, items, self._vocabulary, max_length=self._limit, batch_size=self._work.batch_size,
+        return {VECTOR: embed_texts(self._net, items, self._vocabulary, max_length=self._limit, batch_size=self._work.batch_size,
                               normalize=self._work.normalize).numpy()}
 
 
@@ -73,6 +77,7 @@ class _PictureVectors(_Vectors):
         self._net, self._work = net, work
         self.together = work.batch_size
         self.fingerprint = fingerprint(net)
+        self.facts = asdict(Maker.found(net, work.model))
         embed_pictures(net, [])
 
     def prepare(self, sample: Sample) -> Image.Image:
@@ -80,12 +85,6 @@ class _PictureVectors(_Vectors):
 
     def run(self, items: list[Image.Image]) -> dict[str, np.ndarray]:
         return {VECTOR: embed_pictures(self._net, items, batch_size=self._work.batch_size, normalize=self._work.normalize).numpy()}
-
-
-def length_of(net: nn.Module) -> int | None:
-    """The longest text of a model that sentence-transformers wrote."""
-    origin: Any = getattr(net, "origin", None)
-    return sentence_length(origin.directory) if origin is not None and origin.directory is not None else None
 
 
 def chosen_field(fields: Sequence[str], model: str, of: str | None) -> str:
@@ -130,6 +129,8 @@ def _vocabulary(model: str) -> str:
 
 class _Classes:
     """What classes of any kind have in common."""
+
+    facts: Mapping[str, Any] = {}
 
     def __init__(self, labels: Sequence[str], work: Classify) -> None:
         self.labels = labels

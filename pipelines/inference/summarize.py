@@ -22,7 +22,7 @@ from typing import Unpack, overload
 
 from torch import nn
 
-from ...seq2seq.generation.defaults import options_of
+from ...seq2seq.generation.defaults import check_beams, options_of
 from ...seq2seq.generation.generate import generate_texts
 from ...seq2seq.generation.options import FilledOptions, GenerationOptions, GenerationSettings
 from ...shared.decoder import Decoder, EncoderDecoder, longest_source
@@ -125,6 +125,7 @@ def summaries(
     `progress(title, total)` is entered once a round and gives the bar to advance, as `Console.progress` does.
     """
     reader = _Reader(model, tokenizer, prefix, max_length, options_of(model, options, ignore=ignore_generation_config))
+    check_beams(options, beams=reader.settings.num_beams > 1)
     progress = progress or Console(quiet=True).progress
     for number, text in enumerate(texts, 1):
         if not text.strip():

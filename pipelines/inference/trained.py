@@ -1,4 +1,4 @@
-"""What a text-to-text model was fine-tuned with, which its use goes on with."""
+"""What a model was fine-tuned with, which its use goes on with."""
 
 from __future__ import annotations
 

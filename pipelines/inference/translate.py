@@ -13,7 +13,7 @@ from typing import Unpack, overload
 
 from torch import nn
 
-from ...seq2seq.generation.defaults import options_of
+from ...seq2seq.generation.defaults import check_beams, options_of
 from ...seq2seq.generation.generate import generate_texts
 from ...seq2seq.generation.options import FilledOptions, GenerationOptions, GenerationSettings
 from ...seq2seq.languages import Multilingual
@@ -118,6 +118,7 @@ def translations(
         raise UserError(f"the model reads {limit} tokens at once, which the prefix {before!r} fills: shorten it, or raise max_length")
     settings: FilledOptions = {**merged(DEFAULTS, filled), "max_new_tokens": longest}
     found = GenerationSettings(**settings)
+    check_beams(options, beams=found.num_beams > 1)
     if found.num_return_sequences > 1:
         raise UserError("a translation is one text: leave num_return_sequences out")
     cut = [pieces.cut(text) for text in texts]

@@ -29,7 +29,7 @@ import numpy as np
 from ...shared.errors import BadSample, UserError
 from ...shared.sample import UNITS_FIELD
 from ..base.console import Bar, Console
-from ..base.files import temporary_path, told, write_atomic
+from ..base.files import ending, temporary_path, told, write_atomic
 from ..crew.crew import LOCK, claim, crew, do_all
 from ..crew.pieces import Crew, Lost, Piece, Workers
 from ..data.index import COUNTS, INDEX, TOKENIZER, Index, Shard, idx_name
@@ -39,7 +39,7 @@ from .cut import Contents, ShardPlan, cut
 from .records import records, sorted_classes
 from .rows import fit, in_sequence
 from .settings import PackSettings, Resolved
-from .sources import Sources, Unit, find
+from .sources import TEXTS, Sources, Unit, find
 from .spool import Spool, gather, save_json
 from .writer import ShardWriter
 
@@ -54,6 +54,8 @@ _WHOLE = "whole"
 """Name of a record of tokens that is a document, no piece of one."""
 _SMALL = 8 << 20
 """Below this many bytes starting processes takes longer than it saves."""
+_LONG = 256 << 10
+"""Bytes of a document that is hardly one."""
 T = TypeVar("T")
 
 
@@ -99,7 +101,18 @@ def pack(sources: Sequence[str | Path] | str | Path, out: str | Path, settings: 
         skipped = f", {index.schema['skipped']} skipped" if "skipped" in index.schema else ""
         repeats = f", {index.schema['repeats']} repeat another" if "repeats" in index.schema else ""
         console.say(f"{folder}: {index.samples} samples in {len(index.shards)} shards{fill}{skipped}{repeats}")
+    _tell_borders(found, settings, sum(index.schema.get("documents", index.samples) for index in indexes), console)
     return indexes[0]
+
+
+def _tell_borders(found: Sources, settings: PackSettings, documents: int, console: Console) -> None:
+    """Warn of texts that seem to have no borders between documents where they were looked for."""
+    size = sum(size for _, size, _ in found.files)
+    if (found.kind == "text" and settings.reading.split == "blank" and all(ending(Path(path)) in TEXTS for path, _, _ in found.files)
+            and size > _LONG * documents):
+        console.warn(f"{documents} document{'s' * (documents != 1)} of {size / documents / 2**10:,.0f} KiB on average: texts are cut at "
+                     "blank lines, and there are hardly any; --split line makes each line a document, --split MARK cuts at lines that "
+                     "equal MARK")
 
 
 def _pack(folders: list[Path], found: Sources, settings: Resolved, tokenizer: Tokenizer | None, workers: Workers,

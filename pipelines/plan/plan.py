@@ -23,6 +23,7 @@ from ..base.console import Console
 from ..data.dataset import DataSet
 from ..data.layout import BatchLayout
 from ..model.companions import with_companions
+from ..model.frontdoor import Reads
 from ..run.optim import freeze
 from ..run.recipe import Recipe
 from ..train.devices import choose_precision
@@ -157,7 +158,8 @@ class _Draft:
         classes = ("0", "1") if self.recipe.task else None  # a task's data names them
         told = Context(read_context([], (), tokenizer or self.start.tokenizer).tokenizer, classes, net_only=True)
         self.context = with_companions(told, self.recipe, self.entry)
-        for name in self.entry.task(self.recipe.task).companions:
+        net = self.build().net
+        for name in net.reads if isinstance(net, Reads) else self.entry.task(self.recipe.task).companions:
             replace(self.context, net_only=False).companion(name, self.recipe.system)  # data would not help where one is lacking
         samples, batches = self.layout.batches.before(self.recipe.max_updates), self.layout.batches
         growing = f"{first} to " if (first := batches.batch(0)) < batches.full else ""

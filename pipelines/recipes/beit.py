@@ -29,7 +29,7 @@ def beit_tiny() -> Recipe:
     """
     return Recipe(
         name="beit-tiny", system="beit", size="tiny",
-        objective={"min_block": 4, "augmentation": {"crop_scale": [0.6, 1.0]}},
+        objective={"min_block": 4, "augmentation": {"crop_scale": [0.6, 1.0], "flip": 0.0, "jitter": [0.0, 0.0, 0.0, 0.0]}},
         data=DataSettings(global_batch=64, window=1024),
         optim=OptimSettings(lr=1.5e-3, weight_decay=0.05, clip=3.0),
         schedule=ScheduleSettings("cosine", warmup=50),
@@ -98,7 +98,7 @@ def beit_classify_tiny() -> Recipe:
     """
     return replace(
         beit_classify(), name="beit-classify-tiny", size="tiny",
-        objective={**beit_classify().objective, "augmentation": {"crop_scale": [0.6, 1.0], "erase": 0.25},
+        objective={**beit_classify().objective, "augmentation": {"crop_scale": [0.6, 1.0], "flip": 0.0, "erase": 0.25},
                    "mixing": {"mixup": 0.2, "cutmix": 1.0, "prob": 0.5}, "label_smoothing": 0.05, "head_std": None},
         data=DataSettings(global_batch=64, window=1024), optim=OptimSettings(lr=1e-3, weight_decay=0.05, layer_decay=0.75),
         schedule=ScheduleSettings("cosine", warmup=30), max_updates=300, log=LogSettings(every=10),

@@ -14,10 +14,13 @@ def distilbert_tiny() -> Recipe:
     """A student of half the layers of its teacher, in sequences of 128 tokens: minutes on a laptop.
 
     Paper: Sanh et al. 2019, DistilBERT, a distilled version of BERT (the objective).
-    Target: none in the paper; this is a tutorial and a smoke test. Masked-token loss should be below that of the same student with
-    `--set objective.alpha_ce=0 --set objective.alpha_cos=0`, which has no teacher.
+    Target: none in the paper; this is a tutorial and a smoke test. Beside a good teacher, masked-token loss should be below that of the
+    same student with `--set objective.alpha_ce=0 --set objective.alpha_cos=0`, which has none.
+    Measured: 2026-11-28, one seed. Beside MiniLM tuned on docstrings (docs/distilling.md): 5.317 nats a masked token after 200 updates, and
+    5.351 without the teacher. Beside a `bert-tiny` after 500 updates on Python's documentation, which is hardly better than the unigram
+    (5.645 of 5.806): 6.807, and 6.660 without it. A weak teacher holds its student back.
     Deviates: batch, learning rate, no dropout.
-    Cost: not measured.
+    Cost: 142 s of processor time beside a `bert-tiny`, 62 s without a teacher, one thread (2 cores Intel Xeon, AVX-512 with AMX, 24 GiB).
     Command: polymodal distill distilbert-tiny --teacher TEACHER --model TEACHER --data DATA --eval-data HELD --out RUN
     """
     return Recipe(

@@ -24,7 +24,7 @@ def dvae_tiny() -> Recipe:
     return Recipe(
         name="dvae-tiny", system="dvae", size="tiny",
         objective={"temperature": [0.25, 0.0625], "temperature_updates": 300, "kl_updates": 100, "kl_weight": 0.2,
-                   "augmentation": {"crop_scale": [0.6, 1.0]}},
+                   "augmentation": {"crop_scale": [0.6, 1.0], "crop_ratio": [0.75, 4 / 3], "flip": 0.0}},
         data=DataSettings(global_batch=64, window=1024),
         optim=OptimSettings(lr=3e-3, weight_decay=1e-4),
         schedule=ScheduleSettings("cosine", warmup=50),

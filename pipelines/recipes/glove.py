@@ -13,9 +13,12 @@ def glove_tiny() -> Recipe:
     Paper: Pennington et al. 2014, GloVe: Global Vectors for Word Representation (the objective).
     Target: none in the paper; this is a tutorial and a smoke test. The error should be below that of always saying the same
     (`squared_error_chance`).
+    Measured: 2026-11-28, one seed, on 243,000 words of Python's documentation (the data of `nnlm-tiny`; 542,000 pairs of words in 133
+    blocks, so 38 passes). The nearest to "list": filenames 0.91, tuple 0.81, tuples 0.80; to "server": response 0.87, client_address 0.68,
+    proxy 0.64; to "thread": has 0.77, calling 0.77, acquired 0.65, lock 0.65.
     Data: `tokenizer train --for glove --min-count 5`, then `pack --kind cooccurrence --tokenize TOKENIZER`.
     Deviates: size. A rate of 1 is the tool's 0.05 (see the family's docstring).
-    Cost: not measured.
+    Cost: 98 s of processor time on one thread (2 cores Intel Xeon, AVX-512 with AMX, 24 GiB), 410,000 records a second.
     Command: polymodal pretrain glove-tiny --data DATA --out RUN
     """
     return Recipe(

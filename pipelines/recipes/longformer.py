@@ -19,7 +19,8 @@ def longformer_tiny() -> Recipe:
     `python -c "import pathlib, polymodal.pipelines.demo.data as d; d.write_text(pathlib.Path('python.jsonl'))"`;
     `polymodal tokenizer train python.jsonl --kind byte-bpe --style roberta --size 2048 --out TOKENIZER`;
     `polymodal pack python.jsonl --holdout 0.1 --out DATA --holdout-out HELD`.
-    Cost: not measured.
+    Measured: 2026-11-28, one seed: held-out masked-token loss 5.688 nats, unigram entropy 5.981; the texts have up to 1024 tokens.
+    Cost: 495 s of processor time on one thread (2 cores Intel Xeon, AVX-512 with AMX, 24 GiB, shared with other work).
     Command: polymodal pretrain longformer-tiny --data DATA --eval-data HELD --tokenizer TOKENIZER --out RUN
     """
     return Recipe(

@@ -95,7 +95,7 @@ def mae_classify_tiny() -> Recipe:
     """
     return replace(
         mae_classify(), name="mae-classify-tiny", size="tiny",
-        objective={**mae_classify().objective, "augmentation": {"crop_scale": [0.6, 1.0], "erase": 0.25},
+        objective={**mae_classify().objective, "augmentation": {"crop_scale": [0.6, 1.0], "flip": 0.0, "erase": 0.25},
                    "mixing": {"mixup": 0.2, "cutmix": 1.0, "prob": 0.5}, "label_smoothing": 0.05, "head_std": None},
         data=DataSettings(global_batch=64, window=1024), optim=OptimSettings(lr=1e-3, weight_decay=0.05, layer_decay=0.75),
         schedule=ScheduleSettings("cosine", warmup=30), max_updates=300, log=LogSettings(every=10),

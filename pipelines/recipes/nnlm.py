@@ -13,8 +13,14 @@ def nnlm_tiny() -> Recipe:
     Paper: Bengio et al. 2003, A Neural Probabilistic Language Model (the network).
     Target: none in the paper; this is a tutorial and a smoke test. The perplexity should be below the unigram's (`lm_chance`).
     Deviates: size; AdamW in place of plain gradient descent word by word.
-    Data: `tokenizer train --for nnlm --min-count 5`, then `pack --tokenize TOKENIZER --block 256`.
-    Cost: not measured.
+    Measured: 2026-11-28, one seed, the data below: held-out loss 5.167 nats a word (perplexity 175), unigram entropy 5.709. Of counts alone
+    (`examples/count_trigrams.py`), interpolated Kneser-Ney bigrams reach 181 and trigrams 155: the paper's network beats trigrams in a
+    mixture with them, which is left out.
+    Data: documents of Python's standard library (1.9 MB), made with
+    `python -c "import pathlib, polymodal.pipelines.demo.data as d; d.write_text(pathlib.Path('python.jsonl'))"`;
+    `polymodal tokenizer train python.jsonl --for nnlm --min-count 5 --size 20000 --out TOKENIZER`;
+    `polymodal pack python.jsonl --tokenize TOKENIZER --block 256 --out DATA --holdout 0.1 --holdout-out HELD` (266,000 words).
+    Cost: 101 s of processor time on one thread (2 cores Intel Xeon, AVX-512 with AMX, 24 GiB).
     Command: polymodal pretrain nnlm-tiny --data DATA --eval-data HELD --out RUN
     """
     return Recipe(

@@ -14,8 +14,10 @@ def tinybert_tiny() -> Recipe:
 
     Paper: Jiao et al. 2019, TinyBERT: Distilling BERT for Natural Language Understanding (the first stage).
     Target: none in the paper; this is a tutorial and a smoke test. `hidden` should be clearly below `hidden_chance`.
+    Measured: 2026-11-28, one seed, beside a `bert-tiny` on Python's documentation: on held-out text the distance of the states is 0.229
+    (1.964 for states of 0), that of the attention scores 0.114.
     Deviates: size, batch, learning rate, no dropout.
-    Cost: not measured.
+    Cost: 73 s of processor time on one thread (2 cores Intel Xeon, AVX-512 with AMX, 24 GiB).
     Command: polymodal distill tinybert-tiny --teacher TEACHER --data DATA --eval-data HELD --out RUN
     """
     return Recipe(

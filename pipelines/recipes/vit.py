@@ -129,7 +129,7 @@ def vit_probe_tiny() -> Recipe:
     """
     return replace(
         vit_probe(), name="vit-probe-tiny", size="tiny",
-        objective={**vit_probe().objective, "augmentation": {"crop_scale": [0.6, 1.0]}},
+        objective={**vit_probe().objective, "augmentation": {"crop_scale": [0.6, 1.0], "flip": 0.0}},
         data=DataSettings(global_batch=64, window=1024),
         optim=replace(vit_probe().optim, name="sgd", lr=0.1),
         schedule=ScheduleSettings("cosine", warmup=30), max_updates=300, log=LogSettings(every=10),

@@ -233,8 +233,9 @@ def clip_gradients(parameters: Iterable[Tensor], limit: float) -> Tensor:
             norm: Any = torch.nn.utils.get_total_norm(gradients)
             norms.append(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
     total = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
-    for kind in kinds:
-        torch.nn.utils.clip_grads_with_norm_(kind, limit, total)
+    if limit < float("inf"):
+        for kind in kinds:
+            torch.nn.utils.clip_grads_with_norm_(kind, limit, total)
     return total.detach()
 
 

@@ -13,7 +13,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -111,7 +111,8 @@ class EvaluateSettings:
     """A data set of labelled pictures (its directory or URL) that every evaluation also names by their classes, which need not occur in the
     training data: `zero_shot_top1` and `zero_shot_top5`. For systems that compare pictures with texts (CLIP). `limit` holds for it, too."""
     templates: tuple[str, ...] = ()
-    """zero_shot: prompts with {} for the class name, or the names of sets of them (openai, simple); none: "a photo of a {}."."""
+    """zero_shot: prompts with {} for the class name, names of sets of them (openai, simple), or files with one a line; none: "a photo of
+    a {}."."""
     previews: int = 4
     """Examples of what the model does, written to samples.jsonl at every evaluation."""
     monitor: str = "loss"
@@ -249,6 +250,10 @@ class Recipe:
         """The recipe as a YAML file that `polymodal pretrain` accepts."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
 
+    def resolved(self) -> Recipe:
+        """The same with every setting of the objective, so that a run stays what it is where a default of the library changes."""
+        return replace(self, objective=resolved_objective(self.system, self.task, self.objective))
+
     def build(self, family: Family, context: Context, config: Any = None) -> System:
         """The system with randomly initialized weights, drawn from `seed`.
 
@@ -296,6 +301,21 @@ def recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     raise_problems(dict.fromkeys(problems), f"recipe {source}")
     assert resolved is not None
     return resolved
+
+
+def resolved_objective(system: str, task: str, objective: Mapping[str, Any]) -> dict[str, Any]:
+    """Every setting of an objective as plain values: what it says, over the task's defaults."""
+    settings, problems = check_settings(families()[system].task(task).settings, objective, "objective.")
+    raise_problems(problems, f"{system} {task}".strip())
+    return cast("dict[str, Any]", _plain(asdict(cast("Any", settings))))
+
+
+def as_resolved(saved: Mapping[str, Any]) -> Any:
+    """The objective of a recipe that a run has saved, with every setting: older runs have only those that their recipe named."""
+    try:
+        return resolved_objective(saved["system"], saved.get("task", ""), saved.get("objective", {}))
+    except (UserError, KeyError):  # of a system, or with settings, that there are no more
+        return saved.get("objective", {})
 
 
 @cache

@@ -21,10 +21,10 @@ from ..data.stream import Stream
 from ..run import checkpoint
 from ..run.directory import Run, counts_bytes, lock_run, open_run, record_start
 from ..run.environment import describe_environment
-from ..run.recipe import Recipe
+from ..run.recipe import Recipe, as_resolved
 from . import heartbeat
 from .devices import choose_precision
-from .rewind import drop_outdated
+from .rewind import drop_outdated, outdated
 from .start import Start
 
 if TYPE_CHECKING:
@@ -64,10 +64,7 @@ def begin(run: Run, recipe: Recipe, system: System, context: Context, origin: St
             console.say(f"removed checkpoint {name}: it was trained on updates that the run now leaves out")
         start = _find_checkpoint(run, resume, console)
         if start is not None:
-            before = open_run(start.path.parent.parent)
-            _check_same(before, recipe, context, start)
-            before.check_inputs(system)
-            check_order(start.state()["order"], order_state(stream))
+            _check_continued(start, recipe, system, context, stream)
             console.say(f"resuming after update {start.update} from {start.path}")
         at = {"update": 0, "checkpoint": ""} if start is None else {"update": start.update, "checkpoint": str(start.path.absolute())}
         record_start(run, recipe, cast("Any", system.net).config, context, origin.source,
@@ -86,9 +83,30 @@ def begin(run: Run, recipe: Recipe, system: System, context: Context, origin: St
     return (None if path is None else checkpoint.verified_checkpoint(Path(path))), held
 
 
-def _find_checkpoint(run: Run, resume: str | Path, console: Console) -> checkpoint.Checkpoint | None:
-    """The checkpoint that `resume` means, verified."""
-    there = checkpoint.all_checkpoints(run.checkpoints)
+def foreseen(run: Run, recipe: Recipe, system: System, context: Context, resume: str | Path, stream: Stream, console: Console) -> str:
+    """What `begin` would do, as a line for people; it refuses what `begin` would refuse, and writes nothing."""
+    left_out = [found.path.name for found in outdated(run)]
+    start = _find_checkpoint(run, resume, console, left_out)
+    before = f"remove {', '.join(left_out)}, which learnt from updates that the run now leaves out, and " if left_out else ""
+    if start is None:
+        return f"would {before}begin with update 1 in {run.directory}"
+    _check_continued(start, recipe, system, context, stream)
+    rest = recipe.max_updates - start.update
+    return (f"would {before}resume after update {start.update} from {start.path}, with " +
+            (f"{rest:,} updates to go" if rest > 0 else f"nothing to go: max_updates is {recipe.max_updates}"))
+
+
+def _check_continued(start: checkpoint.Checkpoint, recipe: Recipe, system: System, context: Context, stream: Stream) -> None:
+    """Refuse to go on from a checkpoint as something else, or in another order."""
+    before = open_run(start.path.parent.parent)
+    _check_same(before, recipe, context, start)
+    before.check_inputs(system)
+    check_order(start.state()["order"], order_state(stream))
+
+
+def _find_checkpoint(run: Run, resume: str | Path, console: Console, without: Sequence[str] = ()) -> checkpoint.Checkpoint | None:
+    """The checkpoint that `resume` means, verified; of the run's own none of those named in `without`."""
+    there = [found for found in checkpoint.all_checkpoints(run.checkpoints) if found.path.name not in without]
     if resume == "never":
         return None
     if resume != "auto":
@@ -110,6 +128,7 @@ def _find_checkpoint(run: Run, resume: str | Path, console: Console) -> checkpoi
 def _check_same(before: Run, recipe: Recipe, context: Context, start: checkpoint.Checkpoint) -> None:
     """Refuse to continue as something else."""
     saved, now = start.state()["recipe"], recipe.to_dict()
+    saved["objective"] = as_resolved(saved)
 
     def value(mapping: Mapping[str, Any], key: str) -> Any:
         for part in key.split("."):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,18 @@ def build_layout(recipe: Recipe, rank: int = 0, world: int = 1) -> BatchLayout:
     """How each batch of the recipe is divided, as one of `world` ranks sees it."""
     settings = recipe.data
     return BatchLayout(settings.global_batch, settings.micro_batch, rank, world, ramp=settings.ramp)
+
+
+def updates_of(tokens: int, recipe: Recipe, sets: Sequence[tuple[DataSet, float]]) -> int:
+    """How many updates read so many tokens of packed rows, the last one whole."""
+    if plain := [data for data, _ in sets if data.index.kind != "tokens"]:
+        raise UserError(f"max_tokens is for data that is packed in rows of tokens (`polymodal pack --tokenize`), and {plain[0].directory} "
+                        f"holds {plain[0].index.kind}, whose tokens nobody has counted: give max_updates")
+    if tokens < 1:
+        raise UserError(f"max_tokens is {tokens}, expected at least 1")
+    each = sum(weight * data.index.schema["tokens"] / len(data) for data, weight in sets) / sum(weight for _, weight in sets)
+    ramp = recipe.data.ramp
+    return ramp.update_at(math.ceil(tokens / each) - 1) + 1
 
 
 def open_labelled(settings: EvaluateSettings) -> DataSet | None:

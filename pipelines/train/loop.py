@@ -40,7 +40,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -64,11 +64,11 @@ from ..run.logbook import Logbook
 from ..run.optim import build_optimizer, clip_gradients, freeze, set_learning_rate
 from ..run.recipe import Recipe
 from ..run.schedule import factor
-from .begin import begin
+from .begin import begin, foreseen
 from .best import best_updates
 from .devices import build_fabric, seed_draws
 from .fabric import DDPStrategy, Fabric
-from .inputs import Data, EvalData, build_layout, build_stream, open_held_out, open_sets, read_context, zero_shot_of
+from .inputs import Data, EvalData, build_layout, build_stream, open_held_out, open_sets, read_context, updates_of, zero_shot_of
 from .layers import compile_parts, recompute_blocks
 from .meter import Meter
 from .norms import synchronize_norms
@@ -76,7 +76,7 @@ from .passes import MicroBatch, Pass, ScaledLoss, settle_buckets
 from .preflight import preflight
 from .rewind import apply_policy
 from .sharding import Whole, average_gradients, building, sharded, undivided
-from .start import Start, find_start
+from .start import Start, find_start, untrained_summary
 from .state import TrainState
 from .stop import Stop
 from .trace import profiling
@@ -91,8 +91,8 @@ Ending = Literal["complete", "no progress", "out of time", "asked to stop"]
 def pretrain(
     recipe: Recipe, data: Data, out: str | Path, *, model: str | Path | None = None,
     continue_from: str | Path | None = None, eval_data: EvalData = None, tokenizer: str | Path | None = None,
-    max_updates: int | None = None, max_seconds: float | None = None, resume: str | Path = "auto", dry_run: bool = False,
-    profile: bool = False, console: Console | None = None,
+    max_updates: int | None = None, max_tokens: int | None = None, max_seconds: float | None = None, resume: str | Path = "auto",
+    dry_run: bool = False, profile: bool = False, console: Console | None = None,
 ) -> dict[str, Any]:
     """Pretrain or fine-tune what the recipe says, from its first update or from the newest checkpoint in `out`.
 
@@ -106,6 +106,7 @@ def pretrain(
         eval_data: held-out data; several data sets where tasks take turns and use different ones.
         tokenizer: a tokenizer's directory; by default the model's, or the one that lies in the data set.
         max_updates: another length than the recipe's; the schedule follows.
+        max_tokens: a length in tokens, of data that is packed in rows; the schedule follows, and `max_updates` becomes as many updates.
         max_seconds: end early and cleanly after this time; the schedule does not follow.
         resume: `auto` continues from the newest checkpoint that verifies, `never` refuses a directory that holds
             checkpoints, a path continues from that checkpoint.
@@ -125,11 +126,13 @@ def pretrain(
 
     # 1. What to train, on what
     mixture = open_sets(data)
+    if max_tokens is not None:
+        recipe = replace(recipe, max_updates=updates_of(max_tokens, recipe, mixture))
     held_out = open_held_out(eval_data)
     with building(recipe, fabric.global_rank, fabric.world_size):
         start = find_start(recipe, family(recipe.system), model, out, resume, continue_from)
     layout = build_layout(recipe, fabric.global_rank, fabric.world_size)
-    recipe = replace(recipe, companions=absolute(recipe))
+    recipe = replace(recipe, companions=absolute(recipe)).resolved()
     entry = family(recipe.system)
     told = read_context([d for d, _ in mixture], held_out, tokenizer or start.tokenizer, entry.task(recipe.task))
     context = with_companions(told, recipe, entry)
@@ -141,7 +144,10 @@ def pretrain(
     for line in lines:
         console.say(line)
     if dry_run:
-        return {"dry_run": True, "recipe": recipe.to_dict(), "plan": lines, "rank": fabric.global_rank}
+        lines.append(foreseen(Run(out), recipe, system, context, resume, stream, console))
+        console.say(lines[-1])
+        return {"dry_run": True, "recipe": recipe.to_dict(), "config": cast("Any", system.net).config.to_dict(), "plan": lines,
+                "rank": fabric.global_rank}
 
     # 2. The run's directory, and where to start
     run = Run(out)
@@ -168,6 +174,7 @@ def build_system(recipe: Recipe, context: Context, start: Start, layout: BatchLa
     frozen = freeze(system, recipe.optim.freeze)
     if frozen:
         lines.append(f"frozen ({', '.join(recipe.optim.freeze)}): {len(frozen)} tensors")
+        lines += untrained_summary(system, start, frozen)
     if start.ancestor is not None and not start.has_begun:
         lines += start.ancestor.check(system, context)
     return system, lines

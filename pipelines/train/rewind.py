@@ -81,18 +81,26 @@ def _rewind(state: TrainState, logbook: Logbook | None, trouble: Trouble) -> Non
 
 
 def drop_outdated(run: Run) -> list[str]:
-    """Remove checkpoints that learnt from what a rewind has decided to leave out since; a kill may have left them. Returns their names."""
-    decided = [range(*pair) for pair in rewind_decisions(run)]
+    """Remove the `outdated` checkpoints. Returns their names."""
     gone: list[str] = []
-    for found in checkpoint.all_checkpoints(run.checkpoints) if decided else []:
-        if checkpoint.damage(found.path) is None:
-            left_out = [range(*pair) for pair in found.state().get("health", {}).get("left_out", [])]
-            if any(has_made_any(part, found.update, left_out) for part in decided):
-                hidden = found.path.with_name(f".tmp-outdated-{found.path.name}")
-                found.path.rename(hidden)
-                shutil.rmtree(hidden, ignore_errors=True)
-                gone.append(found.path.name)
+    for found in outdated(run):
+        hidden = found.path.with_name(f".tmp-outdated-{found.path.name}")
+        found.path.rename(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
+        gone.append(found.path.name)
     return gone
+
+
+def outdated(run: Run) -> list[checkpoint.Checkpoint]:
+    """Checkpoints that learnt from what a rewind has decided to leave out since; a kill may have left them."""
+    decided = [range(*pair) for pair in rewind_decisions(run)]
+    found: list[checkpoint.Checkpoint] = []
+    for there in checkpoint.all_checkpoints(run.checkpoints) if decided else []:
+        if checkpoint.damage(there.path) is None:
+            left_out = [range(*pair) for pair in there.state().get("health", {}).get("left_out", [])]
+            if any(has_made_any(part, there.update, left_out) for part in decided):
+                found.append(there)
+    return found
 
 
 def _record(state: TrainState, logbook: Logbook | None, trouble: Trouble, event: str, left_out: range, to: int | None = None) -> None:

@@ -153,7 +153,7 @@ def _broadcast(tensor: Tensor) -> None:
 
 
 def units(module: nn.Module) -> list[nn.Module]:
-    """The blocks that run once and share no weights with the rest: those may come and go on their own."""
+    """The blocks that run once, as one, and share no weights with the rest: those may come and go on their own."""
     owners: dict[int, set[int]] = {}
     for each in module.modules():
         for parameter in each.parameters(recurse=False):
@@ -165,7 +165,7 @@ def units(module: nn.Module) -> list[nn.Module]:
 
     apart = {id(b) for m in module.modules() if isinstance(m, Stack) and m.num_layers > len(m.blocks) for b in m.blocks}
     apart |= {id(b) for m in _kept(module) for b in m.modules()}
-    return [m for m in module.modules() if isinstance(m, Block) and id(m) not in apart and own(m)]
+    return [m for m in module.modules() if isinstance(m, Block) and m.runs_whole and id(m) not in apart and own(m)]
 
 
 def _kept(module: nn.Module) -> Iterator[nn.Module]:

@@ -8,7 +8,7 @@ on from another run of the same system (`Ancestor`) takes its config and tokeniz
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,11 @@ from ...shared.errors import UserError
 from ...shared.family import Adopt, Family
 from ...shared.system import System
 from ...shared.tokenizer import NoTokenizer, Tokenizer
+from ...text.tasks import SequenceClassifier
 from ..model import frontdoor
 from ..run import checkpoint
 from ..run.directory import SYSTEM, open_run
+from ..run.optim import layer_depths
 from ..run.recipe import Recipe
 from .ancestor import Ancestor, find_ancestor
 
@@ -117,6 +119,17 @@ def find_start(recipe: Recipe, family: Family, model: str | Path | None, out: Pa
     except NoTokenizer:
         tokenizer = None  # a model of pictures, or a directory without one: whoever needs it says so
     return Start(str(model), recipe.configure(family, net.config if adopt is None else adopt.config(net.config)), tokenizer, net)
+
+
+def untrained_summary(system: System, start: Start, frozen: Sequence[str]) -> Iterator[str]:
+    """A note where all layers stay as they are and the token that classes are read off was never trained to sum up a text."""
+    depths, net = layer_depths(system), system.net
+    blocks = [name for name, depth in depths.items() if depth.layer]
+    if (start.net is not None and blocks and set(blocks) <= set(frozen) and isinstance(net, SequenceClassifier)
+            and net.config.summary_token == "first" and not any("pooler" in name for name, _ in start.net.named_parameters())):
+        yield (f"note: all layers are frozen, and classes are read off the first token, of which {start.source} was not trained to make a "
+               "summary (it has no pooler): expect little more than the most frequent class; freeze fewer layers, or read all "
+               f"layers and tokens: recipe features-base with companions.features={start.source}")
 
 
 def copy_weights(target: nn.Module, source: nn.Module, family: Family, name: str, adopt: Adopt | None = None) -> list[str]:

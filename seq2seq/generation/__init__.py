@@ -1,5 +1,6 @@
 """Text out of a decoder or an encoder-decoder: greedy, sampled, or by beams, with a cache.
 
-`decoder` is what a network must offer; `options` are the settings; `sampling` changes scores and draws; `search` decodes all rows or
-beams; `streamer` turns ids into text as they come; `generate` ties them together. May import `shared` only.
+`options` are the settings, with the `defaults` that a model brings along; `sampling` changes scores and draws; `search` decodes all rows or
+beams; `streamer` turns ids into text as they come; `logprobs` says how probable they are; `batch` writes the texts of one batch, `generate`
+those of any number of prompts, `examples` before them or not. May import `shared` only.
 """

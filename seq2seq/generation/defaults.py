@@ -61,9 +61,40 @@ HINT = "give the option of that name another value, or leave the file's defaults
        "in Python ignore_generation_config=True"
 
 
+_DRAWS: dict[str, float] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+"""Options of draws, and the values at which they do nothing."""
+_BEAMS: dict[str, Any] = {"length_penalty": 1.0, "early_stopping": False}
+
+
+def _meant(options: GenerationOptions, filled: FilledOptions) -> FilledOptions:
+    """`filled` with draws where the caller gives an option of draws; one that would have no effect is refused.
+
+    Temperature 0 is what draws tend to: the most probable token.
+    """
+    given: dict[str, Any] = dict(options)
+    draws = [name for name in _DRAWS if name in given and not (name == "temperature" and given[name] == 0)]
+    beams, sampled = filled.get("num_beams", 1) > 1, filled.get("do_sample", False)
+    if given.get("do_sample") is False:
+        idle = [name for name in draws if given[name] not in (_DRAWS[name], getattr(GenerationSettings, name))]
+        raise_problems([f"{name} is for draws, and do_sample is False: leave one of them out" for name in idle], "generate")
+    elif draws and given.get("num_beams", 1) > 1 and not sampled:
+        raise UserError(f"{draws[0]} is for draws, and num_beams is {given['num_beams']}: leave one of them out")
+    elif draws:
+        filled = {**filled, "do_sample": True}
+    check_beams(options, beams=beams)
+    return filled
+
+
+def check_beams(options: GenerationOptions, *, beams: bool) -> None:
+    """Refuse what the caller says of beams where there are none."""
+    given: dict[str, Any] = dict(options)
+    idle = [] if beams else [name for name, neutral in _BEAMS.items() if given.get(name, neutral) != neutral]
+    raise_problems([f"{name} is of beams: give num_beams above 1, or leave it out" for name in idle], "generate")
+
+
 def settings_of(model: nn.Module, options: GenerationOptions, *, ignore: bool = False) -> GenerationSettings:
-    """The settings that `options_of` gives; arguments as there."""
-    merged = options_of(model, options, ignore=ignore)
+    """The settings that `options_of` gives; arguments as there. An option of draws alone (temperature, top_p ...) asks for draws."""
+    merged = _meant(options, options_of(model, options, ignore=ignore))
     brought = sorted(set(merged) - set(options) & {f.name for f in fields(GenerationSettings)})
     try:
         return GenerationSettings(**merged)

@@ -15,6 +15,7 @@ from ...shared.decoder import Decoder, EncoderDecoder
 from ...shared.errors import UserError
 from ...shared.tokenizer import Tokenizer
 from ...shared.unicode import is_blank
+from .batch import room_for_prompt
 from .options import GenerationSettings
 
 BETWEEN = "\n\n"
@@ -71,8 +72,7 @@ class Examples:
         if isinstance(model, EncoderDecoder) or not isinstance(model, Decoder):
             raise UserError(f"examples stand before what a language model such as GPT-2 continues, and {type(model).__name__} is none: "
                             "leave them out")
-        new = settings.max_new_tokens or max(settings.default_new_tokens, settings.min_new_tokens)
-        room = (settings.max_length or model.decoder_info.max_positions) - (1 if settings.max_length else new)
+        room = room_for_prompt(model.decoder_info, settings)
         counts = list(accumulate(len(ids) for ids in tokenizer.encode_batch(self._texts, add_special_tokens=False)))
         return [self._behind(self._framed(prompt), counts, room, tokenizer) for prompt in prompts]
 

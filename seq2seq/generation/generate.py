@@ -11,37 +11,22 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby
-from typing import TYPE_CHECKING, Unpack, overload
+from typing import TYPE_CHECKING, Literal, Unpack, overload
 
-import torch
 from torch import Tensor, nn
 
-from ...shared.decoder import Decoder, DecoderInfo, EncoderDecoder
+from ...shared.decoder import DecoderInfo, EncoderDecoder
 from ...shared.errors import UserError
+from .batch import GeneratedText, encode_prompts, generate_batch, new_tokens, write
 from .defaults import settings_of
 from .examples import PROMPT, Examples, ending
-from .options import GenerationOptions, GenerationSettings, as_ids
-from .sampling import ScoreRules, uniform_draws
-from .search import DecodingState, TokenListener, beam_search, decode
-from .streamer import BatchStreamer, RowStreamer
+from .options import GenerationOptions, GenerationSettings
+from .sampling import seeded
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
-
     from ...shared.tokenizer import Tokenizer
-from ...shared.tokenizer.clean import clean_up
-
-
-@dataclass(frozen=True)
-class GeneratedText:
-    """One continuation of a prompt."""
-
-    text: str
-    score: float | None = None
-    """Of a beam: its log-probability over length ** length_penalty."""
 
 
 def generate_ids(
@@ -70,7 +55,12 @@ def generate_ids(
     settings = settings_of(model, options, ignore=ignore_generation_config)
     if settings.stop_strings:
         raise UserError("stop strings are for texts: pass texts and a tokenizer to `generate`")
-    return _generate_batch(model, input_ids, attention_mask, settings, range(first_stream, first_stream + len(input_ids)))[0]
+    if settings.logprobs is not None or settings.truncate:
+        raise UserError("logprobs and truncate are for texts: pass texts and a tokenizer to `generate`")
+    n = settings.num_return_sequences
+    seed = seeded(settings).seed or 0
+    return generate_batch(model, input_ids, attention_mask, settings,
+                          [(seed, first_stream * n + row) for row in range(len(input_ids) * n)]).ids
 
 
 TextListener = Callable[[str], None]
@@ -79,6 +69,13 @@ TextListener = Callable[[str], None]
 def _no_progress(count: float) -> None: ...
 
 
+@overload
+def generate(  # pyright: ignore[reportOverlappingOverload]
+    model: nn.Module, prompts: str | Sequence[str], *, tokenizer: Tokenizer, details: Literal[True], batch_size: int = 16,
+    stream: TextListener | None = None, advance: Callable[[float], None] = _no_progress,
+    examples: Sequence[tuple[str, str]] = (), template: str = PROMPT, ignore_generation_config: bool = False,
+    **options: Unpack[GenerationOptions],
+) -> list[GeneratedText]: ...
 @overload
 def generate(  # pyright: ignore[reportOverlappingOverload]  (a str is a Sequence[str] too; the first match counts)
     model: nn.Module, prompts: str, *, tokenizer: Tokenizer, batch_size: int = 16, return_full_text: bool = True,
@@ -107,13 +104,14 @@ def generate(
     tokenizer: Tokenizer | None = None,
     batch_size: int = 16,
     return_full_text: bool = True,
+    details: bool = False,
     stream: TextListener | None = None,
     advance: Callable[[float], None] = _no_progress,
     examples: Sequence[tuple[str, str]] = (),
     template: str = PROMPT,
     ignore_generation_config: bool = False,
     **options: Unpack[GenerationOptions],
-) -> str | list[str] | Tensor:
+) -> str | list[str] | list[GeneratedText] | Tensor:
     """Continue texts, or with an encoder-decoder answer them: strings in, strings out; a tensor of ids in, sequences out.
 
     The options have the names of transformers' `generate`. What they leave open, the model's generation_config.json says where it has one,
@@ -125,6 +123,8 @@ def generate(
         tokenizer: the model's, from `polymodal.tokenizer`; needed for texts.
         batch_size: texts that run together.
         return_full_text: put the prompt before each continuation; what an encoder-decoder writes stands alone.
+        details: return `GeneratedText`s, which also tell why a text ended, how many tokens there are, the seed, and what was asked for with
+            `logprobs`; always a list, of what was written alone.
         stream: called with each piece of new text as soon as it is final, never with a part of a character; for one prompt.
         advance: called with the number of texts that are done, for a progress bar.
         examples: prompts with their answers, which stand before each prompt, as many as have room (a warning tells where not all
@@ -136,7 +136,7 @@ def generate(
             - max_new_tokens: at most this many tokens; by default 50, or what the longest prompt leaves of the model's positions.
             - min_length: at least this many tokens, prompt included.
             - min_new_tokens: at least this many tokens.
-            - do_sample: draw tokens.
+            - do_sample: draw tokens; by default where one of the next four is given.
             - temperature: divides the logits before drawing.
             - top_k: draw among the k most probable tokens; by default 50; 0 for all.
             - top_p: draw among the fewest most probable tokens whose probabilities reach p.
@@ -154,6 +154,8 @@ def generate(
               or when it is impossible ("never").
             - num_return_sequences: draws, or best beams, of each prompt, one behind the other in the list.
             - stop_strings: a text ends before the first of these.
+            - logprobs: with `details`, tell the log-probability of each token under the model, and this many most probable tokens.
+            - truncate: of a decoder's prompt that leaves no room for the new tokens, read the last tokens that do; else it is refused.
             - eos_token_id: ends a text, or each of several does; by default the model's; -1 for none.
             - pad_token_id, bos_token_id, decoder_start_token_id: instead of the model's.
             - use_cache: False reads everything again for every token; for checks.
@@ -168,12 +170,16 @@ def generate(
             raise UserError("examples are for texts: pass texts and a tokenizer")
         if stream is not None:
             raise UserError("streams are for texts: pass texts and a tokenizer")
+        if details:
+            raise UserError("details are for texts: pass texts and a tokenizer")
         return generate_ids(model, prompts, ignore_generation_config=ignore_generation_config, **options)
     settings = settings_of(model, options, ignore=ignore_generation_config)
     if tokenizer is None:
         raise UserError("generate got texts and no tokenizer: pass tokenizer=polymodal.tokenizer(source)")
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    if isinstance(prompts, str) and settings.num_return_sequences > 1:
+    if settings.logprobs is not None and not details:
+        raise UserError("logprobs are told with the details of a text: pass details=True")
+    if isinstance(prompts, str) and settings.num_return_sequences > 1 and not details:
         raise UserError("num_return_sequences above 1 gives a list of texts: pass a list with the one prompt")
     read = texts
     if examples:
@@ -183,6 +189,8 @@ def generate(
         if line := shots.lacking(asked):
             warnings.warn(line, stacklevel=2)
     found = generate_texts(model, read, tokenizer, settings, batch_size=batch_size, stream=stream, advance=advance)
+    if details:
+        return [written for several in found for written in several]
     before = return_full_text and not isinstance(model, EncoderDecoder)
     results = [text + w.text if before else w.text for text, several in zip(texts, found) for w in several]
     return results[0] if isinstance(prompts, str) else results
@@ -205,130 +213,31 @@ def generate_texts(
     Arguments as in `generate`. Texts of like length run together; the order and the batches do not change the results.
     The texts numbered in `known` are left out, and have none; `keep` gets those of each batch as it is done, by number.
     """
-    answers = isinstance(model, EncoderDecoder)
     if stream is not None and (len(texts) != 1 or settings.copies > 1):
         raise UserError("a stream needs one prompt, one beam and one continuation")
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}, expected at least 1")
-    tokenizer.fitting_model(model)
+    asked = encode_prompts(model, texts, tokenizer, settings)
+    lengths = [len(one.ids) for one in asked]
+    answers = isinstance(model, EncoderDecoder)
     info: DecoderInfo | None = getattr(model, "decoder_info", None)  # an encoder-decoder has it, too
-    if answers:
-        encoded = tokenizer.encode_batch(texts)
-    elif isinstance(model, Decoder):
-        encoded = [_prompt_ids(model.decoder_info, tokenizer, text, settings) for text in texts]
-    else:
-        raise _cannot(model)
     if info is not None and (not answers or info.shares_positions) and settings.max_new_tokens is None and settings.max_length is None \
-            and encoded:  # the same room for every batch
-        settings = replace(settings, max_new_tokens=_new_tokens(info, max(map(len, encoded)), settings))
-    if empty := [text for text, ids in zip(texts, encoded) if not ids]:
-        raise UserError(f"the text {empty[0]!r} gives no tokens: give at least one word")
+            and asked:  # the same room for every batch
+        settings = replace(settings, max_new_tokens=new_tokens(info, max(lengths), settings))
+    settings = seeded(settings)
+    listener = None if stream is None else lambda copy, piece: stream(piece)
     found: list[list[GeneratedText]] = [[] for _ in texts]
     alike = not answers and (settings.min_length > 0 or (settings.max_new_tokens is None and settings.max_length is not None))
     left = [number for number in range(len(texts)) if number not in known]
-    for numbers in _batches(left, [len(ids) for ids in encoded], batch_size, alike):
-        rows = [encoded[i] for i in numbers]
-        befores = [[] if answers else row for row in rows for _ in range(settings.num_return_sequences)]
-        streamer = None
-        if stream is not None or settings.stop_strings:
-            streamer = BatchStreamer([RowStreamer(tokenizer, b, settings.stop_strings) for b in befores], stream)
-        ids, mask = _left_padded(rows)
-        new, scores = _generate_batch(model, ids, mask, settings, numbers, streamer)
-        if streamer is not None:
-            written = streamer.finish()
-        else:
-            ends = _ends(model, settings)
-            tails = [_until(row, ends) for row in new[:, 1 if answers else ids.shape[1]:].tolist()]
-            written = tokenizer.decode_batch(tails) if answers else [_continuation(tokenizer, *pair) for pair in zip(befores, tails)]
-        values = [None] * len(written) if scores is None else scores.tolist()
-        for place, (text, value) in enumerate(zip(written, values)):
-            found[numbers[place // settings.num_return_sequences]].append(GeneratedText(text, value))
+    for numbers in _batches(left, lengths, batch_size, alike):
+        rows = [replace(asked[i], seed=settings.seed or 0, stream=i * settings.num_return_sequences, stop_strings=settings.stop_strings,
+                        listener=listener) for i in numbers]
+        for number, several in zip(numbers, write(model, rows, tokenizer, settings)):
+            found[number] = several
         if keep is not None:
             keep({number: found[number] for number in numbers})
         advance(len(rows))
     return found
-
-
-# ------------------------------------------------------------------------------------------ one batch
-
-
-def _generate_batch(
-    model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None, settings: GenerationSettings, streams: Sequence[int],
-    listener: TokenListener | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """Sequences [B * n, S + N] and, of beams, their scores [B * n]; `streams` number the prompts' draws."""
-    device = next(model.parameters()).device
-    input_ids = input_ids.to(device)
-    mask = None if attention_mask is None or bool(attention_mask.all()) else attention_mask.to(device)
-    with _evaluating(model):
-        if isinstance(model, EncoderDecoder):
-            decoder = model.decoder_for(input_ids, mask)
-            if settings.decoder_start_token_id is not None:
-                decoder.start = torch.full_like(decoder.start, settings.decoder_start_token_id)
-            return _generate_batch(decoder, decoder.start, None, settings, streams, listener)
-        if not isinstance(model, Decoder):
-            raise _cannot(model)
-        info = model.decoder_info
-        if not input_ids.shape[1]:
-            raise UserError("the prompt is empty: give at least one token")
-        if mask is not None and not bool(mask[:, -1].all()):
-            raise UserError("prompts must be padded on the left: the last token of each row must be one of the prompt")
-        new = _new_tokens(info, input_ids.shape[1], settings)
-        pad = info.pad_token_id if settings.pad_token_id is None else settings.pad_token_id
-        pad = 0 if pad is None else pad
-        state = DecodingState(model, input_ids, None if mask is None else mask.bool(), settings, new, pad)
-        rules = ScoreRules(settings, input_ids.shape[1], state.max_length, state.keep, _ends(model, settings))
-        if settings.num_beams > 1:
-            return beam_search(state, settings, rules, pad)
-        n = settings.num_return_sequences
-        numbers = [stream * n + copy for stream in streams for copy in range(n)]
-        uniform = uniform_draws(numbers, new, settings.seed).to(device) if settings.do_sample else None
-        return decode(state, settings, rules, uniform, pad, listener), None
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Generator[None]:
-    """Eval mode without gradients; the mode is as before afterwards."""
-    training = model.training
-    with torch.no_grad():
-        model.eval()
-        try:
-            yield
-        finally:
-            model.train(training)
-
-
-def _ends(model: nn.Module, settings: GenerationSettings) -> tuple[int, ...]:
-    """The ids that end a text."""
-    if settings.eos_token_id is not None:
-        return tuple(end for end in as_ids(settings.eos_token_id) if end >= 0)
-    info: DecoderInfo | None = getattr(model, "decoder_info", None)  # an encoder-decoder has it, too
-    return () if info is None else as_ids(info.eos_token_id)
-
-
-def _cannot(model: nn.Module) -> UserError:
-    return UserError(f"{type(model).__name__} does not generate text: load a language model such as GPT-2 or T5")
-
-
-def _new_tokens(info: DecoderInfo, length: int, settings: GenerationSettings) -> int:
-    """How many tokens to generate after a prompt of `length`."""
-    left, wanted = info.max_positions - length, settings.max_new_tokens
-    if left < 1:
-        raise UserError(f"the prompt has {length} tokens and the model {info.max_positions} positions: shorten the prompt")
-    if wanted is None and settings.max_length is not None:
-        wanted = min(settings.max_length - length, left)
-        if wanted < 1:
-            raise UserError(f"the prompt has {length} tokens, and max_length is {settings.max_length}, prompt included: raise it, "
-                            "or ask for max_new_tokens")
-    if wanted is None:
-        wanted = min(max(settings.default_new_tokens, settings.min_new_tokens), left)
-    if max(wanted, settings.min_new_tokens) > left:
-        raise UserError(f"a prompt of {length} tokens and {max(wanted, settings.min_new_tokens)} new tokens need more than the model's "
-                        f"{info.max_positions} positions: ask for at most {left}")
-    return wanted
-
-
-# ------------------------------------------------------------------------------------------ ids and texts
 
 
 def _batches(numbers: Sequence[int], lengths: Sequence[int], size: int, alike: bool) -> Iterator[list[int]]:
@@ -337,35 +246,3 @@ def _batches(numbers: Sequence[int], lengths: Sequence[int], size: int, alike: b
     groups = [list(group) for _, group in groupby(order, key=lambda i: lengths[i])] if alike else [order]
     for group in groups:
         yield from (group[first : first + size] for first in range(0, len(group), size))
-
-
-def _prompt_ids(info: DecoderInfo, tokenizer: Tokenizer, text: str, settings: GenerationSettings) -> list[int]:
-    ids = tokenizer.encode(text, add_special_tokens=False)
-    if ids:
-        return ids
-    starts = [settings.bos_token_id, info.bos_token_id, *as_ids(info.eos_token_id)]
-    start = next((start for start in starts if start is not None), None)
-    if start is None:
-        raise UserError("the prompt is empty, and this model has no token to start from: give a prompt")
-    return [start]
-
-
-def _left_padded(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
-    width = max(map(len, rows))
-    ids = torch.tensor([[0] * (width - len(r)) + r for r in rows])
-    mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows])
-    return ids, mask
-
-
-def _until(ids: list[int], ends: tuple[int, ...]) -> list[int]:
-    """The ids up to the first that ends the text; that one may have a text of its own, such as the end of a line."""
-    at = next((place for place, i in enumerate(ids) if i in ends), None)
-    return ids if at is None else ids[: at + 1]
-
-
-def _continuation(tokenizer: Tokenizer, prompt: list[int], tail: list[int]) -> str:
-    """The text that `tail` adds; decoded behind its prompt, because vocabularies hide spaces at the start of a text."""
-    before, whole = tokenizer.decode_batch([prompt, [*prompt, *tail]], clean_up_tokenization_spaces=False)
-    if not whole.startswith(before):
-        return tokenizer.decode(tail)
-    return clean_up(whole[len(before):]) if tokenizer.framing.clean_up else whole[len(before):]

@@ -9,6 +9,7 @@ from typing import Literal, TypedDict
 from ...shared.errors import raise_problems
 
 DEFAULT_NEW_TOKENS = 50
+MOST_LOGPROBS = 20
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,10 @@ class GenerationSettings:
     """Seed of the draws. The draws of a prompt do not depend on the other prompts."""
     stop_strings: tuple[str, ...] = ()
     """A text ends before the first of these."""
+    logprobs: int | None = None
+    """Tell the log-probability of each token under the model, before any of these rules, and this many most probable tokens."""
+    truncate: bool = False
+    """Of a decoder's prompt that leaves no room for the new tokens, read the last tokens that do; else it is refused."""
     use_cache: bool = True
     """Keep keys and values; without, every token reads everything before it again: slow, for checks."""
 
@@ -99,6 +104,9 @@ class GenerationSettings:
              f"early_stopping is {self.early_stopping!r}, expected True, False or 'never'"),
             (all(self.stop_strings), "a stop string is empty: give text, or none"),
             (self.num_beams == 1 or not self.do_sample, "beams and draws exclude each other: give num_beams or do_sample"),
+            (self.logprobs is None or 0 <= self.logprobs <= MOST_LOGPROBS,
+             f"logprobs is {self.logprobs}, expected a number of tokens from 0 to {MOST_LOGPROBS}"),
+            (self.num_beams == 1 or self.logprobs is None, "logprobs need one beam: leave num_beams or logprobs out"),
             (self.num_beams == 1 or not self.stop_strings, "stop strings need one beam: leave num_beams or stop_strings out"),
             (self.num_beams == 1 or self.num_return_sequences <= self.num_beams,
              f"num_return_sequences is {self.num_return_sequences}, expected at most num_beams, {self.num_beams}"),
@@ -142,6 +150,8 @@ class GenerationOptions(TypedDict, total=False):
     decoder_start_token_id: int | None
     seed: int | None
     stop_strings: tuple[str, ...]
+    logprobs: int | None
+    truncate: bool
     use_cache: bool
 
 

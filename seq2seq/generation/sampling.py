@@ -7,6 +7,7 @@ and last token, suppressed tokens; then, for draws alone, temperature, top-k, to
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -126,7 +127,14 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     return torch.searchsorted(reached, uniform[:, None] * reached[:, -1:], right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
 
 
-def uniform_draws(streams: Iterable[int], steps: int, seed: int | None) -> Tensor:
-    """Uniform numbers fp64 [R, N]: every row has its own numbered stream of the seed."""
-    entropy = int(np.random.SeedSequence().generate_state(1, np.uint64)[0]) if seed is None else seed % 2**63
-    return torch.from_numpy(np.stack([np.random.Generator(np.random.Philox(key=[entropy, row])).random(steps) for row in streams]))
+def seeded(settings: GenerationSettings) -> GenerationSettings:
+    """The settings with a seed, drawn where draws have none, so that a text can be told how to be drawn again."""
+    if settings.seed is not None or not settings.do_sample:
+        return settings
+    return replace(settings, seed=int(np.random.SeedSequence().generate_state(1, np.uint32)[0]))
+
+
+def uniform_draws(streams: Iterable[tuple[int, int]], steps: int) -> Tensor:
+    """Uniform numbers fp64 [R, N]: every row has its own stream, (seed, number)."""
+    return torch.from_numpy(np.stack([np.random.Generator(np.random.Philox(key=[seed % 2**63, row])).random(steps)
+                                      for seed, row in streams]))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ...shared.attention.cache import KVCache
 from ...shared.decoder import Decoder
+from .logprobs import LogProbs
 from .options import GenerationSettings
 from .sampling import ScoreRules, draw, warp
 
@@ -17,6 +19,21 @@ LOW = -1.0e9
 
 TokenListener = Callable[[list[int], list[bool]], list[bool]]
 """Is called with the next id of each row and which rows have ended; returns which rows end here."""
+
+
+@dataclass
+class Written:
+    """What was written for R rows."""
+
+    ids: Tensor
+    """int64 [R, S + N]: prompts and continuations; what follows an end is padding."""
+    lengths: Tensor
+    """int64 [R]: new tokens of each row, the one that ends it included."""
+    ended: Tensor
+    """bool [R]: rows that a token ended; the others are as long as they may be, or a listener ended them."""
+    scores: Tensor | None = None
+    """fp32 [R]: of beams, the log-probability over length ** length_penalty."""
+    logprobs: LogProbs | None = None
 
 
 class DecodingState:
@@ -96,8 +113,8 @@ class DecodingState:
 def decode(
     state: DecodingState, settings: GenerationSettings, rules: ScoreRules, uniform: Tensor | None, pad: int,
     listener: TokenListener | None = None,
-) -> Tensor:  # fmt: skip
-    """Write the most probable tokens, or drawn ones, until every row has ended; prompts and continuations [R, S + N].
+) -> Written:  # fmt: skip
+    """Write the most probable tokens, or drawn ones, until every row has ended.
 
     Args:
         state: the rows.
@@ -108,23 +125,30 @@ def decode(
         listener: sees every token and may end rows.
     """
     finished = torch.zeros_like(state.owner, dtype=torch.bool)
+    ended, lengths = finished, torch.zeros_like(state.owner)
     ends = torch.tensor(rules.ends, device=finished.device, dtype=torch.long)
+    logprobs = None if settings.logprobs is None else LogProbs(settings.logprobs)
     while state.length < state.max_length:
-        scores = rules(state.logits(), state.ids)
+        logits = state.logits()
+        scores = rules(logits, state.ids)
         chosen = scores.argmax(-1) if uniform is None else draw(warp(scores, settings), uniform[:, state.length - state.prompt_length])
         if rules.ends or listener is not None:
             chosen = torch.where(finished, pad, chosen)
+        if logprobs is not None:
+            logprobs.add(logits, chosen)
         state.append(chosen)
+        lengths = lengths + ~finished
         if rules.ends:
-            finished = finished | torch.isin(chosen, ends)
+            ended = ended | (torch.isin(chosen, ends) & ~finished)
+            finished = finished | ended
         if listener is not None:
             finished = finished | torch.tensor(listener(chosen.tolist(), finished.tolist()), device=finished.device)
         if (rules.ends or listener is not None) and bool(finished.all()):
             break
-    return state.ids
+    return Written(state.ids, lengths, ended, logprobs=logprobs)
 
 
-def beam_search(state: DecodingState, settings: GenerationSettings, rules: ScoreRules, pad: int) -> tuple[Tensor, Tensor]:
+def beam_search(state: DecodingState, settings: GenerationSettings, rules: ScoreRules, pad: int) -> Written:
     """Beam search, hypothesis for hypothesis that of transformers.
 
     Each step looks at the best 2 K continuations of a prompt's K beams, or (1 + E) K where E > 1 tokens end a text. Those
@@ -135,7 +159,7 @@ def beam_search(state: DecodingState, settings: GenerationSettings, rules: Score
     where the padding is token 0).
 
     Returns:
-        Prompts and continuations [B * num_return_sequences, S + N], best first, and their scores fp32 of that length.
+        B * num_return_sequences rows, best first.
     """
     k, new, power = settings.num_beams, state.max_length - state.prompt_length, settings.length_penalty
     batch, device = len(state.prompts), state.out.device
@@ -178,6 +202,7 @@ def beam_search(state: DecodingState, settings: GenerationSettings, rules: Score
         state.reorder(rows)
         state.append(tokens.gather(1, order).flatten())
     n = settings.num_return_sequences
-    longest = int(lengths[:, :n].max())
-    found = torch.cat([state.prompts.repeat_interleave(n, 0), results[:, :n, :longest].flatten(0, 1)], 1)
-    return found, best[:, :n].flatten()
+    lengths = lengths[:, :n].flatten()
+    results = results[:, :n, :int(lengths.max())].flatten(0, 1)
+    ended = torch.isin(results.gather(1, (lengths[:, None] - 1).clamp(min=0))[:, 0], ends_of_text)
+    return Written(torch.cat([state.prompts.repeat_interleave(n, 0), results], 1), lengths, ended, best[:, :n].flatten())

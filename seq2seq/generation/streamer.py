@@ -28,10 +28,17 @@ class RowStreamer:
         tokenizer: the vocabulary.
         before: the ids that come before the first one.
         stops: the text ends before the first of these.
+        limit: it ends with this many ids; None for no limit.
+        listener: called with each piece of text that is final.
+        wanted: asked after each id whether the text is still needed.
+        closing: called once, when an id ends the text: with True where it was an end token or a stop string.
     """
 
-    def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = (), stops: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, before: Sequence[int] = (), stops: Sequence[str] = (), *, limit: int | None = None,
+                 listener: Callable[[str], object] | None = None, wanted: Callable[[], bool] = lambda: True,
+                 closing: Callable[[bool], object] = lambda ended: None) -> None:
         self.tokenizer, self.stops = tokenizer, tuple(stops)
+        self.limit, self.listener, self.wanted, self.closing = limit, listener, wanted, closing
         self.ids = [i for i in before if i not in tokenizer.special_ids][-CONTEXT:]
         self.start, self.read = 0, len(self.ids)  # ids before `read` are text already; those from `start` are their context
         self.held = ""
@@ -43,7 +50,24 @@ class RowStreamer:
         """Which characters of `held` are text of this row: no special tokens, and not the prompt."""
         self.cleaning = CleanUp() if tokenizer.framing.clean_up else None
         self.text = ""
-        self.stopped = False
+        self.count = 0
+        self.stopped = self.closed = False
+
+    def take(self, token: int, over: bool) -> None:
+        """Take the next id and tell the listener; the text ends with it where it is `over`."""
+        self.count += 1
+        self.tell(self.push(token))  # an end that is not a special token has a text, such as the end of a line
+        full = over or self.count == self.limit
+        if full:
+            self.tell(self.finish())
+        self.closed = full or self.stopped or not self.wanted()
+        if self.closed:
+            self.closing(over or self.stopped)
+
+    def tell(self, piece: str) -> None:
+        """Let the listener hear a piece."""
+        if piece and self.listener is not None:
+            self.listener(piece)
 
     def push(self, token: int) -> str:
         """Add an id; returns the text that is final now, perhaps none."""
@@ -95,34 +119,24 @@ class RowStreamer:
 
 
 class BatchStreamer:
-    """The texts of all rows while they are written, their stop strings, and a listener for one row's text.
+    """The texts of all rows while they are written; ends those that are over.
 
     Args:
         rows: the text of each row.
-        listener: called with each piece of text that is final; for one row.
     """
 
-    def __init__(self, rows: Sequence[RowStreamer], listener: Callable[[str], None] | None = None) -> None:
-        self.rows, self.listener = list(rows), listener
-        self.closed = [False] * len(self.rows)
+    def __init__(self, rows: Sequence[RowStreamer]) -> None:
+        self.rows = list(rows)
 
     def __call__(self, ids: list[int], finished: list[bool]) -> list[bool]:
-        """Take the next id of each row, and which rows end with it; returns which have met a stop string now or before."""
-        for number, (row, token, over) in enumerate(zip(self.rows, ids, finished)):
-            if self.closed[number]:
-                continue
-            self._tell(row.push(token))  # an end that is not a special token has a text, such as the end of a line
-            if over:
-                self._tell(row.finish())
-            self.closed[number] = over or row.stopped
-        return [row.stopped for row in self.rows]
+        """Take the next id of each row, and which rows end with it; returns which have ended now or before."""
+        for row, token, over in zip(self.rows, ids, finished):
+            if not row.closed:
+                row.take(token, over)
+        return [row.closed for row in self.rows]
 
     def finish(self) -> list[str]:
         """The texts, when nothing more comes."""
         for row in self.rows:
-            self._tell(row.finish())
+            row.tell(row.finish())
         return [row.text for row in self.rows]
-
-    def _tell(self, piece: str) -> None:
-        if piece and self.listener is not None:
-            self.listener(piece)

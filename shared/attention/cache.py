@@ -47,6 +47,12 @@ class KVCache:
         values[:, :, start:stop] = v
         return keys[:, :, :stop], values[:, :, :stop]
 
+    def last(self, number: int) -> tuple[Tensor, Tensor]:
+        """The key and value of a layer with one head at the last position that is complete, [B, d] each."""
+        assert self.buffer is not None and self.length, "an empty cache has none"
+        place = self.lead + self.length - 1
+        return self.buffer[2 * number, :, 0, place], self.buffer[2 * number + 1, :, 0, place]
+
     def precede(self, earlier: Tensor, spare: int = 0) -> None:
         """Put keys and values before the first position of a cache that is empty: a text that several answers are written behind.
 

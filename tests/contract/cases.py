@@ -398,8 +398,9 @@ NARROW: tuple[dict[str, Any], ...] = (
     {"dim": 32, "n_heads": 2, "hidden_dim": 32, "max_position_embeddings": 66, "initializer_range": 0.1},
     {"d_model": 32, "encoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_attention_heads": 2, "decoder_ffn_dim": 32,
      "init_std": 0.1},
+    {"hidden_size": 32, "axial_pos_embds_dim": [8, 24], "attention_head_size": 16, "feed_forward_size": 32, "initializer_range": 0.1},
 )
-"""Networks for tasks, which are many: BERT-shaped ones, and those with the names of XLNet's, GPT's and BART's sizes."""
+"""Networks for tasks, which are many: BERT-shaped ones, and those with the names of XLNet's, GPT's, BART's and Reformer's sizes."""
 
 
 def narrow(case: Case) -> Case:

@@ -21,7 +21,7 @@ def on_gpu(batch: Any) -> Any:
 @pytest.mark.parametrize("case", watched(), ids=lambda c: c.name)
 def test_a_training_step_neither_mixes_devices_nor_waits(case: Case) -> None:
     system = case.build().train()
-    samples = samples_of(system.objective, tokenizer(style_of(case)) if style_of(case) else None, range(5))
+    samples = samples_of(system.objective, tokenizer(style_of(case)) if style_of(case) else None, range(3))
     batches = [batch_of(objective, samples) for objective in system.objective.by_turn().values()]
     with gpu() as machine:
         to_gpu(system)

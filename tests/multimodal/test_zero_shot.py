@@ -44,6 +44,19 @@ def test_templates():
         templates(["a photo"])
 
 
+def test_templates_of_a_file(tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("\ufeffa photo of a {}.\r\n\n  a {} {x}\u2028drawn\n", encoding="utf-8")
+    assert [t("cat") for t in templates([str(file), "one {}"])] == ["a photo of a cat.", "a cat {x}\u2028drawn", "one cat"]
+    for content, message in ((b"a {}\na cat\n", "line 2 is 'a cat', which has no {}"), (b"\n \n", "holds no templates"),
+                             (b"\xff{}", "cannot be read: expected a file of UTF-8")):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=message):
+            templates([str(file)])
+    with pytest.raises(UserError, match="cannot be read"):
+        templates([str(tmp_path / "none.txt")])
+
+
 def test_class_weights_equal_open_clips(model, tokenizer):
     theirs = open_clip.CLIP(**CFG).eval()
     theirs.load_state_dict(to_theirs(FAMILIES[0].nets[0].formats[1].rules(model.config), model.state_dict()))

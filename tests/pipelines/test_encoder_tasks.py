@@ -363,7 +363,7 @@ def test_spans(tmp_path, monkeypatch, capsys):
     example("answer_folder").main(str(run), str(tmp_path / "texts"), "who sleeps")
     lines = [re.fullmatch(r"([+-]\d+\.\d\d)  ([ab])\.txt: (.+) \(character \d+\)", line) for line in capsys.readouterr().out.splitlines()]
     assert all(lines) and sorted(m[2] for m in lines) == ["a", "b"] and float(lines[0][1]) >= float(lines[1][1])
-    with pytest.raises(SystemExit, match="was not fine-tuned to tag words"):
+    with pytest.raises(UserError, match="expected a network that was fine-tuned for the task tag"):
         example("tag_names").main(str(run), ["red"])
 
 

@@ -31,6 +31,24 @@ class Outer:
             raise UserError(f"steps is {self.steps}, expected at least 1")
 
 
+@dataclass(frozen=True)
+class Own:
+    inner: Inner = field(default_factory=lambda: Inner(lr=0.5, betas=(0.1, 0.2)))
+    either: Inner | Outer | None = field(default_factory=lambda: Inner(lr=7.0))
+
+
+def test_a_nested_mapping_changes_what_it_names():
+    """The field's own default stays elsewhere, not the class's."""
+    assert build_settings(Own, {"inner": {"lr": 1}}, "x").inner == Inner(1.0, (0.1, 0.2))
+    assert build_settings(Own, {"inner": {"betas": [0, 1]}}, "x").inner == Inner(0.5, (0.0, 1.0))
+    assert build_settings(Own, {"inner": {}}, "x").inner == Own().inner
+    assert build_settings(Own, {"either": {"betas": [0, 1]}}, "x").either == Inner(7.0, (0.0, 1.0))
+    assert build_settings(Own, {"either": {"name": "n"}}, "x").either == Outer("n")
+    assert build_settings(Own, {"either": None}, "x").either is None
+    with pytest.raises(UserError, match=r"unknown key inner\.lrr; did you mean inner\.lr"):
+        build_settings(Own, {"inner": {"lrr": 1}}, "x")
+
+
 def test_builds_nested_and_converts():
     value = build_settings(Outer, {"name": "x", "steps": 2.0, "clip": None, "inner": {"lr": "3e-4", "betas": [0.9, 1]},
                                    "other": {"lr": 1}, "model": {"a": [1]}, "sizes": [1, 2]}, "recipe x")

@@ -141,8 +141,8 @@ def test_sentences_that_are_read_together_do_not_touch_each_other():
 
 
 def by_autograd(layer, rows, states):
-    """The same layer, row by row and step by step, with autograd's own gradients."""
-    found = []
+    """The same layer, row by row and step by step, with autograd's own gradients; and h and c behind each row."""
+    found, ends = [], []
     for x, h, c in zip(rows, *states, strict=True):
         for token in x:
             gates = layer.input_linearity.weight @ token + layer.state_linearity.weight @ h + layer.state_linearity.bias
@@ -150,7 +150,8 @@ def by_autograd(layer, rows, states):
             c = clipped(i.sigmoid() * g.tanh() + (f + 1).sigmoid() * c, layer.limits[0])
             h = clipped(layer.state_projection.weight @ (o.sigmoid() * c.tanh()), layer.limits[1])
             found.append(h)
-    return torch.stack(found)
+        ends.append((h, c))
+    return torch.stack(found), [torch.stack(part) for part in zip(*ends)]
 
 
 @pytest.mark.parametrize("limits", [(0.0, 0.0), (0.3, 0.0), (0.0, 0.2), (0.3, 0.2)])
@@ -164,17 +165,17 @@ def test_gradients_of_the_lstm_are_autograds(limits, lengths):
     steps = Steps.of(lengths, x.device)
     out, after = layer(x[steps.order], steps, state)
     out = out[steps.places]
-    wanted = by_autograd(layer, x.split(list(lengths)), state)
-    torch.testing.assert_close(out, wanted, rtol=1e-12, atol=1e-12)
-    weights = torch.randn(out.shape).double()
-    inputs = [x, *state, *layer.parameters()]
-    for a, b in zip(torch.autograd.grad((out * weights).sum(), inputs, allow_unused=True),
-                    torch.autograd.grad((wanted * weights).sum(), inputs, allow_unused=True), strict=True):
-        torch.testing.assert_close(a, torch.zeros_like(a) if b is None else b, rtol=1e-9, atol=1e-12)
-    ends = np.cumsum(lengths) - 1
-    for row, (n, end) in enumerate(zip(lengths, ends)):
-        torch.testing.assert_close(after[0][row], wanted[end] if n else state[0][row])
-        assert not after[0].requires_grad
+    wanted, ends = by_autograd(layer, x.split(list(lengths)), state)
+    inputs, pairs = [x, *state, *layer.parameters()], list(zip((out, *after), (wanted, *ends), strict=True))
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    for chosen in (pairs[:1], pairs[2:], pairs):  # the states alone, the last cells alone, all
+        totals = []
+        for way in (0, 1):
+            torch.manual_seed(1)
+            totals.append(sum((pair[way] * torch.randn(pair[way].shape).double()).sum() for pair in chosen))
+        for a, b in zip(*(torch.autograd.grad(total, inputs, allow_unused=True, retain_graph=True) for total in totals), strict=True):
+            torch.testing.assert_close(a, torch.zeros_like(a) if b is None else b, rtol=1e-9, atol=1e-12)
 
 
 def test_a_row_in_pieces_is_one_row():

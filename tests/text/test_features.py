@@ -144,3 +144,43 @@ def test_pairs_and_texts_are_classified(made):
         built.net.logits([(" ", None)])
     with pytest.raises(BadSample, match="class 2, the model has 2"):
         list(built.objective.example(Sample("a", {"txt": b"John", "cls": b"2"}, 0, "here"), np.random.default_rng(0)))
+
+
+@pytest.fixture(scope="module")
+def vectors(tmp_path_factory):
+    """A network of each kind that has word vectors; `John` is known as it is spelt, `paris` in lower case alone."""
+    root, places = tmp_path_factory.mktemp("vectors"), {}
+    tok = Tokenizer.train(["John went to paris today"], "word", 20, style=STYLES["plain"])
+    for seed, name in enumerate(("word2vec", "glove", "nnlm")):
+        torch.manual_seed(seed)
+        net = polymodal.system(name, size="tiny", tokenizer=tok).net
+        polymodal.save(net, root / name, tokenizer=tok)
+        places[name] = str(root / name)
+    return SimpleNamespace(**places, tok=tok)
+
+
+@pytest.mark.parametrize("name", ["word2vec", "glove", "nnlm"])
+def test_word_vectors_are_one_layer_that_knows_no_sentence(vectors, name):
+    source = companion(getattr(vectors, name))
+    reader, table = reader_of(source), polymodal.load(getattr(vectors, name)).word_vectors()
+    (states,) = reader.states(trunk_of(source.net), reader.collate([["John", "Paris", "<unk>"], ["unheard", "of", "John"]]), [3, 3])
+    assert (reader.layers, reader.width) == (1, table.shape[1]) and reader.fits(["a"] * 9999) is None
+    ids = vectors.tok.vocabulary()
+    for row, word in enumerate(("John", "paris", None, None, None, "John")):
+        assert torch.equal(states[row], torch.zeros(table.shape[1]) if word is None else table[ids[word]])
+
+
+def test_word_vectors_are_frozen_or_learn_and_the_rest_of_their_network_does_not(vectors):
+    for task in ("", "classify"):
+        for name, learns in (("word2vec", {"input.weight"}), ("glove", {"word.weight", "context.weight"}), ("nnlm", {"embed.weight"})):
+            for tuned in (False, True):
+                built = polymodal.system("features", size="tiny", task=task, companions={"features": getattr(vectors, name)},
+                                         classes=("O", "B-PER"), dropout=0.0, objective={"tuned": tuned})
+                sample = Sample("a", {"json": b'{"words": ["John", "went"], "tags": ["B-PER", "O"]}', "txt": b"John went",
+                                      "pair.txt": b"to", "cls": b"1"}, 0, "here")
+                batch = built.objective.collate(list(built.objective.example(sample, np.random.default_rng(0))))
+                sum(term.total for term in built.train()(batch).terms.values()).backward()
+                trained = {key: p for key, p in built.named_parameters() if p.requires_grad}
+                assert all(p.grad is not None for p in trained.values())
+                moved = {key.removeprefix("sources.features."): p.grad for key, p in trained.items() if key.startswith("sources.")}
+                assert set(moved) == (learns if tuned else set()) and all(grad.any() for grad in moved.values())

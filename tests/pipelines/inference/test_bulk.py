@@ -97,7 +97,7 @@ def test_vectors_of_a_data_set_are_those_of_its_texts_in_order(capsys, bert, dat
     assert lines(tmp_path / "v.keys.jsonl") == [{"row": i, "sample": i, "key": k} for i, k in enumerate(keys)]
     assert [(r["sample"], r["key"]) for r in lines(tmp_path / "v.jsonl")] == list(enumerate(keys))
     assert (np.array([r["embedding"] for r in lines(tmp_path / "v.jsonl")], dtype=np.float32) == found).all()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["v.jsonl", "v.keys.jsonl", "v.npy"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["v.jsonl", "v.keys.jsonl", "v.model.json", "v.npy"]
 
 
 def test_the_bytes_do_not_depend_on_the_workers(capsys, bert, data, tmp_path):

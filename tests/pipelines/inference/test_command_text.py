@@ -171,6 +171,18 @@ def test_embed_is_the_normalised_mean_over_the_tokens(models, capsys):
             np.testing.assert_allclose(row["embedding"], torch.nn.functional.normalize(hidden.mean(0), dim=0), atol=1e-6)
 
 
+def test_a_decoder_reads_no_token_types():
+    """A GPT with a BERT's tokenizer, which tells types of tokens."""
+    tok = Tokenizer.train(LINES * 4, "wordpiece", 46)
+    torch.manual_seed(0)
+    net = polymodal.system("gpt", size="tiny", tokenizer=tok).net.eval()
+    batch = tok([LINES[0]])
+    assert "token_type_ids" in batch
+    with torch.no_grad():
+        hidden = net.trunk(batch["input_ids"]).last_hidden_state[0]
+    torch.testing.assert_close(embed(net, LINES, tok, normalize=False)[0], hidden.mean(0), rtol=1e-4, atol=1e-5)
+
+
 def test_embed_writes_arrays_and_lines(models, tmp_path, capsys, monkeypatch):
     stdin(monkeypatch, "\n".join(LINES).encode())
     expected = embed(polymodal.load(models / "bert"), LINES, polymodal.tokenizer(models / "bert")).numpy()
@@ -181,7 +193,7 @@ def test_embed_writes_arrays_and_lines(models, tmp_path, capsys, monkeypatch):
     code, out, _ = run(capsys, "embed", "--model", models / "bert", *LINES)
     assert [json.loads(line) for line in out.splitlines()] == written and code == 0
     np.testing.assert_allclose([w["embedding"] for w in written], expected, atol=1e-6)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.jsonl", "x.keys.jsonl", "x.npy"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.jsonl", "x.keys.jsonl", "x.model.json", "x.npy"]
     rows = [json.loads(line) for line in (tmp_path / "x.keys.jsonl").read_text().splitlines()]
     assert rows == [{"row": i, "text": line} for i, line in enumerate(LINES)]
 

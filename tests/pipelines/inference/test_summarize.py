@@ -156,7 +156,8 @@ def test_a_decoder_gets_a_hint_and_three_sentences_stay(tmp_path):
 
 @pytest.mark.parametrize(("given", "options", "message"), [
     ([" \n"], {}, "text 1 of 1 is empty"), ([text(1)], {"max_length": 20, "max_new_tokens": 12}, "max_new_tokens of at most 9"),
-    ([text(1)], {"num_return_sequences": 2, "num_beams": 2}, "one text")])
+    ([text(1)], {"num_return_sequences": 2, "num_beams": 2}, "one text"),
+    ([text(1)], {"num_beams": 1, "length_penalty": 2.0}, "length_penalty is of beams")])
 def test_mistakes(tok, given, options, message):
     with pytest.raises(UserError, match=message):
         summaries(Copier(tok), given, tok, **options)

@@ -103,6 +103,7 @@ def test_an_evaluation_writes_in_the_language_that_is_asked_for(models, tmp_path
     ("gpt2", [], "writes no text beside another one"),
     ("bart", ["--prefix", "water " * 60], "which the prefix"),
     ("bart", ["--reference", "absent.txt"], "absent.txt"),
+    ("bart", ["--num-beams", "1", "--length-penalty", "2"], "length_penalty is of beams"),
 ])  # fmt: skip
 def test_mistakes_are_told_in_one_line(models, model, arguments, said, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -86,6 +86,17 @@ def test_compressed_files_are_read_and_others_told(tmp_path, capsys):
     assert "2 files are not read: 1 .json, 1 README" in capsys.readouterr().err and made.schema["left_out"] == {".json": 1, "README": 1}
 
 
+def test_a_text_without_borders_is_told(tmp_path, capsys):
+    """A book without blank lines was one document, and nobody said so."""
+    (tmp_path / "book.txt").write_text("In the beginning was the word .\n" * 10_000)
+    for number, (more, told) in enumerate((((), True), (("--split", "line"), False), (("--split", "file"), False))):
+        assert cli.run(["pack", str(tmp_path / "book.txt"), "--out", str(tmp_path / f"out{number}"), "--workers", "1", *more]) == 0
+        assert ("1 document of 312 KiB on average: texts are cut at blank lines" in capsys.readouterr().err) is told
+    (tmp_path / "short.txt").write_text("In the beginning was the word .\n\n" * 9000)
+    assert cli.run(["pack", str(tmp_path / "short.txt"), "--out", str(tmp_path / "short"), "--workers", "1"]) == 0
+    assert "on average" not in capsys.readouterr().err
+
+
 def test_names_of_any_bytes_go_from_pack_to_output(tmp_path, capsys):
     folder = tmp_path / "in"
     folder.mkdir()

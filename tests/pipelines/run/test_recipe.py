@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import fields
 
 import pytest
 import yaml
@@ -11,6 +13,7 @@ from polymodal.registry import families
 from polymodal.shared.errors import UserError
 from polymodal.shared.family import Context
 from polymodal.shared.meta import without_weights
+from polymodal.shared.settings import build_settings
 
 NAMES = sorted(recipes())
 
@@ -106,3 +109,16 @@ def test_what_a_recipe_watches_its_evaluations_measure(name):
     with without_weights():
         system = found.build(families()[found.system], Context(classes=("B-X", "I-X", "O"), net_only=True))
     assert found.evaluate.monitor in system.measured()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_resolved_recipe_is_the_same_with_every_setting(name, tmp_path):
+    """Through YAML and JSON, too, as a run keeps it."""
+    whole = recipe(name)
+    task = families()[whole.system].task(whole.task)
+    settings = build_settings(task.settings, whole.objective, name)
+    (tmp_path / "kept.yaml").write_text(whole.resolved().to_yaml())
+    kept = recipe(tmp_path / "kept.yaml")
+    assert kept == whole.resolved() == kept.resolved()
+    assert set(kept.objective) == {f.name for f in fields(task.settings) if f.init}
+    assert build_settings(task.settings, json.loads(json.dumps(kept.objective)), name) == settings

@@ -206,7 +206,7 @@ def test_from_the_command_line(data, phase1, tmp_path, capsys):
     line = ["pretrain", "bert-tiny", "--data", str(data.more), "--out", str(tmp_path / "run"), "--continue-from", str(phase1), *sets]
     line.append("--json")
     assert cli.invoke([*line, "--dry-run"]) == 0
-    assert "going on from" in json.loads(capsys.readouterr().out.splitlines()[-1])["plan"][-1] and not (tmp_path / "run").exists()
+    assert "going on from" in json.loads(capsys.readouterr().out.splitlines()[-1])["plan"][-2] and not (tmp_path / "run").exists()
     assert cli.invoke(line) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["updates"] == 1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import sys
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from polymodal.pipelines.pack.settings import PackSettings, Reading
 from polymodal.pipelines.run import checkpoint
 from polymodal.pipelines.run.directory import Run, lock_run, open_run
 from polymodal.pipelines.run.optim import OptimSettings
-from polymodal.pipelines.run.recipe import CheckpointSettings, DataSettings, EvaluateSettings, LogSettings, Recipe
+from polymodal.pipelines.run.recipe import CheckpointSettings, DataSettings, EvaluateSettings, LogSettings, Recipe, as_resolved
 from polymodal.pipelines.run.schedule import ScheduleSettings
 from polymodal.pipelines.train import loop
 from polymodal.shared.errors import BadSample, UserError
@@ -182,7 +183,7 @@ def test_a_run_from_start_to_end(tmp_path, data):
     assert [c.update for c in checkpoint.all_checkpoints(run.checkpoints)] == [15, 20]
     assert len(run.samples()) == 8 and (run.directory / run.samples()[0]["image"]).is_file()
     assert json.loads((run.directory / "environment.json").read_text())["starts"][0]["torch"] == torch.__version__
-    assert run.recipe() == toy_recipe()
+    assert run.recipe() == toy_recipe().resolved()
     # the system read back from the checkpoint is the one that was exported
     for name, tensor in run.system().net.state_dict().items():
         assert torch.equal(tensor, weights(run.directory)[name])
@@ -342,6 +343,47 @@ def test_a_dry_run_writes_nothing(tmp_path, data):
     result = go(toy_recipe(), data, tmp_path / "run", dry_run=True)
     assert not (tmp_path / "run").exists()
     assert any(line.startswith("run: 20 updates = 160 samples = 2.00 epochs") for line in result["plan"])
+
+
+def test_a_dry_run_on_a_run_says_what_would_happen(tmp_path, data):
+    """What a resume would do and what it would refuse, with every setting that holds; the run stays as it is."""
+    out = tmp_path / "run"
+    go(toy_recipe(), data, out, max_updates=7)
+    before = {p: p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
+    told = go(toy_recipe(), data, out, dry_run=True)
+    newest = checkpoint.newest(out / "checkpoints")
+    assert told["plan"][-1] == f"would resume after update 7 from {newest.path}, with 13 updates to go"
+    assert go(toy_recipe(), data, out, max_updates=7, dry_run=True)["plan"][-1].endswith("with nothing to go: max_updates is 7")
+    refused = []
+    for wrong, match in (({"seed": 5}, "seed was"), ({"data": {"global_batch": 4}}, "data.global_batch was 8 and is 4"),
+                         ({"objective": {"coupled": True}}, "objective was")):
+        with pytest.raises(UserError, match=match) as foreseen:
+            go(toy_recipe(**wrong), data, out, dry_run=True)
+        refused.append((wrong, str(foreseen.value)))
+    told = go(toy_recipe(), data, tmp_path / "new", dry_run=True)
+    assert told["plan"][-1] == f"would begin with update 1 in {tmp_path / 'new'}"
+    assert told["recipe"]["objective"]["coupled"] is False and told["config"]
+    assert {p: p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()} == before
+    for wrong, message in refused:  # the run itself says the same
+        with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+            go(toy_recipe(**wrong), data, out)
+    newest.path.joinpath("state.json").write_text("{}")
+    told = go(toy_recipe(), data, out, dry_run=True)
+    assert "would begin with update 1" in told["plan"][-1] or newest.path.name not in told["plan"][-1]
+
+
+def test_a_run_keeps_every_setting_and_older_ones_are_known(tmp_path, data):
+    """A run whose recipe has only what was said (before the rest was kept, too) goes on."""
+    out = tmp_path / "run"
+    go(toy_recipe(), data, out, max_updates=5)
+    assert json.loads((out / "system.json").read_text())["objective"]["coupled"] is False
+    saved = [*out.glob("checkpoints/*/state.json")]
+    assert saved
+    for file in saved:
+        assert json.loads(file.read_text())["recipe"]["objective"]["coupled"] is False
+    newest = checkpoint.newest(out / "checkpoints")
+    assert as_resolved({**newest.state()["recipe"], "objective": {}}) == newest.state()["recipe"]["objective"]
+    assert as_resolved({"system": "none", "objective": {"a": 1}}) == {"a": 1}
 
 
 def test_a_compiled_run_without_blocks_and_without_a_compiler(tmp_path, data, monkeypatch):

@@ -18,10 +18,12 @@ import processes
 import pytest
 import torch
 import typer
+from polymodal.pipelines import cli
 from polymodal.pipelines.base.console import Console
 from polymodal.pipelines.base.values import parse_mixture
 from polymodal.pipelines.commands import train as commands
 from polymodal.pipelines.crew.pieces import Workers
+from polymodal.pipelines.data.dataset import DataSet
 from polymodal.pipelines.model.export import export
 from polymodal.pipelines.model.frontdoor import load
 from polymodal.pipelines.pack.pack import pack
@@ -30,6 +32,7 @@ from polymodal.pipelines.run import checkpoint
 from polymodal.pipelines.run.directory import Run, open_run
 from polymodal.pipelines.run.recipe import recipe
 from polymodal.pipelines.train import loop
+from polymodal.pipelines.train.inputs import updates_of
 from polymodal.shared.errors import UserError
 from polymodal.shared.tokenizer import Tokenizer
 
@@ -145,6 +148,31 @@ def test_a_recipe_file_is_a_run_again(data, whole, tmp_path):
     again = loop.pretrain(recipe(whole / "recipe.yaml"), data.train, tmp_path / "again", tokenizer=data.tok, max_updates=4,
                            console=Console(quiet=True))
     assert again["train"]["update"] == 4 and again["train"]["samples"] == 32
+
+
+def test_a_length_in_tokens(data, tmp_path, capsys):
+    """The run ends with the update that reaches them, and so does the schedule."""
+    pack([data.train + ".txt"], tmp_path / "rows", PackSettings(Reading(split="line"), tokenizer=data.tok, block=32), workers=Workers(1))
+    stored = DataSet.open(tmp_path / "rows")
+    whole = stored.index.schema["tokens"]
+    assert whole < 32 * len(stored)  # rows are not full
+    settings = [*OVERRIDES, "schedule.name=linear", "schedule.warmup=0", "schedule.final=0", "log.every=1",
+                f"data.global_batch={len(stored) // 2}"]
+    made = loop.pretrain(recipe("gpt2-tiny", settings), tmp_path / "rows", tmp_path / "run", max_tokens=2 * whole,
+                         console=Console(quiet=True))
+    lines = rows(tmp_path / "run", "train")
+    assert made["updates"] == len(lines) and whole * 1.9 < lines[-1]["tokens"] < whole * 2.6
+    assert lines[-1]["lr"] == pytest.approx(lines[0]["lr"] / made["updates"])  # the schedule ends there
+    steady = recipe("gpt2-tiny", [*settings, "data.global_batch=8"])
+    grown = recipe("gpt2-tiny", [*settings, "data.global_batch=8", "data.ramp_start=2", "data.ramp_samples=16"])
+    for chosen in (steady, grown):
+        updates = updates_of(whole, chosen, [(stored, 1.0)])
+        read, before = (chosen.data.ramp.before(n) * whole / len(stored) for n in (updates, updates - 1))
+        assert before < whole <= read + 1e-6
+    with pytest.raises(UserError, match=r"max_tokens is for data that is packed in rows of tokens .* holds text"):
+        loop.pretrain(steady, data.train, tmp_path / "no", tokenizer=data.tok, max_tokens=100, console=Console(quiet=True))
+    assert cli.run(line(data, tmp_path / "no", "--max-tokens", "9", "--max-updates", "3")) == 2
+    assert "give one of them" in capsys.readouterr().err and not (tmp_path / "no").exists()
 
 
 def test_a_tokenizer_that_does_not_fit_is_refused(data, whole, tmp_path):

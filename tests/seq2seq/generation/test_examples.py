@@ -103,8 +103,9 @@ def test_the_command(folder, tok, net, capsys, tmp_path):
     results = json.loads(out.splitlines()[-1])["results"]
     asked = Examples(PAIRS, "{prompt}\n").before(["mint =>", "cheese =>"], net, tok, settings(5))
     written = generate_texts(net, [a.text for a in asked], tok, ending(settings(5)))
-    assert results == [{"prompt": a.shown, "shots": a.shots, "continuation": w.text, "text": a.shown + w.text}
-                       for a, (w,) in zip(asked, written)]
+    assert results == [{"prompt": a.shown, "shots": a.shots, "continuation": w.text, "text": a.shown + w.text,
+                        "finish_reason": w.finish_reason, "prompt_tokens": len(tok.encode(a.text, add_special_tokens=False)),
+                        "completion_tokens": w.completion_tokens} for a, (w,) in zip(asked, written)]
     code, _, err = run(capsys, "generate", "mint =>", "cheese =>", *given, "--out", tmp_path / "out.jsonl")
     assert code == 0, err
     assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == results

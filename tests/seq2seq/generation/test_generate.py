@@ -125,14 +125,14 @@ def test_the_cases_are_no_idle_ones(nets):
 
 
 def test_scores_of_beams_equal_the_references(nets, monkeypatch):
-    from polymodal.seq2seq.generation import generate as module
+    from polymodal.seq2seq.generation import batch as module
 
     for kind in ("gpt2", "t5"):
         theirs, ours = nets[kind, 0]
         ids, mask = prompts(3, 0)
         arguments = {"num_beams": 4, "num_return_sequences": 2, "length_penalty": 0.6, "max_new_tokens": 10}
         want = theirs.generate(input_ids=ids, attention_mask=mask, return_dict_in_generate=True, output_scores=True, **arguments)
-        got = module._generate_batch(ours, ids, mask, GenerationSettings(**arguments), range(3))[1]
+        got = module.generate_batch(ours, ids, mask, GenerationSettings(**arguments), []).scores
         torch.testing.assert_close(got, want.sequences_scores, atol=1e-5, rtol=1e-5)
 
 
@@ -206,7 +206,7 @@ def test_draws_follow_the_distribution(settings):
     n = 20_000
     logits = torch.tensor([1.0, 2.5, 0.3, 2.0, -1.0, 1.7]).expand(n, -1)
     warped = warp(logits, GenerationSettings(**{"top_k": 0, **settings}))
-    got = torch.bincount(draw(warped, uniform_draws(range(n), 1, 5)[:, 0]), minlength=6) / n
+    got = torch.bincount(draw(warped, uniform_draws([(5, row) for row in range(n)], 1)[:, 0]), minlength=6) / n
     expected = warped[0].softmax(-1)
     assert ((got == 0) == (expected == 0)).all()
     assert ((got - expected).abs() <= 5 * (expected * (1 - expected) / n).sqrt()).all()

@@ -8,9 +8,9 @@ import torch
 from polymodal.seq2seq.generation.generate import generate, generate_texts
 from polymodal.seq2seq.generation.options import GenerationSettings
 from polymodal.seq2seq.generation.streamer import RowStreamer
-from polymodal.shared.decoder import DecoderInfo
 from polymodal.shared.errors import UserError
 from polymodal.shared.tokenizer import STYLES, Tokenizer
+from scripted import Script, scripted
 
 TEXT = "naïve Ωmega 🦊🦊, and so on.\nA second line 日本"
 
@@ -18,31 +18,6 @@ TEXT = "naïve Ωmega 🦊🦊, and so on.\nA second line 日本"
 @pytest.fixture(scope="module")
 def bytewise():
     return Tokenizer.train(["plain words and so on"] * 3, "byte-bpe", 262)  # every other character takes several tokens
-
-
-class Script(torch.nn.Module):
-    """A decoder that knows one text by heart, its first token is the prompt."""
-
-    def __init__(self, script, vocabulary, end):
-        super().__init__()
-        self.script, self.end = script, end
-        self.anchor = torch.nn.Parameter(torch.zeros(vocabulary))
-
-    @property
-    def decoder_info(self):
-        return DecoderInfo(max_positions=500, num_layers=1, eos_token_id=self.end, pad_token_id=self.end)
-
-    def next_logits(self, input_ids, attention_mask, position_ids, cache):
-        cache.advance(input_ids.shape[1])
-        return torch.stack([self._row(int(p)) for p in position_ids[:, -1]])
-
-    def _row(self, position):
-        token = self.script[position + 1] if position + 1 < len(self.script) else self.end
-        return torch.nn.functional.one_hot(torch.tensor(token), len(self.anchor)).float()
-
-
-def scripted(tok, text):
-    return Script(tok.encode(text, add_special_tokens=False), tok.vocab_size, tok.eos_id)
 
 
 def test_pieces_are_whole_characters_and_make_the_text(bytewise):
