@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TextIO
 
@@ -73,6 +73,14 @@ class Console:
             _print(json_line(finite(result)).translate(_SEPARATORS), sys.stdout)
         elif text is not None:
             _print(text, sys.stdout)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table for people: each row as a line, its cells below each other. A character of some scripts is two columns wide, or none."""
+    from rich.cells import cell_len
+
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def _print(text: str, file: TextIO) -> None:

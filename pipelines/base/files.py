@@ -17,6 +17,7 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
 from ...shared.errors import UserError
 from ...shared.unicode import half_character
+from .install import install_line
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -190,5 +191,5 @@ def _zstandard(path: Path) -> Any:
     try:
         import pyarrow as arrow
     except ImportError:
-        raise UserError(f"{path}: reading .zst needs pyarrow: pip install 'polymodal[parquet]'") from None
+        raise UserError(f"{path}: reading .zst needs pyarrow: {install_line('parquet')}") from None
     return arrow.input_stream(str(path), compression="zstd")

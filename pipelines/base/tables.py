@@ -20,6 +20,7 @@ from ...shared.errors import BadSample, UserError
 from ...shared.keys import read_json
 from ...shared.unicode import half_character
 from .files import COMPRESSED, ending, open_bytes
+from .install import install_line
 
 LINES = (".jsonl", ".ndjson")
 TABLES = (*LINES, ".csv", ".tsv", ".parquet")
@@ -283,7 +284,7 @@ def parquet(path: Path) -> Any:
     try:
         import pyarrow.parquet as parquet
     except ImportError:
-        raise UserError(f"{path}: reading parquet needs pyarrow: pip install 'polymodal[parquet]'") from None
+        raise UserError(f"{path}: reading parquet needs pyarrow: {install_line('parquet')}") from None
     try:
         return parquet.ParquetFile(path)
     except Exception as error:  # pyarrow's own classes

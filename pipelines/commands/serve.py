@@ -37,6 +37,7 @@ def serve(
     """Serve models over HTTP as OpenAI's API does: completions of decoders, embeddings of encoders."""
     from ...shared.errors import UserError
     from ..base.console import Console
+    from ..base.install import install_line
 
     try:
         from ..serving.app import Limits
@@ -46,7 +47,7 @@ def serve(
         needed = (error.name or "").partition(".")[0]
         if needed not in ("starlette", "uvicorn"):
             raise
-        raise UserError(f"serving needs {needed}: pip install 'polymodal[serve]', or from a clone pip install -e '.[serve]'") from None
+        raise UserError(f"serving needs {needed}: {install_line('serve')}") from None
     from ..serving.served import open_served
 
     check_host(host)

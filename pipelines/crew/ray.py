@@ -19,6 +19,7 @@ from typing import Any, Self
 
 from ..._version import __version__
 from ...shared.errors import UserError
+from ..base.install import install_line
 from .pieces import Failure, Lost, Piece, Workers, alone, attempt
 
 TRIES = 4
@@ -207,7 +208,7 @@ def _import() -> Any:
         import ray
         import ray.exceptions  # pyright: ignore[reportUnusedImport]
     except ImportError:
-        raise UserError("--on ray needs Ray, which is not installed here: pip install 'polymodal[ray]'") from None
+        raise UserError(f"--on ray needs Ray, which is not installed here: {install_line('ray')}") from None
     return ray
 
 

@@ -64,9 +64,9 @@ class Rank:
     def describe(self) -> str:
         """What it does, in words."""
         if self.has_ended:
-            return f"{PHASES[self.phase]} after update {self.update}, {_seconds(self.seconds)} ago" + (f": {self.why}" if self.why else "")
+            return f"{PHASES[self.phase]} after update {self.update}, {duration(self.seconds)} ago" + (f": {self.why}" if self.why else "")
         where = f"update {self.update}" if self.phase in MAKING else f"after update {self.update}"
-        return f"{PHASES[self.phase]} ({self.phase}, {where}, for {_seconds(self.seconds)})"
+        return f"{PHASES[self.phase]} ({self.phase}, {where}, for {duration(self.seconds)})"
 
 
 def read_ranks(run: Path, now: float | None = None) -> list[Rank]:
@@ -123,8 +123,8 @@ def diagnose(ranks: Sequence[Rank], update_seconds: float = 0.0) -> Diagnosis:
     if not going:
         if failed:
             first = max(failed, key=lambda r: r.seconds)
-            return Diagnosis("failed", [first.rank], f"failed {_seconds(first.seconds)} ago; first rank {first.rank}: {first.why}")
-        return Diagnosis("ended", [], f"ended after update {max(r.update for r in ranks)}, {_seconds(min(r.seconds for r in ranks))} ago")
+            return Diagnosis("failed", [first.rank], f"failed {duration(first.seconds)} ago; first rank {first.rank}: {first.why}")
+        return Diagnosis("ended", [], f"ended after update {max(r.update for r in ranks)}, {duration(min(r.seconds for r in ranks))} ago")
     lost = [r for r in going if r.is_lost]
     if failed:
         names = "; ".join(f"rank {r.rank}: {r.why}" for r in failed)
@@ -132,13 +132,13 @@ def diagnose(ranks: Sequence[Rank], update_seconds: float = 0.0) -> Diagnosis:
     if len(lost) == len(going) and all(r.process != "stopped" for r in lost):
         known = all(r.process == "gone" for r in lost)
         why = "their processes are gone" if known else "killed, or their machines cannot write here"
-        return Diagnosis("killed", [], f"no rank has shown a sign of life for {_seconds(min(r.silent for r in lost))}: {why}; "
+        return Diagnosis("killed", [], f"no rank has shown a sign of life for {duration(min(r.silent for r in lost))}: {why}; "
                                        f"the last update was {max(r.update for r in lost)}")
     quiet = min(r.seconds for r in going if not r.is_lost) if len(lost) < len(going) else 0.0
     if lost:
         how = {"gone": "its process is gone", "stopped": "its process is stopped", "running": "its process is there and does not write",
                "unknown": "its machine does not write"}
-        names = "; ".join(f"rank {r.rank} ({r.host}, process {r.pid}) has shown no sign of life for {_seconds(r.silent)}: "
+        names = "; ".join(f"rank {r.rank} ({r.host}, process {r.pid}) has shown no sign of life for {duration(r.silent)}: "
                           f"{how[r.process]}; at its last, it was {r.phase}, update {r.update}" for r in lost)
         return Diagnosis("hanging", [r.rank for r in lost], names + _wait_for([r for r in going if not r.is_lost]))
     if quiet <= max(_MISSED * max(r.every for r in going), 10 * update_seconds):
@@ -149,13 +149,13 @@ def diagnose(ranks: Sequence[Rank], update_seconds: float = 0.0) -> Diagnosis:
     if len(behind) == len(going):
         alone = [r for r in going if not r.meeting]
         if len(going) > 1 and len(alone) in (0, len(going)):
-            return Diagnosis("hanging", [], f"no rank has moved for {_seconds(quiet)}, and none is behind: each {going[0].describe()}; "
+            return Diagnosis("hanging", [], f"no rank has moved for {duration(quiet)}, and none is behind: each {going[0].describe()}; "
                                             "the network between them, or work that takes so long")
         behind = alone or behind
     others = [r for r in going if r not in behind]
     says = "; ".join(f"rank {r.rank} ({r.host}, process {r.pid}) {r.describe()}" for r in behind[:4])
     more = f" and {len(behind) - 4} more" if len(behind) > 4 else ""
-    return Diagnosis("hanging", [r.rank for r in behind], f"no rank has moved for {_seconds(quiet)}: {says}{more}{_wait_for(others)}")
+    return Diagnosis("hanging", [r.rank for r in behind], f"no rank has moved for {duration(quiet)}: {says}{more}{_wait_for(others)}")
 
 
 def _wait_for(others: Sequence[Rank]) -> str:
@@ -173,7 +173,8 @@ def _ranks(numbers: Any) -> str:
     return f"rank {shown}" if len(listed) == 1 else f"ranks {shown}"
 
 
-def _seconds(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds for people: in seconds, minutes or hours."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

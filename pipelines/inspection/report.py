@@ -2,43 +2,96 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...shared.errors import UserError
 from ...shared.system import named
-from ..run.directory import Run, open_run
+from ..run.directory import EVENTS, METRICS, RECIPE, SAMPLES, Run, open_run
 from ..run.recipe import record
 from ..train.events import describe_event
 from . import page
 
 _COUNTERS = frozenset({"split", "update", "samples", "batch", "epoch", "tokens", "bad", "lr", "grad_norm", "seconds",
                        "tokens_per_s", "samples_per_s", "data_wait_s", "save_s", "step_s", "elapsed_s"})  # fmt: skip
+SPLITS = {"training": "train", "held-out": "eval"}
+CHANCE = "_chance"
+"""How the name of a term's level of chance ends."""
 _MAX_FIGURES = 9
 _MAX_EVENTS = 5
 
 
-def report(directories: Sequence[str | Path], out: str | Path) -> dict[str, Any]:
+Memory = dict[str, tuple[Any, list[str]]]
+"""What was drawn of each run, and of which state of its files."""
+
+
+def report(directories: Sequence[str | Path], out: str | Path, refresh: float | None = None, now: Sequence[str] = (),
+           memory: Memory | None = None) -> dict[str, Any]:
     """Write a page about runs.
 
     Args:
         directories: runs, finished or still going.
         out: the HTML file.
+        refresh: seconds after which a browser reads the page again.
+        now: HTML that stands before everything else.
+        memory: what earlier calls have drawn: nothing is drawn again of files that are as they were.
 
     Returns:
         What was written: `out`, and the last update of each run.
     """
-    found = [open_run(directory) for directory in directories]
-    names = ", ".join(run.directory.name for run in found)
-    sheet = page.Page(f"Runs: {names}" if len(found) > 1 else f"Run: {names}", "Curves, throughput, and what the model does.")
+    found = dict(zip(labels(directories), map(open_run, directories), strict=True))
+    memory = {} if memory is None else memory
+    stamps = {name: _stamp(run) for name, run in found.items()}
+
+    def drawn(name: str, stamp: Any, draw: Callable[[], list[str]]) -> list[str]:
+        if memory.get(name, (None,))[0] != stamp:
+            memory[name] = (stamp, draw())
+        return memory[name][1]
+
+    names = ", ".join(found)
+    sheet = page.Page(f"Runs: {names}" if len(found) > 1 else f"Run: {names}", "Curves, throughput, and what the model does.", refresh)
+    if now:
+        sheet.section("Now", *now)
     if len(found) > 1:
-        together = page.curves("Training loss", {r.directory.name: line(r, "train", "loss") for r in found})
-        sheet.section("Side by side", page.grid(together))
-    for run in found:
-        sheet.section(run.directory.name, *run_parts(run))
+        sheet.section("Side by side", *drawn("", stamps, lambda: _together(found)))
+    for name, run in found.items():
+        sheet.section(name, *drawn(name, stamps[name], lambda name=name, run=run: run_parts(run, name=name)))
     out = Path(out)
     sheet.save(out)
-    return {"out": str(out), "runs": {str(r.directory): max((row["update"] for row in r.metrics()), default=0) for r in found}}
+    return {"out": str(out), "runs": {str(r.directory): max((row["update"] for row in r.metrics()), default=0) for r in found.values()}}
+
+
+def _stamp(run: Run) -> tuple[tuple[int, int], ...]:
+    """What changes whenever the parts of a run do."""
+    files = [run.directory / name for name in (METRICS, SAMPLES, EVENTS, RECIPE)]
+    return tuple((stat.st_mtime_ns, stat.st_size) if path.exists() and (stat := path.stat()) else (0, 0) for path in files)
+
+
+def _together(found: Mapping[str, Run]) -> list[str]:
+    """The losses of several runs in one figure."""
+    figures = [page.curves(f"{label} loss", lines, scales=True) for label, split in SPLITS.items()
+               if (lines := {name: curve for name, run in found.items() if (curve := line(run, split, "loss"))[0]})]
+    return [page.grid(*figures), page.paragraph("`polymodal compare` writes a page with their results, what differs in their settings, and "
+                                                "all curves.", soft=True)]
+
+
+def labels(directories: Sequence[str | Path]) -> list[str]:
+    """What to call runs: the end of each path, as long as it must be to tell them apart.
+
+    Raises:
+        UserError: a run is there twice.
+    """
+    paths = [Path(directory).absolute() for directory in directories]
+    twice = next((path for i, path in enumerate(paths) if path.resolve() in {other.resolve() for other in paths[:i]}), None)
+    if twice is not None:
+        raise UserError(f"{twice} is given twice: give each run once")
+
+    def alone(path: Path) -> str:
+        ends = ("/".join(path.parts[-length:]) for length in range(1, len(path.parts)))
+        return next((end for end in ends if sum(f"/{other}".endswith(f"/{end}") for other in paths) == 1), str(path))
+
+    return [alone(path) for path in paths]
 
 
 def line(run: Run, split: str, name: str) -> tuple[list[float], list[float]]:
@@ -47,29 +100,35 @@ def line(run: Run, split: str, name: str) -> tuple[list[float], list[float]]:
     return [row["update"] for row in rows], [row[name] for row in rows]
 
 
-def run_parts(run: Run, levels: dict[str, float] | None = None) -> list[str]:
+def run_parts(run: Run, levels: dict[str, float] | None = None, name: str | None = None) -> list[str]:
     """The parts of a page's section about one run.
 
     Args:
         run: the run.
         levels: trivial baselines to draw beside the loss, by name.
+        name: what it is called. Default: as its directory.
     """
+    name = name or run.directory.absolute().name
     recipe = run.recipe()
     train, held_out = run.metrics("train"), run.metrics("eval")
     parts = [page.cards(_numbers(train, held_out)), *(page.paragraph(describe_event(event)) for event in run.events()[-_MAX_EVENTS:])]
     if train:
-        parts.append(page.grid(*_figures(run, train, held_out, levels)))
+        parts.append(page.grid(*_figures(run, name, train, held_out, levels)))
     samples = run.samples()
     if samples:
         last = [s for s in samples if s["update"] == samples[-1]["update"]]
         parts.append(page.heading(f"What the model does after update {last[0]['update']}, on held-out data"))
-        for sample in last:
-            picture = run.directory / sample["image"] if "image" in sample else None
-            rows = [(str(caption), str(text)) for caption, text in sample["rows"]]
-            parts.append(page.sample(rows, picture.read_bytes() if picture is not None and picture.is_file() else None))
+        parts += [preview(run, sample) for sample in last]
     about = record(recipe.name)
     parts.append(page.details(f"Recipe {recipe.name}", (page.code(about) if about else "") + page.code(recipe.to_yaml())))
     return parts
+
+
+def preview(run: Run, sample: Mapping[str, Any]) -> str:
+    """What the model made of one held-out example: a line of samples.jsonl."""
+    picture = run.directory / sample["image"] if "image" in sample else None
+    rows = [(str(caption), str(text)) for caption, text in sample["rows"]]
+    return page.sample(rows, picture.read_bytes() if picture is not None and picture.is_file() else None)
 
 
 def _numbers(train: list[dict[str, Any]], held_out: list[dict[str, Any]]) -> list[tuple[str, str]]:
@@ -84,15 +143,15 @@ def _numbers(train: list[dict[str, Any]], held_out: list[dict[str, Any]]) -> lis
         numbers.append((f"{steady['samples_per_s']:,.1f}", "samples per second"))
     if held_out:
         last = held_out[-1]
-        numbers += [(f"{last[n]:,.3f}", f"held-out {_words(n)}") for n in _measured(last)][:4]
+        numbers += [(f"{last[n]:,.3f}", f"held-out {words(n)}") for n in measured(last) if not n.endswith(CHANCE)][:4]
     return numbers
 
 
-def _figures(run: Run, train: list[dict[str, Any]], held_out: list[dict[str, Any]], levels: dict[str, float] | None) -> list[str]:
+def _figures(run: Run, prefix: str, train: list[dict[str, Any]], held_out: list[dict[str, Any]], levels: dict[str, float] | None
+             ) -> list[str]:
     """Loss first, then every other measured quantity, training and held-out in one figure; of tasks that take turns one figure each."""
-    prefix = run.directory.name
     rows = (train[-1], *held_out[-1:])
-    names = list(dict.fromkeys(n for row in rows for n in _measured(row)))
+    names = list(dict.fromkeys(n for row in rows for n in measured(row) if not n.endswith(CHANCE)))
     tasks = [task for row in rows for task in _tasks(row)]
     quantities: dict[str, list[str]] = {}
     for name in names:
@@ -100,24 +159,34 @@ def _figures(run: Run, train: list[dict[str, Any]], held_out: list[dict[str, Any
     figures: list[str] = []
     for quantity, mine in list(quantities.items())[:_MAX_FIGURES]:
         for title, lines in _curves(run, quantity, mine).items():
-            figures.append(page.curves(f"{prefix}: {_words(title)}", lines, levels=levels if title == "loss" else None))
+            beside = chance(held_out[-1] if held_out else {}, quantity) | ((levels or {}) if title == "loss" else {})
+            figures.append(page.curves(f"{prefix}: {words(title)}", lines, levels=beside, log_y="perplexity" in title, scales=True))
     figures.append(page.curves(f"{prefix}: learning rate", {"learning rate": line(run, "train", "lr")}))
     if len({row.get("batch") for row in train}) > 1:
         figures.append(page.curves(f"{prefix}: samples of an update", {"batch": line(run, "train", "batch")}))
     rate = "tokens_per_s" if train[-1].get("tokens_per_s") else "samples_per_s"
-    figures.append(page.curves(f"{prefix}: {_words(rate)}", {rate: line(run, "train", rate)}))
+    figures.append(page.curves(f"{prefix}: {words(rate)}", {rate: line(run, "train", rate)}))
     return figures
 
 
 def _curves(run: Run, quantity: str, names: Sequence[str]) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
     """The figures of one quantity, by title: training beside held-out; and where tasks take turns, the tasks beside each other."""
-    splits = {"training": "train", "held-out": "eval"}
-    figures = {quantity: {label: line(run, split, quantity) for label, split in splits.items()}} if quantity in names else {}
+    figures = {quantity: {label: line(run, split, quantity) for label, split in SPLITS.items()}} if quantity in names else {}
     if by_task := {name.removesuffix(f"/{quantity}"): name for name in names if name != quantity}:
         figures |= {f"{quantity} by task, {label}": {task: line(run, split, name) for task, name in by_task.items()}
-                    for label, split in splits.items()}
+                    for label, split in SPLITS.items()}
     drawn = {title: {label: curve for label, curve in lines.items() if curve[0]} for title, lines in figures.items()}
     return {title: lines for title, lines in drawn.items() if lines}
+
+
+def chance(held_out: Mapping[str, Any], quantity: str) -> dict[str, float]:
+    """The level of chance beside a quantity: that of its term, and beside the loss that of its only term, if the two are one."""
+    term = quantity
+    if quantity == "loss":
+        alone = [name for name, value in held_out.items() if name + CHANCE in held_out and value == held_out["loss"]]
+        term = alone[0] if len(alone) == 1 else ""
+    value = held_out.get(term + CHANCE)
+    return {"chance": value} if isinstance(value, float) else {}
 
 
 def _tasks(row: Mapping[str, Any]) -> list[str]:
@@ -131,7 +200,7 @@ def _split(name: str, tasks: Sequence[str]) -> tuple[str, str]:
     return (task, quantity) if task in tasks else ("", name)
 
 
-def _measured(row: dict[str, Any]) -> list[str]:
+def measured(row: Mapping[str, Any]) -> list[str]:
     """The quantities of a line, the loss first; a single term that is the loss itself is left out."""
     tasks = _tasks(row)
 
@@ -143,5 +212,6 @@ def _measured(row: dict[str, Any]) -> list[str]:
     return ["loss", *(n for n in names if n != "loss" and not is_loss(n))]
 
 
-def _words(name: str) -> str:
+def words(name: str) -> str:
+    """The name of a quantity for people."""
     return name.replace("_per_s", " per second").replace("/", ": ").replace("_", " ")

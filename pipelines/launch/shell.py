@@ -103,9 +103,10 @@ _SCRIPT = """\
 # {mark}
 {settings}
 
-set -euo pipefail
+set -eo pipefail
 {exports}
 {setup}
+set -u  # not before: scripts that activate an environment read variables that may be unset
 
 # Before the time limit this shell gets USR1 and asks the ranks to stop; of a preemption with a grace time Slurm tells them itself. They
 # save after their update and end with code 75, and the job is queued again. Where Slurm kills a job (no grace time, a lost machine),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...shared.errors import UserError
+from ..base.install import install_line
 
 SUFFIX = ".hdf5"
 
@@ -29,7 +30,7 @@ def _h5py() -> Any:
     try:
         import h5py  # pyright: ignore[reportMissingImports]  (an optional package)
     except ImportError:
-        raise UserError("HDF5 files need the package h5py: pip install 'polymodal[elmo]'") from None
+        raise UserError(f"HDF5 files need the package h5py: {install_line('elmo')}") from None
     return h5py
 
 

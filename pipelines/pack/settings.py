@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ...shared.errors import UserError
+from ..base.install import install_line
 from ..data.index import SEVERAL_LABELS
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class Reading:
         if self.segment is not None and self.segment not in SEGMENTERS:
             raise UserError(f"--segment {self.segment!r} is unknown, expected {', '.join(SEGMENTERS)}")
         if self.segment is not None and find_spec(self.segment) is None:
-            raise UserError(f"--segment {self.segment} needs the package {self.segment}: pip install 'polymodal[zh]'")
+            raise UserError(f"--segment {self.segment} needs the package {self.segment}: {install_line('zh')}")
 
     @property
     def knows_words(self) -> bool:

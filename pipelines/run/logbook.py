@@ -16,6 +16,7 @@ from ...shared.errors import UserError
 from ...shared.system import Preview
 from ..base.console import finite
 from ..base.files import json_lines, read_json_lines, replace_durably, sync_directory
+from ..base.install import install_line
 from .directory import BAD, EVENTS, METRICS, SAMPLES, WANDB, Run
 from .recipe import Recipe
 
@@ -116,7 +117,7 @@ def _tensorboard(directory: Path, wanted: bool | None, update: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         if wanted:
-            raise UserError("log.tensorboard is true and tensorboard is not installed: pip install 'polymodal[tensorboard]'") from None
+            raise UserError(f"log.tensorboard is true and tensorboard is not installed: {install_line('tensorboard')}") from None
         return None
     return SummaryWriter(str(directory / "tensorboard"), purge_step=update + 1)
 
@@ -127,7 +128,7 @@ def _wandb(directory: Path, resolved: Recipe) -> Any:
     try:
         import wandb  # type: ignore[import-not-found]
     except ImportError:
-        raise UserError("log.wandb is set and wandb is not installed: pip install 'polymodal[wandb]'") from None
+        raise UserError(f"log.wandb is set and wandb is not installed: {install_line('wandb')}") from None
     return wandb.init(project=resolved.log.wandb, name=directory.absolute().name, id=_wandb_id(directory), dir=str(directory),
                       resume="allow", config=resolved.to_dict())
 

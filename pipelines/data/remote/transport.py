@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ....shared.errors import UserError
+from ...base.install import install_line
 from ...base.redact import redact
 
 _BLOCK = 8 << 20
@@ -281,7 +282,7 @@ class ObjectStore(Transport):
                 make: Any = getattr(importlib.import_module(module), "S3FileSystem" if self._scheme == "s3" else "GCSFileSystem")
             except ImportError:
                 name = module.partition(".")[0]
-                raise UserError(f"{self._scheme}:// needs {name}, which is not installed: pip install 'polymodal[{extra}]'") from None
+                raise UserError(f"{self._scheme}:// needs {name}, which is not installed: {install_line(extra)}") from None
             files: Any = make(**options)
             files.retries = 1
             self._made = os.getpid(), files
