@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .pipelines.inference.search import search
     from .pipelines.inference.summarize import summaries, summarize
     from .pipelines.inference.translate import translate
+    from .pipelines.inference.vectors import open_vectors
     from .pipelines.model.frontdoor import load, save, system, tokenizer
     from .pipelines.model.listing import systems
     from .pipelines.regions.captions import caption
@@ -36,8 +37,8 @@ _WHERE = {
     "batches": ".pipelines.data.held_out", "caption": ".pipelines.regions.captions", "classify": ".pipelines.inference.ask",
     "documents": ".pipelines.base.inputs", "draw_mask": ".pipelines.cards.mask_figure", "embed": ".pipelines.inference.embed",
     "evaluate": ".pipelines.evaluation.frontdoor", "generate": ".seq2seq.generation.generate",
-    "generate_file": ".pipelines.inference.generated", "load": ".pipelines.model.frontdoor",
-    "open_run": ".pipelines.run.directory", "save": ".pipelines.model.frontdoor", "search": ".pipelines.inference.search",
+    "generate_file": ".pipelines.inference.generated", "load": ".pipelines.model.frontdoor", "open_run": ".pipelines.run.directory",
+    "open_vectors": ".pipelines.inference.vectors", "save": ".pipelines.model.frontdoor", "search": ".pipelines.inference.search",
     "stream": ".pipelines.data.own_loop.stream", "summaries": ".pipelines.inference.summarize",
     "summarize": ".pipelines.inference.summarize", "system": ".pipelines.model.frontdoor", "systems": ".pipelines.model.listing",
     "tag": ".pipelines.inference.ask", "text_scores": ".pipelines.evaluation.scores", "tokenizer": ".pipelines.model.frontdoor",
@@ -45,8 +46,8 @@ _WHERE = {
 }
 __all__ = [
     "DataSet", "UserError", "__version__", "answer", "batches", "caption", "classify", "documents", "draw_mask", "embed", "evaluate",
-    "generate", "generate_file", "load", "open_run", "save", "search", "stream", "summaries", "summarize", "system", "systems", "tag",
-    "text_scores", "tokenizer", "translate",
+    "generate", "generate_file", "load", "open_run", "open_vectors", "save", "search", "stream", "summaries", "summarize", "system",
+    "systems", "tag", "text_scores", "tokenizer", "translate",
 ]
 
 

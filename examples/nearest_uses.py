@@ -25,7 +25,6 @@ from typing import Any
 
 import polymodal
 import torch
-from polymodal.pipelines.inference.vectors import open_vectors
 from polymodal.text._readers import CharacterReader
 from polymodal.text.elmo import Elmo
 from torch import Tensor
@@ -78,7 +77,7 @@ def main() -> None:
     trunk = getattr(net, "trunk", net)
     if not isinstance(trunk, Elmo):
         raise SystemExit(f"{given.elmo} holds a {type(net).__name__}, expected an ELMo")
-    static, draw = open_vectors(given.vectors), random.Random(given.seed)
+    static, draw = polymodal.open_vectors(given.vectors), random.Random(given.seed)
     for word in given.words:
         found = uses(Path(given.texts), word, given.limit)
         row = static.find(word)

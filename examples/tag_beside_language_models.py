@@ -13,22 +13,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from polymodal.pipelines import cli
-from polymodal.pipelines.run.directory import open_run
+import polymodal
 
 LONGEST = 80
 """Words of a sentence; longer ones are left out."""
 
 
-def polymodal(*arguments: str | Path) -> None:
+def run(*arguments: str | Path) -> None:
     """A command of the library, shown."""
     print("polymodal", *arguments, flush=True)
-    if code := cli.run([str(argument) for argument in arguments]):
+    if code := subprocess.run([sys.executable, "-m", "polymodal", *arguments], check=False).returncode:
         sys.exit(code)
 
 
@@ -44,19 +44,19 @@ def prepare(train: Path, held: Path, out: Path, labelled: int, tested: int) -> N
     out.mkdir(parents=True, exist_ok=True)
     classes = ",".join(sorted({tag for row in [*rows, *tests] for tag in row["tags"]}))
     (out / "texts.jsonl").write_text("".join(json.dumps({"text": " ".join(row["words"])}) + "\n" for row in rows))
-    polymodal("tokenizer", "train", out / "texts.jsonl", "--for", "elmo", "--size", "20000", "--min-count", "3", "--out", out / "words")
-    polymodal("pack", out / "texts.jsonl", "--tokenize", out / "words", "--block", "20", "--in-order", "--out", out / "rows")
+    run("tokenizer", "train", out / "texts.jsonl", "--for", "elmo", "--size", "20000", "--min-count", "3", "--out", out / "words")
+    run("pack", out / "texts.jsonl", "--tokenize", out / "words", "--block", "20", "--in-order", "--out", out / "rows")
     for name, part in (("labelled", rows[:labelled]), ("held", tests)):
         (out / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
-        polymodal("pack", out / f"{name}.jsonl", "--kind", "tag", "--classes", classes, "--out", out / name)
+        run("pack", out / f"{name}.jsonl", "--kind", "tag", "--classes", classes, "--out", out / name)
 
 
-def tagged(out: Path, run: Path, seed: int, updates: int, *beside: str) -> dict[str, float]:
+def tagged(out: Path, place: Path, seed: int, updates: int, *beside: str) -> dict[str, float]:
     """What a tagger measures on the held-out sentences after its last update."""
     settings = ["evaluate.every=0", "precision=32", "log.tensorboard=false", *beside]
-    polymodal("pretrain", "taglm-tiny", "--data", out / "labelled", "--eval-data", out / "held", "--tokenizer", out / "words", "--out", run,
+    run("pretrain", "taglm-tiny", "--data", out / "labelled", "--eval-data", out / "held", "--tokenizer", out / "words", "--out", place,
               "--seed", str(seed), "--max-updates", str(updates), *(part for setting in settings for part in ("--set", setting)))
-    return open_run(run).metrics("eval")[-1]
+    return polymodal.open_run(place).metrics("eval")[-1]
 
 
 def main() -> None:
@@ -73,7 +73,7 @@ def main() -> None:
     out: Path = given.out
     if not (out / "held").is_dir():
         prepare(given.train, given.held, out, given.labelled, given.tested)
-    polymodal("pretrain", "elmo-tiny", "--data", out / "rows", "--tokenizer", out / "words", "--max-updates", str(given.lm_updates),
+    run("pretrain", "elmo-tiny", "--data", out / "rows", "--tokenizer", out / "words", "--max-updates", str(given.lm_updates),
               "--out", out / "elmo", "--set", "model.cutoffs=[1000]", "--set", "precision=32", "--set", "log.tensorboard=false")
     kinds = {"beside language models": [f"companions.{name}={out / 'elmo'}" for name in ("forward", "backward")],
              "alone": ["model.language_models=[]"]}

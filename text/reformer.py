@@ -330,8 +330,9 @@ class ReformerModel(nn.Module):
             place = torch.arange(padded)
             keep = place < sizes
             rows = torch.tensor([begins[n] for n in numbers])[:, None] + torch.minimum(place, sizes - 1)
-            whole = bool(keep.all())
-            rows, keep, place = (t.to(ids.device, non_blocking=True) for t in (rows, keep, place))
+            whole = all(lengths[n] == padded for n in numbers)
+            kept = torch.cat([torch.arange(i * padded, i * padded + lengths[n]) for i, n in enumerate(numbers)])
+            rows, keep, place, kept = (t.to(ids.device, non_blocking=True) for t in (rows, keep, place, kept))
             where = place.expand_as(rows) if positions is None else positions[rows]
             own = None if seeds is None else [seeds[n] for n in numbers]
             of_rows = Rows(None if whole else keep, *self._rotations(padded, own, ids.device))
@@ -339,10 +340,7 @@ class ReformerModel(nn.Module):
             seen: list[Tensor] | None = [] if states else None
             halves = [half for block in self.blocks for half in block.halves(of_rows, self.config.chunk_size_feed_forward)]
             found = [self.dropout(self.norm(reversible(x, halves, seen))), *(seen or ())]
-            if whole:
-                yield rows.flatten(), [t.flatten(0, 1) for t in found]
-            else:
-                yield rows[keep], [t[keep] for t in found]
+            yield rows.flatten()[kept], [t.flatten(0, 1)[kept] for t in found]
 
     def next_state(self, input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor, cache: KVCache) -> Tensor:
         """What is made of the last of `input_ids` [B, S], which stand behind what the cache holds: [B, 2 D].

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import traceback
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Any
 from unittest.mock import patch
 
@@ -63,6 +63,7 @@ def gpu() -> Generator[Gpu]:
           patch.object(varlen, "_cudnn_version_and_major_capability", lambda device: (None, 9)),
           # what recomputes puts autocast back, and that looks for a driver
           patch.object(common, "amp_definitely_not_available", lambda: False), patch.object(torch.cuda, "is_bf16_supported", lambda: True),
+          patch.object(torch.autograd, "grad", _grad),
           # torch would swap tensors that something points at
           patch.object(nn.Module, "to", _to), Gpu() as machine):
         torch.set_autocast_enabled("cuda", True)
@@ -81,6 +82,11 @@ def _to(module: nn.Module, device: torch.device, dtype: torch.dtype | None = Non
     return module
 
 
+def _grad(out: Tensor, inputs: Sequence[Tensor], given: Tensor) -> tuple[Tensor, ...]:
+    found = backward(out, given)
+    return tuple(found[x] for x in inputs)
+
+
 def to_gpu(module: nn.Module, dtype: torch.dtype | None = None) -> None:
     """Put parameters and buffers on the GPU that is not there, tied ones once; call it inside `gpu`."""
     made: dict[int, Tensor] = {}
@@ -95,8 +101,11 @@ def to_gpu(module: nn.Module, dtype: torch.dtype | None = None) -> None:
     del held
 
 
-def backward(loss: Tensor) -> dict[Tensor, Tensor]:
-    """The gradient of every leaf. Autograd's engine asks the driver for a stream; this walks its graph without one."""
+def backward(loss: Tensor, given: Tensor | None = None) -> dict[Tensor, Tensor]:
+    """The gradient of every leaf, from that of the loss, by default 1.
+
+    Autograd's engine asks the driver for a stream; this walks its graph without one.
+    """
     order: list[Any] = []
     seen: set[Any] = set()
     todo: list[tuple[Any, bool]] = [(loss.grad_fn, False)]
@@ -108,7 +117,7 @@ def backward(loss: Tensor) -> dict[Tensor, Tensor]:
             seen.add(node)
             todo.append((node, True))
             todo += [(after, False) for after, _ in node.next_functions if after is not None]
-    arrived: dict[Any, dict[int, Tensor]] = {loss.grad_fn: {0: torch.ones_like(loss)}}
+    arrived: dict[Any, dict[int, Tensor]] = {loss.grad_fn: {0: torch.ones_like(loss) if given is None else given}}
     found: dict[Tensor, Tensor] = {}
     for node in reversed(order):
         gradients = arrived.pop(node, None)
@@ -117,9 +126,13 @@ def backward(loss: Tensor) -> dict[Tensor, Tensor]:
         if hasattr(node, "variable"):
             found[node.variable] = gradients[0]
             continue
-        given = [gradients.get(i) for i in range(len(node._input_metadata))]
-        made = node.apply(*given) if isinstance(node, torch.autograd.function.BackwardCFunction) else node(*given)
-        for (after, place), gradient in zip(node.next_functions, made if isinstance(made, tuple) else (made,), strict=False):
+        out = [gradients.get(i) for i in range(len(node._input_metadata))]
+        made = node.apply(*out) if isinstance(node, torch.autograd.function.BackwardCFunction) else node(*out)
+        edges, made = node.next_functions, made if isinstance(made, tuple) else (made,)
+        if len(made) > len(edges):  # a Function's arguments that are no tensors have no edge
+            edges, made = [edge for edge in edges if edge[0] is not None], [gradient for gradient in made if gradient is not None]
+            assert len(made) == len(edges)
+        for (after, place), gradient in zip(edges, made, strict=False):
             if after is not None and gradient is not None:
                 expected = after._input_metadata[place]  # the engine, too, sums what was broadcast and rounds to the input's type
                 assert gradient.device == expected.device, f"{after.name()} gets a gradient on {gradient.device}"
