@@ -177,7 +177,8 @@ def test_packages_list_equals_the_tree() -> None:
     assert all((f / "__init__.py").exists() for f in folders)
 
 
-INSIDE = {"nearest_uses", "align_words", "bag_of_characters", "copied_tokens", "draw_masks", "four_masks", "rank_rewrites", "replaced_tokens"}
+INSIDE = {"align_words", "bag_of_characters", "copied_tokens", "draw_masks", "four_masks", "nearest_uses", "rank_rewrites",
+          "replaced_tokens"}
 """Examples that look inside a network, or write one: they import what systems are built from, too."""
 
 
