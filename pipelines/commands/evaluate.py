@@ -158,6 +158,8 @@ def classify(
     speeds = parse_speeds(speed)
     if plot is not None and not speeds:
         raise UserError("--plot draws what --speed measures: give speeds, such as --speed 0.1,0.5,0.8")
+    if plot is not None and plot.suffix.lower() != ".svg":
+        raise UserError(f"--plot {plot}: the figure is an SVG; name it {plot.with_suffix('.svg').name}")
     _run(evaluation_of(DataSet.open(data), speeds), model, data, settings, _files(out, predictions, force, plot), json)
 
 

@@ -77,8 +77,10 @@ def fastbert_exits_tiny() -> Recipe:
 
     Paper: Liu et al. 2020 (the method).
     Target: none in the paper; `exits` should be clearly below `exits_chance`.
+    Measured: 2026-11-28, one seed, on Chinese reviews with 6 layers of width 192 (docs/distilling.md): `exits` 0.022, chance 1.289; at
+    speed 0.8 the accuracy is 0.815, with all layers 0.814, in half the time.
     Deviates: 300 updates of 16 texts of 64 tokens; a higher learning rate.
-    Cost: not measured.
+    Cost: 151 s of processor time for 300 updates of 32 texts of 128 tokens with 6 layers, one thread (2 cores Intel Xeon, AVX-512, AMX).
     Command: polymodal finetune fastbert-exits-tiny --model RUN --data DATA --eval-data HELD --out EXITS
     """
     tiny = bert_classify_tiny()

@@ -14,10 +14,12 @@ def taglm_tiny() -> Recipe:
 
     Paper: Peters et al. 2017, TagLM, section 3.
     Target: none in the paper; with `--set model.language_models=[]` and without companions it is the same tagger without language models.
-    Measured: not measured.
+    Measured: 2026-11-28, three seeds, `examples/tag_beside_language_models.py` (200 updates on 1,000 sentences of the People's Daily, names
+    of persons, places and organisations, 600 sentences held out): F1 of names 0.503, 0.588 and 0.513 beside an `elmo-tiny` of 600 updates,
+    and 0.000, 0.053 and 0.019 alone; accuracy of tags 0.955, 0.961, 0.956 and 0.923, 0.925, 0.924 (docs/tasks.md).
     Deviates: size, batch, rate.
     Data: `pack --kind tag`; the language models are runs of `elmo-tiny` on texts without tags, one or two.
-    Cost: not measured.
+    Cost: about 60 s of processor time for 200 updates, one thread (2 cores Intel Xeon, AVX-512 with AMX, 24 GiB).
     Command: polymodal pretrain taglm-tiny --set companions.forward=ELMO --set companions.backward=OTHER --data DATA --eval-data HELD
     --out RUN
     """

@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import polymodal
+import processes
 import pytest
 import torch
 import torch.nn.functional as F
@@ -170,6 +171,11 @@ def test_accuracy_and_cost_at_several_speeds(tok, tmp_path):
     assert {"accuracy", "speed-0.5/accuracy", "speed-0.5/seconds_per_text"} <= found.keys()
     svg = (tmp_path / "curve.svg").read_text()
     assert svg == speed_curve(found) and svg.count(">all layers<") == 2 and svg.count(">speed 0.5<") == 2
+
+
+def test_the_figure_is_not_written_under_another_kinds_name():
+    child = processes.polymodal("evaluate", "classify", "--model", "x", "--data", "y", "--speed", "0.5", "--plot", "curve.png")
+    assert child.wait() == 2 and "--plot curve.png: the figure is an SVG; name it curve.svg" in child.err
 
 
 def test_speeds_are_checked(tok, tmp_path):
