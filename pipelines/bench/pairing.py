@@ -95,6 +95,8 @@ class Pairing:
     """What is counted."""
     beside: tuple[str, Callable[[TrainSetup], TrainSetup]] | None = None
     """Another network of ours that is timed for orientation: what it is called, and its setup from this one."""
+    autocast: bool = True
+    """Whether the peer runs under autocast to bf16."""
 
 
 def our_system(setup: TrainSetup) -> System:

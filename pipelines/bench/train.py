@@ -205,7 +205,7 @@ def cases(options: Options) -> Cases:
     compiled = peer is not None and peer.endswith("-compiled")
     for dtype in (torch.float32, torch.bfloat16) if fast_bfloat16(options.device) else (torch.float32,):
         for name, setup in setups(options.quick):
-            if setup.system in chosen:
+            if setup.system in chosen and (dtype == torch.float32 or PAIRINGS[setup.system].autocast):
                 placed = replace(setup, device=options.device, dtype=dtype)
                 yield training_case(name + (" bf16" if dtype == torch.bfloat16 else ""), placed, compiled)
 

@@ -129,10 +129,13 @@ def backward(loss: Tensor, given: Tensor | None = None) -> dict[Tensor, Tensor]:
         out = [gradients.get(i) for i in range(len(node._input_metadata))]
         made = node.apply(*out) if isinstance(node, torch.autograd.function.BackwardCFunction) else node(*out)
         edges, made = node.next_functions, made if isinstance(made, tuple) else (made,)
-        if len(made) > len(edges):  # a Function's arguments that are no tensors have no edge
-            edges, made = [edge for edge in edges if edge[0] is not None], [gradient for gradient in made if gradient is not None]
-            assert len(made) == len(edges)
-        for (after, place), gradient in zip(edges, made, strict=False):
+        spare = len(made) - len(edges)  # arguments of a Function that are no tensors have no edge, and no gradient
+        pairs = iter(edges)
+        for gradient in made:
+            if gradient is None and spare > 0:
+                spare -= 1
+                continue
+            after, place = next(pairs)
             if after is not None and gradient is not None:
                 expected = after._input_metadata[place]  # the engine, too, sums what was broadcast and rounds to the input's type
                 assert gradient.device == expected.device, f"{after.name()} gets a gradient on {gradient.device}"

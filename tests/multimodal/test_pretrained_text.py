@@ -162,7 +162,7 @@ def test_config_survives_its_json(directory):
 def test_towers_that_do_not_serve(directory, tmp_path):
     with pytest.raises(UserError, match=r"no config\.json"):
         describe(str(tmp_path / "nothing"), "mean")
-    with pytest.raises(UserError, match=r"model_type 'gpt2'; known: albert, bert, distilbert, electra, ernie"):
+    with pytest.raises(UserError, match=r"model_type 'gpt2'; known: albert, bert, big_bird, distilbert, electra, ernie"):
         describe(str(_with(directory, model_type="gpt2")), "mean")
     with pytest.raises(UserError, match="architectures"):
         describe(str(_with(directory, model_type="bert", architectures=["BertForSomething"])), "mean")

@@ -31,7 +31,11 @@ SIZES = {"xlnet": {"d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 48, "dro
                         "attention_dropout": 0.0, "qa_dropout": 0.0, "seq_classif_dropout": 0.0},
          "bart": {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
                   "encoder_ffn_dim": 48, "decoder_ffn_dim": 40, "max_position_embeddings": 42, "dropout": 0.0},
-         "bigbird": {**SMALL, "random_layout": "transformers"}}
+         "bigbird": {**SMALL, "random_layout": "transformers"},
+         "reformer": {"hidden_size": 32, "num_attention_heads": 2, "attention_head_size": 16, "feed_forward_size": 48,
+                      "attn_layers": ("local", "local"), "axial_pos_shape": (6, 8), "axial_pos_embds_dim": (12, 20), "num_hashes": 1,
+                      "max_position_embeddings": 48,
+                      "hidden_dropout_prob": 0.0, "lsh_attention_probs_dropout_prob": 0.0, "local_attention_probs_dropout_prob": 0.0}}
 """Of families whose fields have other names, or that have more."""
 
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 import uvicorn
 from polymodal.pipelines import cli
+from polymodal.pipelines.base.install import install_line
 from polymodal.pipelines.inference.embed import embed
 from polymodal.pipelines.serving.app import Limits, application
 from polymodal.pipelines.serving.engine import Engine
@@ -444,4 +445,4 @@ def test_without_the_extra_it_says_how_to_install_it(directories, capsys, monkey
     monkeypatch.setitem(sys.modules, missing, None)
     code = cli.run(["serve", "--model", str(directories / "gpt2")])
     err = capsys.readouterr().err
-    assert code == 2 and f"serving needs {missing}: pip install 'polymodal[serve]'" in err and err.count("\n") == 1
+    assert code == 2 and f"serving needs {missing}: {install_line('serve')}\n" in err and err.count("\n") == 1
