@@ -63,5 +63,6 @@ def score_without_nltk():
     assert text_scores(["a b"], ["a b"])["rougeL"] == 1
 
 
+@pytest.mark.slow
 def test_nltk_is_not_needed():
     processes.call(score_without_nltk).check()

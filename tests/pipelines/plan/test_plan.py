@@ -313,8 +313,12 @@ def test_what_cannot_be_is_refused_with_what_can(data, tmp_path):
         plan(recipe("clip-tiny", COMMON), clip["data"], Cluster(memory=1 << 20), tokenizer=clip["tokenizer"], out=tmp_path, console=QUIET)
 
 
-@pytest.mark.parametrize("name", sorted({r.system: n for n, r in reversed([(n, make()) for n, make in recipes().items()])
-                                        if "tiny" in n and "locked" not in n}.values()))
+TINY = sorted({r.system: n for n, r in reversed([(n, make()) for n, make in recipes().items()])
+               if "tiny" in n and "locked" not in n}.values())
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in ("bert-tiny", "glove-tiny", "taglm-tiny") else pytest.mark.slow)
+                                  for name in TINY])
 def test_every_system_is_planned_without_data(name):
     """Also those that read rows of tokens, or another network's answers. But tags have no names before there is data."""
     work = recipe(name, COMMON)
