@@ -199,7 +199,7 @@ def test_vectors_and_classes_on_ray_are_those_of_this_machine_though_a_worker_is
                                 console=console)
             assert done.count == 700
         assert killed and "a worker died over samples" in console.lines[0]
-    assert contents(tmp_path / "local") == contents(tmp_path / "ray") and len(contents(tmp_path / "ray")) == 3
+    assert contents(tmp_path / "local") == contents(tmp_path / "ray") and len(contents(tmp_path / "ray")) == 4
 
 
 def test_errors_on_ray_are_those_of_a_run_in_order(cluster, tmp_path):
