@@ -22,8 +22,8 @@ UPDATES = 6
 TOLERANCE = 3e-4
 """Relative. The largest difference of a loss between torch's default, AVX2 and AVX-512 kernels was 9e-5 (`make processors`)."""
 STEEP = 15
-"""How many times further a gradient norm may be: rounding decides about the gradient of a ReLU near 0 (2e-3 with a ResNet). An accuracy, too:
-a token between two words is right or wrong (3e-3 with Reformer)."""
+"""How many times further a gradient norm may be: rounding decides about the gradient of a ReLU near 0 (2e-3 with a ResNet). And an
+accuracy: a token between two words is right or wrong (3e-3 with Reformer)."""
 
 STEADY = {"reformer": {"attn_layers": ["local", "local"]}}
 """Settings of families whose curve jumps where rounding decides: a vector between two buckets. Reformer's hashing has its own tests."""
