@@ -25,6 +25,7 @@ from ...shared.embed import normal_
 from ...text._random_blocks import transformers_training
 from . import hashed, relative
 from .case import Agreement, Case, Cases, Contender, Options
+from .layer import LayerRun, step
 from .machine import need
 
 PEERS = ("transformers",)
@@ -72,24 +73,6 @@ class Layer(nn.Module):
         """Map [B, L, D] to [B, L, D]; the plan is made anew, as a stack does once for all its layers."""
         plan = make_plan(mask, x.shape[0], x.shape[1], x.shape[1], x.device)
         return self.residual(x, lambda y: self.attention(y, plan))
-
-
-@dataclass
-class LayerRun:
-    """A layer, its input, and how it is run."""
-
-    module: nn.Module
-    x: Tensor
-    forward: Callable[[], Tensor]
-
-
-def step(run: LayerRun) -> Tensor:
-    """Forward and backward; the output's gradient is the output's sign-free square, halved."""
-    run.module.zero_grad(set_to_none=True)
-    run.x.grad = None
-    out = run.forward()
-    (0.5 * out.square().mean()).backward()
-    return out.detach()
 
 
 def _layer(setup: AttentionSetup) -> Layer:

@@ -10,7 +10,6 @@ Training compares one round: with several, transformers' weights of the rounds a
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -33,6 +32,7 @@ from ...text._hashing import Nearby, bucket_factors, rotation
 from ...text._sorted import HashedAttention, Rows
 from ...text.reformer import HashedBatch, ReformerConfig
 from .case import Agreement, Case, Cases, Contender, Options
+from .layer import LayerRun, step
 from .machine import need
 from .pairing import Loss, Pairing, TrainSetup, copy_weights, on, rules_of
 
@@ -90,24 +90,6 @@ class Layer(nn.Module):
         return self.attention.nearby(self.norm(x), Rows(None, s.factors, {self.attention: drawn}), [])
 
 
-@dataclass
-class HashedRun:
-    """A layer, its input, and how it is run."""
-
-    module: nn.Module
-    x: Tensor
-    forward: Callable[[], Tensor]
-
-
-def step(run: HashedRun) -> Tensor:
-    """Forward and backward."""
-    run.module.zero_grad(set_to_none=True)
-    run.x.grad = None
-    out = run.forward()
-    (0.5 * out.square().mean()).backward()
-    return out.detach()
-
-
 def _layer(setup: HashedSetup, full: bool = False) -> Layer:
     size = setup.hidden // setup.heads
     with torch.random.fork_rng(devices=[]):
@@ -121,7 +103,7 @@ def _layer(setup: HashedSetup, full: bool = False) -> Layer:
     return layer.to(setup.device)
 
 
-def ours(setup: HashedSetup, full: bool = False) -> HashedRun:
+def ours(setup: HashedSetup, full: bool = False) -> LayerRun:
     """Our layer, or full attention of its widths."""
     layer, x = _layer(setup, full), setup.input()
 
@@ -129,10 +111,10 @@ def ours(setup: HashedSetup, full: bool = False) -> HashedRun:
         with setup.autocast():
             return layer(x)
 
-    return HashedRun(layer, x, run)
+    return LayerRun(layer, x, run)
 
 
-def theirs(setup: HashedSetup) -> HashedRun:
+def theirs(setup: HashedSetup) -> LayerRun:
     """The layer of transformers: `ReformerAttention`."""
     transformers = need("transformers")
     factors = setup.factors
@@ -150,7 +132,7 @@ def theirs(setup: HashedSetup) -> HashedRun:
         with setup.autocast():
             return layer(x).hidden_states
 
-    return HashedRun(layer, x, run)
+    return LayerRun(layer, x, run)
 
 
 def agree(setup: HashedSetup) -> Agreement:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..run.optim import OptimSettings
 from ..run.recipe import CheckpointSettings, DataSettings, EvaluateSettings, LogSettings, Recipe
 from ..run.schedule import ScheduleSettings
+from .longformer import longformer_classify_tiny
 
 
 def bigbird_tiny() -> Recipe:
@@ -63,15 +66,8 @@ def bigbird_classify_tiny() -> Recipe:
     Cost: not measured.
     Command: polymodal finetune bigbird-classify-tiny --model MODEL --data DATA --eval-data HELD --out RUN
     """
-    return Recipe(
-        name="bigbird-classify-tiny", system="bigbird", size="tiny", task="classify",
-        model={"block_size": 16, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
-        data=DataSettings(global_batch=8, window=1024),
-        optim=OptimSettings(lr=5e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01),
-        schedule=ScheduleSettings("linear", warmup=30),
-        max_updates=300, log=LogSettings(every=10), evaluate=EvaluateSettings(every=50, limit=512, monitor="accuracy", patience=4),
-        checkpoint=CheckpointSettings(every=50, keep_best=True),
-    )
+    return replace(longformer_classify_tiny(), name="bigbird-classify-tiny", system="bigbird",
+                   model={"block_size": 16, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})
 
 
 RECIPES = (bigbird_tiny, bigbird_base, bigbird_classify_tiny)

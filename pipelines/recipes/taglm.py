@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..run.optim import OptimSettings
-from ..run.recipe import CheckpointSettings, DataSettings, EvaluateSettings, LogSettings, Recipe
+from ..run.recipe import CheckpointSettings, DataSettings, EvaluateSettings, Recipe
 from ..run.schedule import ScheduleSettings
+from .features import features_tiny
 
 
 def taglm_tiny() -> Recipe:
@@ -23,14 +24,7 @@ def taglm_tiny() -> Recipe:
     Command: polymodal pretrain taglm-tiny --set companions.forward=ELMO --set companions.backward=OTHER --data DATA --eval-data HELD
     --out RUN
     """
-    return Recipe(
-        name="taglm-tiny", system="taglm", size="tiny",
-        data=DataSettings(global_batch=32),
-        optim=OptimSettings(lr=2e-3, weight_decay=0.01, clip=5.0),
-        schedule=ScheduleSettings("cosine", warmup=20, final=0.1),
-        max_updates=300, log=LogSettings(every=10), evaluate=EvaluateSettings(every=100),
-        checkpoint=CheckpointSettings(every=100),
-    )
+    return replace(features_tiny(), name="taglm-tiny", system="taglm")
 
 
 def taglm_base() -> Recipe:
