@@ -41,6 +41,7 @@ golden: setup ## record the loss curve of every tiny system again, and say which
 lint: setup
 	$(RUN)/ruff check .
 	$(RUN)/pyright --pythonpath $(RUN)/python
+	$(RUN)/hadolint Dockerfile
 
 docs: setup ## write the pages that are read off the code, then build the site into site/, without a network
 	$(RUN)/python -m polymodal.pipelines.cards.cards docs

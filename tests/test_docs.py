@@ -43,7 +43,7 @@ def blocks(page: Path, languages: str) -> list[str]:
 
 
 SHELL = ("until", "export", "ls", "grep", "wait", "kill", "pkill",  # of docs/laptop_cluster.md, which a slow test runs
-         "ray", "cat")
+         "ray", "cat", "docker", "kubectl")
 
 
 def command_lines(page: Path, languages: str = "sh|console") -> list[list[str]]:
