@@ -2,6 +2,7 @@
 
 Before the first update, in this order:
     inputs      opens the data sets and makes the stream
+    batches     keeps the batches that a run's updates had, where it goes on with others
     start       finds the first weights
     preflight   checks the run and says what will happen
     begin       takes the run's directory and finds the checkpoint to continue from

@@ -64,6 +64,7 @@ from ..run.logbook import Logbook
 from ..run.optim import build_optimizer, clip_gradients, freeze, set_learning_rate
 from ..run.recipe import Recipe
 from ..run.schedule import factor
+from .batches import with_history
 from .begin import begin, foreseen
 from .best import best_updates
 from .devices import build_fabric, seed_draws
@@ -125,6 +126,7 @@ def pretrain(
     console = (console or Console()) if fabric.is_global_zero else Console(quiet=True)
 
     # 1. What to train, on what
+    recipe, noted = with_history(recipe, out, resume)
     mixture = open_sets(data)
     if max_tokens is not None:
         recipe = replace(recipe, max_updates=updates_of(max_tokens, recipe, mixture))
@@ -140,7 +142,7 @@ def pretrain(
     # a system that starts from a trained tower brings that tower's tokenizer, and a task may have added tokens
     context = replace(context, tokenizer=getattr(system.objective, "tokenizer", None) or context.tokenizer)
     stream = build_stream(recipe, mixture, system.objective, layout)
-    lines = [*preflight(recipe, system, stream, held_out, fabric, out), *origin]
+    lines = [*preflight(recipe, system, stream, held_out, fabric, out), *noted, *origin]
     for line in lines:
         console.say(line)
     if dry_run:
