@@ -96,9 +96,7 @@ def distill(
             raise UserError(f"recipe {recipe} reads its teacher's states, and a cache keeps predictions: leave --cache out")
         overrides.append(f"objective.cache={dumps(str(cache.absolute()))}")
     train(recipe, data, out, model=model, continue_from=continue_from, eval_data=eval_data, tokenizer=tokenizer, max_tokens=max_tokens,
-          max_seconds=max_seconds, resume=resume, dry_run=dry_run, profile=profile, json=json, overrides=overrides,
-          max_time=max_time, max_seconds=max_seconds, resume=resume, dry_run=dry_run, profile=profile, json=json,
-          overrides=[*overrides, f"companions.teacher={dumps(teacher)}"],
+          max_time=max_time, max_seconds=max_seconds, resume=resume, dry_run=dry_run, profile=profile, json=json, overrides=overrides,
           keys={"seed": seed, "devices": devices, "max_updates": max_updates})
 
 
