@@ -65,6 +65,9 @@ def distill(
                                                                "id. It reads with the student's tokenizer.")],
     model: Annotated[str | None, typer.Option(
         metavar="MODEL", help="The weights that the student begins with; some layers of a deeper teacher (distilbert).")] = None,
+    cache: Annotated[Path | None, typer.Option(
+        metavar="DIR", help="Keep the teacher's largest logits here, so that it reads each masked text once (distilbert with "
+                            "objective.alpha_cos=0).")] = None,
     continue_from: ContinueFrom = None,
     eval_data: EvalData = None, tokenizer: RunTokenizer = None, max_updates: MaxUpdates = None,
     max_tokens: MaxTokens = None, max_time: MaxTime = None, max_seconds: MaxSeconds = None,
@@ -72,6 +75,7 @@ def distill(
     profile: Profile = False, json: Json = False,
 ) -> None:
     """Train a student beside its teacher (distilbert ...). The same command again continues a run that was stopped."""
+    from dataclasses import fields
     from json import dumps
 
     from ...registry import families, family
@@ -80,14 +84,19 @@ def distill(
 
     overrides = list(set_ or [])
     chosen = resolve(recipe, overrides)
-    if "teacher" not in family(chosen.system).task(chosen.task).companions:
+    task = family(chosen.system).task(chosen.task)
+    if "teacher" not in task.companions:
         students = [" ".join(filter(None, (entry.name, task.name))) for entry in families().values()
                     for task in (entry.pretraining, *entry.tasks) if "teacher" in task.companions]
         raise UserError(f"recipe {recipe} trains {chosen.system} {chosen.task or 'from data alone'}, which has no teacher: choose a recipe "
                         f"of {', '.join(students)}, or train it with `polymodal {'finetune' if chosen.task else 'pretrain'}`")
+    overrides.append(f"companions.teacher={dumps(teacher)}")
+    if cache is not None:
+        if not any(field.name == "cache" for field in fields(task.settings)):
+            raise UserError(f"recipe {recipe} reads its teacher's states, and a cache keeps predictions: leave --cache out")
+        overrides.append(f"objective.cache={dumps(str(cache.absolute()))}")
     train(recipe, data, out, model=model, continue_from=continue_from, eval_data=eval_data, tokenizer=tokenizer, max_tokens=max_tokens,
-          max_time=max_time, max_seconds=max_seconds, resume=resume, dry_run=dry_run, profile=profile, json=json,
-          overrides=[*overrides, f"companions.teacher={dumps(teacher)}"],
+          max_time=max_time, max_seconds=max_seconds, resume=resume, dry_run=dry_run, profile=profile, json=json, overrides=overrides,
           keys={"seed": seed, "devices": devices, "max_updates": max_updates})
 
 

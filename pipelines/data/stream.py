@@ -79,7 +79,8 @@ class Stream:
         if self.divided:
             self.order = TurnOrder(order, [self.reads[task] for task in self.turns.cycle], layout.batches)
         needs_partner = self.turns.needs_partner
-        self._reader = SampleReader(self.sets, seed, self._partner_of if needs_partner else None, needs_next=self.turns.needs_next)
+        self._reader = SampleReader(self.sets, seed, self._partner_of if needs_partner else None, needs_next=self.turns.needs_next,
+                                    draws=objective.draws)
         if needs_partner and any(len(d) < 2 for d in self.sets):
             raise UserError("this objective pairs each sample with another one: a data set of one sample is not enough")
 

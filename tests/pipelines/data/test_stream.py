@@ -175,6 +175,17 @@ def test_draws_differ_between_epochs_and_samples(data):
     assert len(set(draws)) == 422
 
 
+def test_draws_may_take_turns_from_epoch_to_epoch(data):
+    objective = Letters()
+    objective.draws = 2
+    stream = make(data, batch=1, objective=objective)
+    epochs = [{b.values.item(): b.draws.item() for b in (stream[e * 211 + i] for i in range(211))} for e in range(4)]
+    assert epochs[0] == epochs[2] and epochs[1] == epochs[3]
+    assert not {*epochs[0].values()} & {*epochs[1].values()} and len({*epochs[0].values()}) == 211
+    plain = make(data, batch=1)
+    assert epochs[0] == {b.values.item(): b.draws.item() for b in (plain[i] for i in range(211))}, "the first epoch is as it was"
+
+
 def test_partners_are_others_near_by_and_the_same_on_every_layout(data):
     objective = Letters(needs_partner=True)
     whole = make(data, objective=objective)[3]
