@@ -501,3 +501,7 @@ def test_the_summaries_of_docstrings_are_taken_out_of_their_bodies() -> None:
     assert made.typical(["Return the sum.", "Return the mean of the values.", "Return the values.", "Plot it."]) == "Return the values."
     blind = made.baseline(["email"], "json")
     assert blind["blind"] in {row["summary"] for row in pairs if row["package"] == "json"} and 0 < blind["rouge1"] < 0.5
+    whole = list(made.long_rows(["email", "json"], 100))
+    assert len(whole) > 5 and all(len(row["text"].split()) >= 100 for row in whole)
+    assert {row["package"] for row in whole} == {"email", "json"}
+    assert not any(re.search(r"(?i)\b(email|json)\b", row["text"]) for row in whole), "names of packages are hidden"
