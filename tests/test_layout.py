@@ -37,7 +37,7 @@ ROOMS = {
     "inspection": "base data run model train",
     "launch": "base data run",
     "regions": "base data crew pack model",
-    "bench": "base data crew pack run model train",
+    "bench": "base data crew pack run model train serving",
     "commands": "base data crew run pack model recipes train inference regions evaluation plan inspection launch bench demo serving",
     "demo": "base data run inspection",
     "cards": "base run model commands recipes",
