@@ -84,6 +84,9 @@ def launch(
 
     overrides = [*(set_ or []), *(f"{key}={value}" for key, value in (("seed", seed), ("max_updates", max_updates)) if value is not None)]
     resolved = resolve(recipe, overrides)
+    if max_updates is not None and resolved.max_time is not None:
+        overrides.append("max_time=null")
+        resolved = resolve(recipe, overrides)
     named = [("--model", model), ("--continue-from", continue_from), *(("--eval-data", value) for value in eval_data or ()),
              ("--tokenizer", tokenizer), ("--out", out)]
     arguments = [word for value in data for word in ("--data", value)]

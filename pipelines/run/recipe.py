@@ -227,6 +227,9 @@ class Recipe:
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     max_updates: int = 1000
     """Length of the run; the schedule ends there."""
+    max_time: float | None = None
+    """Length of the run in seconds of training: a few updates that do not count say how many fit, and `max_updates` becomes their number.
+    null: `max_updates` says it."""
     seed: int = 0
     """Determines the initial weights, the order of the data, and every draw."""
     precision: Precision = "auto"
@@ -262,6 +265,7 @@ class Recipe:
             ("evaluate.previews", self.evaluate.previews, 0), ("evaluate.patience", self.evaluate.patience, 0),
             ("evaluate.min_delta", self.evaluate.min_delta, 0), ("checkpoint.every", self.checkpoint.every, 0),
             ("checkpoint.keep_last", self.checkpoint.keep_last, 1), ("checkpoint.keep_every", self.checkpoint.keep_every, 0),
+            ("max_time", 1 if self.max_time is None else self.max_time, 1),
             ("devices", 1 if self.devices == "auto" else self.devices, 1), ("shard_size", self.shard_size or 2, 2),
         ) if value < least]
         if self.shard_size is not None and self.strategy != "fsdp":

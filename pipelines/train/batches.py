@@ -7,7 +7,7 @@ behind the last one with the old. The recipe keeps the history (`data.earlier`),
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +22,34 @@ from .rewind import outdated
 _BATCHES = ("global_batch", "ramp_start", "ramp_samples", "earlier")
 
 
-def with_history(recipe: Recipe, out: Path, resume: str | Path) -> tuple[Recipe, list[str]]:
-    """The recipe of a start with the batches of the updates that were made, and lines for people. Every rank must call it.
+@dataclass(frozen=True)
+class Made:
+    """What a run has made so far, as the newest checkpoint that can be read says."""
 
-    Args:
-        recipe: what is asked for.
-        out: the run's directory.
-        resume: see `pretrain`.
+    update: int
+    data: DataSettings
+    """Of which only the batches count."""
+    max_updates: int
+    max_time: float | None
+    elapsed: float
+    """Seconds of training."""
+
+
+def made_so_far(out: Path, resume: str | Path) -> Made | None:
+    """What a start goes on from: `out` is the run's directory, `resume` as in `pretrain`. Every rank must call it."""
+    found = dist.on_rank_0(lambda: _made(out, resume))
+    return None if found is None else Made(data=build_settings(DataSettings, found.pop("data"), f"the batches of {out}"), **found)
+
+
+def with_history(recipe: Recipe, made: Made | None) -> tuple[Recipe, list[str]]:
+    """The recipe of a start with the batches of the updates that were made, and lines for people.
 
     Raises:
         UserError: `data.earlier` of the recipe is not what the run had.
     """
-    found = dist.on_rank_0(lambda: _made(out, resume))
-    if found is None:
+    if made is None:
         return recipe, []
-    update, had = found["update"], build_settings(DataSettings, found["data"], f"the batches of {out}")
+    update, had = made.update, made.data
     data = _continued(recipe.data, had, update)
     recipe = replace(recipe, data=data)
     batch, other = data.ramp.batch(update), had.ramp.batch(update)
@@ -50,10 +63,7 @@ def with_history(recipe: Recipe, out: Path, resume: str | Path) -> tuple[Recipe,
 
 
 def _made(out: Path, resume: str | Path) -> dict[str, Any] | None:
-    """The batches of the newest checkpoint that can be read, as JSON.
-
-    Should it turn out to be damaged, an older one has the beginning of the same history.
-    """
+    """`Made` as JSON. Should the checkpoint turn out to be damaged, an older one has the beginning of the same history."""
     if resume == "auto":
         left_out = {found.path for found in outdated(Run(out))}
         there = [found for found in reversed(checkpoint.all_checkpoints(out / "checkpoints")) if found.path not in left_out]
@@ -64,8 +74,11 @@ def _made(out: Path, resume: str | Path) -> dict[str, Any] | None:
             state = found.state()
         except UserError:
             continue  # `begin` says so
-        data: Mapping[str, Any] = state.get("recipe", {}).get("data", {})
-        return {"update": state["update"], "data": {key: data[key] for key in _BATCHES if key in data}} if data else None
+        recipe: Mapping[str, Any] = state.get("recipe", {})
+        if not recipe:
+            return None
+        return {"update": state["update"], "data": {key: recipe["data"][key] for key in _BATCHES if key in recipe["data"]},
+                "max_updates": recipe["max_updates"], "max_time": recipe.get("max_time"), "elapsed": state["elapsed_s"]}
     return None
 
 
