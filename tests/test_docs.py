@@ -43,8 +43,7 @@ def blocks(page: Path, languages: str) -> list[str]:
 
 
 SHELL = ("until", "export", "ls", "grep", "wait", "kill", "pkill",  # of docs/laptop_cluster.md, which a slow test runs
-         "ray", "cat", "docker", "kubectl")
-         "ray", "cat", "mkdir", "head", "wc", "cut")
+         "ray", "cat", "docker", "kubectl", "mkdir", "head", "wc", "cut")
 
 
 def command_lines(page: Path, languages: str = "sh|console") -> list[list[str]]:
