@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ...shared.errors import UserError
 from ...shared.tokenizer import Tokenizer
 from ..base.files import temporary_path
+from ..base.install import install_line
 from ..model.frontdoor import load
 from ..model.frontdoor import tokenizer as find_tokenizer
 from ..model.open import fingerprint
@@ -197,4 +198,4 @@ def _faiss() -> Any:
     try:
         return importlib.import_module("faiss")
     except ImportError:
-        raise UserError("the method hnsw needs faiss: pip install faiss-cpu; the method exact needs nothing") from None
+        raise UserError(f"the method hnsw needs faiss: {install_line('search')}; the method exact needs nothing") from None
