@@ -216,5 +216,5 @@ def test_a_graph_finds_nearly_all_and_is_kept(tmp_path):
 
 def test_without_faiss_the_line_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "faiss", None)
-    with pytest.raises(UserError, match="pip install '?faiss-cpu.*; the method exact needs nothing"):
+    with pytest.raises(UserError, match=r"pip install '?faiss-cpu.*; the method exact needs nothing"):
         Graph(random_file(tmp_path / "v.npy", 3, 2))
