@@ -156,5 +156,5 @@ def _install(job: Job) -> str:
     kinds = {value.partition("://")[0] for value in job.arguments if "://" in value}
     extras = sorted({{"s3": "s3", "gs": "gcs", "gcs": "gcs"}[kind] for kind in kinds & {"s3", "gs", "gcs"}})
     what = f".[{','.join(extras)}]" if extras else "."
-    return (f"python3 -m pip install --quiet uv\npython3 -m uv venv --python 3.12 {_PLACE}\n"
+    return (f"python3 -m pip install --quiet uv\npython3 -m uv venv --allow-existing --python 3.12 {_PLACE}\n"
             f"python3 -m uv pip install --python {_PLACE}/bin/python -e '{what}'\n")

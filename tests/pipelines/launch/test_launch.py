@@ -282,7 +282,7 @@ def test_skypilots_machines_install_the_clone(tmp_path, monkeypatch):
     (tmp_path / "python3").chmod(0o755)
     said = subprocess.run(["bash", "-c", task["setup"]], env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": "/home/me"}, text=True,
                           capture_output=True, check=True).stdout.splitlines()
-    assert said == ["-m pip install --quiet uv", "-m uv venv --python 3.12 /home/me/polymodal-env",
+    assert said == ["-m pip install --quiet uv", "-m uv venv --allow-existing --python 3.12 /home/me/polymodal-env",
                     "-m uv pip install --python /home/me/polymodal-env/bin/python -e .[gcs,s3]"]
     project = tomllib.loads((Path(task["workdir"]) / "pyproject.toml").read_text())["project"]
     assert {"gcs", "s3"} <= set(project["optional-dependencies"])
