@@ -38,7 +38,10 @@ class Made:
 def made_so_far(out: Path, resume: str | Path) -> Made | None:
     """What a start goes on from: `out` is the run's directory, `resume` as in `pretrain`. Every rank must call it."""
     found = dist.on_rank_0(lambda: _made(out, resume))
-    return None if found is None else Made(**{**found, "data": build_settings(DataSettings, found["data"], f"the batches of {out}")})
+    if found is None:
+        return None
+    data = build_settings(DataSettings, found.pop("data"), f"the batches of {out}")
+    return Made(data=data, **found)
 
 
 def with_history(recipe: Recipe, made: Made | None) -> tuple[Recipe, list[str]]:
