@@ -7,7 +7,7 @@ RESULTS ?= bench-gpu.json
 # One thread for each test process: the tests run side by side.
 TEST = OMP_NUM_THREADS=1 $(RUN)/pytest -n $(WORKERS)
 
-.PHONY: setup demo test slow browser processors golden lint docs bench bench-gpu lock clean
+.PHONY: setup demo test slow browser processors golden tutorials lint docs bench bench-gpu lock clean
 
 setup: $(VENV)/.done
 
@@ -38,9 +38,13 @@ processors: setup ## what rounds differently on other processors, with torch's p
 golden: setup ## record the loss curve of every tiny system again, and say which ones moved
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN)/python -m golden.record
 
+tutorials: setup ## run the tutorials (PAGES=texts: one of them) and write what their commands print into the pages
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(RUN)/python -m tutorials $(PAGES)
+
 lint: setup
 	$(RUN)/ruff check .
 	$(RUN)/pyright --pythonpath $(RUN)/python
+	$(RUN)/hadolint Dockerfile
 
 docs: setup ## write the pages that are read off the code, then build the site into site/, without a network
 	$(RUN)/python -m polymodal.pipelines.cards.cards docs

@@ -50,6 +50,10 @@ class Word2VecSettings:
     have more are scaled down. A whole update is summed where the C tool makes a step after each word; without a limit, frequent words
     diverge in large ones. 0.005 suits 8,000 words with the C tool's learning rate."""
 
+    sparse: bool = False
+    """Whether gradients hold the rows of an update's words alone, so that its time and memory do not depend on the vocabulary. It needs an
+    optimizer that moves rows: sgd without momentum, or adagrad, with weight_decay=0."""
+
     def __post_init__(self) -> None:
         """Check the ranges."""
         wrong = [f"{name} is {value}, expected {rule}" for name, value, rule, fine in (
@@ -141,22 +145,32 @@ class WordWindows:
 
 @dataclass(kw_only=True)
 class WindowBatch(Batch):
-    """Words, windows and noise of a batch, as in `WordWindows`: G groups."""
+    """Words, windows and noise of a batch, G groups of words, N in all.
+
+    The rows that it reads are numbered, U of the input table and T of the output table, and all but `ids` are these numbers: so an
+    update can leave all other rows alone.
+    """
 
     ids: Tensor
-    """int64 [G, GROUP]"""
+    """int64 [N]: the words."""
     left: Tensor
-    """int64 [G, GROUP]"""
+    """int8 [N]: words of the window before each."""
     right: Tensor
-    """int64 [G, GROUP]"""
-    stretch: Tensor
-    """int64 [4 G, W + BLOCK + W], the words of each block and those around it, W to each side."""
+    """int8 [N]: words behind it."""
+    source_rows: Tensor
+    """int64 [U], ascending: rows of the input table."""
+    target_rows: Tensor
+    """int64 [T], ascending: rows of the output table."""
+    sources: Tensor
+    """int64 [W + N + W]: which of the U rows the words have; W more to each side have any."""
+    targets: Tensor
+    """int64 [W + N + W]: which of the T rows they have; empty with a tree."""
     noise: Tensor
-    """int64 [G, K]"""
+    """int64 [G, K]: which of the T rows noise has."""
     chunks: list[Tensor]
     """With a tree: numbers [n] of words with a window, of which some hundred with paths of similar length are computed together."""
     nodes: list[Tensor]
-    """int64 [n, L], the paths of each chunk's words; -1 behind the end of a path."""
+    """int64 [n, L], which of the T rows are on the paths of each chunk's words; -1 behind the end of a path."""
     codes: list[Tensor]
     """bool [n, L]"""
     predictions: int
@@ -165,6 +179,17 @@ class WindowBatch(Batch):
 
 CHUNK = 256
 """Words of a tree's chunk."""
+
+
+def number_rows(size: int, *ids: np.ndarray) -> tuple[Tensor, list[Tensor]]:
+    """The rows of a table of `size` rows that are read, int64 [U], ascending, and the readings by their numbers among these."""
+    read = np.zeros(size, dtype=bool)
+    for each in ids:
+        read[each] = True
+    rows = np.flatnonzero(read)
+    number = np.empty(size, dtype=np.int64)
+    number[rows] = np.arange(len(rows))
+    return torch.from_numpy(rows), [torch.from_numpy(number[each]) for each in ids]
 
 
 class Windows(Objective[WordWindows]):
@@ -246,8 +271,8 @@ class Windows(Objective[WordWindows]):
     def collate(self, examples: list[WordWindows]) -> WindowBatch:
         """Lay the words end to end; the loss is counted in words that were read."""
         ids, left, right, noise = (np.concatenate([getattr(e, name) for e in examples]) for name in ("ids", "left", "right", "noise"))
-        around = left + right
-        chunks, nodes, codes = list[Tensor](), list[Tensor](), list[Tensor]()
+        around, size, laid = left + right, len(self.counts), np.pad(ids, self.settings.window)
+        chunks, paths, codes = list[Tensor](), list[np.ndarray](), list[Tensor]()
         if self.settings.output == "hierarchical":
             tree, inside = self.tree, np.flatnonzero(around)
             inside = inside[np.argsort(tree.lengths[ids[inside]], kind="stable")]
@@ -257,17 +282,18 @@ class Windows(Objective[WordWindows]):
                 there = steps < lengths[:, None]
                 places = np.where(there, tree.begins[ids[chunk]][:, None] + steps, 0)
                 chunks.append(torch.from_numpy(chunk))
-                nodes.append(torch.from_numpy(np.where(there, tree.nodes[places], -1).astype(np.int64)))
+                paths.append(np.where(there, tree.nodes[places], -1))
                 codes.append(torch.from_numpy(tree.codes[places] & there))
-        width = BLOCK + 2 * self.settings.window
-        laid = np.pad(ids, self.settings.window)
-        stretch = np.lib.stride_tricks.sliding_window_view(laid, width)[::BLOCK] if len(ids) else laid[:0].reshape(0, width)
+        source_rows, (sources,) = number_rows(size, laid)
+        aims = laid if not paths else laid[:0]
+        target_rows, (targets, noise, *nodes) = number_rows(size, aims, noise, *(np.maximum(path, 0) for path in paths))
+        nodes = [torch.where(torch.from_numpy(path) < 0, -1, node) for path, node in zip(paths, nodes, strict=True)]
         predictions = int(around.sum() if self.settings.architecture == "skip-gram" else (around > 0).sum())
         words = sum(e.words for e in examples)
-        in_groups = (torch.from_numpy(part).view(-1, GROUP) for part in (ids, left, right))
+        left, right = left.astype(np.int8), right.astype(np.int8)
         return WindowBatch(counts={"words": words}, tokens=words, predictions=predictions, chunks=chunks, nodes=nodes, codes=codes,
-                           stretch=torch.from_numpy(np.ascontiguousarray(stretch)), noise=torch.from_numpy(noise),
-                           ids=next(in_groups), left=next(in_groups), right=next(in_groups))
+                           source_rows=source_rows, target_rows=target_rows, sources=sources, targets=targets, noise=noise,
+                           ids=torch.from_numpy(ids), left=torch.from_numpy(left), right=torch.from_numpy(right))
 
     def describe(self, example: WordWindows) -> Preview:
         """Some words with their windows, and the noise."""

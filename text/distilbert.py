@@ -28,7 +28,6 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -338,7 +337,7 @@ class DistilBertSystem(MaskedLMSystem[MaskedLM, DistilBertObjective]):
             raise UserError("this distilbert was built without a teacher: pass companions={\"teacher\": DIR}, or set alpha_ce and "
                             "alpha_cos to 0")
         states, count = out.last_hidden_state[0], "masked" if s.restrict_ce_to_mask else "tokens"  # [T, D]
-        rows = batch.target_rows if s.restrict_ce_to_mask else torch.arange(len(states), device=states.device)
+        rows = batch.target_rows if s.restrict_ce_to_mask else slice(None)
         if self.kept is not None:
             total, known = self.kept.divergence_sum(self.net.head, states[rows], batch, rows)
             step.terms["ce"], step.metrics["cached"] = Term(total, count, s.alpha_ce), (known, len(batch.lengths))

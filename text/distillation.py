@@ -219,23 +219,24 @@ class KeptTeacher:
             "vocabulary": vocabulary, "top": min(settings.cache_top, vocabulary), "dtype": settings.cache_dtype,
             "temperature": temperature, "maskings": settings.draws, **masks}))
 
-    def divergence_sum(self, head: LMHead, x: Tensor, batch: KeyedBatch, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def divergence_sum(self, head: LMHead, x: Tensor, batch: KeyedBatch, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
         """`told_divergence_sum` from what the teacher says; it is asked for the texts alone that the cache does not have yet.
 
         Args:
             head: the student's.
             x: [R, D], the states that it reads.
             batch: N texts.
-            rows: [R], their places among the T tokens, text by text.
+            rows: [R], their places among the T tokens, text by text; or all of them.
 
         Returns:
             The sum, and how many texts were in the cache.
         """
         everything = Packed(batch.input_ids, batch.position_ids, batch.lengths)
+        places = torch.arange(len(x), device=batch.input_ids.device) if isinstance(rows, slice) else rows
         if type(x) is not Tensor:  # `polymodal plan`: these are no numbers that could be kept
-            told, known = self._ask(head.weight, everything, rows), 0
+            told, known = self._ask(head.weight, everything, places), 0
         else:
-            told, known = self._hear(head.weight, everything, rows, batch)
+            told, known = self._hear(head.weight, everything, places, batch)
         return told_divergence_sum(head, x, told, self.temperature), torch.tensor(float(known))
 
     def _hear(self, student: Tensor, everything: Packed, rows: Tensor, batch: KeyedBatch) -> tuple[Told, int]:

@@ -27,12 +27,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..shared.config import Config
 from ..shared.convert import Rename, Rule
 from ..shared.family import Card, Context, Family, Format, Net, NoData, Task, Vocabulary
+from ..shared.rows import table_of
 from ..shared.system import Preview, Step, System, Term
 from ._windows import BLOCK, GROUP, WindowBatch, Windows, Word2VecSettings
 from .word_vectors import WordTable, neighbours, vectors_of, write_gensim, write_glove
@@ -55,143 +55,142 @@ class Word2VecConfig(Config):
 SIZES: dict[str, dict[str, Any]] = {"tiny": {"hidden_size": 64}, "base": {}}
 """`base` is the papers': 300 numbers."""
 
-Scales = tuple[Tensor, Tensor]
-"""Factors of the gradients of the rows of both tables, [V] each."""
-Predicted = tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor]]]
-"""The summed loss, and what makes of the gradient of that sum [] the gradients of both tables [V, D]; it is called once."""
+Computed = tuple[Tensor, Callable[[], tuple[Tensor, Tensor]]]
+"""The summed loss, and what makes the gradients of the rows of both tables that a batch reads, [U, D] and [T, D]; it is called once."""
 
 
 class _ByHand(torch.autograd.Function):
-    """A loss with gradients by hand. Factors of rows are applied to the small tables of errors, never to a table of V rows."""
+    """A loss with gradients by hand, of the rows of both tables that a batch reads."""
 
     @staticmethod
-    def forward(ctx: Any, source: Tensor, target: Tensor, compute: Callable[[Tensor, Tensor], Predicted]) -> Tensor:
-        loss, ctx.gradients = compute(source, target)
+    def forward(ctx: Any, source: Tensor, target: Tensor, batch: WindowBatch, settings: Word2VecSettings,
+                scales: Sequence[Tensor], sparse: bool) -> Tensor:
+        rows = batch.source_rows, batch.target_rows
+        loss, ctx.gradients = _COMPUTED[settings.architecture, settings.output](source[rows[0]], target[rows[1]], batch, settings)
+        ctx.factors = [scale[ids] for scale, ids in zip(scales, rows, strict=True)]
+        ctx.rows, ctx.shape, ctx.sparse = rows, source.shape, sparse
         return loss
 
     @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, Tensor, None]:
-        gradients, ctx.gradients = ctx.gradients, None  # it holds what the forward pass has read
-        return *gradients(outer[0]), None
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        gradients, ctx.gradients = ctx.gradients(), None  # it holds what the forward pass has read
+        scaled = (gradient.mul_((factor * outer[0])[:, None]) for gradient, factor in zip(gradients, ctx.factors, strict=True))
+        tables = (table_of(ids, rows, ctx.shape, sparse=ctx.sparse) for ids, rows in zip(ctx.rows, scaled, strict=True))
+        return *tables, None, None, None, None
 
 
 class Predictions(nn.Module):
     """The summed loss of a batch, with gradients by hand: each word's rows are read once for all of its pairs."""
 
-    def forward(self, source: Tensor, target: Tensor, batch: WindowBatch, settings: Word2VecSettings, scales: Scales) -> Tensor:
+    def forward(self, source: nn.Embedding, target: nn.Embedding, batch: WindowBatch, settings: Word2VecSettings,
+                scales: Sequence[Tensor]) -> Tensor:
         """The loss of a batch.
 
         Args:
-            source: the input table [V, D].
-            target: the output table [V, D], of words or of inner nodes.
+            source: the input table, [V, D]. Both tables' gradients are sparse, or both are not.
+            target: the output table, [V, D], of words or of inner nodes.
             batch: the words.
             settings: of the objective.
-            scales: factors of the rows' gradients, of both tables.
+            scales: factors of the rows' gradients, [V] for each table.
         """
-        def compute(source: Tensor, target: Tensor) -> Predicted:
-            return _COMPUTED[settings.architecture, settings.output](source, target, batch, settings, scales)
-
-        with torch.autocast(source.device.type, enabled=False):
-            return _ByHand.apply(source, target, compute)  # type: ignore[no-any-return]
+        with torch.autocast(source.weight.device.type, enabled=False):
+            return _ByHand.apply(source.weight, target.weight, batch, settings, scales, source.sparse)  # type: ignore[no-any-return]
 
 
 def _logistic(scores: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The summed weighted loss of scores that should be low, and its gradient; the scores are used up."""
-    wrong = torch.sigmoid(scores)
-    loss = torch.dot(F.softplus(scores).view(-1), weight.view(-1))
-    return loss, wrong.mul_(weight)
+    """The summed weighted loss of scores that should be high, and its gradient; the scores are used up."""
+    right = scores.sigmoid_()
+    loss = -torch.dot(right.clamp(min=torch.finfo(right.dtype).tiny).log_().view(-1), weight.view(-1))
+    return loss, right.sub_(1).mul_(weight)
 
 
-def _into(table: Tensor, *rows: tuple[Tensor, Tensor]) -> Tensor:
-    """A table of zeros like the given one, with rows [n, D] added to those of ids."""
-    made = torch.zeros_like(table)
-    for ids, values in rows:
-        made.index_add_(0, ids.view(-1), values.reshape(-1, table.shape[1]))
-    return made
+def _stretches(laid: Tensor, wide: int) -> Tensor:
+    """What stands in each block and up to `wide` words beside it, of [W + N + W, ...]: a view [blocks, ..., W + BLOCK + W]."""
+    return laid.unfold(0, BLOCK + 2 * wide, BLOCK) if len(laid) > 2 * wide else laid.new_zeros((0, *laid.shape[1:], BLOCK + 2 * wide))
 
 
 def _window_mask(batch: WindowBatch, wide: int) -> Tensor:
-    """Which words of its block's stretch are in a word's window: bool [blocks, BLOCK, BLOCK + 2 W]."""
+    """Which words of its block's stretch are in a word's window: bool [blocks, BLOCK, W + BLOCK + W]."""
     offsets = torch.arange(BLOCK + 2 * wide, device=batch.ids.device) - wide - torch.arange(BLOCK, device=batch.ids.device)[:, None]
-    left, right = (side.view(-1, BLOCK, 1) for side in (batch.left, batch.right))
+    offsets, left, right = offsets.to(torch.int8), batch.left.view(-1, BLOCK, 1), batch.right.view(-1, BLOCK, 1)
     return (offsets >= -left) & (offsets <= right) & (offsets != 0)
 
 
-def _skip_gram(source: Tensor, target: Tensor, batch: WindowBatch, s: Word2VecSettings, scales: Scales) -> Predicted:
+def _skip_gram(source: Tensor, target: Tensor, batch: WindowBatch, s: Word2VecSettings) -> Computed:
     """Each word against the words of its window, and against noise as often."""
-    width, groups, blocks = source.shape[1], len(batch.ids), len(batch.stretch)
-    middle = source[batch.ids.view(-1)].view(blocks, BLOCK, width)
-    around = target[batch.stretch.view(-1)].view(*batch.stretch.shape, width)
+    width, ids = source.shape[1], batch.sources[s.window : len(batch.sources) - s.window]
+    middle, around = source[ids].view(-1, BLOCK, width), _stretches(target[batch.targets], s.window).mT  # [blocks, W + BLOCK + W, D]
     mask = _window_mask(batch, s.window).to(source.dtype)
-    loss, error = _logistic(-(middle @ around.mT), mask)
+    loss, error = _logistic(middle @ around.mT, mask)
 
     # noise: what is the predicted word itself does not count
-    grouped, noise = middle.view(groups, GROUP, width), target[batch.noise.view(-1)].view(*batch.noise.shape, width)
-    same = batch.stretch[:, :, None] == batch.noise.repeat_interleave(GROUP // BLOCK, 0)[:, None]
-    weight = (mask.sum(-1, keepdim=True) - mask @ same.to(mask.dtype)).view(groups, GROUP, s.noise) * (s.negative / s.noise)
-    noise_loss, wrong = _logistic(grouped @ noise.mT, weight)
+    grouped, noise, stretch = middle.view(-1, GROUP, width), target[batch.noise.view(-1)].view(*batch.noise.shape, width), _stretches(
+        batch.targets, s.window)
+    same = stretch[:, :, None] == batch.noise.repeat_interleave(GROUP // BLOCK, 0)[:, None]
+    weight = (mask.sum(-1, keepdim=True) - mask @ same.to(mask.dtype)).view(-1, GROUP, s.noise).mul_(s.negative / s.noise)
+    noise_loss, wrong = _logistic(_product(grouped, noise.mT, -1), weight)
 
-    def gradients(outer: Tensor) -> tuple[Tensor, Tensor]:
-        first, second = (scale * outer for scale in scales)
-        own = first[batch.ids]
-        to_source = torch.baddbmm(((error * -own.view(blocks, BLOCK, 1)) @ around).view_as(grouped), wrong * own[..., None], noise)
-        return _into(source, (batch.ids, to_source)), _into(
-            target, (batch.stretch, (error * -second[batch.stretch][:, None]).mT @ middle),
-            (batch.noise, (wrong * second[batch.noise][:, None]).mT @ grouped))
+    def gradients() -> tuple[Tensor, Tensor]:
+        to_middle = torch.baddbmm((error @ around).view_as(grouped), wrong, noise, alpha=-1)
+        to_target = torch.zeros_like(target).index_add_(0, stretch.reshape(-1), (error.mT @ middle).view(-1, width))
+        return (torch.zeros_like(source).index_add_(0, ids, to_middle.view(-1, width)),
+                to_target.index_add_(0, batch.noise.view(-1), (wrong.mT @ grouped).view(-1, width), alpha=-1))
 
     return loss + noise_loss, gradients
 
 
-def _cbow(source: Tensor, target: Tensor, batch: WindowBatch, s: Word2VecSettings, scales: Scales) -> Predicted:
+def _cbow(source: Tensor, target: Tensor, batch: WindowBatch, s: Word2VecSettings) -> Computed:
     """The mean of each window against the word in its middle, and against noise."""
-    width, groups, blocks = source.shape[1], len(batch.ids), len(batch.stretch)
-    around = source[batch.stretch.view(-1)].view(*batch.stretch.shape, width)
+    width, ids = source.shape[1], batch.targets[s.window : len(batch.targets) - s.window]
     mask = _window_mask(batch, s.window).to(source.dtype)
     size = mask.sum(-1, keepdim=True)
-    mean, there = (mask @ around) / size.clamp(min=1), (size > 0).to(mask.dtype)
-    middle = target[batch.ids.view(-1)].view(blocks, BLOCK, width)
-    loss, error = _logistic(-(mean * middle).sum(-1, keepdim=True), there)
+    mean, there = (mask / size.clamp(min=1)) @ _stretches(source[batch.sources], s.window).mT, (size > 0).to(mask.dtype)
+    middle = target[ids].view_as(mean)
+    loss, error = _logistic((mean * middle).sum(-1, keepdim=True), there)
 
-    grouped, noise = mean.view(groups, GROUP, width), target[batch.noise.view(-1)].view(*batch.noise.shape, width)
-    weight = (batch.ids[:, :, None] != batch.noise[:, None]) * there.view(groups, GROUP, 1) * (s.negative / s.noise)
-    noise_loss, wrong = _logistic(grouped @ noise.mT, weight)
+    grouped, noise = mean.view(-1, GROUP, width), target[batch.noise.view(-1)].view(*batch.noise.shape, width)
+    weight = (ids.view(-1, GROUP, 1) != batch.noise[:, None]) * there.view(-1, GROUP, 1) * (s.negative / s.noise)
+    noise_loss, wrong = _logistic(_product(grouped, noise.mT, -1), weight)
 
-    def gradients(outer: Tensor) -> tuple[Tensor, Tensor]:
-        first, second = (scale * outer for scale in scales)
-        handed_on = torch.baddbmm((error * -middle).view_as(grouped), wrong, noise).view_as(mean)
-        return _into(source, (batch.stretch, (mask * first[batch.stretch][:, None]).mT @ handed_on)), _into(
-            target, (batch.ids, error * -second[batch.ids].view_as(error) * mean),
-            (batch.noise, (wrong * second[batch.noise][:, None]).mT @ grouped))
+    def gradients() -> tuple[Tensor, Tensor]:
+        handed_on = torch.baddbmm((error * middle).view_as(grouped), wrong, noise, alpha=-1).view_as(mean)
+        stretch = _stretches(batch.sources, s.window).reshape(-1)
+        to_target = torch.zeros_like(target).index_add_(0, ids, (error * mean).view(-1, width))
+        return (torch.zeros_like(source).index_add_(0, stretch, (mask.mT @ handed_on).view(-1, width)),
+                to_target.index_add_(0, batch.noise.view(-1), (wrong.mT @ grouped).view(-1, width), alpha=-1))
 
     return loss + noise_loss, gradients
 
 
-def _by_tree(source: Tensor, target: Tensor, batch: WindowBatch, s: Word2VecSettings, scales: Scales) -> Predicted:
+def _product(first: Tensor, second: Tensor, factor: float) -> Tensor:
+    """A batched product times a factor, in one pass."""
+    return torch.baddbmm(first.new_zeros(()), first, second, beta=0, alpha=factor)
+
+
+def _by_tree(source: Tensor, target: Tensor, batch: WindowBatch, s: Word2VecSettings) -> Computed:
     """Each word of a window, or their mean, against the turns of the path to the word in its middle."""
-    (first, second), width, loss = scales, source.shape[1], source.new_zeros(())
+    width, loss = source.shape[1], source.new_zeros(())
     to_source, to_target = torch.zeros_like(source), torch.zeros_like(target)
-    laid, left, right = F.pad(batch.ids.view(-1), (s.window, s.window)), batch.left.view(-1), batch.right.view(-1)
-    steps = torch.cat([torch.arange(-s.window, 0), torch.arange(1, s.window + 1)]).to(laid.device)
+    steps = torch.cat([torch.arange(-s.window, 0), torch.arange(1, s.window + 1)]).to(batch.ids.device)
     for words, nodes, codes in zip(batch.chunks, batch.nodes, batch.codes, strict=True):
-        mask = ((steps >= -left[words, None]) & (steps <= right[words, None])).to(source.dtype)  # [n, 2 W]
+        mask = ((steps >= -batch.left[words, None]) & (steps <= batch.right[words, None])).to(source.dtype)  # [n, 2 W]
         there, nodes, sign = (nodes >= 0).to(source.dtype), nodes.clamp(min=0), 1.0 - 2.0 * codes.to(source.dtype)  # [n, L]
-        ids = laid[words[:, None] + steps + s.window]
+        ids = batch.sources[words[:, None] + steps + s.window]
         around, path = source[ids], target[nodes]
         if s.architecture == "cbow":
             around = (mask / mask.sum(-1, keepdim=True))[:, None] @ around
         counted = there[:, :, None] * (mask[:, None] if s.architecture == "skip-gram" else 1.0)
-        part, error = _logistic(-sign[:, :, None] * (path @ around.mT), counted)  # [n, L, 2 W], or [n, L, 1] of the mean
-        loss, error = loss + part, error.mul_(-sign[:, :, None])
-        factor = (first[ids] * mask)[..., None]
-        handed_on = (factor * error.mT) @ path if s.architecture == "skip-gram" else factor * (error.mT @ path)  # whole to each word
+        part, error = _logistic(sign[:, :, None] * (path @ around.mT), counted)  # [n, L, 2 W], or [n, L, 1] of the mean
+        loss, error = loss + part, error.mul_(sign[:, :, None])
+        handed_on = error.mT @ path if s.architecture == "skip-gram" else mask[..., None] * (error.mT @ path)  # whole to each word
         to_source.index_add_(0, ids.view(-1), handed_on.view(-1, width))
-        to_target.index_add_(0, nodes.view(-1), ((error * second[nodes][..., None]) @ around).view(-1, width))
+        to_target.index_add_(0, nodes.view(-1), (error @ around).view(-1, width))
 
     # chunk by chunk while its rows are in the cache
-    return loss, lambda outer: (to_source.mul_(outer), to_target.mul_(outer))
+    return loss, lambda: (to_source, to_target)
 
 
-_COMPUTED: Mapping[tuple[str, str], Callable[[Tensor, Tensor, WindowBatch, Word2VecSettings, Scales], Predicted]] = {
+_COMPUTED: Mapping[tuple[str, str], Callable[[Tensor, Tensor, WindowBatch, Word2VecSettings], Computed]] = {
     ("skip-gram", "negative"): _skip_gram, ("cbow", "negative"): _cbow,
     ("skip-gram", "hierarchical"): _by_tree, ("cbow", "hierarchical"): _by_tree,
 }  # fmt: skip
@@ -225,6 +224,7 @@ class Word2VecSystem(System[Word2Vec, Windows]):
     def __init__(self, config: Word2VecConfig, settings: Word2VecSettings, objective: Windows) -> None:
         super().__init__(Word2Vec(config), objective)
         self.settings = settings
+        self.net.input.sparse = self.net.output.sparse = settings.sparse
         shares: Sequence[np.ndarray] = () if settings.max_share is None or isinstance(objective, NoData) else objective.shares()
         for name, share in zip(("source_scale", "target_scale"), shares or (np.zeros(config.vocab_size),) * 2, strict=True):
             scale = np.minimum(1, (settings.max_share or 1) / np.maximum(share, 1e-30))
@@ -232,12 +232,11 @@ class Word2VecSystem(System[Word2Vec, Windows]):
 
     def forward(self, batch: WindowBatch, carry: Any = None) -> Step:
         """The summed loss."""
-        source, target = self.net.input.weight, self.net.output.weight
         scales = (self.get_buffer("source_scale"), self.get_buffer("target_scale"))
-        total = self.net.predictions(source, target, batch, self.settings, scales)
+        total = self.net.predictions(self.net.input, self.net.output, batch, self.settings, scales)
         metrics: dict[str, tuple[Tensor, Tensor | int]] = {"prediction": (total.detach(), batch.predictions)}
         if self.settings.output == "hierarchical":
-            around = (batch.left + batch.right).view(-1)
+            around = batch.left.long() + batch.right
             lengths = [(around[words] if self.settings.architecture == "skip-gram" else 1) * (nodes >= 0).sum(-1)
                        for words, nodes in zip(batch.chunks, batch.nodes, strict=True)]
             metrics["code"] = (torch.cat([*lengths, around[:0]]).sum().to(total.dtype), batch.predictions)
@@ -260,7 +259,7 @@ class Word2VecSystem(System[Word2Vec, Windows]):
     def preview(self, batch: WindowBatch, limit: int = 4) -> list[Preview]:
         """The nearest words of some words of the batch."""
         found = vectors_of(self.net, self.objective.tokenizer)
-        ids = list(dict.fromkeys(batch.ids.view(-1).tolist()))
+        ids = list(dict.fromkeys(batch.ids.tolist()))
         return neighbours(found, [self.objective.tokenizer.id_to_token(i) or "" for i in ids], limit)
 
 

@@ -33,7 +33,7 @@ from .case import Case, Contender, Options
 from .machine import Memory, describe, load_average, matmul_rate
 from .race import Laps, OutOfTime, SideFailed, deadline, in_a_line, peak_memory, race, tidy
 
-BENCHMARKS = ("train", "generate", "attention", "stream", "tokenize", "startup")
+BENCHMARKS = ("train", "generate", "serve", "attention", "stream", "tokenize", "startup")
 """What `polymodal bench` runs where nothing is named; each is a module of this room with `cases(options)`."""
 ALL = (*BENCHMARKS, "gpu")
 MFU = ("share_of_peak (MFU) = useful floating-point operations of one step (6 for each weight of a matrix and each token, attention "

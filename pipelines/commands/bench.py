@@ -18,7 +18,7 @@ def register(app: typer.Typer) -> None:
     @app.command()
     def bench(
         names: Annotated[list[str] | None, typer.Argument(
-            metavar="[train|generate|attention|stream|tokenize|startup|gpu]...", help="What to measure; by default all but gpu.",
+            metavar="[train|generate|serve|attention|stream|tokenize|startup|gpu]...", help="What to measure; by default all but gpu.",
             show_default=False)] = None,
         against: Annotated[str | None, typer.Option(
             metavar="PEER",

@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from ...shared.rows import whole_gradients
 from ...shared.system import Batch, Step, System
 from ..run.optim import OptimSettings, build_optimizer
 from .rehearsal_sharded import Division
@@ -85,6 +86,7 @@ def rehearse(system: System, updates: Sequence[Sequence[Batch]], optim: OptimSet
         reshard: with shards, whether a layer's weights are given up until its backward pass.
     """
     fake = _FakeMode(allow_non_fake_inputs=True, allow_fallback_kernels=False)  # a fallback would compute, with zeros
+    whole_gradients(system)  # fake tensors are never sparse: what is planned is more than sparse gradients take
     parameters = _materialise(system, fake)
     batches = [batch for update in updates for batch in update]
     later = [batch for update in updates for batch in update[1:]] or batches

@@ -16,8 +16,8 @@ def spanbert_tiny() -> Recipe:
     is 6.034 (perplexity 372 and 418); after 300 updates it was 6.056. From the boundaries alone the same tokens cost 6.121 nats, still
     above their unigram entropy of 6.018: that head learns more slowly, and 600 updates do not bring it there. It is no defect of the loss:
     of 1,111 fixed targets in 64 texts, 54 updates bring the boundary loss from 8.00 to 2.25 nats (Adam at 1e-3; the words: 1.17).
-    On more text both are below it: on the docstrings of six packages (29 MB, below), after 400 updates of a longer run that was stopped, 256
-    held-out rows: words 5.717 nats and 0.137 right (entropy 5.868), from the boundaries alone 5.736 and 0.139 (entropy 5.852).
+    On more text both are below it: on the docstrings of six packages (29 MB, below), after 400 updates of a longer run that was stopped,
+    256 held-out rows: words 5.717 nats and 0.137 right (entropy 5.868), from the boundaries alone 5.736 and 0.139 (entropy 5.852).
     Deviates: size, learning rate, batch, no dropout; initial weights with a standard deviation of 0.08, about 1 / sqrt(128).
     Data: documents of Python's standard library (1.9 MB), made with
     `python -c "import pathlib, polymodal.pipelines.demo.data as d; d.write_text(pathlib.Path('python.jsonl'))"`;

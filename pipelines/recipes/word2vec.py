@@ -48,7 +48,7 @@ def word2vec_base() -> Recipe:
     Command: polymodal pretrain word2vec-base --data DATA --out RUN
     """
     return Recipe(
-        name="word2vec-base", system="word2vec", size="base", objective={"max_share": 0.02, "sample": 1e-5},
+        name="word2vec-base", system="word2vec", size="base", objective={"max_share": 0.02, "sample": 1e-5, "sparse": True},
         data=DataSettings(global_batch=8, workers=4),
         optim=OptimSettings("sgd", lr=200.0, momentum=0.0, weight_decay=0.0, clip=None),
         schedule=ScheduleSettings("linear", final=1e-4),

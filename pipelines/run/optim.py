@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 
 from ...shared.block import Block
 from ...shared.errors import UserError, raise_problems
+from ...shared.rows import numbers, sparse_tables
 from ...shared.stack import Stack
 
 Name = Literal["adamw", "adafactor", "lamb", "muon", "sgd", "adagrad", "lars"]
@@ -77,27 +78,27 @@ def parameter_groups(module: nn.Module, settings: OptimSettings) -> list[dict[st
     """Group the trainable parameters of `module` by what the optimizer does to them.
 
     Returns:
-        Dicts with `params` and `weight_decay` (and `use_fallback` for Muon, `lr_scale` where that is not 1), in the order
-        of the module; a tied parameter is listed once, a frozen one not at all.
+        Dicts with `params` and `weight_decay` (and `use_fallback` for Muon, `lr_scale` where that is not 1, `fused` where gradients are
+        sparse), in the order of the module; a tied parameter is listed once, a frozen one not at all.
     """
     exempt = without_decay(module)
     matrices = {id(p) for p in _hidden_matrices(module)}
     raise_problems(layer_problems(module, settings), "the optimizer")
-    depths = layer_depths(module) if settings.layer_decay != 1 else {}
-    groups: dict[tuple[bool, bool, float, bool], list[Tensor]] = {}
+    depths, sparse = layer_depths(module) if settings.layer_decay != 1 else {}, sparse_tables(module)
+    groups: dict[tuple[bool, bool, float, bool, bool], list[Tensor]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             decayed = parameter.ndim >= 2 and id(parameter) not in exempt
             fallback = settings.name == "muon" and id(parameter) not in matrices
             scale = settings.layer_decay ** depths[name].above if name in depths else 1.0
             divided = hasattr(parameter, "to_local")  # a kernel that steps many tensors at once takes either kind, not both
-            groups.setdefault((decayed, fallback, scale, divided), []).append(parameter)
+            groups.setdefault((decayed, fallback, scale, divided, id(parameter) in sparse), []).append(parameter)
     if not groups:
         raise UserError("nothing to train: every parameter is frozen; unlock a part of the model")
     return [
         {"params": parameters, "weight_decay": settings.weight_decay if decayed else 0.0} | ({"use_fallback": True} if fallback else {})
-        | ({"lr_scale": scale} if scale != 1 else {})
-        for (decayed, fallback, scale, _), parameters in groups.items()
+        | ({"lr_scale": scale} if scale != 1 else {}) | ({"fused": False} if rows else {})  # torch's fused kernels read whole tables
+        for (decayed, fallback, scale, _, rows), parameters in groups.items()
     ]
 
 
@@ -168,6 +169,15 @@ def layer_problems(module: nn.Module, settings: OptimSettings) -> Iterator[str]:
         yield f"optim.layer_decay is {settings.layer_decay}, and {_NO_LAYERS}: leave it out (1)"
 
 
+def row_problems(module: nn.Module, settings: OptimSettings) -> Iterator[str]:
+    """What keeps the optimizer from moving the rows alone that sparse gradients have."""
+    moves_rows = settings.name == "adagrad" or (settings.name == "sgd" and settings.momentum == 0)
+    if (tables := sparse_tables(module)) and not (moves_rows and settings.weight_decay == 0):
+        name = next(name for name, p in module.named_parameters() if id(p) in tables)
+        yield (f"gradients of {name} are sparse, and optim.name={settings.name} with momentum={settings.momentum:g} and "
+               f"weight_decay={settings.weight_decay:g} moves whole tables: use sgd with momentum=0, or adagrad, with weight_decay=0")
+
+
 def _beside(name: str, holder: str) -> bool:
     """Whether a parameter of a module that holds layers is one of its embeddings."""
     part, dot, _ = name.removeprefix(f"{holder}." if holder else "").partition(".")
@@ -223,12 +233,16 @@ def build_optimizer(module: nn.Module, settings: OptimSettings) -> Optimizer:
 def clip_gradients(parameters: Iterable[Tensor], limit: float) -> Tensor:
     """Scale the gradients so that their norm is at most `limit`; returns the norm before, over all ranks where they are divided.
 
-    Tensors in one piece and divided ones may stand together; the former are the same on every rank and count once.
+    Tensors in one piece and divided ones may stand together; the former are the same on every rank and count once. Of a sparse gradient,
+    rows that stand in it more than once are added up first.
     """
     trained = [p for p in parameters if p.grad is not None]
+    for parameter in trained:
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            parameter.grad = parameter.grad.coalesce()
     kinds = [[p for p in trained if hasattr(p, "to_local") is divided] for divided in (False, True)]
     norms: list[Tensor] = []
-    for gradients in ([p.grad for p in kind if p.grad is not None] for kind in kinds):
+    for gradients in ([numbers(p.grad) for p in kind if p.grad is not None] for kind in kinds):
         if gradients:
             norm: Any = torch.nn.utils.get_total_norm(gradients)
             norms.append(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)

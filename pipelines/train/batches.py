@@ -38,10 +38,7 @@ class Made:
 def made_so_far(out: Path, resume: str | Path) -> Made | None:
     """What a start goes on from: `out` is the run's directory, `resume` as in `pretrain`. Every rank must call it."""
     found = dist.on_rank_0(lambda: _made(out, resume))
-    if found is None:
-        return None
-    data = build_settings(DataSettings, found.pop("data"), f"the batches of {out}")
-    return Made(data=data, **found)
+    return None if found is None else Made(data=build_settings(DataSettings, found.pop("data"), f"the batches of {out}"), **found)
 
 
 def with_history(recipe: Recipe, made: Made | None) -> tuple[Recipe, list[str]]:

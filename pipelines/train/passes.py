@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from torch import Tensor, nn
 
+from ...shared.rows import nothing_of, sparse_tables
 from ...shared.system import Batch, Step, System
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ class ScaledLoss(nn.Module):
     def forward(self, micro: MicroBatch | None) -> Tensor:
         """The micro-batch's share of the loss of the global batch; without one a loss whose gradient is zero everywhere."""
         if micro is None:
-            return cast("Tensor", sum((p * 0).sum() for p in self.system.parameters() if p.requires_grad))
+            sparse = sparse_tables(self.system)
+            return cast("Tensor", sum(nothing_of(p, sparse=id(p) in sparse) for p in self.system.parameters() if p.requires_grad))
         micro.step = step = cast("Step", self.system(micro.batch, micro.carry))
         parts = [term.total * (term.weight * micro.scale[term.count]) for term in step.terms.values()]
         return cast("Tensor", sum(parts))

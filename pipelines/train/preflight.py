@@ -14,7 +14,7 @@ from ...shared.system import System, named
 from ..data.account import plan_lines
 from ..data.dataset import DataSet
 from ..data.stream import Stream
-from ..run.optim import layer_problems
+from ..run.optim import layer_problems, row_problems
 from ..run.recipe import Recipe, record
 from .devices import choose_precision
 from .inputs import open_labelled, zero_shot_of
@@ -115,9 +115,10 @@ def precision_problems(recipe: Recipe) -> Iterator[str]:
 def _problems(recipe: Recipe, system: System, stream: Stream, held_out: Sequence[DataSet], out: Path, machine: Machine) -> Iterator[str]:
     layout = stream.layout
     yield from layout_problems(recipe, machine.world_size, machine.device.type)
-    yield from system_problems(recipe, system, machine.world_size)
+    yield from system_problems(recipe, system, machine.world_size, machine.device.type)
     yield from precision_problems(recipe)
     yield from layer_problems(system, recipe.optim)
+    yield from row_problems(system, recipe.optim)
     if recipe.compile:
         yield from uncompiled(system)
     if recipe.sync_batchnorm and not any(batch_norms(system)):

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ...shared import dist
 from ...shared.block import Block
 from ...shared.meta import without_weights
+from ...shared.rows import sparse_tables
 from ...shared.stack import Stack
 from ...shared.system import System
 
@@ -57,8 +58,11 @@ def layout_problems(recipe: Recipe, world: int, accelerator: str) -> Iterator[st
         yield "strategy is fsdp and accelerator is mps, which has one device: use cuda or cpu"
 
 
-def system_problems(recipe: Recipe, system: System, world: int) -> Iterator[str]:
-    """What keeps this system from being sharded."""
+def system_problems(recipe: Recipe, system: System, world: int, accelerator: str = "cpu") -> Iterator[str]:
+    """What keeps this system from being trained by several ranks as the recipe says."""
+    if world > 1 and (sharded(recipe, world) or accelerator == "cuda") and sparse_tables(system):
+        how = "strategy fsdp" if sharded(recipe, world) else "NCCL"
+        yield f"{recipe.system} has sparse gradients, which {how} does not exchange: use whole ones (objective.sparse=false) or one rank"
     if not sharded(recipe, world):
         return
     norms = [name for name, m in system.named_modules() if isinstance(m, _BATCH_NORMS)]

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from polymodal.pipelines.run.optim import OptimSettings, build_optimizer, clip_gradients, row_problems
 from polymodal.shared.errors import BadSample, UserError
 from polymodal.shared.family import Context, NoData
 from polymodal.shared.sample import Sample
@@ -305,3 +306,38 @@ def test_first_weights_and_the_vector_of_a_text():
     found = net.get_text_features(ids, mask)
     torch.testing.assert_close(found[0], (net.input.weight[5] + net.input.weight[6]) / 2)
     assert not found[1].any(), "a text without known words has no direction"
+
+
+# ------------------------------------------------------------------------------------------- rows alone
+
+
+@pytest.mark.parametrize(("architecture", "output"), KINDS)
+def test_sparse_gradients_are_the_dense_ones_and_hold_the_rows_that_are_read(architecture, output):
+    whole, rows = (system(architecture=architecture, output=output, sample=0, max_share=0.5, sparse=sparse) for sparse in (False, True))
+    batches = [whole.objective.collate(list(whole.objective.example(row(np.random.default_rng(n), size=20), np.random.default_rng(n))))
+               for n in range(2)]
+    for made in (whole, rows):
+        for batch in batches:  # two micro-batches
+            made(batch).terms["word"].total.backward()
+    for dense, sparse in zip(whole.parameters(), rows.parameters(), strict=True):
+        assert sparse.grad.is_sparse and not dense.grad.is_sparse
+        torch.testing.assert_close(sparse.grad.to_dense(), dense.grad, rtol=1e-12, atol=1e-14)
+    read = set(rows.net.input.weight.grad.coalesce().indices()[0].tolist())
+    assert read <= {0, *range(5, 20)}, "the rows of these words, and what fills up"
+    norms = [float(clip_gradients(made.parameters(), 0.1)) for made in (whole, rows)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-12) and norms[0] > 0.1
+    before = rows.net.output.weight.detach().clone()
+    for made in (whole, rows):
+        build_optimizer(made, OptimSettings("sgd", lr=1.0, momentum=0.0, weight_decay=0.0)).step()
+    for dense, sparse in zip(whole.parameters(), rows.parameters(), strict=True):
+        torch.testing.assert_close(sparse, dense, rtol=1e-12, atol=1e-14)
+    assert not torch.equal(before, rows.net.output.weight)
+
+
+def test_an_optimizer_that_moves_whole_tables_is_refused_for_sparse_gradients():
+    made = system(sparse=True)
+    for wrong in (OptimSettings("adamw"), OptimSettings("sgd", momentum=0.9, weight_decay=0.0), OptimSettings("adagrad", weight_decay=0.1)):
+        assert "net.input.weight are sparse" in "".join(row_problems(made, wrong))
+    for right in (OptimSettings("sgd", momentum=0.0, weight_decay=0.0), OptimSettings("adagrad", weight_decay=0.0)):
+        assert not list(row_problems(made, right))
+    assert not list(row_problems(system(), OptimSettings("adamw")))

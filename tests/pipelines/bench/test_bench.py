@@ -43,7 +43,8 @@ def little_to_collect(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     gc.unfreeze()
 
 
-@pytest.mark.parametrize("name", [pytest.param("train", marks=pytest.mark.slow), "generate", "attention", "stream", "tokenize"])
+@pytest.mark.parametrize("name", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("train", "serve")), "generate", "attention",
+                                  "stream", "tokenize"])
 def test_benchmark_runs_and_sides_agree(name: str) -> None:
     record = bench.run([name], TINY, QUIET)
     assert [r.get("error") for r in record["results"]] == [None] * len(record["results"])
