@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -25,6 +26,7 @@ from polymodal.pipelines.run.optim import OptimSettings
 from polymodal.pipelines.run.recipe import CheckpointSettings, DataSettings, EvaluateSettings, LogSettings, Recipe, as_resolved
 from polymodal.pipelines.run.schedule import ScheduleSettings
 from polymodal.pipelines.train import loop
+from polymodal.pipelines.train.devices import Alone, planned
 from polymodal.shared.errors import BadSample, UserError
 from polymodal.shared.family import Card, Family, Task
 from polymodal.shared.system import Batch, Objective, Preview, Step, System, Term
@@ -343,6 +345,13 @@ def test_a_dry_run_writes_nothing(tmp_path, data):
     result = go(toy_recipe(), data, tmp_path / "run", dry_run=True)
     assert not (tmp_path / "run").exists()
     assert any(line.startswith("run: 20 updates = 160 samples = 2.00 epochs") for line in result["plan"])
+
+
+def test_a_dry_run_needs_no_fabric():
+    """Which takes as long to import as all the rest."""
+    code = "import sys, polymodal.pipelines.train.loop; print(*{'lightning_fabric', 'torch._dynamo', 'sympy'} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "" and isinstance(planned(toy_recipe()), Alone)
 
 
 def test_a_dry_run_on_a_run_says_what_would_happen(tmp_path, data):
