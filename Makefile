@@ -28,7 +28,7 @@ test: setup ## the fast tests
 slow: setup ## the deeper tests that .ci/run also runs
 	$(TEST) -m "slow and not browser"
 
-browser: setup ## the demo's page in Chromium, which must be installed
+browser: setup ## the demo's page and the documentation in Chromium, which must be installed
 	$(TEST) -m browser
 
 processors: setup ## what rounds differently on other processors, with torch's plain kernels and with those for AVX2

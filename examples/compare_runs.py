@@ -1,8 +1,8 @@
-"""Compare the training loss of two runs, update by update.
+"""Are two runs the same run? The largest difference of their training losses, update by update.
 
     python examples/compare_runs.py RUN OTHER
 
-Both must have been logged after every update (`log.every=1`).
+Both must have been logged after every update (`log.every=1`). `polymodal compare` shows how runs differ that are not meant to be the same.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ def losses(directory: str) -> list[tuple[int, float]]:
 
 def main(one: str, other: str) -> float:
     """Print the largest relative difference and give it back."""
-    a, b = losses(one), losses(other)
+    try:
+        a, b = losses(one), losses(other)
+    except polymodal.UserError as error:
+        sys.exit(f"error: {error}")
     updates = list(range(1, len(a) + 1))
     if [u for u, _ in a] != updates or [u for u, _ in b] != updates:
         sys.exit("the runs do not hold the same updates, each once: wait until both are complete, and log after every update")
@@ -31,5 +34,5 @@ def main(one: str, other: str) -> float:
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:
-        sys.exit("usage: compare_runs.py RUN OTHER")
+        sys.exit("usage: python examples/compare_runs.py RUN OTHER")
     main(*sys.argv[1:])

@@ -2,12 +2,14 @@
 
     python examples/docstring_summaries.py numpy scipy > pairs.jsonl            # body -> first sentence
     python examples/docstring_summaries.py --texts numpy scipy > texts.jsonl    # whole docstrings, for pretraining
+    python examples/docstring_summaries.py --modules 800 numpy scipy > modules.jsonl    # all of a module, of 800 words or more
     python examples/docstring_summaries.py --baseline stdlib                    # ROUGE of copying the body's first sentence
     python examples/docstring_summaries.py --baseline stdlib --blind numpy      # ROUGE of one summary for all, made without reading
 
 A pair is {"text": BODY, "summary": FIRST SENTENCE, "package": NAME}: the first sentence of a docstring sums it up, by
 convention (PEP 257), and is taken out of the body. `stdlib` stands for Python's own library. Sources are parsed, never
-imported; tests and vendored copies are left out, and so is a pair whose body or summary was printed already.
+imported; tests and vendored copies are left out, and so is a pair whose body or summary was printed already. In the text of a whole
+module the names of the packages that were asked for are `it`, so that a model that tells them apart has to read.
 """
 
 from __future__ import annotations
@@ -41,8 +43,8 @@ def folder(package: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-def docstrings(root: Path) -> Iterator[str]:
-    """The docstrings of all modules, classes and functions below a folder."""
+def modules(root: Path) -> Iterator[list[str]]:
+    """The docstrings of each module below a folder: its own, and those of its classes and functions."""
     for path in sorted(root.rglob("*.py")):
         if LEFT_OUT & set(path.relative_to(root).parts):
             continue
@@ -52,11 +54,8 @@ def docstrings(root: Path) -> Iterator[str]:
                 tree = ast.parse(path.read_text(encoding="utf-8"))
         except (SyntaxError, UnicodeDecodeError, ValueError):
             continue
-        for node in ast.walk(tree):
-            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-                text = ast.get_docstring(node)
-                if text and text.strip():
-                    yield text.strip()
+        nodes = (node for node in ast.walk(tree) if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)))
+        yield [text.strip() for text in map(ast.get_docstring, nodes) if text and text.strip()]
 
 
 def pair(text: str) -> tuple[str, str] | None:
@@ -73,12 +72,24 @@ def rows(packages: list[str], texts: bool) -> Iterator[dict[str, str]]:
     """The lines, each text once."""
     seen: set[str] = set()
     for package in packages:
-        for text in docstrings(folder(package)):
+        for text in (text for module in modules(folder(package)) for text in module):
             found = (text, "") if texts else pair(text)
             if found is None or len(text.split()) < WORDS[0] or seen & {found[0], found[1] or found[0]}:
                 continue
             seen |= {found[0], found[1] or found[0]}
             yield {"text": found[0], **({} if texts else {"summary": found[1]}), "package": package}
+
+
+def long_rows(packages: list[str], words: int) -> Iterator[dict[str, str]]:
+    """Whole modules of at least so many words, each once."""
+    names = re.compile(rf"(?i)\b({'|'.join(map(re.escape, packages))})\b")
+    seen: set[str] = set()
+    for package in packages:
+        for module in modules(folder(package)):
+            text = names.sub("it", "\n\n".join(module))
+            if len(text.split()) >= words and text not in seen:
+                seen.add(text)
+                yield {"text": text, "package": package}
 
 
 def pairs_of(sources: list[str]) -> list[tuple[str, str]]:
@@ -120,13 +131,15 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("packages", nargs="+", help=f"installed packages, {STDLIB}; with --baseline also packed pairs")
     arguments.add_argument("--texts", action="store_true", help="whole docstrings instead of pairs")
+    arguments.add_argument("--modules", type=int, metavar="WORDS", help="whole modules of at least this many words instead of pairs")
     arguments.add_argument("--baseline", action="store_true", help="the scores of copying the body's first sentence")
     arguments.add_argument("--blind", metavar="SOURCE", help="with --baseline: of the one summary that is most like the others of a source")
     given = arguments.parse_args()
     if given.baseline:
         sys.stdout.write(json.dumps(baseline(given.packages, given.blind)) + "\n")
         return
-    for row in rows(given.packages, given.texts):
+    lines = rows(given.packages, given.texts) if given.modules is None else long_rows(given.packages, given.modules)
+    for row in lines:
         sys.stdout.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 

@@ -245,6 +245,8 @@ class Objective(ABC, Generic[ExampleT]):
     """Whether consecutive samples of the data set must follow each other in each row of the batch (segments of one long text, with
     a memory). The stream then shuffles nothing: row g of every update is the next sample of lane g. Each sample makes one row, and
     the system knows by `Batch.sample_ids` which row goes on from which (`Step.carry`): where the sample before was sample id - 1."""
+    draws: int | None = None
+    """In how many ways a sample is drawn (masked, cropped), which take turns from epoch to epoch; None draws anew in each epoch."""
     row_length: int | None = None
     """Tokens of a row where it reads rows of tokens alone (`polymodal pack --tokenize`); None where it reads what `Sample` holds as it is.
     A run that is planned without data has rows of this length."""
@@ -264,7 +266,7 @@ class Objective(ABC, Generic[ExampleT]):
     def example(self, sample: Sample, rng: np.random.Generator) -> Iterable[ExampleT]:
         """Make the training examples of one sample (usually one; a long document gives several).
 
-        `rng` is keyed by (seed, epoch, sample): the same draws on any rank, worker or resume.
+        `rng` is keyed by (seed, epoch, sample): the same draws on any rank, worker or resume; with `draws`, by the epoch modulo these.
         Raises `BadSample` where the sample cannot be used.
         """
 

@@ -486,17 +486,6 @@ def test_the_example_system_runs_once_it_lies_in_a_family_folder(tmp_path: Path)
     server.stop()
 
 
-@pytest.mark.slow
-def test_the_site_builds_strictly_and_names_no_other_host(tmp_path: Path) -> None:
-    run([sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")], ROOT)
-    pages = list((tmp_path / "site").rglob("*.html"))
-    assert len(pages) >= len(PAGES)
-    for page in pages:
-        text = page.read_text(encoding="utf-8")
-        fetched = re.findall(r"<(?:script|img|link|iframe)\b[^>]*?(?:src|href)=\"(https?://[^\"]+)", text)
-        assert not fetched, f"{page.name} fetches {fetched}"
-
-
 def test_the_summaries_of_docstrings_are_taken_out_of_their_bodies() -> None:
     made = example("docstring_summaries")
     body = " ".join(["It reads the file and returns what is in it, line by line, with the ends cut off."] * 2)
@@ -512,3 +501,7 @@ def test_the_summaries_of_docstrings_are_taken_out_of_their_bodies() -> None:
     assert made.typical(["Return the sum.", "Return the mean of the values.", "Return the values.", "Plot it."]) == "Return the values."
     blind = made.baseline(["email"], "json")
     assert blind["blind"] in {row["summary"] for row in pairs if row["package"] == "json"} and 0 < blind["rouge1"] < 0.5
+    whole = list(made.long_rows(["email", "json"], 100))
+    assert len(whole) > 5 and all(len(row["text"].split()) >= 100 for row in whole)
+    assert {row["package"] for row in whole} == {"email", "json"}
+    assert not any(re.search(r"(?i)\b(email|json)\b", row["text"]) for row in whole), "names of packages are hidden"

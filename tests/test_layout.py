@@ -164,7 +164,7 @@ def test_commands_import_lightly(path: Path) -> None:
             names = {node.module or "."}
         else:
             continue
-        allowed = {"typer", "base.console", "base.options", "shared.errors"}
+        allowed = {"typer", "base.console", "base.options", "evaluation.kinds", "shared.errors"}
         for name in names:
             assert name in sys.stdlib_module_names or name in allowed, f"{path.name}: import {name} inside the command; help must stay fast"
 

@@ -16,6 +16,8 @@ Deviations, each with its reason:
 * The head's dense layer and norm are the teacher's, too, as with `--vocab_transform` of the authors' script.
 * Sequences are packed side by side without padding; each sees only itself, so nothing changes but speed.
 * Random words may be any token, as in BERT; `token_type_ids` are taken, and there is no table for them.
+* With `polymodal distill --cache`, the `cache_top` largest predictions of the teacher are known, and the others together; the masks of an
+  epoch come again in the next one (`maskings`), and there is no loss of directions.
 """
 
 from __future__ import annotations
@@ -35,18 +37,30 @@ from ..shared.block import Block
 from ..shared.config import Config
 from ..shared.convert import Rename, Rule, affine, fused, layers, prefixed
 from ..shared.corrupt import prediction_count
-from ..shared.encoder import LEGACY, Encoder, EncoderOutput
+from ..shared.encoder import LEGACY, Encoder
 from ..shared.errors import UserError
 from ..shared.family import Adopt, Card, Context, Family, Net, Task, Vocabulary, transformers
 from ..shared.loss import at_least_fp32
+from ..shared.packed import Packed
 from ..shared.system import Step, Term
 from ..shared.tokenizer import Tokenizer
 from . import masking, tasks
 from .bert import BertConfig
-from .distillation import ENCODERS, Teacher, check_sizes, divergence_sum, find_teacher, with_vocabulary
+from .distillation import (
+    ENCODERS,
+    CacheSettings,
+    KeptTeacher,
+    KeyedBatch,
+    Teacher,
+    check_sizes,
+    divergence_sum,
+    find_teacher,
+    with_vocabulary,
+)
 from .encoder_tasks import encoder_tasks
 from .framing import longest
-from .masking import MaskedBatch, MaskedExample, MaskedLM, MaskedLMSystem, MaskedWords, MaskingSettings, SingleTexts
+from .logit_cache import key_of
+from .masking import MaskedExample, MaskedLM, MaskedLMSystem, MaskedWords, MaskingSettings, SingleTexts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +233,7 @@ class DistilBertForMultipleChoice(tasks.DenseChoice):
 
 
 @dataclass(frozen=True)
-class DistilBertSettings(MaskingSettings):
+class DistilBertSettings(CacheSettings, MaskingSettings):
     """What of the objective can be set; the weights have the names of the authors' script. Without `alpha_ce` and `alpha_cos` there is no
     teacher.
     """
@@ -247,6 +261,7 @@ class DistilBertSettings(MaskingSettings):
             wrong.append("alpha_ce, alpha_mlm and alpha_cos are 0, expected a loss")
         if not 0 <= self.mlm_smoothing <= 10:
             wrong.append(f"mlm_smoothing is {self.mlm_smoothing}, expected a number from 0 to 10")
+        wrong += self.cache_problems(self.alpha_ce, self.alpha_cos)
         if self.whole_words:
             wrong.append("whole_words is True, and DistilBERT chooses single tokens: leave it out, or train bert")
         if not self.temperature > 0:
@@ -272,6 +287,8 @@ class DistilBertObjective(SingleTexts):
 
     def __init__(self, tokenizer: Tokenizer, settings: DistilBertSettings, max_length: int, counts: np.ndarray | None = None) -> None:
         super().__init__(tokenizer, settings, max_length)
+        self.restricted, self.cached = settings.restrict_ce_to_mask, settings.cache is not None
+        self.draws = settings.draws
         self.weights: np.ndarray | None = None
         if counts is not None:
             self.weights = np.maximum(counts, 1.0) ** -settings.mlm_smoothing
@@ -288,10 +305,14 @@ class DistilBertObjective(SingleTexts):
         arrivals = rng.exponential(size=len(places)) / weights[places]
         return np.sort(places[np.argsort(arrivals)[:count]])
 
-    def collate(self, examples: list[MaskedExample]) -> MaskedBatch:
+    def collate(self, examples: list[MaskedExample]) -> KeyedBatch:
         """Pack sequences side by side; what the teacher tells is counted in tokens."""
         packed = super().collate(examples)
-        return replace(packed, counts={**packed.counts, "tokens": packed.tokens})
+        told: dict[str, Any] = {**vars(packed), "counts": {**packed.counts, "tokens": packed.tokens}}
+        if self.cached:
+            told["keys"] = tuple(key_of(e.input_ids, e.positions if self.restricted else None) for e in examples)
+            told["places"] = tuple(len(e.positions if self.restricted else e.input_ids) for e in examples)
+        return KeyedBatch(**told)
 
 
 # ------------------------------------------------------------------------------------------ the loss side
@@ -300,12 +321,13 @@ class DistilBertObjective(SingleTexts):
 class DistilBertSystem(MaskedLMSystem[MaskedLM, DistilBertObjective]):
     """A student: masked words, what its teacher predicts, and the direction of its teacher's last states."""
 
-    def __init__(self, net: MaskedLM, objective: DistilBertObjective, settings: DistilBertSettings, teacher: Teacher | None) -> None:
+    def __init__(self, net: MaskedLM, objective: DistilBertObjective, settings: DistilBertSettings, teacher: Teacher | None,
+                 kept: KeptTeacher | None = None) -> None:
         super().__init__(net, objective)
-        self.settings, self.teacher = settings, teacher
+        self.settings, self.teacher, self.kept = settings, teacher, kept
         self.companions = {} if teacher is None else {"teacher": teacher.companion}
 
-    def forward(self, batch: MaskedBatch, carry: Any = None) -> Step:
+    def forward(self, batch: KeyedBatch, carry: Any = None) -> Step:
         """The three losses as sums, over the masked words and over all tokens."""
         out, s = self.read(batch), self.settings
         step = self.predict(out, batch)
@@ -315,14 +337,16 @@ class DistilBertSystem(MaskedLMSystem[MaskedLM, DistilBertObjective]):
         if self.teacher is None:
             raise UserError("this distilbert was built without a teacher: pass companions={\"teacher\": DIR}, or set alpha_ce and "
                             "alpha_cos to 0")
-        teacher: MaskedWords = self.teacher.like(self.net.head.weight)
-        with torch.no_grad():
-            told: EncoderOutput = teacher.trunk(batch.input_ids, None, None, batch.position_ids, lengths=batch.lengths)
-        states, theirs = out.last_hidden_state[0], told.last_hidden_state[0]  # [T, D], [T, E]
+        states, count = out.last_hidden_state[0], "masked" if s.restrict_ce_to_mask else "tokens"  # [T, D]
+        rows = batch.target_rows if s.restrict_ce_to_mask else torch.arange(len(states), device=states.device)
+        if self.kept is not None:
+            total, known = self.kept.divergence_sum(self.net.head, states[rows], batch, rows)
+            step.terms["ce"], step.metrics["cached"] = Term(total, count, s.alpha_ce), (known, len(batch.lengths))
+            return step
+        teacher, theirs = self.teacher.read(self.net.head.weight, Packed(batch.input_ids, batch.position_ids, batch.lengths))
         if s.alpha_ce:
-            rows = batch.target_rows if s.restrict_ce_to_mask else slice(None)
             total = divergence_sum(self.net.head, states[rows], teacher.head, theirs[rows], s.temperature)
-            step.terms["ce"] = Term(total, "masked" if s.restrict_ce_to_mask else "tokens", s.alpha_ce)
+            step.terms["ce"] = Term(total, count, s.alpha_ce)
         if s.alpha_cos:
             apart = 1 - F.cosine_similarity(at_least_fp32(states), theirs.to(at_least_fp32(states).dtype), dim=-1)
             step.terms["cos"] = Term(apart.sum(), "tokens", s.alpha_cos)
@@ -331,7 +355,8 @@ class DistilBertSystem(MaskedLMSystem[MaskedLM, DistilBertObjective]):
     def measured(self) -> tuple[str, ...]:
         """See `System.measured`."""
         s = self.settings
-        return (*super().measured(), *(name for name, weight in (("ce", s.alpha_ce), ("cos", s.alpha_cos)) if weight))
+        told = (("ce", s.alpha_ce), ("cos", s.alpha_cos), ("cached", self.kept is not None))
+        return (*super().measured(), *(name for name, there in told if there))
 
 
 # --------------------------------------------------------------------------------------------- the entry
@@ -358,7 +383,11 @@ def create(config: DistilBertConfig, settings: DistilBertSettings, context: Cont
 
     made = context.counted("distilbert, with mlm_smoothing above 0,", objective) if settings.mlm_smoothing else (
         context.objective("distilbert", objective))
-    return DistilBertSystem(DistilBertForMaskedLM(config), made, settings, teacher)
+    s = settings
+    masks = {"max_length": length, "mask_prob": s.mask_prob, "max_predictions": s.max_predictions, "mlm_smoothing": s.mlm_smoothing,
+             "restrict_ce_to_mask": s.restrict_ce_to_mask}
+    kept = None if teacher is None or s.cache is None else KeptTeacher.open(teacher, s, s.temperature, context, masks)
+    return DistilBertSystem(DistilBertForMaskedLM(config), made, settings, teacher, kept)
 
 
 def shortened(config: BertConfig) -> DistilBertConfig:

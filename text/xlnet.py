@@ -45,11 +45,10 @@ goes on from row g of the update before.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from types import MappingProxyType
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -60,8 +59,7 @@ from ..shared.attention.mask import Mask
 from ..shared.attention.plan import Shape
 from ..shared.attention.position import sinusoids
 from ..shared.block import FeedForward, LayerNorm
-from ..shared.config import Config
-from ..shared.convert import Alias, Fuse, Rename, Reshape, Rule, Tied, affine, layers, prefixed
+from ..shared.convert import affine
 from ..shared.decoder import DecoderInfo
 from ..shared.embed import normal_
 from ..shared.encoder import EncoderOutput, last_tokens
@@ -76,116 +74,8 @@ from ._two_streams import SegmentAttention, Stream, TwoStreamBlock, TwoStreams
 from .encoder_tasks import encoder_tasks
 from .permutation import UNSEEN, PermutationBatch, PermutationObjective, PermutationSettings, end_of_document, random_order
 from .tasks import PooledChoice, QuestionAnswering, SequenceClassification, TokenClassification
-
-
-@dataclass(frozen=True, kw_only=True)
-class XLNetConfig(Config):
-    """transformers' `XLNetConfig`, whose defaults are the large model."""
-
-    vocab_size: int = 32000
-    """Rows of the word table."""
-    d_model: int = 1024
-    """Width D."""
-    n_layer: int = 24
-    """Blocks."""
-    n_head: int = 16
-    """Attention heads."""
-    d_inner: int = 4096
-    """Width of the feed-forward layer."""
-    d_head: int | None = None
-    """Width of a head: D / n_head, and nothing else."""
-    ff_activation: str = "gelu"
-    """Activation of the feed-forward layer."""
-    initializer_range: float = 0.02
-    """Standard deviation of the initial weights."""
-    layer_norm_eps: float = 1e-12
-    """Epsilon of every layer norm."""
-    dropout: float = 0.1
-    """Dropout of embeddings, distances, attention weights, parts of the blocks and output."""
-    mem_len: int | None = 512
-    """States of earlier tokens that every layer remembers; None or 0 for no memory."""
-    reuse_len: int | None = None
-    """First tokens of a segment that are remembered; None or 0: all of them. Pretraining sets it by its rows."""
-    clamp_len: int = -1
-    """Longer distances count as this one; 0 or less: none is clamped."""
-    summary_last_dropout: float = 0.1
-    """Dropout between the summary of a text and the layer for its class."""
-    num_labels: int = 2
-    """Classes of a task head."""
-    labels: tuple[str, ...] | None = None
-    """Names of the classes."""
-    tie_word_embeddings: bool = True
-    """Share the word table with the head."""
-    pad_token_id: int | None = 5
-    """Id of padding, which is masked."""
-    bos_token_id: int | None = 1
-    """Where a text that is generated without a prompt starts; of a network that is trained here `<eod>`, which stands between documents."""
-    eos_token_id: int | None = 2
-    """Ends a text that is generated; of a network that is trained here `<eod>`."""
-
-    FIXED: ClassVar[Mapping[str, tuple[Any, ...]]] = MappingProxyType({
-        "attn_type": ("bi",), "bi_data": (False,), "untie_r": (True,), "summary_type": ("last",), "summary_use_proj": (True,),
-        "summary_activation": ("tanh",),
-    })
-    IGNORED: ClassVar[Mapping[str, str]] = MappingProxyType({
-        "same_length": "about attention in one direction, which no XLNet has", "use_mems_eval": "an argument of the network here",
-        "use_mems_train": "an argument of the network here", "start_n_top": "about a head that is not read here",
-        "end_n_top": "about a head that is not read here",
-    })
-    SYNONYMS: ClassVar[Mapping[str, str]] = MappingProxyType({
-        "hidden_size": "d_model", "n_token": "vocab_size", "num_attention_heads": "n_head", "num_hidden_layers": "n_layer",
-    })
-
-    type_vocab_size: ClassVar[int] = 3
-    """Segments of a text or pair of a task: two texts and <cls>. No table has them: only whether two tokens share one counts."""
-    longest_input: ClassVar[None] = None
-    """There is no table of positions that limits a text."""
-    summary_token: ClassVar[Literal["last"]] = "last"
-    """Which token of a text holds what the network makes of the whole."""
-    question_first: ClassVar[bool] = False
-    """The text that answers a question stands before it: in pretraining, the first segment is the longer one."""
-
-    AT_LEAST_ONE = ("vocab_size", "d_model", "d_inner", "n_head", "n_layer", "num_labels")
-    PROBABILITIES = ("dropout", "summary_last_dropout")
-    NOT_NEGATIVE = ("initializer_range", "layer_norm_eps", "mem_len", "reuse_len")
-    ACTIVATION = "ff_activation"
-
-    def problems(self) -> list[str]:
-        """What is wrong with the fields, alone and together."""
-        found = super().problems()
-        if self.d_model % 2:
-            found.append(f"d_model is {self.d_model}, expected an even number: sinusoids come in pairs")
-        if self.n_head > 0 and self.d_model % self.n_head:
-            found.append(f"d_model {self.d_model} is not a multiple of n_head {self.n_head}")
-        elif self.n_head > 0 and self.d_head not in (None, self.d_model // self.n_head):
-            found.append(f"d_head is {self.d_head}, expected d_model / n_head, which is {self.d_model // self.n_head}")
-        return found
-
-    # the names that the heads of tasks read
-
-    @property
-    def hidden_size(self) -> int:
-        """D."""
-        return self.d_model
-
-    @property
-    def hidden_dropout_prob(self) -> float:
-        """Dropout of the trunk."""
-        return self.dropout
-
-    @property
-    def classifier_dropout(self) -> float:
-        """Dropout between the summary of a text and the layer for its class."""
-        return self.summary_last_dropout
-
-
-SIZES: dict[str, dict[str, Any]] = {
-    "tiny": {"d_model": 128, "n_layer": 2, "n_head": 2, "d_inner": 512, "mem_len": 96},
-    "base": {"d_model": 768, "n_layer": 12, "n_head": 12, "d_inner": 3072, "mem_len": 384},
-    "large": {"mem_len": 384},
-}
-"""`base` and `large` are the paper's, with the memory of its published pretraining script."""
-
+from .xlnet_config import SIZES, XLNetConfig
+from .xlnet_formats import head_rules, rules_below, trunk_rules
 
 # ---------------------------------------------------------------------------------------------- networks
 
@@ -522,54 +412,6 @@ def adapt(config: XLNetConfig, context: Context) -> XLNetConfig:
     return replace(config, vocab_size=tokenizer.vocab_size, pad_token_id=tokenizer.pad_id, bos_token_id=end, eos_token_id=end)
 
 
-@dataclass(frozen=True)
-class Heads(Fuse):
-    """Projections of theirs, [D, H, d] each, as one matrix of ours, [H d, D] each."""
-
-    heads: int = 1
-
-    def read(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Put the heads side by side, and the projections below each other."""
-        return super().read([tensor.flatten(1).T for tensor in tensors])
-
-    def write(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Cut them apart again."""
-        return [part.T.unflatten(1, (self.heads, -1)) for part in super().write(tensors)]
-
-
-def _trunk(config: XLNetConfig) -> tuple[Rule, ...]:
-    """The keys of `XLNetModel`; their projections are [D, H, d], one for each of q, k and v."""
-    their, our = "layer.{i}.rel_attn", "layers.{i}.attention"
-    width, heads = config.d_model, config.n_head
-    layer = (
-        Heads(tuple(f"{their}.{n}" for n in "qkv"), f"{our}.qkv.weight", heads=heads),
-        Heads((f"{their}.r",), f"{our}.r.weight", heads=heads),
-        Reshape(f"{their}.o", f"{our}.out.weight", their_shape=(width, heads, width // heads), our_shape=(width, width)),
-        Rename(f"{their}.r_w_bias", f"{our}.content_bias"),
-        Rename(f"{their}.r_r_bias", f"{our}.position_bias"),
-        Rename(f"{their}.r_s_bias", f"{our}.segment_bias"),
-        Rename(f"{their}.seg_embed", f"{our}.segments"),
-        *affine(f"{their}.layer_norm", "layers.{i}.attention_residual.norm"),
-        *affine("layer.{i}.ff.layer_1", "layers.{i}.feed_forward.up"),
-        *affine("layer.{i}.ff.layer_2", "layers.{i}.feed_forward.down"),
-        *affine("layer.{i}.ff.layer_norm", "layers.{i}.feed_forward_residual.norm"),
-    )
-    return (Rename("word_embedding.weight", "embed.weight"), Rename("mask_emb", "mask"), *layers(config.n_layer, layer))
-
-
-def _head(config: XLNetConfig) -> tuple[Rule, ...]:
-    if config.tie_word_embeddings:
-        weight = (Alias("lm_loss.weight", "transformer.word_embedding.weight"), Tied("head.weight", "trunk.embed.weight"))
-    else:
-        weight = (Rename("lm_loss.weight", "head.weight"),)
-    return (Rename("lm_loss.bias", "head.bias"), *weight)
-
-
-def _below(config: XLNetConfig) -> tuple[Rule, ...]:
-    """The trunk, as it lies below a head."""
-    return prefixed(_trunk(config), "transformer.", "trunk.")
-
-
 def _task(architecture: str, head: Callable[[XLNetModel, XLNetConfig], nn.Module], theirs: str, *, pooler: bool = False) -> Net:
     """A network with a task's head; `theirs` is what its last layer is called."""
     def build(config: XLNetConfig) -> nn.Module:
@@ -578,7 +420,7 @@ def _task(architecture: str, head: Callable[[XLNetModel, XLNetConfig], nn.Module
         return head(trunk, config)
 
     summary = affine("sequence_summary.summary", "trunk.pooler.dense") if pooler else ()
-    return Net(architecture, build, transformers(lambda c: (*_below(c), *summary, *affine(theirs, "classifier"))))
+    return Net(architecture, build, transformers(lambda c: (*rules_below(c), *summary, *affine(theirs, "classifier"))))
 
 
 _TASKS = (
@@ -589,8 +431,9 @@ _TASKS = (
 )
 
 NETS = (
-    Net("XLNetLMHeadModel", XLNetLMHeadModel, transformers(lambda c: (*_below(c), *_head(c)), files=defaults_files, finish=read_defaults)),
-    Net("XLNetModel", XLNetModel, transformers(_trunk)),
+    Net("XLNetLMHeadModel", XLNetLMHeadModel,
+        transformers(lambda c: (*rules_below(c), *head_rules(c)), files=defaults_files, finish=read_defaults)),
+    Net("XLNetModel", XLNetModel, transformers(trunk_rules)),
     *_TASKS,
 )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from importlib.metadata import PackageNotFoundError, requires
+from pathlib import Path
 
 
 def install_line(extra: str) -> str:
@@ -20,3 +21,9 @@ def install_line(extra: str) -> str:
     if not wanted:
         return f"pip install -e '.[{extra}]' in the clone of polymodal"
     return "pip install " + " ".join(f"'{what}'" for what in wanted)
+
+
+def clone() -> Path | None:
+    """The clone of the repository that this package runs from; None where it was installed without one."""
+    root = Path(__file__).resolve().parents[2]
+    return root if (root / "pyproject.toml").is_file() else None

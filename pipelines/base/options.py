@@ -53,6 +53,8 @@ EvalData = Annotated[list[str] | None, typer.Option("--eval-data", metavar="DATA
 RunTokenizer = Annotated[str | None, typer.Option(metavar="TOKENIZER", help="Tokenizer. Default: the model's, or the one in the data set.")]
 MaxTokens = Annotated[int | None, typer.Option(min=1, help="Length of the run in tokens, of data packed with --tokenize; the schedule "
                                                "follows.")]
+MaxTime = Annotated[str | None, typer.Option(metavar="30m|2h|5400", help="Length of the run in time of training (seconds without a unit); "
+                                             "the schedule follows.")]
 MaxUpdates = Annotated[int | None, typer.Option(help="Length of the run; the schedule follows.")]
 RunSeed = Annotated[int | None, typer.Option(help="Seed of weights, order and every draw.")]
 NBest = Annotated[int, typer.Option(min=1, help="Starts and ends of a window that are looked at.")]

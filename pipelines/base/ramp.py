@@ -7,6 +7,9 @@ update that begins after n samples has
 
 of them. It follows from the number of the update alone, in exact integers: which samples an update reads does not depend on ranks,
 micro-batches, or where a run was resumed.
+
+A run that goes on with another batch keeps what its updates had before (`Ramp.earlier`): the table of sizes then goes on from the update
+and the sample that it had come to.
 """
 
 from __future__ import annotations
@@ -38,12 +41,16 @@ class Ramp:
     Args:
         full: of an update once the batch has grown.
         start: of the first update, a divisor of `full`; None for `full`: the batch does not grow.
-        samples: over this many samples the batch grows; from the first update behind them on it is full.
+        samples: over this many samples of the run the batch grows; from the first update behind them on it is full.
+        since: updates that had other batches, before a run went on with this one.
+        earlier: their batches; None where there are no such updates.
     """
 
     full: int
     start: int | None = None
     samples: int = 0
+    since: int = 0
+    earlier: Ramp | None = None
 
     def __post_init__(self) -> None:
         raise_problems(self._problems(), "the batch cannot grow")
@@ -64,14 +71,30 @@ class Ramp:
         """The sizes that occur, in their order; the last one has no end."""
         start = self.start or self.full
         steps = self.full // start - 1
-        found = [Level(0, 0, start)]
+
+        def size(sample: int) -> int:
+            return start * (1 + min(steps, sample * steps // self.samples)) if steps else start
+
+        before = () if self.earlier is None else tuple(level for level in self.earlier.levels if level.update < self.since)
+        read = 0 if self.earlier is None else self.earlier.before(self.since)
+        found = [*before, Level(self.since, read, size(read))]
         while (reached := found[-1]).batch < self.full:
             # the first sample behind which the size is another one, and how many updates it takes to come there
             border = -(-(reached.batch // start) * self.samples // steps)
             updates = -(-(border - reached.sample) // reached.batch)
             sample = reached.sample + updates * reached.batch
-            found.append(Level(reached.update + updates, sample, start * (1 + min(steps, sample * steps // self.samples))))
+            found.append(Level(reached.update + updates, sample, size(sample)))
         return tuple(found)
+
+    def __str__(self) -> str:
+        """In words: 64, or 16 to 64, or 32 and from update 101 on 64."""
+        own = str(self.full) if self.start in (None, self.full) else f"{self.start} to {self.full}"
+        return own if self.earlier is None else f"{self.earlier} and from update {self.since + 1:,} on {own}"
+
+    def agrees(self, other: Ramp, updates: int) -> bool:
+        """Whether the first `updates` updates have the same samples in both."""
+        mine, others = ([level for level in ramp.levels if level.update < updates] for ramp in (self, other))
+        return mine == others
 
     @cached_property
     def _updates(self) -> tuple[int, ...]:

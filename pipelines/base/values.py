@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,22 @@ def parse_size(text: str, option: str) -> int:
         return int(float(number) * unit)
     except (ValueError, OverflowError):
         raise UserError(f"{option} {text!r} is not a size: expected bytes, or a number such as 256M or 80G") from None
+
+
+def parse_duration(text: str, option: str) -> float:
+    """Seconds of a time such as 90, 30m, 2h, 1h30m or 1.5d; `option` says in messages where `text` comes from."""
+    found = re.fullmatch(r"(?:(?P<d>[\d.]+)d)?(?:(?P<h>[\d.]+)h)?(?:(?P<m>[\d.]+)m)?(?:(?P<s>[\d.]+)s?)?", text.strip().lower())
+    parts = {unit: number for unit, number in found.groupdict().items() if number} if found else {}
+    if not parts or not all(_is_number(number) for number in parts.values()):
+        raise UserError(f"{option} {text!r} is not a time: expected seconds, or a number such as 30m, 2h or 1h30m")
+    return sum(float(number) * {"d": 86400, "h": 3600, "m": 60, "s": 1}[unit] for unit, number in parts.items())
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: in seconds, minutes or hours."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def parse_speeds(text: str | None) -> tuple[float, ...]:

@@ -30,7 +30,8 @@ from ...shared.loss import IGNORE
 from ...shared.system import System
 from ...text._hashing import Nearby, bucket_factors, rotation
 from ...text._sorted import HashedAttention, Rows
-from ...text.reformer import HashedBatch, ReformerConfig
+from ...text.reformer import HashedBatch
+from ...text.reformer_config import ReformerConfig
 from .case import Agreement, Case, Cases, Contender, Options
 from .layer import LayerRun, step
 from .machine import need

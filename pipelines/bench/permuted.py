@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...shared.system import System
 from ...text.permutation import PermutationBatch, PermutationExample, choose_spans, random_order, stacked
-from ...text.xlnet import XLNetConfig
+from ...text.xlnet_config import XLNetConfig
 from .machine import need
 from .pairing import Loss, Pairing, TrainSetup, copy_weights, on, rules_of
 

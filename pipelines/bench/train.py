@@ -36,7 +36,7 @@ from ...text.bert import BertConfig
 from ...text.bigbird import BigBirdConfig
 from ...text.elmo import ElmoConfig
 from ...text.roberta import RobertaConfig
-from ...text.xlnet import XLNetConfig
+from ...text.xlnet_config import XLNetConfig
 from ...vision.beit import BeitConfig
 from ...vision.mae import MAEConfig
 from ...vision.vit import ViTConfig

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from html import escape
+
 import torch
 
 from ...shared.attention.mask import Mask
@@ -25,7 +27,7 @@ def draw_mask(title: str, mask: Mask) -> str:
     cells = "".join(f'<rect x="{EDGE + k * CELL + 1}" y="{EDGE + q * CELL + 1}" width="{CELL - 1}" height="{CELL - 1}"/>'
                     for q, k in seen.nonzero().tolist())
     return (f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" '
-            f'font-family="sans-serif" font-size="11" fill="#808080"><title>{title}</title>'
+            f'font-family="sans-serif" font-size="11" fill="#808080"><title>{escape(title)}</title>'
             f'<g stroke="#808080" stroke-opacity=".35">{grid}</g><g fill="#159a8c">{cells}</g>'
             f'<text x="{EDGE}" y="12">keys</text><text transform="translate(12 {EDGE}) rotate(-90)" '
             'text-anchor="end">queries</text></svg>\n')

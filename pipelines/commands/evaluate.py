@@ -21,6 +21,7 @@ from ..base.options import (
     TargetLanguage,
     VectorModel,
 )
+from ..evaluation.kinds import KINDS
 
 if TYPE_CHECKING:
     from ..evaluation.evaluate import EvaluationSettings, OutputFiles
@@ -46,17 +47,8 @@ Labels = Annotated[str | None, typer.Option(metavar="cat,dog|FILE", help="Names 
 def register(app: typer.Typer) -> None:
     """Add the command group `evaluate`."""
     group = typer.Typer(no_args_is_help=True, help="Measure a model on held-out data: every sample once, on any number of ranks.")
-    group.command("perplexity")(perplexity)
-    group.command("zero-shot")(zero_shot)
-    group.command("retrieval")(retrieval)
-    group.command("classify")(classify)
-    group.command("score")(score)
-    group.command("tag")(tag)
-    group.command("choice")(choice)
-    group.command("span")(span)
-    group.command("ground")(ground)
-    group.command("fewshot")(fewshot)
-    group.command("generate")(generate)
+    for name in KINDS:
+        group.command(name)(globals()[name.replace("-", "_")])
     group.command("words")(words)
     group.command("compare")(compare)
     app.add_typer(group, name="evaluate")

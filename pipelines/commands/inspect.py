@@ -28,8 +28,9 @@ def inspect(
     samples: Annotated[int, typer.Option(min=0, help="Show this many samples: spread over the data set, the first of the update, or with "
                                         "--replay those with the highest loss.")] = 3,
     sample: Annotated[list[int] | None, typer.Option(help="Show the sample of this number (can be repeated).")] = None,
-    pictures: Annotated[Path | None, typer.Option(help="Write a picture grid (PNG) of the samples, or of 32; with --update, of what the "
-                                                  "objective made of them.")] = None,
+    pictures: Annotated[Path | None, typer.Option(metavar="FILE.png|FILE.html",
+                                                  help="Write a grid of the samples' pictures, or of 32; with --update, of what the "
+                                                  "objective made of them. As HTML, captions stay text, in every script.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Read every shard and compare it with the index.")] = False,
     update: Annotated[int | None, typer.Option(min=1, help="Show what this update reads, what the objective makes of it and what is drawn. "
                                                "Update 1 is the first, as in metrics.jsonl.")] = None,
@@ -53,6 +54,10 @@ def inspect(
 
     console = Console(json=json)
     chosen = list(sample or [])
+    if pictures is not None:
+        from ..inspection.picture_grid import check_format
+
+        check_format(pictures)
     if replay and update is None:
         raise UserError("--replay makes one update again: say which with --update N, numbered as in metrics.jsonl")
     if (Path(target) / "recipe.yaml").is_file():
@@ -61,6 +66,8 @@ def inspect(
             raise UserError(f"{', '.join(name for name, value in given.items() if value)}: a run has a recipe and a tokenizer of its own, "
                             "leave it out; to look at the data as another recipe reads it, inspect the data set")
         if update is None:
+            if idle := [name for name, value in {"--sample": sample, "--pictures": pictures, "--verify": verify}.items() if value]:
+                raise UserError(f"{', '.join(idle)}: say with --update which update of the run to show, or inspect its data set")
             facts = _show_run(target, console)
         else:
             facts, differs = _show_past(target, update, list(data or []), None if json else samples, chosen, pictures, replay, console)
@@ -157,7 +164,7 @@ def _show_data(data: DataSet, chosen: list[int], samples: int, pictures: Path | 
             console.say(f"  {name}: {value}")
     if pictures is not None:
         found = data.read_many(chosen or spread(len(data), 32))
-        facts["pictures"] = draw([s for s in found if not isinstance(s, Exception)], pictures, classes)
+        facts["pictures"] = draw([s for s in found if not isinstance(s, Exception)], pictures, classes, console.warn)
         console.say(f"{facts['pictures']} pictures: {pictures}")
     return facts
 
@@ -196,6 +203,6 @@ def _show_update(stream: Stream, index: int, samples: int | None, chosen: list[i
     for line in lines(shown.facts, title, masks):
         console.say(line)
     if pictures is not None:
-        shown.facts["pictures"] = draw_previews(shown.previews, pictures)
+        shown.facts["pictures"] = draw_previews(shown.previews, pictures, console.warn)
         console.say(f"{shown.facts['pictures']} pictures: {pictures}")
     return shown.facts

@@ -42,15 +42,33 @@ def launch(
     setup: Annotated[str | None, typer.Option(metavar="LINES",
                                               help="Shell lines before the run, such as `module load cuda` (slurm, skypilot).")] = None,
     image: Annotated[str | None, typer.Option(metavar="IMAGE", help="Container image with polymodal (kubernetes, skypilot).")] = None,
-    namespace: Annotated[str | None, typer.Option(metavar="NAME", help="Namespace (kubernetes).")] = None,
-    volume: Annotated[list[str] | None, typer.Option(metavar="CLAIM:/PATH", help="PersistentVolumeClaim and where it is mounted "
-                                                                              "(kubernetes); repeatable.")] = None,
-    secret: Annotated[str | None, typer.Option(
-        metavar="NAME", help="Name of a secret whose keys become environment variables (kubernetes).")] = None,
-    kind: Annotated[str | None, typer.Option(metavar="job|pytorchjob|trainjob", help="Plain Job, or Kubeflow's (kubernetes).")] = None,
+    cpus: Annotated[int | None, typer.Option(help="Processor cores on each machine (slurm, kubernetes, ray, skypilot).")] = None,
+    memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Memory of each machine, such as 64G (slurm, kubernetes, "
+                                                                    "skypilot).")] = None,
     gpu_type: Annotated[str | None, typer.Option(
         metavar="GPU", help="GPU: h100 (slurm, ray, skypilot), a node's LABEL=VALUE (kubernetes).")] = None,
-    cpus: Annotated[int | None, typer.Option(help="Processor cores on each machine (slurm, kubernetes, ray, skypilot).")] = None,
+    env: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="Environment variable of the ranks (slurm, kubernetes, ray, "
+                                                                             "skypilot).")] = None,
+    kind: Annotated[str | None, typer.Option(metavar="job|pytorchjob|trainjob", help="Plain Job, or Kubeflow's (kubernetes).")] = None,
+    namespace: Annotated[str | None, typer.Option(metavar="NAME", help="Namespace (kubernetes).")] = None,
+    volume: Annotated[list[str] | None, typer.Option(metavar="CLAIM:/PATH[:ro]", help="PersistentVolumeClaim and where it is mounted "
+                                                                                      "(kubernetes).")] = None,
+    cache_volume: Annotated[str | None, typer.Option(
+        metavar="CLAIM|SIZE", help="What holds fetched shards and models: a claim, or a size on the machine's disk (kubernetes).")] = None,
+    shm: Annotated[str | None, typer.Option(metavar="SIZE", help="Limit of /dev/shm, by which the loader's workers hand over batches. "
+                                                                 "Default: the memory of the pod (kubernetes).")] = None,
+    secret: Annotated[list[str] | None, typer.Option(
+        metavar="SECRET|NAME=SECRET/KEY", help="Secret whose keys become environment variables, or a variable from one of them "
+                                               "(kubernetes).")] = None,
+    pull_secret: Annotated[list[str] | None, typer.Option(metavar="SECRET", help="Secret that pulls the image (kubernetes).")] = None,
+    service_account: Annotated[str | None, typer.Option(metavar="NAME", help="Service account of the pods (kubernetes).")] = None,
+    priority_class: Annotated[str | None, typer.Option(metavar="NAME", help="Priority class of the pods (kubernetes).")] = None,
+    node_selector: Annotated[list[str] | None, typer.Option(metavar="LABEL=VALUE", help="Label of the machines (kubernetes).")] = None,
+    toleration: Annotated[list[str] | None, typer.Option(
+        metavar="KEY[=VALUE][:EFFECT]", help="Taint that does not keep the pods away (kubernetes).")] = None,
+    label: Annotated[list[str] | None, typer.Option(metavar="NAME=VALUE", help="Label of the job and its pods (kubernetes).")] = None,
+    pod_patch: Annotated[str | None, typer.Option(
+        metavar="FILE", help="YAML that is merged into the pod template, for everything else (kubernetes).")] = None,
     rendezvous: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where the machines meet (torchrun).")] = None,
     write: Annotated[Path, typer.Option(help="Folder for script or manifest.")] = Path(),
     submit: Annotated[bool, typer.Option("--submit", help="Submit what was written: sbatch, kubectl, ray, sky.")] = False,
@@ -66,6 +84,9 @@ def launch(
 
     overrides = [*(set_ or []), *(f"{key}={value}" for key, value in (("seed", seed), ("max_updates", max_updates)) if value is not None)]
     resolved = resolve(recipe, overrides)
+    if max_updates is not None and resolved.max_time is not None:
+        overrides.append("max_time=null")
+        resolved = resolve(recipe, overrides)
     named = [("--model", model), ("--continue-from", continue_from), *(("--eval-data", value) for value in eval_data or ()),
              ("--tokenizer", tokenizer), ("--out", out)]
     arguments = [word for value in data for word in ("--data", value)]
@@ -73,8 +94,15 @@ def launch(
     arguments += [word for value in overrides for word in ("--set", value)]
     # a run on this machine speaks JSON itself
     arguments += ["--json"] if json and on in ("local", "torchrun") and not dry_run else []
-    options = JobOptions(time, partition, account, image, namespace, None if volume is None else tuple(volume), secret, gpu_type, cpus,
-                      rendezvous, kind, setup, logs)
+    options = JobOptions(
+        time=time, partition=partition, account=account, logs=logs, setup=setup, image=image, cpus=cpus, memory=memory, gpu_type=gpu_type,
+        env=_some(env), kind=kind, namespace=namespace, volume=_some(volume), cache_volume=cache_volume, shm=shm, secret=_some(secret),
+        pull_secret=_some(pull_secret), service_account=service_account, priority_class=priority_class, node_selector=_some(node_selector),
+        toleration=_some(toleration), label=_some(label), pod_patch=pod_patch, rendezvous=rendezvous)
     job = Job(job_name(name or resolved.name), resolved, recipe, tuple(arguments), nodes_of(nodes), gpus, max_restarts, grace, options)
     console = Console(json=json)
     console.finish(run(job, on, write=write, dry_run=dry_run, submit=submit, console=console))
+
+
+def _some(values: list[str] | None) -> tuple[str, ...] | None:
+    return tuple(values) if values else None

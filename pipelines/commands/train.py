@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..base.options import ContinueFrom, DataSets, EvalData, Json, MaxTokens, MaxUpdates, RecipeName, RunSeed, RunTokenizer, Set
+from ..base.options import ContinueFrom, DataSets, EvalData, Json, MaxTime, MaxTokens, MaxUpdates, RecipeName, RunSeed, RunTokenizer, Set
 
 ORDER = 40
 
@@ -35,27 +35,27 @@ def pretrain(
         metavar="MODEL", help="Go on from these weights: model directory, run, checkpoint or hub id.")] = None,
     continue_from: ContinueFrom = None,
     eval_data: EvalData = None, tokenizer: RunTokenizer = None, max_updates: MaxUpdates = None,
-    max_tokens: MaxTokens = None, max_seconds: MaxSeconds = None,
+    max_tokens: MaxTokens = None, max_time: MaxTime = None, max_seconds: MaxSeconds = None,
     seed: RunSeed = None, devices: Devices = None, resume: Resume = "auto", set_: Set = None, dry_run: DryRun = False,
     profile: Profile = False, json: Json = False,
 ) -> None:
     """Pretrain a system. A run that was stopped or killed continues when the same command is given again."""
     train(recipe, data, out, model=model, continue_from=continue_from, eval_data=eval_data, tokenizer=tokenizer, max_tokens=max_tokens,
-          max_seconds=max_seconds, resume=resume, dry_run=dry_run, profile=profile, json=json, overrides=list(set_ or []),
-          keys={"seed": seed, "devices": devices, "max_updates": max_updates})
+          max_time=max_time, max_seconds=max_seconds, resume=resume, dry_run=dry_run, profile=profile, json=json,
+          overrides=list(set_ or []), keys={"seed": seed, "devices": devices, "max_updates": max_updates})
 
 
 def finetune(
     recipe: RecipeName, data: DataSets, out: Out,
     model: Annotated[str, typer.Option(metavar="MODEL", help="The weights to start from: model directory, run, checkpoint or hub id.")],
     eval_data: EvalData = None, tokenizer: RunTokenizer = None, max_updates: MaxUpdates = None,
-    max_tokens: MaxTokens = None, max_seconds: MaxSeconds = None,
+    max_tokens: MaxTokens = None, max_time: MaxTime = None, max_seconds: MaxSeconds = None,
     seed: RunSeed = None, devices: Devices = None, resume: Resume = "auto", set_: Set = None, dry_run: DryRun = False,
     profile: Profile = False, json: Json = False,
 ) -> None:
     """Fine-tune a trained network (bert-classify, t5-text2text ...). The same command again continues a run that was stopped."""
-    train(recipe, data, out, model=model, eval_data=eval_data, tokenizer=tokenizer, max_tokens=max_tokens, max_seconds=max_seconds,
-          resume=resume, dry_run=dry_run, profile=profile, json=json, overrides=list(set_ or []),
+    train(recipe, data, out, model=model, eval_data=eval_data, tokenizer=tokenizer, max_tokens=max_tokens, max_time=max_time,
+          max_seconds=max_seconds, resume=resume, dry_run=dry_run, profile=profile, json=json, overrides=list(set_ or []),
           keys={"seed": seed, "devices": devices, "max_updates": max_updates})
 
 
@@ -65,13 +65,17 @@ def distill(
                                                                "id. It reads with the student's tokenizer.")],
     model: Annotated[str | None, typer.Option(
         metavar="MODEL", help="The weights that the student begins with; some layers of a deeper teacher (distilbert).")] = None,
+    cache: Annotated[Path | None, typer.Option(
+        metavar="DIR", help="Keep the teacher's largest logits here, so that it reads each masked text once (distilbert with "
+                            "objective.alpha_cos=0).")] = None,
     continue_from: ContinueFrom = None,
     eval_data: EvalData = None, tokenizer: RunTokenizer = None, max_updates: MaxUpdates = None,
-    max_tokens: MaxTokens = None, max_seconds: MaxSeconds = None,
+    max_tokens: MaxTokens = None, max_time: MaxTime = None, max_seconds: MaxSeconds = None,
     seed: RunSeed = None, devices: Devices = None, resume: Resume = "auto", set_: Set = None, dry_run: DryRun = False,
     profile: Profile = False, json: Json = False,
 ) -> None:
     """Train a student beside its teacher (distilbert ...). The same command again continues a run that was stopped."""
+    from dataclasses import fields
     from json import dumps
 
     from ...registry import families, family
@@ -80,14 +84,19 @@ def distill(
 
     overrides = list(set_ or [])
     chosen = resolve(recipe, overrides)
-    if "teacher" not in family(chosen.system).task(chosen.task).companions:
+    task = family(chosen.system).task(chosen.task)
+    if "teacher" not in task.companions:
         students = [" ".join(filter(None, (entry.name, task.name))) for entry in families().values()
                     for task in (entry.pretraining, *entry.tasks) if "teacher" in task.companions]
         raise UserError(f"recipe {recipe} trains {chosen.system} {chosen.task or 'from data alone'}, which has no teacher: choose a recipe "
                         f"of {', '.join(students)}, or train it with `polymodal {'finetune' if chosen.task else 'pretrain'}`")
+    overrides.append(f"companions.teacher={dumps(teacher)}")
+    if cache is not None:
+        if not any(field.name == "cache" for field in fields(task.settings)):
+            raise UserError(f"recipe {recipe} reads its teacher's states, and a cache keeps predictions: leave --cache out")
+        overrides.append(f"objective.cache={dumps(str(cache.absolute()))}")
     train(recipe, data, out, model=model, continue_from=continue_from, eval_data=eval_data, tokenizer=tokenizer, max_tokens=max_tokens,
-          max_seconds=max_seconds, resume=resume, dry_run=dry_run, profile=profile, json=json,
-          overrides=[*overrides, f"companions.teacher={dumps(teacher)}"],
+          max_time=max_time, max_seconds=max_seconds, resume=resume, dry_run=dry_run, profile=profile, json=json, overrides=overrides,
           keys={"seed": seed, "devices": devices, "max_updates": max_updates})
 
 
@@ -97,13 +106,18 @@ def train(recipe: str, data: list[str], out: Path, *, overrides: list[str], keys
     from ...shared.errors import UserError
     from ..base.console import Console
     from ..base.endings import code_of_a_stop
-    from ..base.values import parse_mixture
+    from ..base.values import parse_duration, parse_mixture
     from ..run.recipe import recipe as resolve
     from ..train.loop import pretrain as run
 
     console = Console(json=json)
-    if options["max_tokens"] is not None and keys["max_updates"] is not None:
-        raise UserError("--max-updates and --max-tokens both say how long the run is: give one of them")
+    lengths = {"--max-updates": keys["max_updates"], "--max-tokens": options["max_tokens"], "--max-time": options["max_time"]}
+    if len(given := [name for name, value in lengths.items() if value is not None]) > 1:
+        raise UserError(f"{' and '.join(given)} all say how long the run is: give one of them")
+    if options["max_time"] is not None:
+        options["max_time"] = parse_duration(options["max_time"], "--max-time")
+    elif given:
+        overrides = [*overrides, "max_time=null"]
     overrides = overrides + [f"{key}={value}" for key, value in keys.items() if value is not None]
     result = run(resolve(recipe, overrides), parse_mixture(data), out, console=console, **options)
     if result["rank"] == 0:

@@ -19,21 +19,21 @@ def order_state(stream: Stream) -> dict[str, Any]:
     first = stream.order.sources[0]
     how = {"sequential": True} if first.sequential else {"lanes": first.lanes, "window": first.window}
     turns: dict[str, Any] = {"turns": list(stream.turns.cycle)} if stream.objective.turns else {}
-    batches = stream.layout.batches
-    ramp = {} if batches.start is None else {"ramp_start": batches.start, "ramp_samples": batches.samples}
     shares: list[dict[str, int]] = [{} for _ in stream.sets]
     if stream.divided:
         turns["reads"] = {task: list(stream.quotas(task)) for task in stream.reads}
     else:
         shares = [{"quota": quota} for quota in quotas(stream.order.weights)]
-    return {"version": 1, "global_batch": stream.layout.global_batch, "seed": stream.seed, **ramp, **how, **turns,
+    return {"version": 1, "global_batch": stream.layout.global_batch, "seed": stream.seed, **how, **turns,
             "data": [{"fingerprint": d.fingerprint, "samples": len(d), **share} for d, share in zip(stream.sets, shares, strict=True)]}
 
 
 def check_order(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Refuse to resume in another order than a checkpoint's, naming what differs."""
     problems: list[str] = []
-    fixes = {"seed": "seed", **{name: f"data.{name}" for name in ("lanes", "window", "global_batch", "ramp_start", "ramp_samples")}}
+    fixes = {"seed": "seed", **{name: f"data.{name}" for name in ("lanes", "window")}}
+    if now.get("sequential"):
+        fixes["global_batch"] = "data.global_batch"
     if saved.get("sequential", False) != now.get("sequential", False):
         was, now_is = ("in sequence" if state.get("sequential") else "shuffled" for state in (saved, now))
         problems.append(f"the samples were read {was} and now {now_is}: use the system that the run began with")
@@ -111,9 +111,11 @@ def plan_lines(stream: Stream) -> list[str]:
 
 
 def _ramp_lines(layout: BatchLayout) -> Iterator[str]:
-    """How the batch grows, where it does."""
+    """How the batch grows or was changed, where it does or was."""
     first, *later = layout.batches.levels
-    if later:
+    if layout.batches.earlier is not None:
+        yield f"batch: {layout.batches} samples"
+    elif later:
         full = later[-1]
         yield (f"ramp: {first.batch} samples in each of the first {later[0].update:,} updates, then more in steps of {first.batch}; all "
                f"{full.batch} from update {full.update + 1:,} on, behind {full.sample:,} samples")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
 
-from ...shared.errors import raise_problems
+from ...shared.errors import UserError, raise_problems
 from ..base.ramp import Ramp
 
 
@@ -116,9 +116,17 @@ class BatchLayout:
         return self.rank + rank, number
 
     def positions(self, update: int, part: int) -> range:
-        """The positions of the order that make up micro-batch `part` of an update on this process."""
+        """The positions of the order that make up micro-batch `part` of an update on this process.
+
+        Raises:
+            UserError: the update is one of `Ramp.earlier`, which had another number of ranks.
+        """
         rank, number = self.rank_and_part(update, part)
-        share, passes = self.batches.batch(update) // self.ranks, self.parts(update) // self.replays
+        batch, passes = self.batches.batch(update), self.parts(update) // self.replays
+        if batch % self.ranks:
+            raise UserError(f"update {update + 1} has {batch} samples (data.earlier), which {self.ranks} ranks cannot share: use as many "
+                            "ranks as made it")
+        share = batch // self.ranks
         first = self.batches.before(update) + rank
         return range(first + share * number // passes * self.ranks, first + share * (number + 1) // passes * self.ranks, self.ranks)
 

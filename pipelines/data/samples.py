@@ -35,11 +35,12 @@ class SampleReader:
         seed: of the draws that are made for a sample.
         partner_of: the number, in the same data set, of the sample that is drawn as a partner; None where nobody asks for partners.
         needs_next: whether somebody asks for the sample behind each.
+        draws: see `Objective.draws`.
     """
 
     def __init__(self, sets: Sequence[DataSet], seed: int, partner_of: Callable[[SampleRef], int] | None = None, *,
-                 needs_next: bool = False) -> None:
-        self.sets, self.seed = tuple(sets), seed
+                 needs_next: bool = False, draws: int | None = None) -> None:
+        self.sets, self.seed, self._draws = tuple(sets), seed, draws
         self._partner_of, self._needs_next = partner_of, needs_next
         self._first = tuple(itertools.accumulate((len(d) for d in self.sets), initial=0))
 
@@ -58,7 +59,7 @@ class SampleReader:
 
     def rng(self, ref: SampleRef) -> np.random.Generator:
         """A new generator for what is drawn for a sample."""
-        return generator(self.seed, ref.epoch, self.index(ref), "example")
+        return generator(self.seed, self._drawn(ref), self.index(ref), "example")
 
     def prepare(self, refs: Sequence[SampleRef]) -> Iterator[PreparedSample]:
         """The samples in the order asked for; each data set is read in the order of its shards."""
@@ -71,7 +72,11 @@ class SampleReader:
                     sample.pair_with(partial(self._partner, ref))
                 if self._needs_next:
                     sample.followed_by(partial(self._other, ref, ref.sample + 1))
-            yield PreparedSample(ref, index, sample, draws.of(ref.epoch, index))
+            yield PreparedSample(ref, index, sample, draws.of(self._drawn(ref), index))
+
+    def _drawn(self, ref: SampleRef) -> int:
+        """The epoch that the sample's draws are keyed by."""
+        return ref.epoch if self._draws is None else ref.epoch % self._draws
 
     def _read(self, refs: Sequence[SampleRef]) -> list[Sample | BadSample]:
         found: dict[int, Sample | BadSample] = {}

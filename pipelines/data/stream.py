@@ -1,9 +1,9 @@
 """The stream: from shards to batches, in an order that any run, rank and worker agrees on.
 
-Update u trains on the samples at positions [u * G, (u + 1) * G) of the order (`order.py`), G being the global batch; where the batch grows,
-on those behind what the updates before it read (`base/ramp.py`). Rank r of R takes every R-th of these positions from the r-th on and cuts
-them into micro-batches (`layout.py`), so a micro-batch of a rank can be made from nothing but its number. The loop's update counter is the
-whole state of the data; how many workers prefetched what does not matter.
+Update u trains on the samples at positions [u * G, (u + 1) * G) of the order (`order.py`), G being the global batch; where the batch grows
+or was changed, on those behind what the updates before it read (`base/ramp.py`). Rank r of R takes every R-th of these positions from the
+r-th on and cuts them into micro-batches (`layout.py`), so a micro-batch of a rank can be made from nothing but its number. The loop's
+update counter is the whole state of the data; how many workers prefetched what does not matter.
 
 Where tasks take turns, the number of the update says which task it has (`turns.py`). Which samples it reads does not depend on that, unless
 tasks use different data sets: then each reads those that are for it.
@@ -60,8 +60,10 @@ class Stream:
             raise UserError(f"this objective reads one text from its beginning to its end and got a mixture of {len(parts)} data sets: "
                             "pack the texts into one data set, or train on one of them")
         if objective.sequential and len(layout.batches.levels) > 1:
-            raise UserError(f"this objective reads one lane of the text for each sample of an update, so its batch cannot grow from "
-                            f"{layout.batches.batch(0)} samples: leave data.ramp_start and data.ramp_samples out")
+            how, fix = ("grow", "leave data.ramp_start and data.ramp_samples out") if layout.batches.earlier is None else \
+                ("change", f"set data.global_batch={layout.batches.batch(0)} as the run began")
+            raise UserError(f"this objective reads one lane of the text for each sample of an update, so its batch cannot {how} from "
+                            f"{layout.batches.batch(0)} samples: {fix}")
         self.turns = Turns(objective)
         if max_tokens is not None and any(type(o).tokens_of is Objective.tokens_of for o in self.turns.objectives.values()):
             raise UserError(f"data.max_tokens is {max_tokens}, and this objective's samples are not counted in tokens: "
@@ -77,7 +79,8 @@ class Stream:
         if self.divided:
             self.order = TurnOrder(order, [self.reads[task] for task in self.turns.cycle], layout.batches)
         needs_partner = self.turns.needs_partner
-        self._reader = SampleReader(self.sets, seed, self._partner_of if needs_partner else None, needs_next=self.turns.needs_next)
+        self._reader = SampleReader(self.sets, seed, self._partner_of if needs_partner else None, needs_next=self.turns.needs_next,
+                                    draws=objective.draws)
         if needs_partner and any(len(d) < 2 for d in self.sets):
             raise UserError("this objective pairs each sample with another one: a data set of one sample is not enough")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -11,20 +10,12 @@ from ...shared.errors import UserError
 from ...shared.settings import build_settings, unknown_key
 from ..base.console import Console
 from ..data.dataset import DataSet
-from .classes import ClassifyTexts, ZeroShot
+from .classes import ClassifyTexts
 from .classes import classify as classify_for
 from .evaluate import EvaluationSettings, OutputFiles
 from .evaluate import evaluate as run
-from .fewshot import FewShot
+from .kinds import KINDS, kind
 from .measure import Evaluation
-from .perplexity import Perplexity
-from .retrieval import Retrieval
-from .tasks import Choice, Ground, Score, Span, Tag
-from .written import Generation
-
-KINDS: Mapping[str, type[Any]] = {kind.name: kind for kind in (
-    Perplexity, ZeroShot, Retrieval, ClassifyTexts, Score, Tag, Choice, Span, Ground, FewShot, Generation)}
-"""Every evaluation by its name; what `classify` measures also depends on the data."""
 
 
 def evaluate(what: str, model: str | Path, data: str | Path, *, predictions: str | Path | None = None, **options: Any) -> dict[str, Any]:
@@ -50,7 +41,7 @@ def evaluate(what: str, model: str | Path, data: str | Path, *, predictions: str
     common = {f.name for f in fields(EvaluationSettings)}
     own = {name: value for name, value in options.items() if name not in common}
     settings = build_settings(EvaluationSettings, {k: v for k, v in options.items() if k in common}, f"evaluate {what}")
-    evaluation: Evaluation = build_settings(KINDS[what], own, f"evaluate {what}")
+    evaluation: Evaluation = build_settings(kind(what), own, f"evaluate {what}")
     if isinstance(evaluation, ClassifyTexts):
         evaluation = classify_for(DataSet.open(data), evaluation.speeds)
     files = OutputFiles(predictions=None if predictions is None else Path(predictions))

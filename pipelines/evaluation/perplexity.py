@@ -144,6 +144,9 @@ class OwnObjective(Measure):
         self.carry = step.carry
         self.meter.add(step, batch.counts)
         self.weights = {name: term.weight for name, term in step.terms.items()}
+        if not self.system.objective.turns and all(term.labels is None for term in step.terms.values()):
+            raise UserError(f"{self.subject.source}: its objective has no cross-entropy (its terms are {', '.join(step.terms)}), so it has "
+                            "no perplexity: `polymodal inspect` shows the losses of a run's own evaluations (--eval-data)")
         pairs = {name: (term.total, batch.counts[term.count]) for name, term in step.terms.items()} | step.metrics
         found: dict[str, Any] = {
             "sums": {k: [float(total), float(count)] for k, (total, count) in pairs.items()},
@@ -163,9 +166,8 @@ class OwnObjective(Measure):
         means = {name: total / count if count else 0.0 for name, (total, count) in sums.items()}
         terms = dist.gather_json(self.weights)
         weights = next(w for w in terms if w)
+        # of tasks that take turns some may have none
         labelled = [name for name in weights if any(name in r["labelled"] for r in records)]
-        if not labelled:
-            raise UserError(f"{self.subject.source}: its objective has no cross-entropy, so it has no perplexity")
         found = Numbers({"loss": math.fsum(w * means[name] for name, w in weights.items())})
         for name in names:
             found.metrics[name] = means[name]

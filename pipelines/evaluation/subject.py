@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -23,7 +23,9 @@ from ..model import frontdoor
 from ..model.frontdoor import companions_of
 from ..run import checkpoint
 from ..run.directory import is_run, open_run_or_checkpoint
-from ..train.fabric import Fabric
+
+if TYPE_CHECKING:
+    from ..train.fabric import Fabric
 
 
 @dataclass

@@ -217,7 +217,7 @@ def notes(found: Sequence[Compared]) -> list[str]:
         said.append(f"The held-out data differ ({text}): their held-out numbers are of different samples.")
     if text := groups(_tokens):
         said.append(f"The tokenizers differ ({text}): losses and perplexities are of different tokens.")
-    if text := groups(lambda one: str(one.recipe.data.global_batch)):
+    if text := groups(lambda one: str(one.recipe.data.ramp)):
         said.append(f"The batches differ ({text} samples an update): --by samples draws the curves over what was read.")
     for one in found:
         state = one.status

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from ..base.values import duration
 from ..train.heartbeat import FOLDER, MAKING, PHASES, process_state
 
 _ORDER = {name: number for number, name in enumerate(PHASES)}
@@ -171,10 +172,3 @@ def _ranks(numbers: Any) -> str:
     listed = [str(n) for n in numbers]
     shown = ", ".join(listed[:8]) + (f" and {len(listed) - 8} more" if len(listed) > 8 else "")
     return f"rank {shown}" if len(listed) == 1 else f"ranks {shown}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: in seconds, minutes or hours."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

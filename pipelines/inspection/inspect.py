@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from ...shared.errors import BadSample, UserError
 from ...shared.sample import IMAGE_FIELDS, PAIR_FIELD, TARGET_FIELD, TEXT_FIELDS, Sample
 from ..base.files import read_json_lines
 from ..data.dataset import DataSet
+from .picture_grid import write_grid
 
 if TYPE_CHECKING:
     from ...shared.system import Preview
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _SHOWN = 300
 _RANKS, _EVENTS = 8, 5
-_CELL, _CAPTION, _COLUMNS = 128, 30, 8
+_BAD_PICTURE = ((128, 128), (200, 60, 60))
 
 
 def summary(data: DataSet) -> dict[str, Any]:
@@ -105,8 +105,8 @@ def spread(count: int, wanted: int) -> list[int]:
     return [i * count // wanted for i in range(wanted)]
 
 
-def pictures(samples: Sequence[Sample], path: Path, classes: Sequence[str] = ()) -> int:
-    """Write a grid of the samples' pictures with their captions or classes; returns how many there are."""
+def pictures(samples: Sequence[Sample], path: Path, classes: Sequence[str], warn: Callable[[str], None]) -> int:
+    """Write a grid of the samples' pictures with their captions or classes (PNG or HTML); returns how many there are."""
     cells: list[tuple[Image.Image, str]] = []
     for sample in samples:
         if not any(name in sample.fields for name in IMAGE_FIELDS):
@@ -114,36 +114,22 @@ def pictures(samples: Sequence[Sample], path: Path, classes: Sequence[str] = ())
         try:
             picture = sample.image()
         except BadSample as error:
-            picture = Image.new("RGB", (_CELL, _CELL), (200, 60, 60))
+            picture = Image.new("RGB", *_BAD_PICTURE)
             cells.append((picture, str(error)))
             continue
         rows = dict(sample_rows(Sample(sample.key, {k: v for k, v in sample.fields.items() if k in (*TEXT_FIELDS, "cls")}), classes))
         cells.append((picture, next(iter(rows.values()), sample.key)))
     if not cells:
         raise UserError("the samples hold no pictures to draw (fields jpg, png or webp)")
-    return _grid(cells, path)
+    return write_grid(cells, path, warn)
 
 
-def draw_previews(previews: Sequence[Preview], path: Path) -> int:
-    """Write a grid of the pictures that an objective made, as the network gets them; returns how many there are."""
+def draw_previews(previews: Sequence[Preview], path: Path, warn: Callable[[str], None]) -> int:
+    """Write a grid of the pictures that an objective made, as the network gets them (PNG or HTML); returns how many there are."""
     cells = [(Image.fromarray(p.image), next((value for _, value in p.rows), "")) for p in previews if p.image is not None]
     if not cells:
         raise UserError("the objective makes no pictures of these samples")
-    return _grid(cells, path)
-
-
-def _grid(cells: Sequence[tuple[Image.Image, str]], path: Path) -> int:
-    width = min(_COLUMNS, len(cells))
-    page = Image.new("RGB", (width * _CELL, -(-len(cells) // width) * (_CELL + _CAPTION)), (255, 255, 255))
-    draw = ImageDraw.Draw(page)
-    for i, (picture, caption) in enumerate(cells):
-        x, y = i % width * _CELL, i // width * (_CELL + _CAPTION)
-        picture.thumbnail((_CELL - 4, _CELL - 4))
-        page.paste(picture, (x + (_CELL - picture.width) // 2, y + (_CELL - picture.height) // 2))
-        ascii_only = caption.encode("ascii", "replace").decode()  # all that Pillow's built-in font draws for sure
-        draw.multiline_text((x + 3, y + _CELL), "\n".join(textwrap.wrap(ascii_only, 21)[:2]), fill=(0, 0, 0), font_size=10)
-    page.save(path, format="PNG")
-    return len(cells)
+    return write_grid(cells, path, warn)
 
 
 def run_summary(run: Run) -> dict[str, Any]:

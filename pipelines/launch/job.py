@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
+from ...shared.errors import UserError
+from ..base.values import parse_size
 from ..run.recipe import Recipe, recipes
 
 MARK = "Written by `polymodal launch`"
@@ -18,7 +20,11 @@ ENVIRONMENT: Mapping[str, str] = {
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     "OMP_NUM_THREADS": "1",
 }
-"""What every target sets, and nothing else."""
+"""What every target sets; beside it only what the user asks for."""
+VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
+"""The name of an environment variable."""
+_OURS = r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)|PET_.*|TORCHELASTIC_.*|TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+_SECRET = r"(.*_)?(PASSWORD|PASSWD|SECRET|TOKEN|API_?KEY|(ACCESS|SECRET|PRIVATE)_KEY)"
 
 
 @dataclass(frozen=True)
@@ -33,9 +39,9 @@ class JobOptions:
     """Container image in which polymodal is installed."""
     namespace: str | None = None
     volume: tuple[str, ...] | None = None
-    """`CLAIM:/PATH` each: a PersistentVolumeClaim and where it is mounted."""
-    secret: str | None = None
-    """Name of a Kubernetes secret whose keys become environment variables."""
+    """`CLAIM:/PATH` or `CLAIM:/PATH:ro` each: a PersistentVolumeClaim and where it is mounted."""
+    secret: tuple[str, ...] | None = None
+    """Name of a Kubernetes secret whose keys become environment variables, or `VARIABLE=SECRET/KEY`, each."""
     gpu_type: str | None = None
     """A GPU's name, or on Kubernetes the LABEL=VALUE of machines."""
     cpus: int | None = None
@@ -48,6 +54,26 @@ class JobOptions:
     """Shell lines before the run."""
     logs: str | None = None
     """Folder of the job's output."""
+    memory: str | None = None
+    """Memory of each machine, such as 64G, in binary units."""
+    env: tuple[str, ...] | None = None
+    """`NAME=VALUE` each: environment variables of the ranks."""
+    toleration: tuple[str, ...] | None = None
+    """`KEY[=VALUE][:EFFECT]` each: taints of machines that do not keep the pods away."""
+    node_selector: tuple[str, ...] | None = None
+    """`LABEL=VALUE` each, of the machines."""
+    pull_secret: tuple[str, ...] | None = None
+    """Names of the secrets by which the image is pulled."""
+    service_account: str | None = None
+    priority_class: str | None = None
+    label: tuple[str, ...] | None = None
+    """`NAME=VALUE` each: labels of the job and its pods."""
+    cache_volume: str | None = None
+    """What holds caches: a PersistentVolumeClaim, or a size on the machine's own disk."""
+    shm: str | None = None
+    """Limit of the shared memory, such as 16G."""
+    pod_patch: str | None = None
+    """A YAML file that is merged into the pod template."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +118,7 @@ class Job:
     def environment(self) -> dict[str, str]:
         """What the ranks and torchrun find in their environment."""
         # torchrun kills ranks that take longer than this to stop; a release that does not know the name has 30 seconds
-        return {**ENVIRONMENT, "PET_SHUTDOWN_TIMEOUT": str(max(1, self.grace - 10))}
+        return {**ENVIRONMENT, "PET_SHUTDOWN_TIMEOUT": str(max(1, self.grace - 10)), **variables_of(self.options)}
 
     def program(self, recipe: str | None = None) -> list[str]:
         """`pretrain RECIPE ...` as words; `recipe` where it lies elsewhere."""
@@ -136,6 +162,45 @@ class Target(Protocol):
     def preempted(self, job: Job) -> str:
         """What happens when the scheduler takes machines away, in a line for people."""
         ...
+
+
+def pairs(texts: Sequence[str] | None, option: str, expected: str, names: str, values: str) -> dict[str, str]:
+    """NAME=VALUE each; `names` and `values` are the patterns that both must match, and `expected` says so to people."""
+    found: dict[str, str] = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        if not (equals and re.fullmatch(names, name) and re.fullmatch(values, value, re.DOTALL)):
+            raise UserError(f"{option} is {text!r}, expected {expected}")
+        if name in found:
+            raise UserError(f"{option} says {name} twice: leave one of them out")
+        found[name] = value
+    return found
+
+
+def variables_of(options: JobOptions) -> dict[str, str]:
+    """What `--env` says.
+
+    Raises:
+        UserError: for what is no variable, for torchrun's own, and for a value that must not stand in a file.
+    """
+    found = pairs(options.env, "--env", "NAME=VALUE; nothing is taken from this machine's environment", VARIABLE, ".*")
+    for name, value in found.items():
+        if re.fullmatch(_OURS, name):
+            raise UserError(f"--env sets {name}, which torchrun or this command sets itself: leave it out")
+        if value and not value.startswith("/") and re.fullmatch(_SECRET, name.upper()):
+            raise UserError(f"--env would write the value of {name} into a file: on Kubernetes use --secret {name}=SECRET/KEY, elsewhere "
+                            "the environment of the ranks or the provider's own file")
+    return found
+
+
+def memory_of(options: JobOptions) -> int | None:
+    """Bytes of memory on each machine, where the user says so."""
+    if options.memory is None:
+        return None
+    size = parse_size(options.memory, "--memory")
+    if size < 64 << 20:
+        raise UserError(f"--memory is {options.memory!r}, expected the memory of each machine, such as 64G")
+    return size
 
 
 def seconds_of(time: str) -> int | None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import posixpath
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from . import pod
 from .job import MARK, Job, seconds_of
 
 KINDS = ("job", "pytorchjob", "trainjob")
 _PORT = 29400
-_RECIPE = "/etc/polymodal/recipe.yaml"
 _TRAINER = "trainer.kubeflow.org/v1alpha1"
 # a pod that is evicted or preempted comes back and does not count as a failure
 _DISRUPTED = {"rules": [{"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}]}
@@ -22,7 +23,8 @@ _DISRUPTED = {"rules": [{"action": "Ignore", "onPodConditions": [{"type": "Disru
 class Kubernetes:
     """A manifest for `kubectl apply`; `--kind` says which objects the cluster knows."""
 
-    takes = frozenset({"time", "image", "namespace", "volume", "secret", "gpu_type", "cpus", "kind"})
+    takes = frozenset({"time", "image", "namespace", "volume", "secret", "gpu_type", "cpus", "kind", "memory", "env", "toleration",
+                       "node_selector", "pull_secret", "service_account", "priority_class", "label", "cache_volume", "shm", "pod_patch"})
     here = False
 
     def problems(self, job: Job) -> Iterator[str]:
@@ -33,19 +35,17 @@ class Kubernetes:
             yield f"--kind is {kind!r}, expected {', '.join(KINDS)}"
         if o.image is None:
             yield "--image is missing: a container image in which polymodal is installed"
-        if o.gpu_type is not None and not o.gpu_type.count("="):
-            yield f"--gpu-type is {o.gpu_type!r}: on Kubernetes give the label of the machines, such as nvidia.com/gpu.product=NVIDIA-H100"
         if kind != "pytorchjob" and job.nodes[0] != job.nodes[1]:
             yield f"--nodes is {job.nnodes}, and only --kind pytorchjob runs on a changing number of machines: use {job.nodes[1]}"
-        mounts: list[str] = []
-        for volume in o.volume or ():
-            claim, colon, path = volume.partition(":")
-            if not (claim and colon and path.startswith("/")):
-                yield f"--volume is {volume!r}, expected CLAIM:/PATH, the name of a PersistentVolumeClaim and where it is mounted"
-            mounts.append(path.rstrip("/") + "/")
+        yield from pod.problems(job)
+        mounts = pod.mounted(o)
         for option, value in _paths(job):
-            if not any(f"{value}/".startswith(mount) for mount in mounts):
+            path = posixpath.normpath(value)
+            mount = max((mount for mount in mounts if f"{path}/".startswith(f"{mount}/")), key=len, default=None)
+            if mount is None:
                 yield f"{option} {value} would lie in a container and be lost with it: put it below a volume (--volume CLAIM:/PATH)"
+            elif option == "--out" and not mounts[mount]:
+                yield f"--out {value} lies below {mount}, which is mounted read only"
 
     def files(self, job: Job) -> dict[str, str]:
         """The manifest: the recipe where it is a file, a service where the kind has none of its own, and the job."""
@@ -93,53 +93,18 @@ def _paths(job: Job) -> Iterator[tuple[str, str]]:
 
 
 def _meta(job: Job) -> dict[str, Any]:
-    named = {"name": job.name, "labels": {"app.kubernetes.io/name": "polymodal", "app.kubernetes.io/instance": job.name}}
+    named: dict[str, Any] = {"name": job.name, "labels": pod.labels(job)}
     return named | ({"namespace": job.options.namespace} if job.options.namespace else {})
 
 
 def _command(job: Job, *rendezvous: str) -> list[str]:
-    return job.torchrun(*rendezvous, recipe=None if job.recipe_file is None else _RECIPE)
+    words = job.torchrun(*rendezvous, recipe=None if job.recipe_file is None else pod.RECIPE)
+    return [word if word in rendezvous else pod.literal(word) for word in words]
 
 
 def _from_environment(job: Job, *rendezvous: str) -> list[str]:
     """What torchrun is told without what Kubeflow says in the environment (PET_NNODES, PET_RDZV_ENDPOINT ...)."""
     return [word for word in _command(job, *rendezvous) if not word.startswith(("--nnodes", "--nproc-per-node"))]
-
-
-def _container(job: Job, name: str, command: list[str]) -> dict[str, Any]:
-    o = job.options
-    found: dict[str, Any] = {
-        "name": name, "image": o.image, "command": command,
-        "env": [{"name": key, "value": value} for key, value in job.environment.items()],
-        "resources": _resources(job), "volumeMounts": [{"name": name, "mountPath": path} for name, path, _ in _volumes(job)],
-    }
-    return found | ({"envFrom": [{"secretRef": {"name": o.secret}}]} if o.secret else {})
-
-
-def _resources(job: Job) -> dict[str, Any]:
-    limits: dict[str, Any] = {"nvidia.com/gpu": job.gpus} if job.with_gpus else {}
-    requests = {"cpu": job.options.cpus} if job.options.cpus else {}
-    return {key: value for key, value in (("limits", limits), ("requests", requests)) if value}
-
-
-def _volumes(job: Job) -> list[tuple[str, str, dict[str, Any]]]:
-    """(name, where, what): shared memory for the loader's workers, the claims, the recipe."""
-    found: list[tuple[str, str, dict[str, Any]]] = [("shm", "/dev/shm", {"emptyDir": {"medium": "Memory"}})]
-    for number, volume in enumerate(job.options.volume or ()):
-        claim, _, path = volume.partition(":")
-        found.append((f"volume-{number}", path, {"persistentVolumeClaim": {"claimName": claim}}))
-    if job.recipe_file is not None:
-        found.append(("recipe", _RECIPE.rpartition("/")[0], {"configMap": {"name": job.name}}))
-    return found
-
-
-def _pod(job: Job, name: str, command: list[str], **more: Any) -> dict[str, Any]:
-    label, _, value = (job.options.gpu_type or "").rpartition("=")
-    spec: dict[str, Any] = {
-        **more, "terminationGracePeriodSeconds": job.grace, "containers": [_container(job, name, command)],
-        "volumes": [{"name": name, **what} for name, _, what in _volumes(job)],
-    }
-    return spec | ({"nodeSelector": {label: value}} if label else {})
 
 
 def _service(job: Job) -> dict[str, Any]:
@@ -156,8 +121,7 @@ def _job(job: Job) -> dict[str, Any]:
     spec: dict[str, Any] = {
         "completions": nodes, "parallelism": nodes, "completionMode": "Indexed", "backoffLimit": job.max_restarts * nodes,
         "podFailurePolicy": _DISRUPTED,
-        "template": {"metadata": {"labels": _meta(job)["labels"]},
-                     "spec": _pod(job, "polymodal", command, restartPolicy="Never", subdomain=job.name)},
+        "template": pod.template(job, pod.MAIN, command, restartPolicy="Never", subdomain=job.name),
     }
     if job.options.time is not None:
         spec["activeDeadlineSeconds"] = seconds_of(job.options.time)
@@ -169,8 +133,7 @@ def _pytorchjob(job: Job) -> dict[str, Any]:
     policy: dict[str, Any] = {"backoffLimit": job.max_restarts, "cleanPodPolicy": "Running"}
     if job.options.time is not None:
         policy["activeDeadlineSeconds"] = seconds_of(job.options.time)
-    worker = {"replicas": most, "restartPolicy": "OnFailure",
-              "template": {"metadata": {"labels": _meta(job)["labels"]}, "spec": _pod(job, "pytorch", _from_environment(job))}}
+    worker = {"replicas": most, "restartPolicy": "OnFailure", "template": pod.template(job, "pytorch", _from_environment(job))}
     return {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "metadata": _meta(job), "spec": {
         "nprocPerNode": str(job.gpus), "runPolicy": policy, "pytorchReplicaSpecs": {"Worker": worker},
         "elasticPolicy": {"rdzvBackend": "c10d", "minReplicas": least, "maxReplicas": most, "maxRestarts": job.max_restarts}}}
@@ -181,8 +144,7 @@ def _runtime(job: Job) -> dict[str, Any]:
     place = ["--rdzv-backend=c10d", "--rdzv-endpoint=$(PET_MASTER_ADDR):$(PET_MASTER_PORT)", f"--rdzv-id={job.name}"]
     inner: dict[str, Any] = {
         "backoffLimit": job.max_restarts * job.nodes[1], "podFailurePolicy": _DISRUPTED,
-        "template": {"metadata": {"labels": _meta(job)["labels"]},
-                     "spec": _pod(job, "node", _from_environment(job, *place), restartPolicy="Never")},
+        "template": pod.template(job, "node", _from_environment(job, *place), restartPolicy="Never"),
     }
     if job.options.time is not None:
         inner["activeDeadlineSeconds"] = seconds_of(job.options.time)

@@ -20,7 +20,7 @@ from urllib.parse import parse_qsl, urlsplit
 from ...shared.errors import UserError, raise_problems
 from ..base.console import Console
 from ..data.layout import BatchLayout
-from .job import MARK, Job, Target, seconds_of
+from .job import MARK, Job, Target, memory_of, seconds_of, variables_of
 from .kubernetes import Kubernetes
 from .ray import Ray, SkyPilot
 from .shell import Slurm, ThisMachine, Torchrun
@@ -41,7 +41,7 @@ def check(job: Job, on: str) -> Target:
     known = targets()
     if on not in known:
         raise UserError(f"--on is {on!r}, expected one of: {', '.join(known)}")
-    raise_problems(_problems(job, on, known), f"the job cannot be launched on {on}")
+    raise_problems(dict.fromkeys(_problems(job, on, known)), f"the job cannot be launched on {on}")
     return known[on]
 
 
@@ -113,15 +113,15 @@ def _problems(job: Job, on: str, known: Mapping[str, Target]) -> Iterator[str]:
     if not 1 <= least <= most:
         yield f"--nodes is {least}:{most}, expected at least 1, and the smaller number first"
     for name, value, lowest in (("gpus", job.gpus, 1), ("max-restarts", job.max_restarts, 0), ("grace", job.grace, 15),
-                                ("cpus", job.options.cpus or 1, 1)):
-        if value < lowest:
+                                ("cpus", job.options.cpus, 1)):
+        if value is not None and value < lowest:
             yield f"--{name} is {value}, expected at least {lowest}"
     given = {name: value for name, value in vars(job.options).items() if value is not None}
     for name in given:
         if name not in known[on].takes:
             where = [other for other, target in known.items() if name in target.takes]
             yield f"--{name.replace('_', '-')} means nothing to {on}: leave it out (it is for {', '.join(where)})"
-    for name in ("time", "partition", "account", "image", "namespace", "secret", "gpu_type", "rendezvous", "logs"):
+    for name in ("time", "partition", "account", "image", "gpu_type", "rendezvous", "logs"):
         if isinstance(value := given.get(name), str) and not _PLAIN.fullmatch(value):
             yield f"--{name.replace('_', '-')} is {value!r}: expected letters, digits and . , : @ % / + = _ - only"
     if job.options.time is not None and not seconds_of(job.options.time):
@@ -132,7 +132,12 @@ def _problems(job: Job, on: str, known: Mapping[str, Target]) -> Iterator[str]:
                 BatchLayout(job.recipe.data.global_batch, job.recipe.data.micro_batch, 0, nodes * job.gpus, ramp=job.recipe.data.ramp)
             except UserError as error:
                 yield str(error)
-    yield from (problem for word in job.arguments for problem in _exposed(word))
+    for read in (variables_of, memory_of):
+        try:
+            read(job.options)
+        except UserError as error:
+            yield str(error)
+    yield from (problem for word in (*job.arguments, *(job.options.env or ())) for problem in _exposed(word))
     yield from known[on].problems(job)
 
 

@@ -10,13 +10,14 @@ from typing import Any
 
 import yaml
 
-from .job import MARK, Job, ShellText, words
+from ..base.install import clone
+from .job import MARK, Job, ShellText, memory_of, variables_of, words
 
 
 class Ray:
     """A script for `ray job submit`: Ray starts the ranks, polymodal does the rest."""
 
-    takes = frozenset({"cpus", "gpu_type"})
+    takes = frozenset({"cpus", "gpu_type", "env"})
     here = False
 
     def problems(self, job: Job) -> Iterator[str]:
@@ -36,7 +37,7 @@ class Ray:
         backend = "cpu:gloo,cuda:nccl" if job.with_gpus else "gloo"
         script = _SCRIPT.format(mark=MARK, ranks=ranks, program=_python(job.program()), recipe=_python(job.recipe_file),
                                 scaling=_python(scaling), backend=_python(backend), name=_python(job.name), failures=job.max_restarts,
-                                environment=_python({"OMP_NUM_THREADS": job.environment["OMP_NUM_THREADS"]}))
+                                environment=_python({"OMP_NUM_THREADS": "1", **variables_of(job.options)}))
         return {f"{job.name}-ray.py": script}
 
     def command(self, job: Job, folder: Path = Path()) -> list[str]:
@@ -101,21 +102,26 @@ if __name__ == "__main__":
 class SkyPilot:
     """A task for `sky jobs launch`, which starts it again elsewhere when its machines are taken away."""
 
-    takes = frozenset({"image", "gpu_type", "cpus", "setup"})
+    takes = frozenset({"image", "gpu_type", "cpus", "setup", "memory", "env"})
     here = False
 
     def problems(self, job: Job) -> Iterator[str]:
-        """SkyPilot chooses machines by their GPU."""
+        """SkyPilot chooses machines by their GPU, and they begin without polymodal."""
         if job.with_gpus and job.options.gpu_type is None:
             yield "--gpu-type is missing: SkyPilot chooses machines by it, such as H100"
         if job.nodes[0] != job.nodes[1]:
             yield f"--nodes is {job.nnodes}, and SkyPilot starts a fixed number of machines: use {job.nodes[1]}"
+        if job.options.setup is None and job.options.image is None and clone() is None:
+            yield ("the machines begin without polymodal, and it runs here without the clone that could be sent to them: give --image with "
+                   "polymodal in it, or --setup with the lines that install it")
 
     def files(self, job: Job) -> dict[str, str]:
-        """The task."""
+        """The task. Without an image and without lines of the user's, it sends the clone and installs it."""
         o = job.options
         resources: dict[str, Any] = {"accelerators": f"{o.gpu_type}:{job.gpus}"} if job.with_gpus else {}
         resources |= {"cpus": f"{o.cpus}+"} if o.cpus else {}
+        memory = memory_of(o)
+        resources |= {"memory": f"{-(-memory // (1 << 30))}+"} if memory is not None else {}
         resources |= {"image_id": f"docker:{o.image}"} if o.image else {}
         place = ["--rdzv-backend=c10d", ShellText('--rdzv-endpoint="$head:29400"'), f"--rdzv-id={job.name}"]
         recipe = None if job.recipe_file is None else "recipe.yaml"
@@ -123,8 +129,13 @@ class SkyPilot:
         if job.recipe_file is not None:
             run += f"printf %s {shlex.quote(job.recipe_file)} > recipe.yaml\n"
         run += words(job.torchrun(*place, recipe=recipe)) + "\n"
-        task = {"name": job.name, "resources": resources, "num_nodes": job.nodes[1], "envs": job.environment,
-                "setup": o.setup or "python -m pip install polymodal\n", "run": run}
+        task: dict[str, Any] = {"name": job.name, "resources": resources, "num_nodes": job.nodes[1], "envs": job.environment}
+        if o.setup is not None:
+            task["setup"] = o.setup
+        elif o.image is None:
+            task |= {"workdir": str(clone()), "setup": _install(job)}
+            run = f". {_PLACE}/bin/activate\n{run}"
+        task["run"] = run
         return {f"{job.name}-sky.yaml": f"# {MARK}\n{yaml.safe_dump(task, sort_keys=False, allow_unicode=True, width=140)}"}
 
     def command(self, job: Job, folder: Path = Path()) -> list[str]:
@@ -135,3 +146,15 @@ class SkyPilot:
         """SkyPilot runs the task again."""
         return ("SkyPilot runs the task again on other machines, from the newest checkpoint, so --out must lie on a mounted store that "
                 "outlives them; what was computed since then is lost, as plain torchrun is killed with its machine (not tested)")
+
+
+_PLACE = "~/polymodal-env"
+
+
+def _install(job: Job) -> str:
+    """The clone, in an environment of its own: the machine's Python may be too old."""
+    kinds = {value.partition("://")[0] for value in job.arguments if "://" in value}
+    extras = sorted({{"s3": "s3", "gs": "gcs", "gcs": "gcs"}[kind] for kind in kinds & {"s3", "gs", "gcs"}})
+    what = f".[{','.join(extras)}]" if extras else "."
+    return (f"python3 -m pip install --quiet uv\npython3 -m uv venv --python 3.12 {_PLACE}\n"
+            f"python3 -m uv pip install --python {_PLACE}/bin/python -e '{what}'\n")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from .job import MARK, Job, ShellText, words
+from .job import MARK, Job, ShellText, memory_of, words
 
 _HERE = "asked to stop, it saves and ends with code 75; the same command goes on from there, and nothing gives it by itself"
 
@@ -64,7 +65,7 @@ class Torchrun:
 class Slurm:
     """An sbatch script: requeued when it is preempted or its time is up, and told early enough to save."""
 
-    takes = frozenset({"time", "partition", "account", "gpu_type", "cpus", "setup", "logs"})
+    takes = frozenset({"time", "partition", "account", "gpu_type", "cpus", "setup", "logs", "memory", "env"})
     here = False
 
     def problems(self, job: Job) -> Iterator[str]:
@@ -76,14 +77,16 @@ class Slurm:
         """The script."""
         o = job.options
         gpus = f"{o.gpu_type}:{job.gpus}" if o.gpu_type else str(job.gpus)
+        memory = memory_of(o)
         settings = {
             "job-name": job.name, "nodes": str(job.nodes[1]), "ntasks-per-node": "1", "gpus-per-node": gpus if job.with_gpus else None,
-            "cpus-per-task": str(job.cores), "time": o.time, "partition": o.partition, "account": o.account,
+            "cpus-per-task": str(job.cores), "mem": None if memory is None else f"{memory >> 20}M", "time": o.time,
+            "partition": o.partition, "account": o.account,
             # the batch shell hears of the time limit, and nobody else: it decides what is told to the ranks
             "signal": f"B:USR1@{job.grace}", "requeue": "", "open-mode": "append", "output": f"{o.logs or 'logs'}/%x-%j.out",
         }
         lines = [f"#SBATCH --{name}{f'={value}' if value else ''}" for name, value in settings.items() if value is not None]
-        exports = [f"export {name}={value}" for name, value in job.environment.items()]
+        exports = [f"export {name}={shlex.quote(value)}" for name, value in job.environment.items()]
         place = ["--rdzv-backend=c10d", ShellText('--rdzv-endpoint="$head:$port"'), ShellText('--rdzv-id="$SLURM_JOB_ID"')]
         script = _SCRIPT.format(mark=MARK, settings="\n".join(lines), exports="\n".join(exports), setup=o.setup or "# no --setup",
                                 cores=job.cores, command=words(job.agent(*place)))

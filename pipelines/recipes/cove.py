@@ -14,13 +14,15 @@ def cove_tiny() -> Recipe:
 
     Paper: McCann et al. 2017, CoVe, section 3.
     Target: none in the paper; the loss should be well below the entropy of the targets' words (`lm_chance`).
-    Measured: not measured.
+    Measured: 2026-11-28, seed 0: after 1,000 updates 5.259 nats for each word of the held-out targets (six books), whose entropy is 5.424
+    (perplexity 192 and 227); 18.3 % are right. It falls below the entropy after 800 updates and has not ended to fall. What it writes are
+    commas and *the*: as a translator it is of no use yet.
     Deviates: size, Adam, rate, batch.
     Data: verses of two English Bibles, made with `python examples/verse_pairs.py pairs --part train > pairs.jsonl` (and `--part held`)
     and packed with `polymodal pack pairs.jsonl --target-field target --out DATA`; words of both versions,
     `python examples/verse_pairs.py sentences --part train > verses.jsonl`,
     `polymodal tokenizer train verses.jsonl --for cove --size 8000 --min-count 2 --split-punctuation --out TOKENIZER`.
-    Cost: not measured.
+    Cost: 681 s of processor time on one thread (2 cores Intel Xeon, AVX-512 with AMX, 24 GiB, fp32, beside other work).
     Command: polymodal pretrain cove-tiny --data DATA --eval-data HELD --tokenizer TOKENIZER --out RUN
     """
     return Recipe(

@@ -11,11 +11,12 @@ def elmo_tiny() -> Recipe:
     """ELMo with two LSTMs of 256 cells, projected to 128, in each direction, on rows of 20 words: a few minutes on a laptop.
 
     Paper: Peters et al. 2018, ELMo (the architecture; one softmax over all words).
-    Target: none in the paper; this is a tutorial and a smoke test.
-    Measured: not measured.
+    Target: none in the paper; this is a tutorial and a smoke test. The perplexity should be below that of a trigram of the same text.
+    Measured: 2026-11-28, seed 0, verses of the World English Bible (docs/words.md): on six held-out books forward perplexity 61.8, backward
+    67.9, unigram 245, Kneser-Ney trigram 88.0.
     Deviates: size, no adaptive softmax (the vocabulary is small), AdamW with weight decay.
     Data: `pack --tokenize TOKENIZER --block 20 --in-order`, with a vocabulary of words (`tokenizer train --for elmo`).
-    Cost: not measured.
+    Cost: 31 minutes on one thread beside other work for 1,500 updates (2 cores Intel Xeon, AVX-512 with AMX, 24 GiB, fp32).
     Command: polymodal pretrain elmo-tiny --data DATA --tokenizer TOKENIZER --out RUN
     """
     return Recipe(

@@ -14,10 +14,11 @@ def features_tiny() -> Recipe:
 
     Paper: Peters et al. 2018, ELMo, section 3.3 (the mix) and section 4 (the tagger).
     Target: none in the paper; this compares networks on the same data. `objective.tuned` trains the network, too.
-    Measured: not measured.
+    Measured: 2026-11-28, three seeds (docs/words.md): F1 of names on 600 held-out sentences 0.447, 0.493 and 0.430 on the layers of an
+    `elmo-tiny` of 600 updates, 0.405, 0.434 and 0.409 on the vectors of a `word2vec-tiny` of the same text.
     Deviates: size, no words and characters of the tagger's own.
     Data: `pack --kind tag`.
-    Cost: not measured.
+    Cost: 107 s of processor time on ELMo's layers, 43 s on word vectors, one thread (2 cores Intel Xeon, AVX-512 with AMX, 24 GiB).
     Command: polymodal pretrain features-tiny --set companions.features=MODEL --data DATA --eval-data HELD --out RUN
     """
     return Recipe(

@@ -58,7 +58,8 @@ def tinybert_classify() -> Recipe:
     Paper: Jiao et al. 2019, section 4.2: intermediate for 20 epochs (10 for large tasks) at 5e-5, batch 32, then predictions for 3 epochs
     at 1e-5, 2e-5 or 3e-5, batch 16 or 32.
     Target: GLUE test set: MNLI 82.5, SST-2 92.6, QNLI 87.7 (paper, table 1, with augmented data).
-    Deviates: the length is given in updates: 3 epochs of 67k samples (SST-2); nothing augments the data.
+    Deviates: the length is given in updates: 3 epochs of 67k samples (SST-2); `polymodal augment` makes the paper's
+    augmented data, which is 20 times as much.
     Unverified: the published weights were not available in the development environment.
     Cost: not measured.
     Command: polymodal distill tinybert-classify --teacher TUNED --model TINYBERT --data DATA --eval-data HELD --out RUN

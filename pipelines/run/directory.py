@@ -222,6 +222,14 @@ def counts_bytes(counts: np.ndarray) -> bytes:
     return counts.astype("<u8").tobytes()
 
 
+def record_recipe(run: Run, resolved: Recipe) -> None:
+    """Write the recipe of the start that was recorded last anew: what was found out since belongs to it."""
+    *before, last = run.starts()
+    replace_durably(run.directory / RECIPE, resolved.to_yaml())
+    replace_durably(run.directory / ENVIRONMENT,
+                    json.dumps({"starts": [*before, {**last, "recipe": resolved.to_dict()}]}, indent=1, ensure_ascii=False))
+
+
 def record_start(run: Run, resolved: Recipe, config: Any, context: Context, model: str, start: Mapping[str, Any],
                  ancestor: Mapping[str, Any] | None = None, brought: Mapping[str, Mapping[str, Any]] | None = None,
                  inputs: Mapping[str, str] | None = None, companions: Mapping[str, Companion] | None = None) -> None:

@@ -15,6 +15,7 @@ import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -33,6 +34,21 @@ Precision = Literal["auto", "32", "bf16-mixed", "bf16-true"]
 
 
 @dataclass(frozen=True)
+class EarlierBatch:
+    """What updates of a run had, before it went on with another batch."""
+
+    until: int
+    """The last of these updates, numbered as in the log."""
+    global_batch: int
+    ramp_start: int | None = None
+    ramp_samples: int = 0
+
+    def ramp(self, since: int, earlier: Ramp | None) -> Ramp:
+        """The samples of each update, after `since` updates with those of `earlier`."""
+        return Ramp(self.global_batch, self.ramp_start, self.ramp_samples, since, earlier)
+
+
+@dataclass(frozen=True)
 class DataSettings:
     """How the stream feeds the run."""
 
@@ -45,6 +61,9 @@ class DataSettings:
     does not grow. The schedule goes by the samples read."""
     ramp_samples: int = 0
     """Over how many samples the batch grows linearly from `ramp_start` to `global_batch`."""
+    earlier: tuple[EarlierBatch, ...] = ()
+    """The batches (`until`, `global_batch`, `ramp_start`, `ramp_samples`) of a run's first updates, where it went on with another one: a
+    run that resumes with another `global_batch` adds to this by itself."""
     max_tokens: int | None = None
     """Tokens of one forward pass: a micro-batch with more, as a long document makes it, is computed in several, with the same gradient.
     null: twice what `micro_batch` sequences as long as its longest one hold."""
@@ -69,6 +88,11 @@ class DataSettings:
             ("prefetch", self.prefetch, 1), ("lanes", self.lanes, 1), ("window", self.window, 1),
             ("max_tokens", 1 if self.max_tokens is None else self.max_tokens, 1),
         ) if value < least]
+        ends = [0, *(part.until for part in self.earlier)]
+        if any(a >= b for a, b in pairwise(ends)):
+            wrong.append(f"earlier ends with the updates {ends[1:]}, expected each to be later than the one before")
+        wrong += [f"earlier has a global_batch of {part.global_batch}, expected at least 1"
+                  for part in self.earlier if part.global_batch < 1]
         if not wrong:
             _ = self.ramp  # refuses what cannot grow
         if self.micro_batch is not None and self.micro_batch > self.global_batch:
@@ -81,7 +105,10 @@ class DataSettings:
     @property
     def ramp(self) -> Ramp:
         """The samples of each update."""
-        return Ramp(self.global_batch, self.ramp_start, self.ramp_samples)
+        since, ramp = 0, None
+        for part in (*self.earlier, EarlierBatch(0, self.global_batch, self.ramp_start, self.ramp_samples)):
+            since, ramp = part.until, part.ramp(since, ramp)
+        return cast("Ramp", ramp)
 
 
 @dataclass(frozen=True)
@@ -200,6 +227,9 @@ class Recipe:
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     max_updates: int = 1000
     """Length of the run; the schedule ends there."""
+    max_time: float | None = None
+    """Length of the run in seconds of training: a few updates that do not count say how many fit, and `max_updates` becomes their number.
+    null: `max_updates` says it."""
     seed: int = 0
     """Determines the initial weights, the order of the data, and every draw."""
     precision: Precision = "auto"
@@ -235,6 +265,7 @@ class Recipe:
             ("evaluate.previews", self.evaluate.previews, 0), ("evaluate.patience", self.evaluate.patience, 0),
             ("evaluate.min_delta", self.evaluate.min_delta, 0), ("checkpoint.every", self.checkpoint.every, 0),
             ("checkpoint.keep_last", self.checkpoint.keep_last, 1), ("checkpoint.keep_every", self.checkpoint.keep_every, 0),
+            ("max_time", 1 if self.max_time is None else self.max_time, 1),
             ("devices", 1 if self.devices == "auto" else self.devices, 1), ("shard_size", self.shard_size or 2, 2),
         ) if value < least]
         if self.shard_size is not None and self.strategy != "fsdp":

@@ -2,6 +2,8 @@
 
 Before the first update, in this order:
     inputs      opens the data sets and makes the stream
+    batches     keeps the batches that a run's updates had, where it goes on with others
+    budget      finds how many updates fit into a length in time
     start       finds the first weights
     preflight   checks the run and says what will happen
     begin       takes the run's directory and finds the checkpoint to continue from
@@ -15,6 +17,7 @@ The updates:
     average     an average of the weights, for evaluation and export
     health      judges gradients; `rewind` acts on what went wrong, `events` reads what was done
 Between updates:
+    evaluate    measures held-out data
     meter       means for the log; `clock` measures time
     best        which evaluation was the best, and when to stop waiting for a better one
     heartbeat   what this rank does, for `polymodal inspect`

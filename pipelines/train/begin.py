@@ -91,6 +91,8 @@ def foreseen(run: Run, recipe: Recipe, system: System, context: Context, resume:
     if start is None:
         return f"would {before}begin with update 1 in {run.directory}"
     _check_continued(start, recipe, system, context, stream)
+    if recipe.max_time is not None and not start.update:
+        return f"would {before}begin with update 1 from {start.path}"
     rest = recipe.max_updates - start.update
     return (f"would {before}resume after update {start.update} from {start.path}, with " +
             (f"{rest:,} updates to go" if rest > 0 else f"nothing to go: max_updates is {recipe.max_updates}"))

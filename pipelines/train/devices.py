@@ -1,4 +1,7 @@
-"""Which devices and number formats a run uses: Fabric, set up from a recipe."""
+"""Which devices and number formats a run uses: Fabric, set up from a recipe.
+
+Fabric takes seconds to import, so what needs it does so; a dry run on one rank does without.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,9 @@ import shlex
 import shutil
 import sys
 import warnings
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -18,15 +22,33 @@ from ...shared.cpu import cpu_features, keep_freed_memory
 from ...shared.errors import UserError, raise_problems
 from ..data.order import draw_seed
 from ..run.recipe import Precision, Recipe
-from .fabric import DDPStrategy, Fabric, ModelParallelStrategy
 from .sharding import layout_problems, parallelize, sharded
+
+if TYPE_CHECKING:
+    from .fabric import DDPStrategy, Fabric, ModelParallelStrategy
 
 TIMEOUT = timedelta(minutes=10)
 """How long a rank waits for the others before it gives up: longer than any checkpoint, shorter than a night."""
 
 
-def build_fabric(recipe: Recipe) -> Fabric:
-    """Fabric for the recipe's devices, launched: from here on every rank runs this program."""
+@dataclass(frozen=True)
+class Alone:
+    """The only rank of a run that is planned: what there is to know of its Fabric."""
+
+    device: torch.device
+    world_size: int = 1
+    global_rank: int = 0
+    is_global_zero: bool = True
+
+
+def planned(recipe: Recipe) -> Alone | Fabric:
+    """The recipe's devices for a dry run."""
+    accelerator, devices, nodes = _devices(recipe)
+    return Alone(torch.device(accelerator)) if devices * nodes == 1 else build_fabric(recipe)
+
+
+def _devices(recipe: Recipe) -> tuple[str, int, int]:
+    """The accelerator, the devices of each node, and the nodes; refuses what cannot be."""
     accelerator = recipe.accelerator if recipe.accelerator != "auto" else _best_accelerator()
     if accelerator == "cuda" and not torch.cuda.is_available():
         raise UserError("accelerator is cuda and this machine has no CUDA device: set accelerator=cpu or auto")
@@ -35,10 +57,18 @@ def build_fabric(recipe: Recipe) -> Fabric:
     if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun has decided
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
         nodes = int(os.environ["WORLD_SIZE"]) // devices
-    world = devices * nodes
-    raise_problems(layout_problems(recipe, world, accelerator), "the ranks")
+    raise_problems(layout_problems(recipe, devices * nodes, accelerator), "the ranks")
     if recipe.compile:
         _find_compiler(accelerator)
+    return accelerator, devices, nodes
+
+
+def build_fabric(recipe: Recipe) -> Fabric:
+    """Fabric for the recipe's devices, launched: from here on every rank runs this program."""
+    from .fabric import Fabric
+
+    accelerator, devices, nodes = _devices(recipe)
+    world = devices * nodes
     precision = choose_precision(recipe.precision, accelerator)
     with warnings.catch_warnings():  # where Slurm is installed, Fabric advises every run to use srun
         warnings.filterwarnings("ignore", "The `srun` command is available", UserWarning)
@@ -67,6 +97,8 @@ def _find_compiler(accelerator: str) -> None:
 
 def _strategy(recipe: Recipe, world: int, accelerator: str) -> Literal["auto"] | DDPStrategy | ModelParallelStrategy:
     """How the ranks work together."""
+    from .fabric import DDPStrategy, ModelParallelStrategy
+
     if world == 1 and recipe.strategy in ("auto", "fsdp"):
         return "auto"
     # host integers (counts, stop flags) go through gloo, so that they never wait for a GPU

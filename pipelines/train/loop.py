@@ -35,24 +35,22 @@ dropout: the random generators are seeded again for every micro-batch. Therefore
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-import torch
 from torch import Tensor, nn
 
 from ...registry import family
 from ...shared import dist
 from ...shared.errors import UserError
 from ...shared.family import Context
-from ...shared.system import Batch, Objective, Preview, System
+from ...shared.system import Batch, System
 from ..base.console import Bar, Console
+from ..base.values import duration
 from ..data.dataset import DataSet
-from ..data.held_out import chosen_samples, evaluation_batches, lane_batches, shared_batches
 from ..data.layout import BatchLayout
 from ..data.stream import Stream
 from ..model.companions import absolute, with_companions
@@ -64,11 +62,13 @@ from ..run.logbook import Logbook
 from ..run.optim import build_optimizer, clip_gradients, freeze, set_learning_rate
 from ..run.recipe import Recipe
 from ..run.schedule import factor
+from .batches import made_so_far, with_history
 from .begin import begin, foreseen
 from .best import best_updates
-from .devices import build_fabric, seed_draws
-from .fabric import DDPStrategy, Fabric
-from .inputs import Data, EvalData, build_layout, build_stream, open_held_out, open_sets, read_context, updates_of, zero_shot_of
+from .budget import find_length, is_found, with_length
+from .devices import build_fabric, planned, seed_draws
+from .evaluate import evaluate
+from .inputs import Data, EvalData, build_layout, build_stream, open_held_out, open_sets, read_context, updates_of
 from .layers import compile_parts, recompute_blocks
 from .meter import Meter
 from .norms import synchronize_norms
@@ -81,6 +81,9 @@ from .state import TrainState
 from .stop import Stop
 from .trace import profiling
 
+if TYPE_CHECKING:
+    from .fabric import Fabric
+
 Resume = Literal["auto", "never"] | Path
 Ending = Literal["complete", "no progress", "out of time", "asked to stop"]
 
@@ -91,8 +94,8 @@ Ending = Literal["complete", "no progress", "out of time", "asked to stop"]
 def pretrain(
     recipe: Recipe, data: Data, out: str | Path, *, model: str | Path | None = None,
     continue_from: str | Path | None = None, eval_data: EvalData = None, tokenizer: str | Path | None = None,
-    max_updates: int | None = None, max_tokens: int | None = None, max_seconds: float | None = None, resume: str | Path = "auto",
-    dry_run: bool = False, profile: bool = False, console: Console | None = None,
+    max_updates: int | None = None, max_tokens: int | None = None, max_time: float | None = None, max_seconds: float | None = None,
+    resume: str | Path = "auto", dry_run: bool = False, profile: bool = False, console: Console | None = None,
 ) -> dict[str, Any]:
     """Pretrain or fine-tune what the recipe says, from its first update or from the newest checkpoint in `out`.
 
@@ -107,6 +110,7 @@ def pretrain(
         tokenizer: a tokenizer's directory; by default the model's, or the one that lies in the data set.
         max_updates: another length than the recipe's; the schedule follows.
         max_tokens: a length in tokens, of data that is packed in rows; the schedule follows, and `max_updates` becomes as many updates.
+        max_time: a length in seconds of training, see `Recipe.max_time`; the schedule follows.
         max_seconds: end early and cleanly after this time; the schedule does not follow.
         resume: `auto` continues from the newest checkpoint that verifies, `never` refuses a directory that holds
             checkpoints, a path continues from that checkpoint.
@@ -117,14 +121,20 @@ def pretrain(
     Returns:
         The last metrics (`train`, `eval`), `updates`, `ending` and `out`.
     """
-    if max_updates is not None:
-        recipe = replace(recipe, max_updates=max_updates)
+    lengths = {"max_updates": max_updates, "max_tokens": max_tokens, "max_time": max_time}
+    if len(given := [name for name, value in lengths.items() if value is not None]) > 1:
+        raise UserError(f"{' and '.join(given)} all say how long the run is: give one of them")
+    if given:
+        recipe = replace(recipe, max_time=max_time, max_updates=recipe.max_updates if max_updates is None else max_updates)
     out = Path(out)
     check_directory(out, str(resume))
-    fabric = build_fabric(recipe)
+    fabric = planned(recipe) if dry_run else build_fabric(recipe)
     console = (console or Console()) if fabric.is_global_zero else Console(quiet=True)
 
     # 1. What to train, on what
+    made = made_so_far(out, resume)
+    recipe, noted = with_history(recipe, made)
+    recipe, length = with_length(recipe, made)
     mixture = open_sets(data)
     if max_tokens is not None:
         recipe = replace(recipe, max_updates=updates_of(max_tokens, recipe, mixture))
@@ -140,7 +150,7 @@ def pretrain(
     # a system that starts from a trained tower brings that tower's tokenizer, and a task may have added tokens
     context = replace(context, tokenizer=getattr(system.objective, "tokenizer", None) or context.tokenizer)
     stream = build_stream(recipe, mixture, system.objective, layout)
-    lines = [*preflight(recipe, system, stream, held_out, fabric, out), *origin]
+    lines = [*preflight(recipe, system, stream, held_out, fabric, out, is_found(recipe, made)), *length, *noted, *origin]
     for line in lines:
         console.say(line)
     if dry_run:
@@ -150,7 +160,7 @@ def pretrain(
                 "rank": fabric.global_rank}
 
     # 2. The run's directory, and where to start
-    run = Run(out)
+    fabric, run = cast("Fabric", fabric), Run(out)
     found, _lock = begin(run, recipe, system, context, start, resume, stream, held_out, fabric, console)
 
     take_over(system.net, family(recipe.system), run)
@@ -162,7 +172,10 @@ def pretrain(
             state.restore(found)
         elif start.ancestor is not None:
             state.adopt(start.ancestor.place)
-        return train(state, Stop(max_seconds), profile)
+        stop = Stop(max_seconds)
+        if not is_found(recipe, made):
+            find_length(state, lambda: make_update(state, stop), lambda: save(state, None, wait=True))
+        return train(state, stop, profile)
 
 
 def build_system(recipe: Recipe, context: Context, start: Start, layout: BatchLayout) -> tuple[System, list[str]]:
@@ -183,6 +196,8 @@ def build_system(recipe: Recipe, context: Context, start: Start, layout: BatchLa
 def set_up(recipe: Recipe, fabric: Fabric, system: System, stream: Stream, held_out: Sequence[DataSet], run: Run,
            console: Console) -> TrainState:
     """The run at its beginning: the system on its devices, with a fresh optimizer."""
+    from .fabric import DDPStrategy
+
     whole = Whole(system) if sharded(recipe, fabric.world_size) else None
     if recipe.sync_batchnorm and fabric.world_size > 1:
         synchronize_norms(system)
@@ -220,6 +235,9 @@ def train(state: TrainState, stop: Stop, profile: bool = False) -> dict[str, Any
         state.console.say(f"stopped after update {state.update} as asked; the same command continues from there")
     else:
         export(state, ending)
+    if recipe.max_time is not None:
+        state.console.say(f"time: {duration(state.clock.elapsed)} of training, of {duration(recipe.max_time)}; evaluations and checkpoints "
+                          "are not in it")
     return {"out": str(state.run.directory), "updates": state.update, "ending": ending, "train": state.trained, "eval": state.evaluated,
             "rank": fabric.global_rank}
 
@@ -404,68 +422,6 @@ def log(state: TrainState, logbook: Logbook | None, bar: Bar) -> None:
         logbook.add_bad(record for part in parts for record in part["bad"])
         state.console.say(f"update {state.update}/{state.recipe.max_updates}  loss {row['loss']:.4f}  lr {state.lr:.2e}  "
                           f"norm {row['grad_norm']:.3f}  {row['samples_per_s']:.1f} samples/s")
-
-
-@torch.no_grad()
-def evaluate(state: TrainState, logbook: Logbook | None) -> None:
-    """Measure the held-out data on all ranks, and show what the model makes of some of it."""
-    if not state.held_out or state.evaluated.get("update") == state.update:
-        return
-    state.mark("evaluating")
-    began = time.perf_counter()
-    meter = Meter(state.fabric.device, chance=True, turns=state.system.objective.turns)
-    previews: list[Preview] = []
-    with state.averaged():
-        system = state.whole_system()
-        system.eval()
-        for task, objective in system.objective.by_turn().items():
-            for data in state.held_out:
-                if objective.reads(data.index.fields):
-                    previews += _measure(state, system, data, meter, task, objective)
-        if state.labelled is not None:
-            _measure(state, zero_shot_of(system, state.labelled, state.recipe.evaluate), state.labelled, meter)
-        system.train()
-    means = meter.means()
-    if not means:
-        raise UserError("the held-out data gave no batch: give more of it, or leave --eval-data out")
-    means |= meter.chances()
-    derived = system.derived(means)
-    row = {"split": "eval", **state.progress(), **means, **derived, "seconds": time.perf_counter() - began}
-    state.evaluated = row
-    state.best.see(row)
-    if logbook is not None:
-        logbook.add_row(row)
-        logbook.add_previews(state.update, previews)
-        others = "  ".join(f"{name} {row[name]:.4f}" for name in (*means, *derived) if name != "loss")
-        state.console.say(f"evaluation after update {state.update}: loss {row['loss']:.4f}  {others}")
-
-
-def _measure(state: TrainState, system: System, data: DataSet, meter: Meter, task: str = "",
-             objective: Objective[Any] | None = None) -> list[Preview]:
-    """Measure held-out data by the objective of a task, by default the system's; on rank 0 what the model makes of the first batch."""
-    objective = objective or system.objective
-    recipe, fabric, settings = state.recipe, state.fabric, state.recipe.evaluate
-    previews: list[Preview] = []
-    # at most a training micro-batch at a time, so that what trains can be evaluated
-    each = state.stream.layout.size if settings.batch is None else -(-settings.batch // fabric.world_size)
-    rank, world, count = fabric.global_rank, fabric.world_size, len(data)
-    if objective.sequential:
-        parts = lane_batches(min(settings.limit or count, count), settings.batch or recipe.data.global_batch, each, rank, world)
-    else:
-        parts = shared_batches(chosen_samples(count, recipe.seed, settings.limit), each, rank, world, equal=system.coupled)
-    batches = evaluation_batches(data, objective, parts, seed=recipe.seed, on_bad=recipe.data.on_bad,
-                                 max_tokens=recipe.data.max_tokens, task=task)
-    carry: Any = None
-    for number, batch in enumerate(batches):  # a rank may have fewer batches than another, or none
-        seed_draws(recipe.seed, number)
-        batch = batch.to(fabric.device)
-        with fabric.autocast():
-            step = system(batch, carry)
-            carry = step.carry
-            meter.add(step, batch.counts, task)
-            if number == 0 and fabric.is_global_zero:
-                previews = system.preview(batch, settings.previews) if settings.previews else []
-    return [replace(preview, rows=(("task", task), *preview.rows)) for preview in previews] if task else previews
 
 
 def save(state: TrainState, logbook: Logbook | None, wait: bool = False) -> None:

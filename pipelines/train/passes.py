@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from ...shared.system import Batch, Step, System
+
+if TYPE_CHECKING:
+    from .fabric import Fabric
 
 
 class Pass(NamedTuple):

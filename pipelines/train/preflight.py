@@ -36,8 +36,9 @@ class Machine(Protocol):
     def device(self) -> torch.device: ...  # noqa: D102
 
 
-def preflight(recipe: Recipe, system: System, stream: Stream, held_out: Sequence[DataSet], fabric: Machine, out: Path) -> list[str]:
-    """Check what can be known before the first update, and say what will happen.
+def preflight(recipe: Recipe, system: System, stream: Stream, held_out: Sequence[DataSet], fabric: Machine, out: Path,
+              is_length_known: bool = True) -> list[str]:
+    """Check what can be known before the first update, and say what will happen; `is_length_known`: `max_updates` is the run's.
 
     Returns:
         Lines for people.
@@ -60,7 +61,8 @@ def preflight(recipe: Recipe, system: System, stream: Stream, held_out: Sequence
         *system.objective.notes,
         *(f"{name} (not trained): {c.source}, {sum(p.numel() for p in c.net.parameters()):,} parameters, sha256 {c.fingerprint[:12]}"
           for name, c in system.companions.items()),
-        f"run: {recipe.max_updates:,} updates = {samples:,} samples = {samples / stream.samples_per_epoch:.2f} epochs; "
+        (f"run: {recipe.max_updates:,} updates = {samples:,} samples = {samples / stream.samples_per_epoch:.2f} epochs; "
+         if is_length_known else "run: ") +
         f"{recipe.optim.name}, peak learning rate {recipe.optim.lr:g}, "
         f"{recipe.schedule.name} after {recipe.schedule.warmup} updates of warmup",
     ]
@@ -68,7 +70,7 @@ def preflight(recipe: Recipe, system: System, stream: Stream, held_out: Sequence
         warm = " after a warm-up" if recipe.optim.ema_warmup else ""
         lines.append(f"average: of the weights, with decay {recipe.optim.ema_decay:g}{warm}; evaluations and the export use it, "
                      "checkpoints hold both")
-    if recipe.schedule.warmup >= recipe.max_updates:
+    if is_length_known and recipe.schedule.warmup >= recipe.max_updates:
         lines.append(f"note: the run ends within the warmup of {recipe.schedule.warmup} updates (schedule.warmup)")
     cycle = len(stream.turns.cycle)
     if recipe.log.every % cycle:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ...shared.errors import UserError
 from ...shared.family import Adopt, Family
+from ...shared.heads import Pooler
 from ...shared.system import System
 from ...shared.tokenizer import NoTokenizer, Tokenizer
 from ...text.tasks import SequenceClassifier
@@ -126,7 +127,7 @@ def untrained_summary(system: System, start: Start, frozen: Sequence[str]) -> It
     depths, net = layer_depths(system), system.net
     blocks = [name for name, depth in depths.items() if depth.layer]
     if (start.net is not None and blocks and set(blocks) <= set(frozen) and isinstance(net, SequenceClassifier)
-            and net.config.summary_token == "first" and not any("pooler" in name for name, _ in start.net.named_parameters())):
+            and net.config.summary_token == "first" and not any(isinstance(part, Pooler) for part in start.net.modules())):
         yield (f"note: all layers are frozen, and classes are read off the first token, of which {start.source} was not trained to make a "
                "summary (it has no pooler): expect little more than the most frequent class; freeze fewer layers, or read all "
                f"layers and tokens: recipe features-base with companions.features={start.source}")

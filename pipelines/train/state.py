@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -26,13 +26,15 @@ from .average import Average
 from .best import Best
 from .clock import Clock
 from .events import rewind_decisions
-from .fabric import Fabric
 from .health import Health
 from .heartbeat import MAKING, Heartbeat
 from .inputs import open_labelled
 from .meter import Meter
 from .sharding import Whole
 from .totals import Totals
+
+if TYPE_CHECKING:
+    from .fabric import Fabric
 
 
 @dataclass

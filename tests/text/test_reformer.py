@@ -16,7 +16,8 @@ from polymodal.text._hashing import LONELY, Nearby, attend_nearby, bucket_factor
 from polymodal.text._reversible import reversible
 from polymodal.text._sorted import Rows
 from polymodal.text.next_token import CausalSettings
-from polymodal.text.reformer import HashedBatch, HashedObjective, ReformerConfig, ReformerModelWithLMHead, ReformerSystem
+from polymodal.text.reformer import HashedBatch, HashedObjective, ReformerModelWithLMHead, ReformerSystem
+from polymodal.text.reformer_config import ReformerConfig
 
 SMALL = {"vocab_size": 50, "hidden_size": 32, "num_attention_heads": 2, "attention_head_size": 8, "feed_forward_size": 48,
          "axial_pos_shape": (8, 16), "axial_pos_embds_dim": (12, 20), "max_position_embeddings": 128, "lsh_attn_chunk_length": 8,

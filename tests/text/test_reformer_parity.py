@@ -14,7 +14,7 @@ from parity import assert_both_ways, assert_equal, assert_same_gradients, noise,
 from polymodal.registry import family
 from polymodal.shared.convert import to_ours
 from polymodal.shared.errors import UserError
-from polymodal.text.reformer import ReformerConfig
+from polymodal.text.reformer_config import ReformerConfig
 from safetensors.torch import load_file, save_file
 from transformers.models.reformer.modeling_reformer import LSHSelfAttention
 

@@ -14,7 +14,7 @@ from polymodal.shared.errors import UserError
 from polymodal.shared.meta import without_weights
 from polymodal.shared.sample import Sample
 from polymodal.shared.tokenizer import STYLES, Tokenizer
-from polymodal.text.xlnet import XLNetConfig
+from polymodal.text.xlnet_config import XLNetConfig
 from safetensors.torch import load_file
 
 TINY = {"vocab_size": 99, "d_model": 32, "n_layer": 3, "n_head": 4, "d_inner": 48, "mem_len": 9, "reuse_len": 6, "num_labels": 3}

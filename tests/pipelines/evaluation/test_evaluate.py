@@ -8,6 +8,7 @@ import math
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import numpy as np
 import polymodal
@@ -15,13 +16,14 @@ import processes
 import pytest
 import torch
 import transformers
+from contract.letters import Config, LetterBatch, Reader
 from polymodal.pipelines import cli
 from polymodal.pipelines.base.console import Console
 from polymodal.pipelines.data.dataset import DataSet
 from polymodal.pipelines.data.held_out import chosen_samples, evaluation_batches, even_batches, lane_batches
 from polymodal.pipelines.evaluation.evaluate import EvaluationSettings, OutputFiles, evaluate
 from polymodal.pipelines.evaluation.intervals import bootstrap, of_ratio, wilson
-from polymodal.pipelines.evaluation.perplexity import Perplexity, SlidingWindow
+from polymodal.pipelines.evaluation.perplexity import OwnObjective, Perplexity, SlidingWindow
 from polymodal.pipelines.model.export import export_system
 from polymodal.pipelines.pack.pack import pack
 from polymodal.pipelines.pack.settings import PackSettings
@@ -220,6 +222,13 @@ def test_the_length_of_the_memory(texts, tokenizers, tmp_path):
 def _gpt_for(folder, tokenizers, texts):
     export_system(polymodal.system("gpt2", size="tiny", tokenizer=tokenizers["gpt2"], **SIZES["gpt2"]), folder / "gpt", tokenizers["gpt2"])
     return folder / "gpt", texts
+
+
+def test_an_objective_without_cross_entropy_is_refused_with_its_first_batch():
+    system = Reader(Config())
+    measure = OwnObjective(SimpleNamespace(source="RUN", device=torch.device("cpu")), system)
+    with pytest.raises(UserError, match=r"RUN: its objective has no cross-entropy \(its terms are square\), .* `polymodal inspect` shows"):
+        measure.add(LetterBatch(x=torch.zeros(2, 5), y=torch.zeros(2), counts={"rows": 2}, tokens=2))
 
 
 # --- masking word by word

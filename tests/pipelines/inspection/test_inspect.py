@@ -91,15 +91,16 @@ def test_the_summary_names_classes_and_shards(images):
 def test_the_picture_grid_shows_the_pictures(images, tmp_path):
     data = DataSet.open(images / "data")
     bad = Sample("bad", {"png": b"no picture"})
-    assert pictures([*data.read_many(range(12)), bad], tmp_path / "grid.png", ["blue", "red"]) == 13
+    warnings: list[str] = []
+    assert pictures([*data.read_many(range(12)), bad], tmp_path / "grid.png", ["blue", "red"], warnings.append) == 13
     grid = Image.open(tmp_path / "grid.png")
     assert grid.size == (8 * 128, 2 * 158)
     for i in range(12):
         expected = (0, 0, 250) if data.read(i).label() == 0 else (250, 0, 0)
         assert grid.getpixel((i % 8 * 128 + 64, i // 8 * 158 + 64)) == expected
     with pytest.raises(UserError, match="no pictures"):
-        pictures([Sample("a", {"txt": b"x"})], tmp_path / "none.png")
-    assert not (tmp_path / "none.png").exists()
+        pictures([Sample("a", {"txt": b"x"})], tmp_path / "none.png", (), warnings.append)
+    assert not (tmp_path / "none.png").exists() and not warnings
 
 
 def test_the_command_shows_a_data_set(texts, images, tmp_path):

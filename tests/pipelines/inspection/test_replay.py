@@ -105,6 +105,16 @@ def test_a_memory_is_carried_on(memory):
     assert {replay(past(memory, update), losses=False)["verdict"] for update in (4, 9)} == {"bitwise"}
 
 
+def test_updates_before_and_after_a_change_of_the_batch(data, tmp_path):
+    for batch, until in ((8, 5), (12, 8), (4, 12)):
+        go("bert-tiny", BERT, data.a, tmp_path / "run", f"data.global_batch={batch}", f"max_updates={until}", "log.every=3",
+           "checkpoint.every=4", tokenizer=data.tok)
+    for update, samples in ((2, 8), (5, 8), (6, 12), (9, 4), (11, 4)):
+        made = past(tmp_path / "run", update)
+        assert len(describe_update(made.stream(), made.index)) == samples
+        assert replay(made, losses=False)["verdict"] == "bitwise"
+
+
 def test_micro_batches_and_samples_add_up_to_the_update(data, tmp_path):
     """Two micro-batches, made again as one, and sample by sample; nothing is drawn by torch here."""
     out = tmp_path / "run"

@@ -11,56 +11,29 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import processes
 import pytest
 import typer
 import yaml
+from jobs import KUBE, ODD, job, only_file, pretrain_arguments, torchrun_arguments
 from polymodal.pipelines import cli
 from polymodal.pipelines.base.console import Console
 from polymodal.pipelines.commands import launch as commands
 from polymodal.pipelines.launch import agent
 from polymodal.pipelines.launch import launch as launching
-from polymodal.pipelines.launch.job import Job, JobOptions, seconds_of, words
+from polymodal.pipelines.launch import ray as skypilot
+from polymodal.pipelines.launch.job import seconds_of, words
 from polymodal.pipelines.launch.launch import check, job_name, launch, nodes_of
-from polymodal.pipelines.run.recipe import recipe
 from polymodal.shared.errors import UserError
-
-ARGUMENTS = ("--data", "/mnt/data, it's $HOME", "--out", "/mnt/run", "--set", "data.global_batch=256")
-ODD = "/mnt/data, it's $HOME"
-
-
-def job(nodes=(2, 2), gpus=8, source="bert-base", arguments=ARGUMENTS, max_restarts=3, grace=120, overrides=(), **options):
-    resolved = recipe(source, [*overrides, "data.global_batch=256"])
-    return Job("bert-base", resolved, str(source), arguments, nodes, gpus, max_restarts, grace, JobOptions(**options))
 
 
 @pytest.fixture
 def mine(tmp_path):
     (tmp_path / "mine.yaml").write_text("base: bert-tiny\noptim: {lr: 0.00123}\n")
     return str(tmp_path / "mine.yaml")
-
-
-def only_file(work, on):
-    files = check(work, on).files(work)
-    assert len(files) == 1
-    return next(iter(files.items()))
-
-
-def pretrain_arguments(words):
-    """The words after `-m polymodal`, parsed by the command itself."""
-    from polymodal.pipelines.cards.reference import commands as known
-
-    rest = words[words.index("polymodal") + 1:]
-    return known()[rest[0]].make_context(rest[0], rest[1:]).params
-
-
-def torchrun_arguments(command):
-    from torch.distributed.run import parse_args
-
-    program = next(word for word in ("torchrun", "polymodal.pipelines.launch.agent") if word in command)
-    return parse_args(command[command.index(program) + 1:])
 
 
 # --- torchrun and this machine
@@ -116,8 +89,14 @@ def test_the_sbatch_script():
     options = sbatch_options(only_file(job(overrides=["accelerator=cpu", "data.workers=3"]), "slurm")[1])
     assert "gpus-per-node" not in options
     assert options["cpus-per-task"] == "32", "a core for each of 8 ranks and its 3 workers"
+    name, script = only_file(job(memory="1.5G", env=("A=it's $HOME", "OMP_NUM_THREADS=4")), "slurm")
+    assert sbatch_options(script)["mem"] == "1536M" and "mem" not in options
+    exports = "\n".join(line for line in script.splitlines() if line.startswith("export"))
+    said = subprocess.run(["bash", "-c", f'{exports}\necho "$A $OMP_NUM_THREADS"'], text=True, capture_output=True, check=True,
+                          env={"HOME": "/wrong"}).stdout
+    assert said == "it's $HOME 4\n"
     # srun does not take them over
-    assert "srun --cpus-per-task=64 " in script
+    assert "srun --cpus-per-task=64 " in only_file(work, "slurm")[1]
 
 
 STUBS = {
@@ -245,109 +224,7 @@ def test_a_rank_says_that_it_is_done_and_takes_it_back_when_it_is_started_again(
     assert cli.run(["inspect", str(tmp_path / "nothing")]) == 2 and [p.name for p in tmp_path.iterdir()] == ["failed"]
 
 
-# --- Kubernetes: the fields that its API knows, from the published schemas (batch/v1 Job, kubeflow.org/v1, trainer.kubeflow.org/v1alpha1)
-
-TEXT, NUMBER, FLAG, LABELS = str, int, bool, {str: str}
-META = {"name": TEXT, "namespace": TEXT, "labels": LABELS}
-VOLUME = {"name": TEXT, "emptyDir": {"medium": TEXT}, "persistentVolumeClaim": {"claimName": TEXT}, "configMap": {"name": TEXT}}
-CONTAINER = {
-    "name": TEXT, "image": TEXT, "command": [TEXT], "env": [{"name": TEXT, "value": TEXT}], "envFrom": [{"secretRef": {"name": TEXT}}],
-    "resources": {"limits": {str: NUMBER}, "requests": {str: NUMBER}}, "volumeMounts": [{"name": TEXT, "mountPath": TEXT}]}
-POD = {"metadata": {"labels": LABELS}, "spec": {
-    "restartPolicy": TEXT, "subdomain": TEXT, "terminationGracePeriodSeconds": NUMBER, "containers": [CONTAINER], "volumes": [VOLUME],
-    "nodeSelector": LABELS}}
-JOB = {"completions": NUMBER, "parallelism": NUMBER, "completionMode": TEXT, "backoffLimit": NUMBER, "activeDeadlineSeconds": NUMBER,
-       "podFailurePolicy": {"rules": [{"action": TEXT, "onPodConditions": [{"type": TEXT, "status": TEXT}]}]}, "template": POD}
-KINDS = {
-    ("v1", "Service"): {"clusterIP": TEXT, "publishNotReadyAddresses": FLAG, "selector": LABELS, "ports": [{"name": TEXT, "port": NUMBER}]},
-    ("batch/v1", "Job"): JOB,
-    ("kubeflow.org/v1", "PyTorchJob"): {
-        "nprocPerNode": TEXT, "runPolicy": {"backoffLimit": NUMBER, "cleanPodPolicy": TEXT, "activeDeadlineSeconds": NUMBER},
-        "pytorchReplicaSpecs": {"Worker": {"replicas": NUMBER, "restartPolicy": TEXT, "template": POD}},
-        "elasticPolicy": {"rdzvBackend": TEXT, "minReplicas": NUMBER, "maxReplicas": NUMBER, "maxRestarts": NUMBER}},
-    ("trainer.kubeflow.org/v1alpha1", "TrainingRuntime"): {
-        "mlPolicy": {"numNodes": NUMBER, "torch": {}},
-        "template": {"spec": {"failurePolicy": {"maxRestarts": NUMBER},
-                              "replicatedJobs": [{"name": TEXT, "template": {"metadata": {"labels": LABELS}, "spec": JOB}}]}}},
-    ("trainer.kubeflow.org/v1alpha1", "TrainJob"): {
-        "runtimeRef": {"apiGroup": TEXT, "kind": TEXT, "name": TEXT}, "trainer": {"numNodes": NUMBER, "numProcPerNode": NUMBER}},
-}
-
-
-def fits(value, schema, place="$"):
-    if isinstance(schema, dict):
-        assert isinstance(value, dict), place
-        for key, inner in value.items():
-            assert key in schema or str in schema, f"{place}: {key} is not a field"
-            fits(inner, schema[key] if key in schema else schema[str], f"{place}.{key}")
-    elif isinstance(schema, list):
-        assert isinstance(value, list) and value, place
-        for inner in value:
-            fits(inner, schema[0], f"{place}[]")
-    else:
-        assert type(value) is schema, f"{place}: {value!r} is no {schema.__name__}"
-
-
-def manifest(work):
-    documents = list(yaml.safe_load_all(only_file(work, "kubernetes")[1]))
-    for document in documents:
-        fits(document["metadata"], META)
-        if document["kind"] == "ConfigMap":
-            assert set(document) == {"apiVersion", "kind", "metadata", "data"} and document["apiVersion"] == "v1"
-        else:
-            assert set(document) == {"apiVersion", "kind", "metadata", "spec"}
-            fits(document["spec"], KINDS[document["apiVersion"], document["kind"]], document["kind"])
-    return {document["kind"]: document for document in documents}
-
-
-KUBE = {"image": "registry.example/polymodal:1", "volume": ("claim:/mnt",)}
-
-
-def test_a_plain_job():
-    found = manifest(job(namespace="ml", secret="bucket", cpus=32, gpu_type="nvidia.com/gpu.product=H100", time="10:00", **KUBE))
-    spec = found["Job"]["spec"]
-    assert (spec["completions"], spec["parallelism"], spec["completionMode"], spec["activeDeadlineSeconds"]) == (2, 2, "Indexed", 600)
-    pod = spec["template"]["spec"]
-    (container,) = pod["containers"]
-    assert pod["restartPolicy"] == "Never" and pod["terminationGracePeriodSeconds"] == 120, "a failure policy needs Never"
-    assert container["resources"] == {"limits": {"nvidia.com/gpu": 8}, "requests": {"cpu": 32}}
-    assert container["envFrom"] == [{"secretRef": {"name": "bucket"}}]
-    # the agents meet at the first pod, whose name the service gives
-    service = found["Service"]["spec"]
-    assert service["clusterIP"] == "None" and service["selector"] == {"job-name": found["Job"]["metadata"]["name"]}
-    endpoint = torchrun_arguments(container["command"]).rdzv_endpoint
-    assert endpoint == f"{found['Job']['metadata']['name']}-0.{pod['subdomain']}:{service['ports'][0]['port']}"
-    assert pod["subdomain"] == found["Service"]["metadata"]["name"]
-    assert {m["name"] for m in container["volumeMounts"]} == {v["name"] for v in pod["volumes"]}
-    assert pretrain_arguments(container["command"])["data"] == [ODD], "no shell in between"
-    assert "Service" not in manifest(job((1, 1), **KUBE))
-
-
-def test_a_pytorchjob_may_change_its_size():
-    spec = manifest(job((1, 2), kind="pytorchjob", **KUBE))["PyTorchJob"]["spec"]
-    assert spec["elasticPolicy"] == {"rdzvBackend": "c10d", "minReplicas": 1, "maxReplicas": 2, "maxRestarts": 3}
-    worker = spec["pytorchReplicaSpecs"]["Worker"]
-    (container,) = worker["template"]["spec"]["containers"]
-    assert container["name"] == "pytorch", "the operator looks for this name"
-    assert worker["replicas"] == 2 and spec["nprocPerNode"] == "8"
-    assert not [word for word in container["command"] if "nnodes" in word or "rdzv" in word], "the operator says them in the environment"
-
-
-def test_a_trainjob_brings_its_runtime():
-    found = manifest(job(kind="trainjob", namespace="ml", time="60", secret="bucket", **KUBE))
-    runtime, train = found["TrainingRuntime"], found["TrainJob"]["spec"]
-    assert train["runtimeRef"]["name"] == runtime["metadata"]["name"] and train["trainer"] == {"numNodes": 2, "numProcPerNode": 8}
-    (node,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
-    assert node["template"]["metadata"]["labels"] == {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}
-    assert runtime["metadata"]["labels"]["trainer.kubeflow.org/framework"] == "torch" and node["name"] == "node"
-
-
-def test_a_recipe_file_travels(mine):
-    found = manifest(job(source=mine, **KUBE))
-    assert yaml.safe_load(found["ConfigMap"]["data"]["recipe.yaml"])["optim"]["lr"] == 0.00123
-    (container,) = found["Job"]["spec"]["template"]["spec"]["containers"]
-    assert pretrain_arguments(container["command"])["recipe"] == "/etc/polymodal/recipe.yaml"
-    assert any(m["mountPath"] == "/etc/polymodal" for m in container["volumeMounts"])
+# --- what people are told
 
 
 @pytest.mark.parametrize(("on", "options", "said"), [
@@ -376,6 +253,7 @@ def test_the_ray_script_compiles_and_says_the_same(mine):
     calls = {ast.unparse(node.func): node for node in ast.walk(tree) if isinstance(node, ast.Call)}
     scaling = ast.literal_eval(calls["ray.train.ScalingConfig"].keywords[0].value)
     assert scaling == {"num_workers": 16, "use_gpu": True, "accelerator_type": "H100", "resources_per_worker": {"CPU": 8, "GPU": 1}}
+    assert "{'OMP_NUM_THREADS': '1', 'A': 'b'}" in only_file(job(env=("A=b",)), "ray")[1]
     assert "'gloo'" in only_file(job(overrides=["accelerator=cpu"]), "ray")[1]
 
 
@@ -383,6 +261,7 @@ def test_the_skypilot_task(mine):
     task = yaml.safe_load(only_file(job(source=mine, gpu_type="H100", image="i:1"), "skypilot")[1])
     assert set(task) <= {"name", "resources", "num_nodes", "envs", "setup", "run"}
     assert task["resources"] == {"accelerators": "H100:8", "image_id": "docker:i:1"} and task["num_nodes"] == 2
+    assert "setup" not in task and "workdir" not in task, "polymodal is in the image"
     subprocess.run(["bash", "-n"], input=task["run"], text=True, check=True)
     script = task["run"].replace("torchrun", "printf '%s\\n' torchrun")
     done = subprocess.run(["bash", "-c", script], env={"SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2", "PATH": os.environ["PATH"]}, text=True,
@@ -390,6 +269,30 @@ def test_the_skypilot_task(mine):
     assert torchrun_arguments(done.stdout.splitlines()).rdzv_endpoint == "10.0.0.1:29400"
     assert pretrain_arguments(done.stdout.splitlines())["data"] == [ODD]
     assert yaml.safe_load((Path(mine).parent / "recipe.yaml").read_text())["optim"]["lr"] == 0.00123
+
+
+def test_skypilots_machines_install_the_clone(tmp_path, monkeypatch):
+    """The lines are run, with programs in place of those that would need a network."""
+    places = ("--data", "s3://bucket/x", "--eval-data", "gs://b/y", "--out", "/r")
+    work = job(gpu_type="H100", memory="100G", env=("A=b",), arguments=places)
+    task = yaml.safe_load(only_file(work, "skypilot")[1])
+    assert task["resources"]["memory"] == "100+" and task["envs"]["A"] == "b"
+    assert (Path(task["workdir"]) / "pyproject.toml").is_file()
+    (tmp_path / "python3").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "python3").chmod(0o755)
+    said = subprocess.run(["bash", "-c", task["setup"]], env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": "/home/me"}, text=True,
+                          capture_output=True, check=True).stdout.splitlines()
+    assert said == ["-m pip install --quiet uv", "-m uv venv --python 3.12 /home/me/polymodal-env",
+                    "-m uv pip install --python /home/me/polymodal-env/bin/python -e .[gcs,s3]"]
+    project = tomllib.loads((Path(task["workdir"]) / "pyproject.toml").read_text())["project"]
+    assert {"gcs", "s3"} <= set(project["optional-dependencies"])
+    assert task["run"].startswith(". ~/polymodal-env/bin/activate\n")
+    mine = yaml.safe_load(only_file(job(gpu_type="H100", setup="module load x"), "skypilot")[1])
+    assert mine["setup"] == "module load x" and "workdir" not in mine and "polymodal-env" not in mine["run"]
+    monkeypatch.setattr(skypilot, "clone", lambda: None)
+    with pytest.raises(UserError, match="the machines begin without polymodal"):
+        check(job(gpu_type="H100"), "skypilot")
+    check(job(gpu_type="H100", image="i:1"), "skypilot")
 
 
 # --- all of them

@@ -13,6 +13,7 @@ import torch
 from polymodal.pipelines import cli
 from polymodal.pipelines.base.console import Console
 from polymodal.pipelines.crew.pieces import Workers
+from polymodal.pipelines.data.dataset import DataSet
 from polymodal.pipelines.pack.pack import pack
 from polymodal.pipelines.pack.settings import PackSettings
 from polymodal.pipelines.plan.plan import Cluster, plan
@@ -46,6 +47,8 @@ def root(tmp_path_factory):
     (path / "texts.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
     pack([path / "texts.jsonl"], path / "data", PackSettings(tokenizer=path / "tok", block=32), workers=Workers(1))
     pack([path / "texts.jsonl"], path / "raw", workers=Workers(1))
+    (path / "held.jsonl").write_text("".join(json.dumps({"text": " ".join(reversed(row.split()))}) + "\n" for row in rows[:5]))
+    pack([path / "held.jsonl"], path / "held", PackSettings(tokenizer=path / "tok", block=32), workers=Workers(1))
     teacher(path / "bert", tok)
     return path
 
@@ -140,3 +143,49 @@ def test_mistakes_are_told_in_a_line_before_anything_is_written(root, tmp_path):
     code, said = command(["distill", "gpt2-tiny", "--teacher", root / "bert", "--data", root / "data", "--out", out])
     assert code == 2 and "recipe gpt2-tiny trains gpt2 from data alone, which has no teacher: choose a recipe of distilbert" in said
     assert not out.exists()
+
+
+def test_with_a_cache_the_teacher_reads_each_text_once_over_all_epochs_runs_and_students(root, tmp_path, monkeypatch):
+    seen, forward = [], Encoder.forward
+
+    def counted(self, input_ids, *arguments, **options):
+        seen.extend([input_ids.numel()] * (type(self) is Encoder))
+        return forward(self, input_ids, *arguments, **options)
+
+    monkeypatch.setattr(Encoder, "forward", counted)
+    held = ["--set", "model.dim=16", "--set", "objective.alpha_cos=0", "--eval-data", root / "held", "--cache", tmp_path / "c"]
+    rows = len(DataSet.open(root / "data"))
+
+    def run(out, updates, *more):
+        seen.clear()
+        assert distill(root, tmp_path / out, "--max-updates", updates, *held, *more) == (0, "")
+        return [row["cached"] for row in open_run(tmp_path / out).metrics("train")], sum(seen)
+
+    epoch = -(-rows // 4)
+    first, read = run("one", 1)
+    assert first == [0] and read > 0 and open_run(tmp_path / "one").metrics("eval")[-1]["cached"] == 0
+    both, _ = run("one", 2 * epoch + 1)  # the same run goes on
+    assert both[:epoch - 1] == [0] * (epoch - 1) and both[epoch:] == [1] * (len(both) - epoch)
+    after, read = run("two", 2 * epoch, "--set", "model.hidden_dim=24")
+    assert after == [1] * (2 * epoch) and read == 0, "a student that follows does not run it"
+
+
+@pytest.mark.slow
+def test_a_run_with_a_cache_is_the_same_whether_it_was_full_or_not(root, tmp_path):
+    held = ["--max-updates", 3, "--set", "model.dim=16", "--set", "objective.alpha_cos=0", "--cache", tmp_path / "c"]
+    for out in ("empty", "full"):
+        assert distill(root, tmp_path / out, *held) == (0, "")
+    one, other = (polymodal.load(tmp_path / out / "export").state_dict() for out in ("empty", "full"))
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def test_a_cache_is_planned_and_what_cannot_have_one_is_told(root, tmp_path):
+    chosen = recipe("distilbert-tiny", [*SETTINGS, f"companions.teacher={root / 'bert'}", "model.dim=16", "objective.alpha_cos=0",
+                                        f"objective.cache={tmp_path / 'c'}"])
+    assert plan(chosen, root / "data", Cluster(), console=Console(quiet=True))["parameters"]
+    assert not (tmp_path / "c").exists()
+    code, said = command(["distill", "tinybert-tiny", "--teacher", root / "bert", "--data", root / "data", "--out", tmp_path / "run",
+                          "--cache", tmp_path / "c"])
+    assert code == 2 and "recipe tinybert-tiny reads its teacher's states, and a cache keeps predictions: leave --cache out" in said
+    code, said = distill(root, tmp_path / "run", "--set", "model.dim=16", "--cache", tmp_path / "c")
+    assert code == 2 and "set objective.alpha_cos=0" in said and not (tmp_path / "run").exists()

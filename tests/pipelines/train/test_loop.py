@@ -355,7 +355,7 @@ def test_a_dry_run_on_a_run_says_what_would_happen(tmp_path, data):
     assert told["plan"][-1] == f"would resume after update 7 from {newest.path}, with 13 updates to go"
     assert go(toy_recipe(), data, out, max_updates=7, dry_run=True)["plan"][-1].endswith("with nothing to go: max_updates is 7")
     refused = []
-    for wrong, match in (({"seed": 5}, "seed was"), ({"data": {"global_batch": 4}}, "data.global_batch was 8 and is 4"),
+    for wrong, match in (({"seed": 5}, "seed was"), ({"data": {"lanes": 2}}, "data.lanes was 4 and is 2"),
                          ({"objective": {"coupled": True}}, "objective was")):
         with pytest.raises(UserError, match=match) as foreseen:
             go(toy_recipe(**wrong), data, out, dry_run=True)
@@ -411,7 +411,7 @@ def test_a_compiled_run_without_blocks_and_without_a_compiler(tmp_path, data, mo
 def test_what_cannot_be_continued_is_named(tmp_path, data):
     go(toy_recipe(), data, tmp_path / "run", max_updates=5)
     for changed, message in ((toy_recipe(seed=4), "seed was 0 and is 4"), (toy_recipe(model={"width": 4}), "model was"),
-                             (toy_recipe(data={"global_batch": 4}), "data.global_batch was 8 and is 4"),
+                             (toy_recipe(data={"lanes": 2}), "data.lanes was 4 and is 2"),
                              (toy_recipe(optim=OptimSettings(name="sgd")), "optim.name was adamw and is sgd")):
         with pytest.raises(UserError, match=message):
             go(changed, data, tmp_path / "run")
