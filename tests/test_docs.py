@@ -202,7 +202,7 @@ def test_named_recipes_and_keys_exist() -> None:
             verb = next((v for v in ("pretrain", "finetune") if v in words), None)
             if verb is not None:
                 named = words[words.index(verb) + 1]
-                if named in ("RUN/recipe.yaml", "examples/bag_tiny.yaml"):
+                if named in ("RUN/recipe.yaml", "examples/bag_tiny.yaml") or "model.image_size=18" in words:  # a wrong turn: it is refused
                     continue
                 assert named in recipes() or (ROOT / named).is_file(), named
                 recipe(str(ROOT / named) if named.endswith(".yaml") else named,
