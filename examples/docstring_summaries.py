@@ -58,6 +58,12 @@ def modules(root: Path) -> Iterator[list[str]]:
         yield [text.strip() for text in map(ast.get_docstring, nodes) if text and text.strip()]
 
 
+def docstrings(root: Path) -> Iterator[str]:
+    """The docstrings of all modules, classes and functions below a folder."""
+    for module in modules(root):
+        yield from module
+
+
 def pair(text: str) -> tuple[str, str] | None:
     """(body, first sentence) of a docstring, or None where it has no sentence or too little else."""
     head, _, rest = text.partition("\n\n")
@@ -72,7 +78,7 @@ def rows(packages: list[str], texts: bool) -> Iterator[dict[str, str]]:
     """The lines, each text once."""
     seen: set[str] = set()
     for package in packages:
-        for text in (text for module in modules(folder(package)) for text in module):
+        for text in docstrings(folder(package)):
             found = (text, "") if texts else pair(text)
             if found is None or len(text.split()) < WORDS[0] or seen & {found[0], found[1] or found[0]}:
                 continue
