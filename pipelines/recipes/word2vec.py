@@ -20,9 +20,9 @@ def word2vec_tiny() -> Recipe:
     skip-gram after one pass over as many words with the same settings 2.185. So larger updates learn a little less from one pass.
     Deviates: size; fewer words are left out, as small vocabularies have no rare ones. The rate is the tool's 0.025 for each prediction,
     times the 8,000 words of an update, as the loop divides by them.
-    Cost: on one thread of 2 cores (Intel Xeon, AVX-512 with AMX, 24 GiB), the other one at work: skip-gram and CBOW with noise words went
-    over 258,000 and 290,000 words for each second of processor time (D = 100, V = 20,980); with a tree the better of two older
-    measurements is 134,000 (skip-gram) and 158,000; gensim's skip-gram with noise over 302,000, measured on another day.
+    Cost: 2026-11-29, one thread of 2 cores (Intel Xeon, AVX-512 with AMX, 24 GiB), with `--set objective.sparse=true`, D = 100, V = 21,000:
+    407,000 words for each second of processor time with noise words (CBOW 415,000), 163,000 with a tree (CBOW 187,000), in turns with
+    gensim 4.4 on the same core: 365,000 (1,230,000) and 462,000 (1,241,000).
     Command: polymodal pretrain word2vec-tiny --data DATA --eval-data HELD --out RUN
     """
     return Recipe(
