@@ -484,24 +484,3 @@ def test_the_example_system_runs_once_it_lies_in_a_family_folder(tmp_path: Path)
         said = processes.python(block, cwd=package, server=server).check().out
         assert float(said.split("(")[-1].split(",")[0]) > 0
     server.stop()
-
-
-def test_the_summaries_of_docstrings_are_taken_out_of_their_bodies() -> None:
-    made = example("docstring_summaries")
-    body = " ".join(["It reads the file and returns what is in it, line by line, with the ends cut off."] * 2)
-    assert made.pair(f"Read a text file, all at once. {body}") == (body, "Read a text file, all at once.")
-    assert made.pair(f"Read a text\nfile, all at once.\n\n{body}\n\nMore.") == (f"{body}\n\nMore.", "Read a text file, all at once.")
-    assert made.pair("Read a text file, all at once.") is None, "nothing is left to be summed up"
-    assert made.pair(f"no sentence here\n\n{body}") is None
-    pairs, texts = (list(made.rows(["email", "json"], texts=t)) for t in (False, True))
-    assert {row["package"] for row in pairs} == {"email", "json"} and len(texts) > len(pairs) > 20
-    assert len({row["summary"] for row in pairs}) == len(pairs) and all(row["summary"] not in row["text"] for row in pairs)
-    found = made.baseline(["email"])
-    assert found["pairs"] > 20 and 0.05 < found["rouge1"] < 0.5
-    assert made.typical(["Return the sum.", "Return the mean of the values.", "Return the values.", "Plot it."]) == "Return the values."
-    blind = made.baseline(["email"], "json")
-    assert blind["blind"] in {row["summary"] for row in pairs if row["package"] == "json"} and 0 < blind["rouge1"] < 0.5
-    whole = list(made.long_rows(["email", "json"], 100))
-    assert len(whole) > 5 and all(len(row["text"].split()) >= 100 for row in whole)
-    assert {row["package"] for row in whole} == {"email", "json"}
-    assert not any(re.search(r"(?i)\b(email|json)\b", row["text"]) for row in whole), "names of packages are hidden"
