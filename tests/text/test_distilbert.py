@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from parity import RELATIVE, assert_both_ways, assert_same_gradients, noise, rows_of, saved
+from parity import RELATIVE, assert_both_ways, assert_same_gradients, rows_of, saved
 from polymodal.pipelines.train.start import copy_weights
 from polymodal.registry import family
 from polymodal.shared.convert import to_theirs
@@ -22,6 +22,7 @@ from polymodal.shared.system import Companion
 from polymodal.shared.tokenizer import Tokenizer
 from polymodal.text.distilbert import DistilBertObjective, DistilBertSettings, spaced
 from polymodal.text.distillation import divergence_, divergence_sum
+from teachers import WORDS, saved_teacher, student, tokenizer
 
 TINY = {"vocab_size": 99, "dim": 32, "n_layers": 3, "n_heads": 4, "hidden_dim": 48, "max_position_embeddings": 24, "num_labels": 3}
 OUTPUTS = {
@@ -33,7 +34,6 @@ OUTPUTS = {
     "DistilBertForMultipleChoice": ("logits",),
 }
 ENTRY = family("distilbert")
-WORDS = [a + b for a in ("ka", "mo", "ti", "su") for b in ("ren", "sol", "an", "es")]
 
 
 @pytest.mark.parametrize("architecture", OUTPUTS)
@@ -76,24 +76,12 @@ def test_dropout_is_where_theirs_is():
 
 @pytest.fixture(scope="module")
 def tok():
-    return Tokenizer.train([" ".join(WORDS)] * 9, "wordpiece", 50)
+    return tokenizer()
 
 
 @pytest.fixture(scope="module")
 def teacher(tok, tmp_path_factory):
-    """A BERT of 3 layers with random weights."""
-    net = polymodal.system("bert", size="tiny", tokenizer=tok, objective={"nsp": False}, hidden_size=32, num_hidden_layers=3,
-                           num_attention_heads=2, intermediate_size=48, max_position_embeddings=42).net
-    directory = tmp_path_factory.mktemp("teacher")
-    polymodal.save(noise(net, seed=3), directory, tokenizer=tok)
-    return directory
-
-
-def student(tok, teacher, **objective):
-    made = polymodal.system("distilbert", size="tiny", tokenizer=tok, companions={"teacher": teacher},
-                            objective={"mlm_smoothing": 0, **objective}, dim=32,
-                            n_layers=2, n_heads=2, hidden_dim=48, max_position_embeddings=42, dropout=0.0, attention_dropout=0.0)
-    return noise(made).train()
+    return saved_teacher(tok, tmp_path_factory.mktemp("teacher"))
 
 
 def batch_of(system, texts=3):

@@ -5,39 +5,32 @@ from __future__ import annotations
 import numpy as np
 import polymodal
 import pytest
+import teachers
 import torch
 import torch.nn.functional as F
 from parity import noise
 from polymodal.shared.errors import UserError
 from polymodal.shared.heads import LMHead
 from polymodal.shared.sample import Sample
-from polymodal.shared.tokenizer import Tokenizer
 from polymodal.text.distillation import divergence_, divergence_sum, told_by, told_divergence_, told_divergence_sum
 from polymodal.text.logit_cache import LogitCache, Told, key_of
+from teachers import WORDS, saved_teacher, tokenizer
 
-WORDS = [a + b for a in ("ka", "mo", "ti", "su") for b in ("ren", "sol", "an", "es")]
 HEAD = {"vocabulary": 50, "top": 3, "dtype": "float16"}
 
 
 @pytest.fixture(scope="module")
 def tok():
-    return Tokenizer.train([" ".join(WORDS)] * 9, "wordpiece", 50)
+    return tokenizer()
 
 
 @pytest.fixture(scope="module")
 def teacher(tok, tmp_path_factory):
-    net = polymodal.system("bert", size="tiny", tokenizer=tok, objective={"nsp": False}, hidden_size=32, num_hidden_layers=3,
-                           num_attention_heads=2, intermediate_size=48, max_position_embeddings=42).net
-    directory = tmp_path_factory.mktemp("teacher")
-    polymodal.save(noise(net, seed=3), directory, tokenizer=tok)
-    return directory
+    return saved_teacher(tok, tmp_path_factory.mktemp("teacher"))
 
 
 def student(tok, teacher, **objective):
-    made = polymodal.system("distilbert", size="tiny", tokenizer=tok, companions={"teacher": teacher},
-                            objective={"mlm_smoothing": 0, "alpha_cos": 0, **objective}, dim=32, n_layers=2, n_heads=2, hidden_dim=48,
-                            max_position_embeddings=42, dropout=0.0, attention_dropout=0.0)
-    return noise(made).train()
+    return teachers.student(tok, teacher, **{"alpha_cos": 0, **objective})
 
 
 def batch_of(system, texts=4, seed=0):
